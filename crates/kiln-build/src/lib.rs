@@ -1,0 +1,2 @@
+//! kiln-build: see docs/architecture.md.
+#![forbid(unsafe_code)]

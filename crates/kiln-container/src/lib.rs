@@ -1,0 +1,2 @@
+//! kiln-container: see docs/architecture.md.
+#![forbid(unsafe_code)]

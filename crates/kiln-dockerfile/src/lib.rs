@@ -1,0 +1,2 @@
+//! kiln-dockerfile: see docs/architecture.md.
+#![forbid(unsafe_code)]

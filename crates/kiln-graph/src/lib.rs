@@ -1,0 +1,2 @@
+//! kiln-graph: see docs/architecture.md.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! kiln-layer: see docs/architecture.md.
+#![forbid(unsafe_code)]

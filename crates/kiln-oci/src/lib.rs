@@ -1,0 +1,2 @@
+//! kiln-oci: see docs/architecture.md.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! kiln-runtime: see docs/architecture.md.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! kiln-store: see docs/architecture.md.
+#![forbid(unsafe_code)]
