@@ -70,18 +70,9 @@ pub enum Error {
     /// A config.
     #[error(transparent)]
     Document(#[from] DocumentError),
-    /// The store.
+    /// A path.
     #[error(transparent)]
-    Store(#[from] kiln_store::Error),
-    /// A layer.
-    #[error(transparent)]
-    Layer(#[from] kiln_layer::Error),
-    /// A system call.
-    #[error(transparent)]
-    Sys(#[from] kiln_sys::Error),
-    /// The sandbox.
-    #[error(transparent)]
-    Runtime(#[from] kiln_runtime::Error),
+    Path(#[from] kiln_sys::root::FileError),
     /// A word could not be expanded, or a value is not what it should be.
     #[error(transparent)]
     Syntax(#[from] kiln_dockerfile::Error),

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use kiln_dockerfile::{
-    CopySource as StageSource, Dockerfile, Expander, Instruction, Kind, Mount, MountType, Sharing, Span, Stage,
-    history, predefined,
+    CopySource as StageSource, Dockerfile, Expander, Instruction, Kind, Mount, MountType, Sharing, Span,
+    Stage, history, predefined,
 };
 use kiln_graph::{Graph, Vertex, VertexId};
 use kiln_oci::{ImageConfig, Platform, Reference};
@@ -75,7 +75,13 @@ pub(crate) fn lower(
         let labels = state.image.config.labels.get_or_insert_default();
         labels.extend(request.labels.iter().map(|(name, value)| (name.clone(), value.clone())));
     }
-    Ok(Lowered { graph: lowering.graph, target: state.vertex, image: state.image, history: state.history, epoch })
+    Ok(Lowered {
+        graph: lowering.graph,
+        target: state.vertex,
+        image: state.image,
+        history: state.history,
+        epoch,
+    })
 }
 
 fn unreachable_stage(request: &BuildRequest) -> StageState {
@@ -239,8 +245,9 @@ impl Lowering<'_> {
         platform: &Platform,
         steps: &mut Steps,
     ) -> Result<(StageState, Vec<String>)> {
-        let reference: Reference =
-            base.parse::<Reference>().map_err(|error| instruction_error(error.to_string(), stage.base.span))?;
+        let reference: Reference = base
+            .parse::<Reference>()
+            .map_err(|error| instruction_error(error.to_string(), stage.base.span))?;
         let image = self.bases.find(&reference.or_latest(), platform, stage.base.span)?;
         let triggers = image.config.config.on_build.clone().unwrap_or_default();
         let count = triggers.iter().filter(|trigger| trigger_makes_layer(trigger)).count();
@@ -266,7 +273,8 @@ impl Lowering<'_> {
         span: Span,
     ) -> Result<()> {
         if triggers.len() > MAX_TRIGGERS {
-            let message = format!("the base image has {} ONBUILD triggers; at most {MAX_TRIGGERS}", triggers.len());
+            let message =
+                format!("the base image has {} ONBUILD triggers; at most {MAX_TRIGGERS}", triggers.len());
             return Err(instruction_error(message, span));
         }
         steps.trigger = true;
@@ -274,7 +282,8 @@ impl Lowering<'_> {
             let (instruction, diagnostics) = kiln_dockerfile::parse_trigger(&trigger);
             let Some(instruction) = instruction else {
                 let reason = diagnostics.first().map_or("it is empty", |first| first.message.as_str());
-                let message = format!("the base image's ONBUILD trigger {trigger:?} cannot be read: {reason}");
+                let message =
+                    format!("the base image's ONBUILD trigger {trigger:?} cannot be read: {reason}");
                 return Err(instruction_error(message, span));
             };
             self.instruction(state, usize::MAX, &instruction, steps).map_err(|error| at(error, span))?;
@@ -488,7 +497,12 @@ impl Lowering<'_> {
         }
     }
 
-    fn copy(&mut self, state: &StageState, stage: usize, copy: &kiln_dockerfile::Copy) -> Result<LoweredStep> {
+    fn copy(
+        &mut self,
+        state: &StageState,
+        stage: usize,
+        copy: &kiln_dockerfile::Copy,
+    ) -> Result<LoweredStep> {
         let mut inputs = Vec::new();
         let mut from = MountSource::Context;
         if let Some(word) = &copy.from {
@@ -506,19 +520,23 @@ impl Lowering<'_> {
         if let Some(url) = transfer.sources.iter().find(|source| is_url(&source.text)) {
             return Err(instruction_error("source can't be a URL for COPY".to_owned(), url.span));
         }
-        let operation =
-            self.transfer(state, transfer, from, CopyKind::Plain, copy.parents);
+        let operation = self.transfer(state, transfer, from, CopyKind::Plain, copy.parents);
         Ok((Operation::Copy(Box::new(operation)), inputs, history::copy(copy)))
     }
 
     fn add(&mut self, state: &StageState, add: &kiln_dockerfile::Add) -> Result<LoweredStep> {
         let transfer = &add.transfer;
-        if let Some(remote) = transfer.sources.iter().find(|source| is_url(&source.text) || is_git(&source.text)) {
+        if let Some(remote) =
+            transfer.sources.iter().find(|source| is_url(&source.text) || is_git(&source.text))
+        {
             let what = if is_git(&remote.text) { "ADD of a git repository" } else { "ADD of a URL" };
             return Err(Error::Unsupported(what.to_owned()));
         }
         if let Some(checksum) = &add.checksum {
-            return Err(instruction_error("checksum requires HTTP(S) or Git sources".to_owned(), checksum.span));
+            return Err(instruction_error(
+                "checksum requires HTTP(S) or Git sources".to_owned(),
+                checksum.span,
+            ));
         }
         let kind = if add.unpack.unwrap_or(true) { CopyKind::Unpack } else { CopyKind::Plain };
         let operation = self.transfer(state, transfer, MountSource::Context, kind, false);
@@ -534,10 +552,10 @@ impl Lowering<'_> {
         parents: bool,
     ) -> CopyOperation {
         let paths = transfer.sources.iter().map(|source| CopySource::Path(source.text.clone()));
-        let inline = transfer.inline.iter().map(|file| CopySource::Inline {
-            name: file.name.text.clone(),
-            content: file.content.clone(),
-        });
+        let inline = transfer
+            .inline
+            .iter()
+            .map(|file| CopySource::Inline { name: file.name.text.clone(), content: file.content.clone() });
         CopyOperation {
             sources: paths.chain(inline).collect(),
             from,

@@ -55,9 +55,24 @@ pub(crate) struct RunMount {
 /// The kinds of `RUN --mount` that are built.
 #[derive(Clone, Debug)]
 pub(crate) enum RunMountKind {
-    Bind { source: MountSource, path: String, access: Access },
-    Cache { id: String, sharing: CacheSharing, source: MountSource, path: String, uid: u32, gid: u32, mode: u32, access: Access },
-    Tmpfs { size: u64 },
+    Bind {
+        source: MountSource,
+        path: String,
+        access: Access,
+    },
+    Cache {
+        id: String,
+        sharing: CacheSharing,
+        source: MountSource,
+        path: String,
+        uid: u32,
+        gid: u32,
+        mode: u32,
+        access: Access,
+    },
+    Tmpfs {
+        size: u64,
+    },
 }
 
 /// What a mount shows.
@@ -138,20 +153,14 @@ impl Operation {
         match self {
             Self::Base(layers) => {
                 let layers: Vec<Value> = layers.iter().map(|layer| Value::from(layer.to_string())).collect();
-                KeyOperation::new("base", 1, platform, [("layers", Value::List(layers))])
+                KeyOperation::new("base", 1, platform).with("layers", Value::List(layers))
             }
             Self::Run(run) => run.key_operation(platform, ownership),
             Self::Copy(copy) => copy.key_operation(platform),
-            Self::Workdir(workdir) => KeyOperation::new(
-                "workdir",
-                1,
-                platform,
-                [
-                    ("path", Value::from(workdir.path.as_str())),
-                    ("user", Value::from(workdir.user.as_str())),
-                    ("epoch", Value::from(workdir.epoch)),
-                ],
-            ),
+            Self::Workdir(workdir) => KeyOperation::new("workdir", 1, platform)
+                .with("path", Value::from(workdir.path.as_str()))
+                .with("user", Value::from(workdir.user.as_str()))
+                .with("epoch", Value::from(workdir.epoch)),
         }
     }
 }
@@ -166,26 +175,21 @@ impl RunOperation {
             SecurityMode::Sandbox => "sandbox",
             SecurityMode::Insecure => "insecure",
         };
-        let script = self.script.as_ref().map(|(name, content)| {
-            Value::object([("name", name.as_str()), ("content", content.as_str())])
-        });
-        KeyOperation::new(
-            "run",
-            1,
-            platform,
-            [
-                ("arguments", Value::from(self.arguments.clone())),
-                ("environment", Value::from(environment)),
-                ("directory", Value::from(self.directory.as_str())),
-                ("user", Value::from(self.user.as_str())),
-                ("network", Value::from(self.network.name())),
-                ("security", Value::from(security)),
-                ("ownership", Value::from(ownership)),
-                ("mounts", Value::List(mounts)),
-                ("script", script.unwrap_or(Value::Null)),
-                ("epoch", Value::from(self.epoch)),
-            ],
-        )
+        let script = self
+            .script
+            .as_ref()
+            .map(|(name, content)| Value::object([("name", name.as_str()), ("content", content.as_str())]));
+        KeyOperation::new("run", 1, platform)
+            .with("arguments", Value::from(self.arguments.clone()))
+            .with("environment", Value::from(environment))
+            .with("directory", Value::from(self.directory.as_str()))
+            .with("user", Value::from(self.user.as_str()))
+            .with("network", Value::from(self.network.name()))
+            .with("security", Value::from(security))
+            .with("ownership", Value::from(ownership))
+            .with("mounts", Value::List(mounts))
+            .with("script", script.unwrap_or(Value::Null))
+            .with("epoch", Value::from(self.epoch))
     }
 }
 
@@ -236,19 +240,13 @@ impl CopyOperation {
             CopyKind::Plain => "copy",
             CopyKind::Unpack => "add",
         };
-        KeyOperation::new(
-            "copy",
-            1,
-            platform,
-            [
-                ("destination", Value::from(self.destination.as_str())),
-                ("owner", Value::from(self.owner.clone())),
-                ("mode", Value::from(self.mode.clone())),
-                ("kind", Value::from(kind)),
-                ("parents", Value::from(self.parents)),
-                ("link", Value::from(self.link)),
-                ("epoch", Value::from(self.epoch)),
-            ],
-        )
+        KeyOperation::new("copy", 1, platform)
+            .with("destination", Value::from(self.destination.as_str()))
+            .with("owner", Value::from(self.owner.clone()))
+            .with("mode", Value::from(self.mode.clone()))
+            .with("kind", Value::from(kind))
+            .with("parents", Value::from(self.parents))
+            .with("link", Value::from(self.link))
+            .with("epoch", Value::from(self.epoch))
     }
 }

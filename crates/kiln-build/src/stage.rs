@@ -207,9 +207,7 @@ impl StageState {
             let name = &item.name.text;
             let value = match (scope.build_args.get(name), &item.default) {
                 (Some(value), _) => Some(value.clone()),
-                (None, Some(default)) => {
-                    Some(scope.expander.word(&default.text, &self.environment)?.text)
-                }
+                (None, Some(default)) => Some(scope.expander.word(&default.text, &self.environment)?.text),
                 (None, None) => {
                     scope.global_args.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone())
                 }
@@ -243,8 +241,7 @@ fn exposed(words: &[kiln_dockerfile::Word]) -> Result<Vec<String>> {
 }
 
 fn healthcheck(check: &HealthcheckInstruction) -> Healthcheck {
-    let nanoseconds =
-        |duration: std::time::Duration| i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
+    let nanoseconds = |duration: std::time::Duration| i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
     let test = check.test();
     match check {
         HealthcheckInstruction::None => Healthcheck { test, ..Healthcheck::default() },
