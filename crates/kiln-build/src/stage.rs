@@ -133,8 +133,8 @@ impl StageState {
             }
             Kind::Env(pairs) => {
                 for pair in pairs {
-                    set_env(config, &pair.key.text, &pair.value.text);
-                    self.set_variable(&pair.key.text.clone(), &pair.value.text.clone());
+                    set_env(&mut self.image.config, &pair.key.text, &pair.value.text);
+                    self.set_variable(&pair.key.text, &pair.value.text);
                 }
                 history::env(pairs)
             }

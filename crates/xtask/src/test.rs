@@ -7,12 +7,8 @@ use anyhow::Result;
 use crate::machine::{self, has, is_root, repository, say};
 
 /// Packages that widen what the tests can see: independent readers, and a shell for containers.
-const PACKAGES: [(&str, &str); 4] = [
-    ("busybox", "busybox-static"),
-    ("skopeo", "skopeo"),
-    ("umoci", "umoci"),
-    ("newuidmap", "uidmap"),
-];
+const PACKAGES: [(&str, &str); 4] =
+    [("busybox", "busybox-static"), ("skopeo", "skopeo"), ("umoci", "umoci"), ("newuidmap", "uidmap")];
 
 /// Formatting, lints, tidiness, then the tests of every crate.
 pub(crate) fn run() -> Result<()> {
@@ -20,13 +16,20 @@ pub(crate) fn run() -> Result<()> {
     say("formatting");
     machine::run(cargo().args(["fmt", "--all", "--check"]))?;
     say("lints, warnings denied");
-    machine::run(cargo().args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]))?;
+    machine::run(cargo().args([
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--quiet",
+        "--",
+        "-D",
+        "warnings",
+    ]))?;
     say("the house's rules");
     crate::tidy::run()?;
     say("tests");
     machine::run(cargo().args(["test", "--workspace", "--quiet"]))
 }
-
 
 fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

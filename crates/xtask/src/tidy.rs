@@ -107,7 +107,8 @@ fn check_edges(
         let too_many: Vec<&String> = real.difference(&drawn).collect();
         let too_few: Vec<&String> = drawn.difference(&real).collect();
         if !too_many.is_empty() {
-            breaches.push(format!("{name} depends on {too_many:?}, which the table of crates does not allow"));
+            breaches
+                .push(format!("{name} depends on {too_many:?}, which the table of crates does not allow"));
         }
         if !too_few.is_empty() && cell != "all" {
             breaches.push(format!("{name} does not depend on {too_few:?}, which the table of crates draws"));
@@ -140,8 +141,7 @@ mod tests {
 
     #[test]
     fn edges_are_read_from_a_manifest() {
-        let manifest =
-            "[package]\nname = \"x\"\n[dependencies]\nkiln-oci.workspace = true\nserde = \"1\"\n[dev-dependencies]\nkiln-sys = {}\n";
+        let manifest = "[package]\nname = \"x\"\n[dependencies]\nkiln-oci.workspace = true\nserde = \"1\"\n[dev-dependencies]\nkiln-sys = {}\n";
         assert_eq!(edges(manifest), BTreeSet::from(["kiln-oci".to_owned()]));
     }
 }
