@@ -18,9 +18,9 @@ pub enum Error {
         /// The system's answer.
         source: io::Error,
     },
-    /// A system call wrapper's error, which names its path itself.
+    /// A path; the error names it itself.
     #[error(transparent)]
-    Sys(#[from] kiln_sys::Error),
+    Path(#[from] kiln_sys::root::FileError),
     /// A layer could not be read or written.
     #[error(transparent)]
     Layer(#[from] kiln_layer::Error),

@@ -4,8 +4,10 @@ use kiln_oci::{ChainId, DiffId, Digest, ImageConfig, ImageId, Reference};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::Store;
+use crate::collect::{Collection, ImagesToRemove};
 use crate::database::{Durability, all, digest, execute, now};
 use crate::error::{Error, Result};
+use crate::store::clear_marks;
 
 /// An image as the store knows it.
 #[derive(Clone, Debug)]
@@ -71,10 +73,11 @@ impl Store {
         if self.is_published(id, names)? {
             return Ok(id);
         }
+        let marks = self.marks()?;
         self.sync()?;
         self.database.write(Durability::Durable, |t| {
             insert_image(t, config_bytes)?;
-            self.clear_marks(t)?;
+            clear_marks(t, &marks)?;
             for name in names {
                 move_tag(t, name, id)?;
             }
@@ -310,6 +313,9 @@ impl Store {
             }
             Ok(())
         })?;
+        if last {
+            self.collect(&Collection { images: ImagesToRemove::None, keep_cache_bytes: None, until: None })?;
+        }
         let mut removed: Vec<Removed> =
             gone.iter().map(|name| Removed::Untagged(name.familiar())).collect();
         if last {

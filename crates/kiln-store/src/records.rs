@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kiln_oci::{ChainId, DiffId, Digest};
-use kiln_sys::lock::FileLock;
+use kiln_sys::lock::{Lock, Sharing};
 use rusqlite::params;
 
 use crate::Store;
@@ -67,7 +67,7 @@ pub struct CachedResult {
 /// A claim on a key: no other process works on it until this is dropped or its process dies.
 #[derive(Debug)]
 pub struct Claim {
-    _lock: FileLock,
+    _lock: Lock,
 }
 
 impl Store {
@@ -177,22 +177,20 @@ impl Store {
 
     /// Claims a key for this process, or `None` while another one works on it.
     pub fn try_claim(&self, key: &Digest) -> Result<Option<Claim>> {
-        let lock = FileLock::try_exclusive(&self.claim_path(key)?)?;
+        let lock = Lock::try_acquire(&self.claim_path(key), Sharing::Exclusive)?;
         Ok(lock.map(|lock| Claim { _lock: lock }))
     }
 
     /// Waits until the key is free and claims it.
     pub fn claim(&self, key: &Digest) -> Result<Claim> {
-        let lock = FileLock::exclusive(&self.claim_path(key)?)?;
+        let lock = Lock::acquire(&self.claim_path(key), Sharing::Exclusive)?;
         Ok(Claim { _lock: lock })
     }
 
     /// One of 1,024 lock files: two keys that share one wait for each other needlessly, which is harmless,
     /// and the files never need to be removed.
-    fn claim_path(&self, key: &Digest) -> Result<std::path::PathBuf> {
-        let directory = self.root().join("claims");
-        fs_err::create_dir_all(&directory).map_err(Error::file("make", &directory))?;
-        Ok(directory.join(&key.hex()[..3]))
+    fn claim_path(&self, key: &Digest) -> std::path::PathBuf {
+        self.root().join("claims").join(&key.hex()[..3])
     }
 
     /// A content digest that was computed before.
