@@ -3,6 +3,9 @@
 use std::fmt;
 use std::io;
 
+use crate::filters::FilterError;
+use crate::format::template::TemplateFailure;
+
 /// Whose failure it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -85,6 +88,18 @@ impl fmt::Display for Failure {
 impl std::error::Error for Failure {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.source.as_ref().map(AsRef::as_ref)
+    }
+}
+
+impl From<TemplateFailure> for Failure {
+    fn from(failure: TemplateFailure) -> Self {
+        Self { hint: failure.hint(), ..Self::new(Kind::Input, failure.to_string()) }
+    }
+}
+
+impl From<FilterError> for Failure {
+    fn from(error: FilterError) -> Self {
+        Self { hint: error.hint(), ..Self::new(Kind::Input, error.to_string()) }
     }
 }
 
