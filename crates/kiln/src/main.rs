@@ -8,6 +8,7 @@ mod failure;
 mod filters;
 mod format;
 mod listing;
+mod progress;
 mod units;
 
 use std::io::Write as _;
