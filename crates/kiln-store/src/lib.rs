@@ -12,14 +12,18 @@ mod database;
 mod error;
 mod images;
 mod layers;
+mod archive_in;
 mod lease;
 mod records;
+mod snapshots;
 mod store;
 
+pub use archive_in::{LoadEvent, LoadedImage, Unpacking, is_layout};
 pub use collect::{Collected, Collection, ImagesToRemove};
 pub use error::{Error, Result};
 pub use images::{Image, ImageSummary, Removed, Tag};
 pub use layers::{LayerBlob, LayerInfo, NewBlob, NewLayer};
 pub use lease::{Lease, Leased};
 pub use records::{CacheRecord, CachedResult, Claim, RecordInput};
+pub use snapshots::{PreparedRoot, SnapshotPaths};
 pub use store::{Ownership, Store};
