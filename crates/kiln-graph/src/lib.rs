@@ -21,6 +21,9 @@
 //! those.
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+extern crate self as kiln_graph;
+
 mod cancel;
 pub mod contract;
 mod event;
@@ -30,6 +33,8 @@ mod key;
 pub mod memory;
 mod record;
 mod schedule;
+#[cfg(test)]
+mod simulation;
 mod solve;
 mod step;
 mod value;

@@ -188,10 +188,10 @@ impl<'g, O, R: Clone> Schedule<'g, O, R> {
 
     /// Of several vertices with one key the first executes and the others wait.
     fn admit(&mut self, id: VertexId, identified: Identified, miss: Miss) -> Option<Next<R>> {
-        let identified = match self.adopt(identified) {
-            Ok(next) => return Some(next),
-            Err(identified) => identified,
-        };
+        if self.executed.contains_key(&identified.key) {
+            self.adopt(id, identified);
+            return None;
+        }
         if let Some(twins) = self.executing.get_mut(&identified.key) {
             twins.push(id);
             self.nodes[id.index()].state = State::WaitingForTwin(Next::Execute(identified, miss));
@@ -258,6 +258,10 @@ impl<'g, O, R: Clone> Schedule<'g, O, R> {
         if known.identified.versions != self.versions(id) {
             return self.make_ready(id, Next::Identify { before: Before::Known(known) });
         }
+        let key = known.identified.key;
+        if known.origin == Origin::Record && self.executed.get(&key).is_some_and(|twin| twin.vertex != id) {
+            return self.adopt(id, known.identified);
+        }
         if !known.present && self.nodes[id.index()].wants_data {
             return self.make_ready(id, Next::Restore(known));
         }
@@ -274,23 +278,23 @@ impl<'g, O, R: Clone> Schedule<'g, O, R> {
         let twins: Vec<_> =
             self.graph.vertices().map(|(id, _)| id).filter(|id| has_key(&self.nodes[id.index()])).collect();
         for twin in twins {
-            if let State::Known(known) = self.set(twin, State::Running)
-                && let Ok(next) = self.adopt(known.identified)
-            {
-                self.make_ready(twin, next);
+            if let State::Known(known) = self.set(twin, State::Running) {
+                self.adopt(twin, known.identified);
             }
         }
     }
 
-    fn adopt(&self, identified: Identified) -> Result<Next<R>, Identified> {
-        let Some(execution) = self.executed.get(&identified.key) else { return Err(identified) };
-        Ok(Next::Adopt(Known {
+    /// Gives the vertex the result that another one's execution of the same key had.
+    fn adopt(&mut self, id: VertexId, identified: Identified) {
+        let execution = &self.executed[&identified.key];
+        let known = Known {
             identified,
             result: execution.result.clone(),
             present: true,
             origin: Origin::Vertex(execution.vertex),
             duration: execution.duration,
-        }))
+        };
+        self.make_ready(id, Next::Adopt(known));
     }
 
     fn inputs_are_known(&self, id: VertexId) -> bool {

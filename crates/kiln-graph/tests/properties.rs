@@ -4,7 +4,7 @@ mod toy;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use kiln_graph::memory::Memory;
 use kiln_graph::{Cancel, Event, Graph, Input, Key, NoCache, Request, Vertex, VertexId};
@@ -199,13 +199,14 @@ proptest! {
     fn cancel_leaves_no_claim_and_starts_nothing(case in cases(), moment in 0..40_usize) {
         let (toy, memory) = (Toy::default(), Memory::new());
         let (cancel, count) = (Cancel::new(), AtomicUsize::new(0));
-        let started_late = AtomicUsize::new(0);
+        let (returned, started_late) = (AtomicBool::new(false), AtomicUsize::new(0));
         let sink = |_, event: Event| {
-            if matches!(event, Event::Started { .. }) && cancel.is_canceled() {
+            if matches!(event, Event::Started { .. }) && returned.load(Ordering::SeqCst) {
                 started_late.fetch_add(1, Ordering::SeqCst);
             }
             if count.fetch_add(1, Ordering::SeqCst) == moment {
                 cancel.cancel();
+                returned.store(true, Ordering::SeqCst);
             }
         };
         let request = request(&case.graph, &case.targets, case.threads);
