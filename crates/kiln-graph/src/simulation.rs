@@ -56,7 +56,9 @@ fn simulate(
             let context = Context { vertex, cancel: &cancel, events: &|_, _| (), began };
             begun.push((vertex, steps.take(task, &context).unwrap()));
         } else if !begun.is_empty() {
-            let (vertex, outcome) = begun.swap_remove(choice / 2 % begun.len());
+            // Mostly the last, so that some tasks are overtaken by many others.
+            let overtaken = if choice % 8 == 1 { choice / 8 % begun.len() } else { begun.len() - 1 };
+            let (vertex, outcome) = begun.swap_remove(overtaken);
             schedule.end(vertex, outcome);
         } else if !schedule.has_ready() {
             break;
@@ -68,19 +70,19 @@ fn simulate(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn in_any_order_a_solve_leaves_what_the_next_one_finds(
         sketches in prop::collection::vec((0..4_u8, prop::collection::vec(prop::bool::weighted(0.4), 7)), 1..8),
         gone in prop::collection::vec(any::<bool>(), 8),
-        no_cache in prop::collection::vec(prop::bool::weighted(0.1), 8),
+        no_cache in prop::collection::vec(prop::bool::weighted(0.3), 8),
         choices in prop::collection::vec(any::<u8>(), 40),
     ) {
         let choices = [choices.as_slice(), &[0, 1]].concat();
         let (graph, toy, memory) = (draw(&sketches), Toy::default(), Memory::new());
         let first = simulate(&graph, &NoCache::None, &toy, &memory, &choices);
-        prop_assert_eq!(&simulate(&graph, &NoCache::None, &toy, &memory, &[0, 1]), &first);
+        prop_assert_eq!(&simulate(&graph, &NoCache::None, &toy, &memory, &[0, 1, 3]), &first);
 
         for (key, _) in first.iter().zip(&gone).filter(|(_, gone)| **gone).filter_map(|(known, _)| *known) {
             memory.forget_data(&key);
@@ -89,7 +91,7 @@ proptest! {
         let without = NoCache::Vertices(ids.filter(|id| no_cache[id.index()]).collect());
         let second = simulate(&graph, &without, &toy, &memory, &choices);
         toy.take_executed();
-        let third = simulate(&graph, &NoCache::None, &toy, &memory, &[0, 1]);
+        let third = simulate(&graph, &NoCache::None, &toy, &memory, &[0, 1, 3]);
         prop_assert_eq!(toy.take_executed(), Vec::<String>::new());
         prop_assert_eq!(second, third);
         prop_assert_eq!(memory.claims(), 0);
