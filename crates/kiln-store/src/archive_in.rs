@@ -125,7 +125,7 @@ impl Store {
         let mut first = [0; 512];
         let compressed = is_regular && {
             let length = file.read_at(&mut first, 0).map_err(read)?;
-            Compression::detect(&first[..length]) != Compression::None
+            Compression::detect(&first[..length]) != Compression::Plain
         };
         let file = if is_regular && !compressed { file } else { self.spool(lease, name, &mut file)? };
         scan(name, file)
@@ -171,18 +171,20 @@ impl Store {
         }
         let mut loaded = Vec::new();
         for image in found {
-            let id = self.publish_loaded(&image)?;
+            let id = self.publish_loaded(lease, &image)?;
             loaded.push(LoadedImage { id, names: image.names });
         }
         Ok(loaded)
     }
 
-    fn publish_loaded(&self, image: &FoundImage) -> Result<ImageId> {
-        let id = self.publish_image(&image.config_bytes, &image.names)?;
-        if let Some((media_type, bytes)) = &image.manifest {
-            self.put_manifest(id, media_type, bytes)?;
+    fn publish_loaded(&self, lease: &Lease, image: &FoundImage) -> Result<ImageId> {
+        let id = self.put_image(&image.config_bytes)?;
+        lease.keep(Leased::Image(id))?;
+        match &image.manifest {
+            Some((media_type, bytes)) => self.put_manifest(lease, id, media_type, bytes)?,
+            None => self.make_manifest(lease, id)?,
         }
-        Ok(id)
+        self.publish_image(&image.config_bytes, &image.names)
     }
 
     fn load_layers(

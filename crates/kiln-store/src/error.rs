@@ -70,6 +70,14 @@ pub enum Error {
     /// A layer is known but its data is gone.
     #[error("layer {0} is not in the store")]
     NoLayer(DiffId),
+    /// More layers than overlayfs stacks.
+    #[error("the image has {layers} layers; overlayfs stacks at most {most}")]
+    TooManyLayers {
+        /// How many there are.
+        layers: usize,
+        /// How many can be mounted.
+        most: usize,
+    },
     /// A blob is not in the store.
     #[error("blob {0} is not in the store")]
     NoBlob(Digest),

@@ -83,7 +83,7 @@ impl Store {
             }
             Ok(())
         })?;
-        self.write_layout_if_needed(id)?;
+        self.write_layout_for(id)?;
         Ok(id)
     }
 

@@ -12,6 +12,7 @@ mod database;
 mod error;
 mod images;
 mod layers;
+mod layout;
 mod archive_in;
 mod lease;
 mod records;
