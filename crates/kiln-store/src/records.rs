@@ -60,6 +60,8 @@ pub struct CachedResult {
     pub layer: Option<DiffId>,
     /// Whether all layers of the result are in the store now; they are leased if so.
     pub present: bool,
+    /// How long it took to make.
+    pub wall_time: Duration,
     /// When the layer was first made, nanoseconds since the epoch.
     pub created: i64,
 }
@@ -76,17 +78,19 @@ impl Store {
         self.database.write(Durability::Relaxed, |t| {
             let row = all(
                 t,
-                "SELECT result, layer, created FROM records WHERE key = ?1",
+                "SELECT result, layer, created, wall_time FROM records WHERE key = ?1",
                 [key.as_bytes()],
                 |row| {
                     let layer: Option<[u8; 32]> = row.get(1)?;
-                    Ok((digest(row, 0)?, layer.map(Digest::from_bytes), row.get::<_, i64>(2)?))
+                    let wall_time: i64 = row.get(3)?;
+                    Ok((digest(row, 0)?, layer.map(Digest::from_bytes), row.get::<_, i64>(2)?, wall_time))
                 },
             )?;
-            let Some((result, layer, created)) = row.first().copied() else { return Ok(None) };
+            let Some((result, layer, created, wall_time)) = row.first().copied() else { return Ok(None) };
             let result = ChainId(result);
             let present = self.keep_chain_in(t, lease, result)?;
-            Ok(Some(CachedResult { result, layer: layer.map(DiffId), present, created }))
+            let wall_time = Duration::from_nanos(wall_time.unsigned_abs());
+            Ok(Some(CachedResult { result, layer: layer.map(DiffId), present, wall_time, created }))
         })
     }
 
