@@ -150,7 +150,8 @@ impl Executor<Operation> for Engine<'_> {
                     let (source, path) = match &mount.kind {
                         RunMountKind::Bind { source, path, .. } => (*source, path),
                         // A cache's content is in no key; what a new one begins with is.
-                        RunMountKind::Cache { source: MountSource::Empty, .. } | RunMountKind::Tmpfs { .. } => continue,
+                        RunMountKind::Cache { source: MountSource::Empty, .. }
+                        | RunMountKind::Tmpfs { .. } => continue,
                         RunMountKind::Cache { source, path, .. } => (*source, path),
                     };
                     match self.mount_input(&mount.target, source, path, inputs)? {
@@ -203,4 +204,45 @@ impl Engine<'_> {
 fn now() -> i64 {
     let elapsed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(elapsed.as_nanos()).unwrap_or(i64::MAX)
+}
+
+impl Engine<'_> {
+    fn copy_input(
+        &self,
+        _copy: &crate::operation::CopyOperation,
+        _inputs: &[Given<'_, Step>],
+    ) -> Result<Option<Input>> {
+        Err(Error::Unsupported("COPY".to_owned()))
+    }
+
+    fn mount_input(
+        &self,
+        _target: &str,
+        _source: MountSource,
+        _path: &str,
+        _inputs: &[Given<'_, Step>],
+    ) -> Result<Option<Input>> {
+        Err(Error::Unsupported("bind".to_owned()))
+    }
+
+    fn workdir(&self, _workdir: &crate::operation::WorkdirOperation, _parent: ChainId) -> Result<DiffId> {
+        Err(Error::Unsupported("WORKDIR".to_owned()))
+    }
+
+    fn copy(
+        &self,
+        _copy: &crate::operation::CopyOperation,
+        _preimage: &Preimage,
+        _steps: &[Step],
+    ) -> std::result::Result<Done<Step>, Stop<Error>> {
+        Err(Error::Unsupported("COPY".to_owned()).into())
+    }
+
+    pub(crate) fn materialize(&self, _path: &str, _directory: &std::path::Path) -> Result<()> {
+        Err(Error::Unsupported("bind".to_owned()))
+    }
+
+    pub(crate) fn materialize_bind(&self, _path: &str, _directory: &std::path::Path) -> Result<PathBuf> {
+        Err(Error::Unsupported("bind".to_owned()))
+    }
 }

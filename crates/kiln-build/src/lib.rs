@@ -6,12 +6,16 @@
 //! Entry: [`build`].
 #![forbid(unsafe_code)]
 
+mod build;
+mod engine;
 mod error;
 mod export;
 mod lower;
 mod operation;
 mod request;
+mod run;
 mod stage;
 
+pub use build::{BuildFailure, Built, Watcher, build};
 pub use error::{Error, Result};
 pub use request::{BuildRequest, CacheUse, Entitlement, Lent, NetworkMode};

@@ -281,7 +281,8 @@ impl Lowering<'_> {
         for trigger in triggers {
             let instruction = kiln_dockerfile::parse_trigger(&trigger).map_err(|diagnostics| {
                 let reason = diagnostics.first().map_or("it is empty", |first| first.message.as_str());
-                let message = format!("the base image's ONBUILD trigger {trigger:?} cannot be read: {reason}");
+                let message =
+                    format!("the base image's ONBUILD trigger {trigger:?} cannot be read: {reason}");
                 instruction_error(message, span)
             })?;
             self.instruction(state, usize::MAX, &instruction, steps).map_err(|error| at(error, span))?;

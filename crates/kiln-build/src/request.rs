@@ -103,7 +103,8 @@ pub struct Lent {
 impl BuildRequest {
     /// Proxy variables among the build arguments: RUN sees them, in both cases of letters; no key and no history does.
     pub(crate) fn proxies(&self) -> Vec<(String, String)> {
-        let given = self.build_args.iter().filter(|(name, _)| kiln_dockerfile::predefined::is_proxy_arg(name));
+        let given =
+            self.build_args.iter().filter(|(name, _)| kiln_dockerfile::predefined::is_proxy_arg(name));
         given
             .flat_map(|(name, value)| {
                 [(name.to_uppercase(), value.clone()), (name.to_lowercase(), value.clone())]

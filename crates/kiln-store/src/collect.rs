@@ -105,7 +105,8 @@ impl Store {
 
     fn remove_files(&self, t: &Connection, doomed: &Doomed) -> Result<()> {
         for layer in &doomed.layers {
-            if all(t, "SELECT 1 FROM layers WHERE diff_id = ?1", [layer.0.as_bytes()], |_| Ok(()))?.is_empty() {
+            if all(t, "SELECT 1 FROM layers WHERE diff_id = ?1", [layer.0.as_bytes()], |_| Ok(()))?.is_empty()
+            {
                 self.to_trash(&self.index_path(*layer))?;
             }
         }
@@ -156,7 +157,9 @@ impl Store {
     fn to_trash(&self, path: &Path) -> Result<()> {
         let target = self.root().join("trash").join(crate::store::random_hex(16)?);
         match fs_err::rename(path, &target) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::file("remove", path)(error)),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::file("remove", path)(error))
+            }
             _ => Ok(()),
         }
     }
@@ -185,8 +188,9 @@ fn remove_images(t: &Connection, collection: &Collection, collected: &mut Collec
     );
     let images = all(t, &sql, [collection.until.unwrap_or(i64::MAX)], |row| digest(row, 0))?;
     for image in images {
-        let names =
-            all(t, "SELECT name FROM tags WHERE image = ?1", [image.as_bytes()], |row| row.get::<_, String>(0))?;
+        let names = all(t, "SELECT name FROM tags WHERE image = ?1", [image.as_bytes()], |row| {
+            row.get::<_, String>(0)
+        })?;
         collected.untagged.extend(names);
         execute(t, "DELETE FROM tags WHERE image = ?1", [image.as_bytes()])?;
         execute(t, "DELETE FROM images WHERE id = ?1", [image.as_bytes()])?;

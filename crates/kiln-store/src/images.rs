@@ -171,17 +171,15 @@ impl Store {
                 None => self.known(ImageId(digest)),
             };
         }
-        let row = self.database.one(
-            "SELECT image FROM tags WHERE name = ?1",
-            [reference.to_string()],
-            |row| digest(row, 0),
-        )?;
+        let row =
+            self.database.one("SELECT image FROM tags WHERE name = ?1", [reference.to_string()], |row| {
+                digest(row, 0)
+            })?;
         Ok(row.map(ImageId))
     }
 
     fn known(&self, id: ImageId) -> Result<Option<ImageId>> {
-        let row =
-            self.database.one("SELECT 1 FROM images WHERE id = ?1", [id.0.as_bytes()], |_| Ok(()))?;
+        let row = self.database.one("SELECT 1 FROM images WHERE id = ?1", [id.0.as_bytes()], |_| Ok(()))?;
         Ok(row.map(|()| id))
     }
 
@@ -227,10 +225,11 @@ impl Store {
 
     /// When a name of the image last moved, nanoseconds since the epoch.
     pub fn last_tag_time(&self, id: ImageId) -> Result<Option<i64>> {
-        let row =
-            self.database.one("SELECT max(updated) FROM tags WHERE image = ?1", [id.0.as_bytes()], |row| {
-                row.get::<_, Option<i64>>(0)
-            })?;
+        let row = self.database.one(
+            "SELECT max(updated) FROM tags WHERE image = ?1",
+            [id.0.as_bytes()],
+            |row| row.get::<_, Option<i64>>(0),
+        )?;
         Ok(row.flatten())
     }
 
@@ -316,8 +315,7 @@ impl Store {
         if last {
             self.collect(&Collection { images: ImagesToRemove::None, keep_cache_bytes: None, until: None })?;
         }
-        let mut removed: Vec<Removed> =
-            gone.iter().map(|name| Removed::Untagged(name.familiar())).collect();
+        let mut removed: Vec<Removed> = gone.iter().map(|name| Removed::Untagged(name.familiar())).collect();
         if last {
             removed.push(Removed::Deleted(id));
         }

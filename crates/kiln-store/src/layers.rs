@@ -148,12 +148,10 @@ impl Store {
 
     /// Whether a row exists whose file was written to the end: in this boot, or synced.
     pub(crate) fn trusted(&self, t: &Connection, table: &str, column: &str, digest: &Digest) -> Result<bool> {
-        let rows = all(
-            t,
-            &format!("SELECT boot FROM {table} WHERE {column} = ?1"),
-            [digest.as_bytes()],
-            |row| row.get::<_, Option<String>>(0),
-        )?;
+        let rows =
+            all(t, &format!("SELECT boot FROM {table} WHERE {column} = ?1"), [digest.as_bytes()], |row| {
+                row.get::<_, Option<String>>(0)
+            })?;
         Ok(rows.first().is_some_and(|boot| boot.as_ref().is_none_or(|boot| *boot == self.boot)))
     }
 
@@ -278,10 +276,11 @@ impl Store {
 
     /// The diff ID of a layer that came as this blob before.
     pub fn layer_of_blob(&self, blob: &Digest) -> Result<Option<DiffId>> {
-        let found =
-            self.database.one("SELECT diff_id FROM layer_blobs WHERE blob = ?1", [blob.as_bytes()], |row| {
-                crate::database::digest(row, 0)
-            })?;
+        let found = self.database.one(
+            "SELECT diff_id FROM layer_blobs WHERE blob = ?1",
+            [blob.as_bytes()],
+            |row| crate::database::digest(row, 0),
+        )?;
         Ok(found.map(DiffId))
     }
 

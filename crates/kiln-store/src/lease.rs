@@ -3,10 +3,10 @@
 //! A lease is a row and a locked file. A free lock means that its owner is dead, whatever PID namespaces lie
 //! between; the collector then removes the row and the directory.
 
-use std::path::{Path, PathBuf};
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use kiln_oci::{ChainId, DiffId, Digest, ImageId};
 use kiln_sys::lock::{Lock, Sharing};

@@ -8,7 +8,7 @@ use rusqlite::params;
 
 use crate::Store;
 use crate::database::{Durability, all, digest, execute, now};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::lease::Lease;
 
 /// One input of a key.

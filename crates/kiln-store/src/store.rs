@@ -53,7 +53,14 @@ impl Store {
         }
         let boot = kiln_sys::publish::boot_id()?;
         let database = Arc::new(Database::open(&database_path)?);
-        Ok(Self { root: root.to_path_buf(), ownership, boot, database, indexes: Mutex::default(), chains: Mutex::default() })
+        Ok(Self {
+            root: root.to_path_buf(),
+            ownership,
+            boot,
+            database,
+            indexes: Mutex::default(),
+            chains: Mutex::default(),
+        })
     }
 
     /// Where the store is.

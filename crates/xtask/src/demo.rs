@@ -14,12 +14,25 @@ const BASE: &str = "debian:bookworm";
 pub(crate) fn run_demo() -> Result<()> {
     say("building kiln (release)");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    run(Command::new(cargo).current_dir(repository()).args(["build", "--release", "--quiet", "--package", "kiln"]))?;
+    run(Command::new(cargo).current_dir(repository()).args([
+        "build",
+        "--release",
+        "--quiet",
+        "--package",
+        "kiln",
+    ]))?;
     let place = target_directory().join("demo");
     std::fs::create_dir_all(&place)?;
     let kiln = Kiln { program: target_directory().join("release/kiln"), root: place.join("store") };
 
-    if kiln.command("image").args(["inspect", BASE]).stdout(Stdio::null()).stderr(Stdio::null()).status()?.success() {
+    if kiln
+        .command("image")
+        .args(["inspect", BASE])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()?
+        .success()
+    {
         say("the base image is there from an earlier demo");
     } else if is_root() {
         base_with_mmdebstrap(&kiln, &place)?;
@@ -43,7 +56,12 @@ pub(crate) fn run_demo() -> Result<()> {
     run(kiln.command("history").arg("service"))?;
     run(&mut kiln.command("images"))?;
     say("done");
-    println!("The store is {}; try: {} --root {} images", kiln.root.display(), kiln.program.display(), kiln.root.display());
+    println!(
+        "The store is {}; try: {} --root {} images",
+        kiln.root.display(),
+        kiln.program.display(),
+        kiln.root.display()
+    );
     Ok(())
 }
 
@@ -78,7 +96,10 @@ fn base_with_mmdebstrap(kiln: &Kiln, place: &Path) -> Result<()> {
     let sources = place.join("sources.list");
     std::fs::write(&sources, debian_sources()?)?;
     let mut command = Command::new("mmdebstrap");
-    command.args(["--quiet", "--variant=apt", "--include=ca-certificates", SUITE]).arg(&archive).arg(&sources);
+    command
+        .args(["--quiet", "--variant=apt", "--include=ca-certificates", SUITE])
+        .arg(&archive)
+        .arg(&sources);
     run(&mut command)?;
     say("importing it");
     kiln.import(&archive, BASE)?;
@@ -115,14 +136,22 @@ fn base_without_root(kiln: &Kiln, place: &Path) -> Result<()> {
             if !status.success() {
                 bail!("dpkg-deb -x {} ended with {status}", package.display());
             }
-            std::fs::copy(&package, root.join("var/cache/apt/archives").join(package.file_name().unwrap_or_default()))?;
+            std::fs::copy(
+                &package,
+                root.join("var/cache/apt/archives").join(package.file_name().unwrap_or_default()),
+            )?;
         }
     }
     std::fs::create_dir_all(root.join("etc/apt"))?;
     std::fs::write(root.join("etc/apt/sources.list"), debian_sources()?)?;
     say("importing them");
     let archive = place.join("unpacked.tar");
-    run(Command::new("tar").args(["--owner=0", "--group=0", "--numeric-owner", "-C"]).arg(&root).arg("-cf").arg(&archive).arg("."))?;
+    run(Command::new("tar")
+        .args(["--owner=0", "--group=0", "--numeric-owner", "-C"])
+        .arg(&root)
+        .arg("-cf")
+        .arg(&archive)
+        .arg("."))?;
     kiln.import(&archive, "debian-unpacked")?;
     std::fs::remove_file(&archive)?;
     say("configuring them in a RUN");
@@ -190,7 +219,8 @@ impl PrivateApt {
     /// Names of the essential packages, of apt and of what they depend on.
     fn essential_packages(&self) -> Result<Vec<String>> {
         let text = output(self.command("apt-cache").args(["dumpavail"]))?;
-        let mut wanted = vec!["apt".to_owned(), "ca-certificates".to_owned(), "debian-archive-keyring".to_owned()];
+        let mut wanted =
+            vec!["apt".to_owned(), "ca-certificates".to_owned(), "debian-archive-keyring".to_owned()];
         for paragraph in text.split("\n\n") {
             let field = |name: &str| paragraph.lines().find_map(|line| line.strip_prefix(name));
             if field("Essential: ") == Some("yes") {
@@ -220,7 +250,8 @@ impl PrivateApt {
 /// One-line sources of the machine's own Debian mirrors, so that no host is named here.
 fn debian_sources() -> Result<String> {
     let format = "$(SITE) $(RELEASE) $(CREATED_BY) $(ORIGIN) $(REPO_URI) $(COMPONENT)";
-    let listed = output(Command::new("apt-get").args(["indextargets", "--format", format, "Identifier: Packages"]))?;
+    let listed =
+        output(Command::new("apt-get").args(["indextargets", "--format", format, "Identifier: Packages"]))?;
     let mut lines: Vec<String> = Vec::new();
     for target in listed.lines() {
         let mut fields = target.split_whitespace();
