@@ -96,9 +96,13 @@ impl Template {
 
     fn build(source: &str, subject: &'static str, functions: Functions) -> Result<Self, TemplateFailure> {
         let parsed = functions
-            .register(gotmpl::Template::new(""))
+            // Named, because only templates with a name can be looked into.
+            .register(gotmpl::Template::new("--format"))
             .parse(source)
             .map_err(|error| TemplateFailure::Syntax(syntax(&error)))?;
+        if let Some((name, line)) = super::functions::unknown(&parsed) {
+            return Err(TemplateFailure::Syntax(format!("template: :{line}: function {name:?} not defined")));
+        }
         let strict = parsed.clone().missing_key(MissingKey::Error);
         Ok(Self { strict, lenient: parsed, source: source.to_owned(), subject })
     }
@@ -131,9 +135,6 @@ impl Template {
     }
 
     fn failed(error: &TemplateError) -> TemplateFailure {
-        if let TemplateError::UndefinedFunction(_) = error {
-            return TemplateFailure::Syntax(syntax(error));
-        }
         let text = error.to_string();
         TemplateFailure::Run(text.strip_prefix("execution error: ").unwrap_or(&text).to_owned())
     }
@@ -145,7 +146,6 @@ fn syntax(error: &TemplateError) -> String {
         TemplateError::Parse { line, message, .. } | TemplateError::Lex { line, message, .. } => {
             format!("template: :{line}: {message}")
         }
-        TemplateError::UndefinedFunction(name) => format!("template: :1: function {name:?} not defined"),
         other => other.to_string(),
     }
 }
