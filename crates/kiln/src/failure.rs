@@ -123,6 +123,10 @@ pub(crate) struct Report {
 pub(crate) fn report(error: &anyhow::Error, convention: Convention) -> Report {
     let failure = error.chain().find_map(|cause| cause.downcast_ref::<Failure>());
     let io = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>());
+    if failure.is_none() && io.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
+        // Whoever read our output has seen enough: `kiln images | head -1`. The status is that of SIGPIPE.
+        return Report { text: String::new(), status: 141 };
+    }
     let kind = failure.map_or(Kind::World, |failure| failure.kind);
     let hint = failure.and_then(|failure| failure.hint.clone()).or_else(|| io.and_then(io_hint));
 
@@ -254,6 +258,12 @@ mod tests {
         assert_eq!(report.status, 1);
         assert!(report.text.starts_with("kiln: cannot write /var/lib/kiln/tmp/1: "), "{}", report.text);
         assert!(report.text.contains("hint: the disk is full"), "{}", report.text);
+    }
+
+    #[test]
+    fn a_reader_that_went_away() {
+        let error = anyhow::Error::from(io::Error::from(io::ErrorKind::BrokenPipe));
+        check(error, Convention::Plain, "", 141);
     }
 
     #[test]
