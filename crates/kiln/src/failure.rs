@@ -5,6 +5,7 @@ use std::io;
 
 use crate::filters::FilterError;
 use crate::format::template::TemplateFailure;
+use crate::progress::log::sanitise;
 
 /// Whose failure it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,7 +152,7 @@ pub(crate) fn report(error: &anyhow::Error, convention: Convention) -> Report {
         (Convention::Plain, Some(failure)) => failure.status,
         (Convention::Plain, None) => kind.status(),
     };
-    Report { text, status }
+    Report { text: text.lines().map(|line| sanitise(line.as_bytes()) + "\n").collect(), status }
 }
 
 /// The messages from the outermost to the innermost, leaving out one that its outer neighbour ends with already.
@@ -258,6 +259,12 @@ mod tests {
         assert_eq!(report.status, 1);
         assert!(report.text.starts_with("kiln: cannot write /var/lib/kiln/tmp/1: "), "{}", report.text);
         assert!(report.text.contains("hint: the disk is full"), "{}", report.text);
+    }
+
+    #[test]
+    fn names_from_outside() {
+        let error = Failure::new(Kind::Input, "cannot load x.tar: no layer \x1b[2J\x1b]0;t\x07a\u{202e}b");
+        check(error, Convention::Plain, "kiln: cannot load x.tar: no layer ab\n", 1);
     }
 
     #[test]
