@@ -5,6 +5,7 @@ use std::io;
 
 use crate::filters::FilterError;
 use crate::format::template::TemplateFailure;
+use crate::progress::log::sanitise;
 
 /// Whose failure it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,6 +124,10 @@ pub(crate) struct Report {
 pub(crate) fn report(error: &anyhow::Error, convention: Convention) -> Report {
     let failure = error.chain().find_map(|cause| cause.downcast_ref::<Failure>());
     let io = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>());
+    if failure.is_none() && io.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
+        // Whoever read our output has seen enough: `kiln images | head -1`. The status is that of SIGPIPE.
+        return Report { text: String::new(), status: 141 };
+    }
     let kind = failure.map_or(Kind::World, |failure| failure.kind);
     let hint = failure.and_then(|failure| failure.hint.clone()).or_else(|| io.and_then(io_hint));
 
@@ -147,7 +152,7 @@ pub(crate) fn report(error: &anyhow::Error, convention: Convention) -> Report {
         (Convention::Plain, Some(failure)) => failure.status,
         (Convention::Plain, None) => kind.status(),
     };
-    Report { text, status }
+    Report { text: text.lines().map(|line| sanitise(line.as_bytes()) + "\n").collect(), status }
 }
 
 /// The messages from the outermost to the innermost, leaving out one that its outer neighbour ends with already.
@@ -254,6 +259,18 @@ mod tests {
         assert_eq!(report.status, 1);
         assert!(report.text.starts_with("kiln: cannot write /var/lib/kiln/tmp/1: "), "{}", report.text);
         assert!(report.text.contains("hint: the disk is full"), "{}", report.text);
+    }
+
+    #[test]
+    fn names_from_outside() {
+        let error = Failure::new(Kind::Input, "cannot load x.tar: no layer \x1b[2J\x1b]0;t\x07a\u{202e}b");
+        check(error, Convention::Plain, "kiln: cannot load x.tar: no layer ab\n", 1);
+    }
+
+    #[test]
+    fn a_reader_that_went_away() {
+        let error = anyhow::Error::from(io::Error::from(io::ErrorKind::BrokenPipe));
+        check(error, Convention::Plain, "", 141);
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod filters;
 mod format;
 mod listing;
 mod progress;
+mod prompt;
 mod units;
 
 use std::io::Write as _;

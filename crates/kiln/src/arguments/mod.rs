@@ -7,7 +7,8 @@ pub(crate) mod run;
 pub(crate) mod switches;
 pub(crate) mod system;
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::Path;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -33,9 +34,10 @@ pub(crate) struct Arguments {
         value_name = "DIR",
         env = "KILN_ROOT",
         hide_env_values = true,
-        display_order = 900
+        display_order = 900,
+        value_parser = clap::builder::OsStringValueParser::new(),
     )]
-    pub(crate) root: Option<PathBuf>,
+    root: Option<OsString>,
 
     /// Print version
     #[arg(short, short_alias = 'V', long, action = clap::ArgAction::Version)]
@@ -43,6 +45,13 @@ pub(crate) struct Arguments {
 
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Arguments {
+    /// The store's directory, if one was named. An empty KILN_ROOT names none.
+    pub(crate) fn root(&self) -> Option<&Path> {
+        self.root.as_deref().filter(|root| !root.is_empty()).map(Path::new)
+    }
 }
 
 /// What to do.
@@ -188,6 +197,14 @@ mod tests {
         assert_eq!(run.env, ["A=1", "B"]);
         assert_eq!(run.image(), "busybox");
         assert_eq!(run.command(), ["sh", "-c", "--rm=x", "-e"]);
+    }
+
+    #[test]
+    fn the_root_may_stand_anywhere() {
+        let root = |words: &[&str]| switches::parse(words).unwrap().root().map(Path::to_owned);
+        assert_eq!(root(&["kiln", "--root", "/a", "images"]).as_deref(), Some(Path::new("/a")));
+        assert_eq!(root(&["kiln", "images", "--root=/a"]).as_deref(), Some(Path::new("/a")));
+        assert_eq!(root(&["kiln", "--root=", "images"]), None);
     }
 
     #[test]

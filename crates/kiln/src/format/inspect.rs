@@ -106,8 +106,18 @@ enum Zero {
     Nothing,
 }
 
+/// Members of an image that JSON may leave out.
+const OPTIONAL: [(&str, Zero); 6] = [
+    ("Variant", Zero::Text),
+    ("OsVersion", Zero::Text),
+    ("Comment", Zero::Text),
+    ("Author", Zero::Text),
+    ("Parent", Zero::Text),
+    ("DockerVersion", Zero::Text),
+];
+
 /// Members of an image's `Config` that JSON may leave out.
-const OPTIONAL: [(&str, Zero); 9] = [
+const OPTIONAL_IN_CONFIG: [(&str, Zero); 9] = [
     ("ExposedPorts", Zero::Map),
     ("Volumes", Zero::Map),
     ("Labels", Zero::Map),
@@ -135,10 +145,18 @@ impl Typed<'_> {
                     .iter()
                     .map(|(member, value)| (member.as_str().into(), self.value(member, value)))
                     .collect();
-                if name == "Config" {
-                    for (member, zero) in OPTIONAL {
-                        map.entry(member.into()).or_insert_with(|| zero.value());
-                    }
+                let optional = match name {
+                    "" if members.contains_key("RootFS") => OPTIONAL.as_slice(),
+                    "Config" => OPTIONAL_IN_CONFIG.as_slice(),
+                    _ => &[],
+                };
+                for (member, zero) in optional {
+                    map.entry((*member).into()).or_insert_with(|| match zero {
+                        Zero::Text | Zero::Flag => zero.value(),
+                        Zero::List | Zero::Map | Zero::Nothing => {
+                            self.documents.remember(zero.value(), &Json::Null)
+                        }
+                    });
                 }
                 self.documents.remember(Value::Map(map.into()), document)
             }
@@ -169,7 +187,7 @@ impl Typed<'_> {
 }
 
 impl Zero {
-    fn value(self) -> Value {
+    fn value(&self) -> Value {
         match self {
             Self::List => Value::List(Vec::new().into()),
             Self::Map => Value::Map(std::sync::Arc::default()),
@@ -235,6 +253,14 @@ mod tests {
         check("{{json .Config.Labels}}", r#"{"maintainer":"me <me@example.org>","version":"1.0"}"#);
         check("{{.Config.Entrypoint}} {{json .Config.Entrypoint}}", "[] null");
         check("{{.Config.Volumes}} {{json .Config.Volumes}}", "map[] null");
+        check(
+            "{{json .Config.Shell}} {{json .Config.Healthcheck}} [{{.Variant}}] {{json .Variant}}",
+            "null null [] \"\"",
+        );
+        check(
+            "{{printf \"%s %v %5d|%q\" .RepoTags .Config.Cmd .Size .Architecture}}",
+            "[layers:1 layers:2] [cat /opt/hello.txt] 7797788|\"amd64\"",
+        );
         check("{{if .Config.Entrypoint}}yes{{else}}no{{end}}", "no");
         check("{{.Config.Shell}} {{.Config.StopSignal}} {{.Config.Healthcheck}}", "[]  <no value>");
         check("{{range .Config.Env}}{{println .}}{{end}}", "PATH=/bin\nGREETING=hello\n");
@@ -287,6 +313,9 @@ mod tests {
             "{{.Config.NoSuch}}",
             "template parsing error: template: :1:9: executing \"\" at <.Config.NoSuch>: can't evaluate field NoSuch in an image",
         );
+        for stray in ["{{end}}", "{{.Id}}{{end}} more", "{{if .Id}}a{{end}}{{else}}b"] {
+            assert!(matches!(Inspect::read(Some(stray)), Err(TemplateFailure::Syntax(_))), "{stray}");
+        }
         assert!(matches!(Inspect::read(Some("{{")), Err(TemplateFailure::Syntax(_))));
     }
 }

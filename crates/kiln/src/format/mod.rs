@@ -1,6 +1,7 @@
 //! `--format`: Go templates over rows and over JSON documents, tables with aligned columns, and JSON.
 
 pub(crate) mod columns;
+mod functions;
 pub(crate) mod inspect;
 pub(crate) mod template;
 
@@ -210,9 +211,42 @@ mod tests {
             "{{join .Name}}",
             "template parsing error: template: : executing \"\": wrong number of arguments: join expects 2, got 1",
         );
+        fails(
+            "{{if .Name}}{{else}}{{(nope .Name).x}}{{end}}",
+            "template parsing error: template: :1: function \"nope\" not defined",
+        );
         let near = Template::rows("{{.Nmae}}", "a pair").unwrap();
         let failure = near.render(&record(Pair("a", "b").fields())).unwrap_err();
         assert_eq!(failure.hint().unwrap(), "did you mean .Name? a pair has .Hidden, .Name and .Size");
+    }
+
+    #[test]
+    fn every_function_is_known() {
+        for call in [
+            "and 1 1",
+            "or 1 1",
+            "not 1",
+            "len `a`",
+            "eq 1 1",
+            "ne 1 1",
+            "lt 1 2",
+            "le 1 2",
+            "gt 1 2",
+            "ge 1 2",
+            "html `<`",
+            "js `'`",
+            "urlquery `a b`",
+            "print 1",
+            "println 1",
+            "printf `%d` 1",
+            "slice `abc` 1",
+            "index .Name 0",
+            "json .",
+        ] {
+            let rendered = Template::rows(&format!("{{{{{call}}}}}"), "a pair")
+                .and_then(|t| t.render(&record(Pair("a", "b").fields())));
+            assert!(rendered.is_ok(), "{call}: {rendered:?}");
+        }
     }
 
     #[test]

@@ -95,10 +95,20 @@ impl Template {
     }
 
     fn build(source: &str, subject: &'static str, functions: Functions) -> Result<Self, TemplateFailure> {
-        let parsed = functions
-            .register(gotmpl::Template::new(""))
-            .parse(source)
-            .map_err(|error| TemplateFailure::Syntax(syntax(&error)))?;
+        // Named, because only templates with a name can be looked into.
+        let empty = gotmpl::Template::new("--format");
+        let parse = |template: gotmpl::Template, source: &str| {
+            template.parse(source).map_err(|error| TemplateFailure::Syntax(syntax(&error)))
+        };
+        let parsed = parse(functions.register(empty.clone()), source)?;
+        if let Some((name, line)) = super::functions::unknown(&parsed) {
+            return Err(TemplateFailure::Syntax(format!("template: :{line}: function {name:?} not defined")));
+        }
+        // The parser takes a stray {{end}} or {{else}} for the end of everything; what follows it would be lost.
+        let marked = parse(empty, &format!("{source}{{{{marker}}}}"))?;
+        if super::functions::unknown(&marked).is_none() {
+            return Err(TemplateFailure::Syntax("template: :1: unexpected {{end}} or {{else}}".to_owned()));
+        }
         let strict = parsed.clone().missing_key(MissingKey::Error);
         Ok(Self { strict, lenient: parsed, source: source.to_owned(), subject })
     }
@@ -131,9 +141,6 @@ impl Template {
     }
 
     fn failed(error: &TemplateError) -> TemplateFailure {
-        if let TemplateError::UndefinedFunction(_) = error {
-            return TemplateFailure::Syntax(syntax(error));
-        }
         let text = error.to_string();
         TemplateFailure::Run(text.strip_prefix("execution error: ").unwrap_or(&text).to_owned())
     }
@@ -145,7 +152,6 @@ fn syntax(error: &TemplateError) -> String {
         TemplateError::Parse { line, message, .. } | TemplateError::Lex { line, message, .. } => {
             format!("template: :{line}: {message}")
         }
-        TemplateError::UndefinedFunction(name) => format!("template: :1: function {name:?} not defined"),
         other => other.to_string(),
     }
 }
@@ -266,7 +272,7 @@ enum Functions {
 
 impl Functions {
     fn register(self, template: gotmpl::Template) -> gotmpl::Template {
-        let template = template.func("pad", pad).func("index", index);
+        let template = template.func("pad", pad).func("index", index).func("printf", printf);
         match self {
             Self::Values(documents, markup) => template
                 .func("json", move |arguments| {
@@ -398,6 +404,19 @@ fn index(arguments: &[Value]) -> Outcome {
         }
         _ => value.index(key),
     })
+}
+
+/// Go's `printf`, which prints a list of texts through `%s` too.
+fn printf(arguments: &[Value]) -> Outcome {
+    let plain = |value: &Value| match value {
+        Value::List(_) | Value::Map(_) => text_value(value.to_string()),
+        other => other.clone(),
+    };
+    let values = Value::List(arguments.iter().map(plain).collect());
+    let words: String = (0..arguments.len()).map(|place| format!(" (index . {place})")).collect();
+    let printed =
+        gotmpl::Template::new("").parse(&format!("{{{{printf{words}}}}}"))?.execute_to_string(&values)?;
+    Ok(text_value(printed))
 }
 
 fn escape_markup(json: &str) -> String {

@@ -3,6 +3,7 @@
 //! The build sends [`Event`]s; a thread of its own keeps the picture of all steps ([`steps::Steps`]) and lets a
 //! display draw it. Nothing that a step writes reaches a terminal as it is ([`log`]).
 
+mod choice;
 pub(crate) mod excerpt;
 pub(crate) mod log;
 mod plain;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::steps::{News, State, Step, Steps};
 use super::{Display, StepId, TaskState};
 
-/// A step that others wait for keeps the floor this long.
+/// A step keeps the floor this long while others wait for it.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// With this many lines waiting a step gets the floor at once.
 const CROWDED: usize = 1000;
@@ -25,10 +25,9 @@ pub(super) struct Plain {
     waiting: BTreeMap<StepId, Vec<String>>,
     floor: Option<Floor>,
     told: BTreeMap<(StepId, usize), (Duration, u64)>,
-    first_block: Option<()>,
 }
 
-/// Who speaks, since when, and whether others began to wait.
+/// Who speaks, and since when.
 #[derive(Debug, Clone, Copy)]
 struct Floor {
     step: StepId,
@@ -115,7 +114,7 @@ impl Plain {
         if let Some(previous) = self.floor {
             self.print(previous.step, "...");
         }
-        if self.first_block.replace(()).is_some() {
+        if !self.numbers.is_empty() {
             self.text.push('\n');
         }
         let next = self.numbers.len() + 1;
