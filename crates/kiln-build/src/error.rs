@@ -105,6 +105,14 @@ pub enum Error {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// An instruction of `--change`.
+    #[error("cannot apply the change {change:?}: {reason}")]
+    Change {
+        /// As given.
+        change: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// Ctrl-C.
     #[error("canceled")]
     Canceled,

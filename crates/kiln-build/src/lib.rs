@@ -19,3 +19,4 @@ mod stage;
 pub use build::{BuildFailure, Built, Watcher, build};
 pub use error::{Error, Result};
 pub use request::{BuildRequest, CacheUse, Entitlement, Lent, NetworkMode};
+pub use stage::apply_changes;

@@ -44,7 +44,6 @@ pub(crate) struct Lowered {
     /// The config without the new layers and history.
     pub(crate) image: ImageConfig,
     pub(crate) history: Vec<PlannedHistory>,
-    pub(crate) epoch: Option<i64>,
 }
 
 /// Lowers the target stage and whatever it needs.
@@ -75,17 +74,11 @@ pub(crate) fn lower(
         let labels = state.image.config.labels.get_or_insert_default();
         labels.extend(request.labels.iter().map(|(name, value)| (name.clone(), value.clone())));
     }
-    Ok(Lowered {
-        graph: lowering.graph,
-        target: state.vertex,
-        image: state.image,
-        history: state.history,
-        epoch,
-    })
+    Ok(Lowered { graph: lowering.graph, target: state.vertex, image: state.image, history: state.history })
 }
 
 fn unreachable_stage(request: &BuildRequest) -> StageState {
-    StageState::new(ImageConfig::scratch(&request.platform), request.platform.clone())
+    StageState::new(ImageConfig::scratch(&request.platform))
 }
 
 /// The arguments that exist without being declared (BuildKit's platform arguments).
@@ -215,7 +208,7 @@ impl Lowering<'_> {
             None if base == "scratch" => {
                 let mut image = ImageConfig::scratch(&platform);
                 image.config.working_dir = "/".to_owned();
-                (StageState::new(image, platform), Vec::new())
+                (StageState::new(image), Vec::new())
             }
             None => self.on_image(stage, &base, &platform, &mut steps)?,
         };
@@ -253,7 +246,7 @@ impl Lowering<'_> {
         let count = triggers.iter().filter(|trigger| trigger_makes_layer(trigger)).count();
         steps.total += count;
         let layers = image.config.rootfs.diff_ids.clone();
-        let mut state = StageState::new(image.config, platform.clone());
+        let mut state = StageState::new(image.config);
         if layers.is_empty() {
             steps.next += 1;
         } else {

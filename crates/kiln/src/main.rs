@@ -10,6 +10,7 @@ mod format;
 mod listing;
 mod progress;
 mod prompt;
+mod session;
 mod units;
 
 use std::io::Write as _;
@@ -19,6 +20,7 @@ use arguments::switches::{self, Stop};
 use failure::Convention;
 
 fn main() -> ExitCode {
+    kiln_runtime::init_if_asked();
     let words: Vec<_> = std::env::args_os().collect();
     let (error, convention) = match switches::parse(&words) {
         Ok(arguments) => match commands::dispatch(&arguments) {

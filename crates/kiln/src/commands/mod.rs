@@ -1,10 +1,11 @@
 //! The commands. Each module takes its arguments and prints its outcome; what it does is a library's work.
 
+mod import;
 mod version;
 
 use anyhow::Result;
 
-use crate::arguments::{Arguments, Command};
+use crate::arguments::{Arguments, Command, ImageCommand};
 use crate::failure::{Convention, Failure, Kind};
 
 /// What a command was, for those who report its failure.
@@ -18,6 +19,9 @@ pub(crate) fn convention(command: &Command) -> Convention {
 /// Does what was asked for and gives the exit status.
 pub(crate) fn dispatch(arguments: &Arguments) -> Result<u8> {
     match &arguments.command {
+        Command::Import(import) | Command::Image(ImageCommand::Import(import)) => {
+            import::run(arguments.root(), import)
+        }
         Command::Version(version) => version::show(version),
         _ => Err(Failure::new(Kind::Usage, "this command is not part of this build").into()),
     }
