@@ -669,21 +669,19 @@ impl Parser<'_> {
             self.diagnostics.push(Diagnostic::warning(Some("LegacyKeyValueFormat"), message, key.span));
             return Ok(vec![Pair { key, value, form: PairForm::Legacy }]);
         }
+        let equals = |range: &Range<usize>| cut.line.text[range.clone()].find('=');
+        if let Some(bare) = words.iter().find(|range| equals(range).is_none()) {
+            let message = format!("can't find = in {:?}: expected name=value", &cut.line.text[bare.clone()]);
+            return Err(Diagnostic::error(message, word(bare.clone()).span));
+        }
         let mut pairs = Vec::new();
         for range in words {
-            let text = &cut.line.text[range.clone()];
-            let Some(at) = text.find('=') else {
-                let message = format!("can't find = in {text:?}: expected name=value");
-                return Err(Diagnostic::error(message, word(range).span));
-            };
-            if at == 0 {
+            let at = range.start + equals(&range).unwrap_or(0);
+            if at == range.start {
                 return Err(Diagnostic::error(format!("{name} names can not be blank"), word(range).span));
             }
-            pairs.push(Pair {
-                key: word(range.start..range.start + at),
-                value: word(range.start + at + 1..range.end),
-                form: PairForm::Equals,
-            });
+            let (key, value) = (word(range.start..at), word(at + 1..range.end));
+            pairs.push(Pair { key, value, form: PairForm::Equals });
         }
         Ok(pairs)
     }
@@ -814,8 +812,9 @@ impl Parser<'_> {
             _ => {}
         }
         self.trigger(&inner)?;
-        // Flags of ONBUILD itself are errors, so what follows the keyword is the trigger.
-        let mut expression = cut.line.text.trim()[cut.keyword.text.len()..].trim_start().to_owned();
+        // Flags of ONBUILD itself are errors, so what follows the keyword is the trigger. Blanks at its
+        // end stay.
+        let mut expression = cut.line.text.trim_start()[cut.keyword.text.len()..].trim_start().to_owned();
         for heredoc in cut.heredocs {
             expression.push('\n');
             expression.push_str(&heredoc.content);
