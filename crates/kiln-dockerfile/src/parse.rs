@@ -151,8 +151,33 @@ impl Cut<'_> {
     }
 }
 
-/// What an instruction's rule gives; the diagnostic says why there is nothing.
-type Ruled<T> = Result<T, Diagnostic>;
+/// What an instruction's rule gives, or why there is nothing.
+type Ruled<T> = Result<T, Fault>;
+
+/// An instruction's one fatal error.
+enum Fault {
+    /// BuildKit cannot read it, not even as a trigger.
+    Form(Diagnostic),
+    /// BuildKit reads it, and refuses it when it is built.
+    Meaning(Diagnostic),
+}
+
+impl Fault {
+    fn form(message: impl Into<String>, span: Span) -> Self {
+        Self::Form(Diagnostic::error(message, span))
+    }
+
+    fn meaning(message: impl Into<String>, span: Span) -> Self {
+        Self::Meaning(Diagnostic::error(message, span))
+    }
+
+    fn with_hint(self, hint: Option<String>) -> Self {
+        match self {
+            Self::Form(diagnostic) => Self::Form(diagnostic.with_hint(hint)),
+            Self::Meaning(diagnostic) => Self::Meaning(diagnostic.with_hint(hint)),
+        }
+    }
+}
 
 struct Parser<'s> {
     source: &'s Source<'s>,
@@ -242,7 +267,7 @@ impl Parser<'_> {
         let before = self.diagnostics.len();
         let kind = match self.kind(&cut) {
             Ok(kind) => kind,
-            Err(diagnostic) => {
+            Err(Fault::Form(diagnostic) | Fault::Meaning(diagnostic)) => {
                 self.diagnostics.insert(before, diagnostic);
                 return None;
             }
@@ -302,7 +327,7 @@ impl Parser<'_> {
                 let message = format!(
                     "when using JSON array syntax, arrays must be comprised of strings only: found {found}"
                 );
-                Err(Diagnostic::error(message, place(range)))
+                Err(Fault::form(message, place(range)))
             }
         }
     }
@@ -412,11 +437,11 @@ impl Parser<'_> {
         match name.as_str() {
             "ONBUILD" => {
                 let message = "chaining ONBUILD via ONBUILD ONBUILD isn't allowed";
-                return Err(Diagnostic::error(message, inner.keyword.span));
+                return Err(Fault::meaning(message, inner.keyword.span));
             }
             "MAINTAINER" | "FROM" => {
                 let message = format!("{name} isn't allowed as an ONBUILD trigger");
-                return Err(Diagnostic::error(message, inner.keyword.span));
+                return Err(Fault::meaning(message, inner.keyword.span));
             }
             _ => {}
         }
@@ -440,26 +465,24 @@ impl Parser<'_> {
         for diagnostic in &mut self.diagnostics[before..] {
             diagnostic.severity = Severity::Warning;
         }
-        let Err(mut diagnostic) = result else { return Ok(()) };
-        let unreadable = diagnostic.message.starts_with("when using JSON")
-            || diagnostic.message.contains("must have two arguments")
-            || diagnostic.message.starts_with("can't find =");
-        if unreadable {
-            return Err(diagnostic);
+        match result {
+            Ok(_) => {}
+            Err(Fault::Form(diagnostic)) => return Err(Fault::Form(diagnostic)),
+            Err(Fault::Meaning(diagnostic)) => {
+                self.diagnostics.push(Diagnostic { severity: Severity::Warning, ..diagnostic });
+            }
         }
-        diagnostic.severity = Severity::Warning;
-        self.diagnostics.push(diagnostic);
         Ok(())
     }
 }
 
-fn unknown_instruction(keyword: &Word) -> Diagnostic {
+fn unknown_instruction(keyword: &Word) -> Fault {
     let shown: String = keyword.text.chars().take(60).collect();
     let hint = suggest::near(&keyword.text, KEYWORDS).map(|near| {
         let near = if keyword.text.chars().any(char::is_lowercase) { near } else { near.to_uppercase() };
         format!("did you mean {near}?")
     });
-    Diagnostic::error(format!("unknown instruction: {shown}"), keyword.span).with_hint(hint)
+    Fault::meaning(format!("unknown instruction: {shown}"), keyword.span).with_hint(hint)
 }
 
 fn required(cut: &Cut<'_>, word: Word) -> Ruled<Word> {
@@ -467,12 +490,12 @@ fn required(cut: &Cut<'_>, word: Word) -> Ruled<Word> {
         return Ok(word);
     }
     let message = format!("{} requires exactly one argument", cut.keyword.text.to_uppercase());
-    Err(Diagnostic::error(message, cut.keyword.span))
+    Err(Fault::meaning(message, cut.keyword.span))
 }
 
-fn at_least_one(cut: &Cut<'_>) -> Diagnostic {
+fn at_least_one(cut: &Cut<'_>) -> Fault {
     let message = format!("{} requires at least one argument", cut.keyword.text.to_uppercase());
-    Diagnostic::error(message, cut.keyword.span)
+    Fault::meaning(message, cut.keyword.span)
 }
 
 fn is_stage_name(name: &str) -> bool {

@@ -95,9 +95,9 @@ impl<'t> Source<'t> {
     /// The span of a whole line without its end-of-line and indentation.
     pub(crate) fn line_span(&self, line: usize) -> Span {
         let range = self.line_range(line);
-        let text = &self.text[range.clone()];
+        let text = self.text[range.clone()].trim_end();
         let start = range.start + (text.len() - text.trim_start().len());
-        self.span(start..(range.start + text.trim_end().len()).max(start))
+        self.span(start..range.start + text.len())
     }
 }
 

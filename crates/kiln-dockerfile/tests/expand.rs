@@ -4,9 +4,18 @@
 use kiln_dockerfile::{Error, ExpandFailure, Expander, Kind, MAX_NESTING, NoVariables, parse};
 
 fn environment() -> Vec<String> {
-    ["HOME=/root", "NAME=kiln", "EMPTY=", "UTF=한국어", "TWO=one  two", "EDGES= a b ", "STARS=*.*", "URL=http://a/b/c.txt"]
-        .map(str::to_owned)
-        .to_vec()
+    [
+        "HOME=/root",
+        "NAME=kiln",
+        "EMPTY=",
+        "UTF=한국어",
+        "TWO=one  two",
+        "EDGES= a b ",
+        "STARS=*.*",
+        "URL=http://a/b/c.txt",
+    ]
+    .map(str::to_owned)
+    .to_vec()
 }
 
 fn check(word: &str, expect: Result<&str, ()>) {
@@ -203,13 +212,15 @@ fn lookups_are_reported() {
 
 #[test]
 fn heredoc_bodies_keep_their_quotes() {
-    let text = Expander::for_heredoc_body().word("it's \"$NAME\" \\$HOME\n", &environment()).expect("valid").text;
+    let text =
+        Expander::for_heredoc_body().word("it's \"$NAME\" \\$HOME\n", &environment()).expect("valid").text;
     assert_eq!(text, "it's \"kiln\" $HOME\n");
 }
 
 #[test]
 fn display_leaves_quotes_and_unset_variables() {
-    let text = Expander::for_display('\\').word("echo \"$NAME\" ${NONE:-x} $Y", &environment()).expect("valid").text;
+    let text =
+        Expander::for_display('\\').word("echo \"$NAME\" ${NONE:-x} $Y", &environment()).expect("valid").text;
     assert_eq!(text, "echo \"kiln\" ${NONE:-x} $Y");
 }
 

@@ -133,8 +133,7 @@ fn names_that_are_not_utf8() {
 
 #[test]
 fn many_files_are_fast() {
-    let patterns =
-        "**/node_modules\n**/*.pyc\n.git\n*.log\nbuild/**\n**/__pycache__\n!keep.log\n**/*~\n**/.*.sw?\ndocs/**/*.tmp\n";
+    let patterns = "**/node_modules\n**/*.pyc\n.git\n*.log\nbuild/**\n**/__pycache__\n!keep.log\n**/*~\n**/.*.sw?\ndocs/**/*.tmp\n";
     let matcher = IgnoreMatcher::parse(patterns).expect("valid");
     let started = std::time::Instant::now();
     let mut ignored = 0;
@@ -143,7 +142,8 @@ fn many_files_are_fast() {
         let state = matcher.child(&matcher.root(), &name);
         for file in 0..100 {
             let extension = if file % 10 == 0 { "pyc" } else { "py" };
-            ignored += usize::from(matcher.child(&state, format!("{name}/file{file}.{extension}")).is_ignored());
+            ignored +=
+                usize::from(matcher.child(&state, format!("{name}/file{file}.{extension}")).is_ignored());
         }
     }
     assert_eq!(ignored, 20_000);

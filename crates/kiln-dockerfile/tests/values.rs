@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use kiln_dockerfile::{
-    Expander, Kind, MountType, NoVariables, Sharing, format_duration, history, parse, parse_duration, parse_port,
-    parse_signal, parse_size,
+    Expander, Kind, MountType, NoVariables, Sharing, format_duration, history, parse, parse_duration,
+    parse_port, parse_signal, parse_size,
 };
 
 #[test]
@@ -109,19 +109,25 @@ fn mounts() {
             Some(diagnostic) => Err(diagnostic.message.clone()),
             None => {
                 let kind = &parsed.dockerfile.stages[0].instructions[0].kind;
-                let expanded = kind.expand(&Expander::new('\\'), &NoVariables).map_err(|error| error.to_string());
+                let expanded =
+                    kind.expand(&Expander::new('\\'), &NoVariables).map_err(|error| error.to_string());
                 expanded.map(|mut expanded| expanded.mounts.remove(0))
             }
         };
         match (got, expect) {
-            (Ok(mount), Ok(expect)) => assert_eq!((mount.mount_type, mount.target.as_str(), mount.read_only), expect),
+            (Ok(mount), Ok(expect)) => {
+                assert_eq!((mount.mount_type, mount.target.as_str(), mount.read_only), expect);
+            }
             (Err(message), Err(part)) => assert!(message.contains(part), "{options}: {message}"),
             (got, expect) => panic!("{options}: got {got:?}, expected {expect:?}"),
         }
     }
     check("target=/a", Ok((MountType::Bind, "/a", true)));
     check("type=cache,dst=/a", Ok((MountType::Cache, "/a", false)));
-    check("type=cache,target=/a,sharing=locked,id=x,mode=0700,uid=1,gid=2,ro", Ok((MountType::Cache, "/a", true)));
+    check(
+        "type=cache,target=/a,sharing=locked,id=x,mode=0700,uid=1,gid=2,ro",
+        Ok((MountType::Cache, "/a", true)),
+    );
     check("type=tmpfs,destination=/a,size=5m", Ok((MountType::Tmpfs, "/a", false)));
     check("type=secret,id=x,env=X,required", Ok((MountType::Secret, "", true)));
     check("type=ssh", Ok((MountType::Ssh, "", true)));
@@ -137,7 +143,8 @@ fn mounts() {
     check("target", Err("must be a key=value pair"));
 
     let parsed = parse("FROM scratch\nRUN --mount=type=cache,target=/c,sharing=Private true\n");
-    let expanded = parsed.dockerfile.stages[0].instructions[0].kind.expand(&Expander::new('\\'), &NoVariables);
+    let expanded =
+        parsed.dockerfile.stages[0].instructions[0].kind.expand(&Expander::new('\\'), &NoVariables);
     assert_eq!(expanded.expect("valid").mounts[0].sharing, Some(Sharing::Private));
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Cut, Parser, Ruled, at_least_one, required};
+use super::{Cut, Fault, Parser, Ruled, at_least_one, required};
 use crate::diagnostic::Diagnostic;
 use crate::expand::{Expander, NoVariables};
 use crate::flag::{FlagKind, Flags};
@@ -51,7 +51,7 @@ impl Parser<'_> {
                 let message =
                     format!("SHELL requires the arguments to be in JSON form, found {}", cut.text());
                 let hint = "for example SHELL [\"/bin/bash\", \"-c\"]";
-                Err(Diagnostic::error(message, self.whole(cut).span).with_hint(Some(hint.to_owned())))
+                Err(Fault::meaning(message, self.whole(cut).span).with_hint(Some(hint.to_owned())))
             }
         }
     }
@@ -123,10 +123,7 @@ impl Parser<'_> {
                 let nothing =
                     from == text.len() || json::read(&text[from..]) == JsonForm::Strings(Vec::new());
                 if !nothing {
-                    return Err(Diagnostic::error(
-                        "HEALTHCHECK NONE takes no arguments",
-                        self.whole(cut).span,
-                    ));
+                    return Err(Fault::meaning("HEALTHCHECK NONE takes no arguments", self.whole(cut).span));
                 }
                 Ok(Healthcheck::None)
             }
@@ -135,7 +132,7 @@ impl Parser<'_> {
                 let message = format!("unknown type {other:?} in HEALTHCHECK: expected CMD or NONE");
                 let hint =
                     suggest::hint(other, ["CMD", "NONE"]).or(Some("try HEALTHCHECK CMD ...".to_owned()));
-                Err(Diagnostic::error(message, kind.span).with_hint(hint))
+                Err(Fault::meaning(message, kind.span).with_hint(hint))
             }
         }
     }
@@ -150,7 +147,7 @@ impl Parser<'_> {
             CommandLine::Exec(words) => words.is_empty(),
         };
         if empty {
-            return Err(Diagnostic::error("missing command after HEALTHCHECK CMD", self.whole(cut).span));
+            return Err(Fault::meaning("missing command after HEALTHCHECK CMD", self.whole(cut).span));
         }
         let retries = flags.value("retries").map_or(0, |word| {
             let retries = word.text.parse::<i32>().ok().and_then(|retries| u32::try_from(retries).ok());

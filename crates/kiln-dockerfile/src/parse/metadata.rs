@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Cut, Parser, Ruled, at_least_one, required};
+use super::{Cut, Fault, Parser, Ruled, at_least_one, required};
 use crate::diagnostic::Diagnostic;
 use crate::instruction::{Arg, Pair, PairForm};
 use crate::source::Word;
@@ -35,7 +35,7 @@ impl Parser<'_> {
             let bare = name.strip_prefix("SIG").unwrap_or(&name);
             let near =
                 suggest::near(bare, value::signal_names()).map(|near| format!("did you mean SIG{near}?"));
-            return Err(Diagnostic::error(error.to_string(), word.span).with_hint(near));
+            return Err(Fault::meaning(error.to_string(), word.span).with_hint(near));
         }
         Ok(word)
     }
@@ -47,7 +47,7 @@ impl Parser<'_> {
             let text = &cut.line.text[range.clone()];
             let word = |range: Range<usize>| cut.line.word(self.source, range);
             items.push(match text.find('=') {
-                Some(0) => return Err(Diagnostic::error("ARG names can not be blank", word(range).span)),
+                Some(0) => return Err(Fault::meaning("ARG names can not be blank", word(range).span)),
                 Some(at) => Arg {
                     name: word(range.start..range.start + at),
                     default: Some(word(range.start + at + 1..range.end)),
@@ -71,7 +71,7 @@ impl Parser<'_> {
                     "{name} must have two arguments: expected {name} {}=value",
                     &cut.line.text[key.clone()]
                 );
-                return Err(Diagnostic::error(message, word(key).span));
+                return Err(Fault::form(message, word(key).span));
             };
             let message =
                 format!("\"{name} key=value\" should be used instead of legacy \"{name} key value\" format");
@@ -82,13 +82,13 @@ impl Parser<'_> {
         let equals = |range: &Range<usize>| cut.line.text[range.clone()].find('=');
         if let Some(bare) = words.iter().find(|range| equals(range).is_none()) {
             let message = format!("can't find = in {:?}: expected name=value", &cut.line.text[bare.clone()]);
-            return Err(Diagnostic::error(message, word(bare.clone()).span));
+            return Err(Fault::form(message, word(bare.clone()).span));
         }
         let mut pairs = Vec::new();
         for range in words {
             let at = range.start + equals(&range).unwrap_or(0);
             if at == range.start {
-                return Err(Diagnostic::error(format!("{name} names can not be blank"), word(range).span));
+                return Err(Fault::meaning(format!("{name} names can not be blank"), word(range).span));
             }
             let (key, value) = (word(range.start..at), word(at + 1..range.end));
             pairs.push(Pair { key, value, form: PairForm::Equals });
@@ -125,7 +125,7 @@ impl Parser<'_> {
         let words: Vec<Word> =
             words.into_iter().map(|word| word.with_text(word.text.trim().to_owned())).collect();
         match words.iter().find(|word| word.text.is_empty()) {
-            Some(word) => Err(Diagnostic::error("VOLUME specified can not be an empty string", word.span)),
+            Some(word) => Err(Fault::meaning("VOLUME specified can not be an empty string", word.span)),
             None => Ok(words),
         }
     }

@@ -1,6 +1,6 @@
 //! Rules of COPY and ADD.
 
-use super::{Cut, Parser, Ruled};
+use super::{Cut, Fault, Parser, Ruled};
 use crate::diagnostic::Diagnostic;
 use crate::expand::{Expander, NoVariables};
 use crate::flag::{FlagKind, Flags};
@@ -73,12 +73,12 @@ impl Parser<'_> {
                     "{name} requires at least two arguments, but only one was provided. Destination could not be determined"
                 ),
             };
-            return Err(Diagnostic::error(message, words.first().map_or(cut.keyword.span, |word| word.span)));
+            return Err(Fault::meaning(message, words.first().map_or(cut.keyword.span, |word| word.span)));
         }
         let destination = words.pop().unwrap_or_default();
         let heredoc = |word: &Word| heredoc_start(&word.text).ok().flatten();
         if heredoc(&destination).is_some() {
-            return Err(Diagnostic::error(
+            return Err(Fault::meaning(
                 format!("{name} cannot accept a heredoc as a destination"),
                 destination.span,
             ));
