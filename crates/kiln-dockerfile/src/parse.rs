@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::diagnostic::{Diagnostic, Severity};
-use crate::directive::{self, Directives};
+use crate::directive::{self, Check, Directives};
 use crate::flag::{FlagKind, Flags};
 use crate::heredoc::Heredoc;
 use crate::instruction::{Dockerfile, Instruction, Kind, MetaArg, Onbuild, Stage};
@@ -20,7 +20,9 @@ use crate::{split, suggest};
 /// A longer line is an error, as in BuildKit.
 pub const MAX_LINE_BYTES: usize = 65_535;
 /// A larger file is an error, and nothing of it is read.
-pub const MAX_SOURCE_BYTES: usize = 16 << 20;
+pub const MAX_SOURCE_BYTES: usize = 4 << 20;
+/// Reading ends behind the instruction with which there are more diagnostics.
+pub const MAX_DIAGNOSTICS: usize = 1000;
 
 const KEYWORDS: [&str; 18] = [
     "add",
@@ -82,6 +84,13 @@ pub fn parse(text: impl AsRef<[u8]>) -> Parsed {
     let mut diagnostics = parser.diagnostics;
     diagnostics.sort_by_key(|diagnostic| (diagnostic.span.start, std::cmp::Reverse(diagnostic.severity)));
     crate::stage::check_stages(&stages, &mut diagnostics);
+    if let Some(check) = &directives.check {
+        diagnostics.retain(|diagnostic| check.keeps(diagnostic));
+        if check.error {
+            let broken = diagnostics.iter_mut().filter(|diagnostic| diagnostic.rule.is_some());
+            broken.for_each(|diagnostic| diagnostic.severity = Severity::Error);
+        }
+    }
     let dockerfile = Dockerfile { directives, meta_args, stages, source: text.into_owned() };
     Parsed { dockerfile, diagnostics }
 }
@@ -192,6 +201,9 @@ impl Parser<'_> {
             return;
         }
         for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
+            if self.diagnostics.len() > MAX_DIAGNOSTICS {
+                break;
+            }
             let comment = line.trim_ascii_start().first() == Some(&b'#');
             if !comment && std::str::from_utf8(line).is_err() {
                 let span = self.source.line_span(index + 1);
@@ -214,6 +226,12 @@ impl Parser<'_> {
         let (mut seen, mut stray) = (false, false);
         while let Some(raw) = reader.next(&mut self.diagnostics) {
             seen = true;
+            if self.diagnostics.len() > MAX_DIAGNOSTICS {
+                let span = raw.line.span(self.source, 0..raw.line.text.len());
+                self.error("too many diagnostics: the rest of the file is not read", span);
+                stray = true;
+                break;
+            }
             match self.statement(raw) {
                 None => {}
                 Some(Statement::From(mut stage)) => {
@@ -261,25 +279,28 @@ impl Parser<'_> {
         span.end = span.end.max(self.source.line_span(raw.line.last_line).end);
         let cut = self.cut(&raw.line, range.clone(), &raw.heredocs);
         let original = raw.line.text[range].to_owned();
-        if cut.keyword.text.eq_ignore_ascii_case("from") {
-            return Some(Statement::From(Box::new(self.from(&cut, original, raw.comments, span))));
-        }
         let before = self.diagnostics.len();
-        let kind = match self.kind(&cut) {
-            Ok(kind) => kind,
-            Err(Fault::Form(diagnostic) | Fault::Meaning(diagnostic)) => {
-                self.diagnostics.insert(before, diagnostic);
-                return None;
+        let check = Check::of_comments(&raw.comments);
+        let statement = if cut.keyword.text.eq_ignore_ascii_case("from") {
+            Some(Statement::From(Box::new(self.from(&cut, original, raw.comments, span))))
+        } else {
+            match self.kind(&cut) {
+                Ok(kind) => {
+                    let keyword = cut.keyword;
+                    let instruction = Instruction { kind, keyword, original, comments: raw.comments, span };
+                    Some(Statement::Instruction(Box::new(instruction)))
+                }
+                Err(Fault::Form(diagnostic) | Fault::Meaning(diagnostic)) => {
+                    self.diagnostics.insert(before, diagnostic);
+                    None
+                }
             }
         };
-        let keyword = cut.keyword;
-        Some(Statement::Instruction(Box::new(Instruction {
-            kind,
-            keyword,
-            original,
-            comments: raw.comments,
-            span,
-        })))
+        if let Some(check) = check {
+            let own = self.diagnostics.split_off(before);
+            self.diagnostics.extend(own.into_iter().filter(|diagnostic| check.keeps(diagnostic)));
+        }
+        statement
     }
 
     fn cut<'r>(&self, line: &'r LogicalLine, range: Range<usize>, heredocs: &'r [Heredoc]) -> Cut<'r> {

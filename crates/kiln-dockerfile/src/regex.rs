@@ -54,6 +54,8 @@ pub(crate) struct Regex {
     prefix: String,
     /// Characters that every match ends with, behind the prefix.
     suffix: String,
+    /// Characters that stand somewhere between the two in every match.
+    inner: String,
     /// The steps between prefix and suffix.
     middle: std::ops::Range<usize>,
 }
@@ -77,7 +79,10 @@ impl Regex {
         let mut suffix: Vec<char> = steps[head..].iter().rev().map_while(literal).collect();
         suffix.reverse();
         let middle = head..steps.len() - suffix.len();
-        Some(Self { steps, prefix, suffix: suffix.into_iter().collect(), middle })
+        let runs = steps[middle.clone()].split(|step| literal(step).is_none());
+        let longest = runs.max_by_key(|run| run.len()).unwrap_or_default();
+        let inner = longest.iter().filter_map(literal).collect();
+        Some(Self { steps, prefix, suffix: suffix.into_iter().collect(), inner, middle })
     }
 
     pub(crate) fn matches(&self, path: &str) -> bool {
@@ -88,6 +93,9 @@ impl Regex {
             // `**/*.ext`
             let directories = rest.rfind('/').unwrap_or(0);
             return !rest[..directories].contains('\n');
+        }
+        if !self.inner.is_empty() && !rest.contains(self.inner.as_str()) {
+            return false;
         }
         run(steps, rest, End::Nothing, |states| states[steps.len()])
     }

@@ -2,8 +2,8 @@
 #![allow(missing_docs)]
 
 use kiln_dockerfile::{
-    CommandLine, CopySource, Diagnostic, Healthcheck, Kind, Network, PairForm, Parsed, Security, Severity,
-    parse, parse_trigger, render,
+    CommandLine, CopySource, Diagnostic, GitSource, Healthcheck, Kind, Network, PairForm, Parsed, Security,
+    Severity, SourceKind, parse, parse_trigger, render, source_kind,
 };
 
 fn good(text: &str) -> Parsed {
@@ -356,6 +356,52 @@ fn warnings() {
 }
 
 #[test]
+fn checks_are_skipped_or_made_errors() {
+    check_warnings("# check=skip=FromAsCasing\nFROM a as B\n", &["2:11 stage name 'B' should be lowercase"]);
+    check_warnings("# check=skip=all\nFROM a as B\nARG --x b\n", &["3:5 ARG takes no flags: --x is ignored"]);
+    check_warnings(
+        "FROM a\n# check=skip=LegacyKeyValueFormat\nENV a b\nFROM c as d\n",
+        &["4:8 'as' and 'FROM' keywords' casing do not match"],
+    );
+    check_errors("# check=error=true\nFROM a AS B\n", &["2:11 stage name 'B' should be lowercase"]);
+    check_errors("# check=skpi=all\nFROM a\n", &["1:9 invalid check option \"skpi\" [did you mean skip?]"]);
+}
+
+#[test]
+fn sources_of_add() {
+    fn url(name: &str) -> SourceKind {
+        SourceKind::Url { file_name: name.to_owned() }
+    }
+    fn git(remote: &str, reference: &str, directory: &str) -> SourceKind {
+        let given = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+        SourceKind::Git(GitSource {
+            remote: remote.to_owned(),
+            reference: given(reference),
+            directory: given(directory),
+            query: None,
+        })
+    }
+    for (source, expect) in [
+        ("a/b", SourceKind::Path),
+        ("./x@y:z", SourceKind::Path),
+        ("github.com/a/b.git", SourceKind::Path),
+        ("ftp://a/b", SourceKind::Path),
+        ("https://a/b/c.tar.gz?x=/y#z", url("c.tar.gz")),
+        ("http://a/b%20c", url("b c")),
+        ("http://a/", url("__unnamed__")),
+        ("http://a", url("__unnamed__")),
+        ("https://a/b.git", git("https://a/b.git", "", "")),
+        ("https://a/b.git#v1:sub/dir", git("https://a/b.git", "v1", "sub/dir")),
+        ("git@a:b/c", git("git@a:b/c", "", "")),
+        ("git@a:b/c#:d", git("git@a:b/c", "", "d")),
+        ("ssh://git@a/b", git("ssh://git@a/b", "", "")),
+        ("git://a/b#m", git("git://a/b", "m", "")),
+    ] {
+        assert_eq!(source_kind(source), expect, "{source}");
+    }
+}
+
+#[test]
 fn stages_by_name_and_number() {
     let file = good("FROM a AS one\nFROM one\nFROM b AS one\nFROM one AS Two\n").dockerfile;
     assert_eq!(file.base_stage(1, "one"), Some(0));
@@ -429,6 +475,9 @@ fn limits() {
     let long = |length: usize| format!("FROM scratch\nRUN {}\n", "x".repeat(length - 4));
     good(&long(65_535));
     check_errors(&long(65_536), &["2:1 line of 65537 bytes is longer than 65535"]);
+    let many = parse("x\n".repeat(100_000)).diagnostics;
+    assert_eq!(many.len(), kiln_dockerfile::MAX_DIAGNOSTICS + 2);
+    assert!(many.last().is_some_and(|last| last.message.starts_with("too many diagnostics")));
     assert!(parse(vec![b' '; kiln_dockerfile::MAX_SOURCE_BYTES + 1]).has_errors());
 }
 
