@@ -1,0 +1,39 @@
+//! A sandbox where neither namespaces nor mounts are to be had: a changed root directory, and a list of what that does
+//! not isolate.
+
+use std::os::fd::AsFd;
+
+use crate::failure::{Failure, at};
+use crate::sandbox::{Network, RootSource, Sandbox};
+use crate::target::Tree;
+use kiln_sys::mount;
+
+/// Changes the root, and says what is not isolated.
+pub(crate) fn set_up(sandbox: &Sandbox, notes: &mut Vec<String>) -> Result<Tree, Failure> {
+    let refused = |what: &str| at(what)(rustix::io::Errno::NOTSUP.into());
+    let RootSource::Directory { path } = &sandbox.root else {
+        return Err(refused(
+            "mount an overlay without the privilege to mount: the root must be a copied directory",
+        ));
+    };
+    if let Some(mount) = sandbox.mounts.first() {
+        return Err(refused(&format!("mount {} without the privilege to mount", mount.target.display())));
+    }
+    if sandbox.network == Network::None {
+        return Err(refused("give the command no network without the privilege to make namespaces"));
+    }
+    notes.push(
+        "not isolated: processes, network, host name, IPC, mounts and devices are those of the host; only the root \
+         directory is the command's own"
+            .to_owned(),
+    );
+    if !sandbox.files.is_empty() {
+        notes
+            .push("the files that kiln provides (such as /etc/resolv.conf) are those of the root".to_owned());
+    }
+    let root = mount::open_place(path).map_err(at(&format!("open the root {}", path.display())))?;
+    rustix::process::fchdir(&root).map_err(|errno| at("enter the root")(errno.into()))?;
+    rustix::process::chroot(c".").map_err(|errno| at("change the root directory")(errno.into()))?;
+    let _ = root.as_fd();
+    Tree::new(root).map_err(at("look at the root"))
+}

@@ -1,0 +1,47 @@
+//! Runs real processes in sandboxes. Needs root (or a user namespace that `kiln_sys` can enter) and a static busybox;
+//! says so and skips where they are missing.
+//!
+//! The test program is its own init, so it has no standard harness. A word on the command line selects the cases whose
+//! name contains it.
+#![allow(clippy::print_stdout, reason = "a test program reports")]
+
+mod attacks;
+mod basics;
+mod fixture;
+mod terminals;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use fixture::Fixture;
+
+/// A case: its name and what it does.
+type Case = (&'static str, fn(&Fixture));
+
+fn main() {
+    kiln_runtime::init_if_asked();
+    let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
+    let fixture = match Fixture::new() {
+        Ok(fixture) => fixture,
+        Err(reason) => {
+            println!("SKIPPED: all sandbox tests: {reason}");
+            return;
+        }
+    };
+    let cases = [basics::CASES, attacks::CASES, terminals::CASES].concat();
+    let mut failed = Vec::new();
+    let mut run = 0;
+    for (name, case) in cases {
+        if wanted.as_deref().is_some_and(|word| !name.contains(word)) {
+            continue;
+        }
+        run += 1;
+        let passed = catch_unwind(AssertUnwindSafe(|| case(&fixture))).is_ok();
+        println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
+        if !passed {
+            failed.push(name);
+        }
+    }
+    println!("{run} cases, {} failed {failed:?}", failed.len());
+    assert!(run > 0, "no case has that word in its name");
+    assert!(failed.is_empty(), "failed: {failed:?}");
+}
