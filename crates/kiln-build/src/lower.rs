@@ -607,15 +607,11 @@ fn trigger_makes_layer(trigger: &str) -> bool {
 }
 
 fn is_url(source: &str) -> bool {
-    (source.starts_with("http://") || source.starts_with("https://")) && !is_git(source)
+    matches!(source_kind(source), SourceKind::Url { .. })
 }
 
 fn is_git(source: &str) -> bool {
-    let remote = source.split(['#', '?']).next().unwrap_or_default();
-    source.starts_with("git@")
-        || source.starts_with("git://")
-        || source.starts_with("ssh://")
-        || source.starts_with("http") && source.contains("://") && remote.ends_with(".git")
+    matches!(source_kind(source), SourceKind::Git(_))
 }
 
 fn instruction_error(message: String, span: Span) -> Error {

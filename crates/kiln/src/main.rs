@@ -7,11 +7,13 @@ mod commands;
 mod failure;
 mod filters;
 mod format;
+mod interrupt;
 mod listing;
 mod progress;
 mod prompt;
 mod session;
 mod units;
+mod watch;
 
 use std::io::Write as _;
 use std::process::ExitCode;

@@ -1,5 +1,6 @@
 //! The commands. Each module takes its arguments and prints its outcome; what it does is a library's work.
 
+mod build;
 mod import;
 mod version;
 
@@ -19,6 +20,9 @@ pub(crate) fn convention(command: &Command) -> Convention {
 /// Does what was asked for and gives the exit status.
 pub(crate) fn dispatch(arguments: &Arguments) -> Result<u8> {
     match &arguments.command {
+        Command::Build(build) | Command::Image(ImageCommand::Build(build)) => {
+            build::run(arguments.root(), build)
+        }
         Command::Import(import) | Command::Image(ImageCommand::Import(import)) => {
             import::run(arguments.root(), import)
         }
