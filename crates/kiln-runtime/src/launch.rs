@@ -299,9 +299,11 @@ fn follow(running: &mut Running, sandbox: &Sandbox, control: &OwnedFd) -> Result
             Report::Listener => {
                 if let Some(listener) = descriptors.next() {
                     let recorder =
-                        Recorder::new(sandbox, listener, running.child.pid()).map_err(|source| {
-                            RuntimeError::Process { operation: "start recording owners", source }
-                        })?;
+                        Recorder::new(sandbox, listener, running.child.pid(), running.child.pidfd())
+                            .map_err(|source| RuntimeError::Process {
+                                operation: "start recording owners",
+                                source,
+                            })?;
                     running.recorder = Some(recorder.run().map_err(|source| RuntimeError::Process {
                         operation: "start recording owners",
                         source,
@@ -311,6 +313,11 @@ fn follow(running: &mut Running, sandbox: &Sandbox, control: &OwnedFd) -> Result
             Report::Ready { stubs, notes } => {
                 ready = true;
                 (running.stubs, running.notes) = (stubs, notes);
+                if sandbox.security == Security::Sandboxed && !crate::seccomp::is_known_processor() {
+                    running
+                        .notes
+                        .push("not isolated: there is no system call profile for this processor".to_owned());
+                }
             }
             Report::Failed { step, errno, detail } => {
                 let source = match errno {

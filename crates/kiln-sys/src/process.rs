@@ -703,3 +703,13 @@ pub fn set_capabilities(kept: CapabilityBits) -> io::Result<()> {
 pub fn forbid_new_privileges() -> io::Result<()> {
     Ok(rustix::thread::set_no_new_privs(true)?)
 }
+
+/// Gives this thread a root directory, current directory and file mode mask of its own, so that it may change them
+/// without the process's other threads.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn separate_directories() -> io::Result<()> {
+    // SAFETY: only directories are split from other threads', nothing that memory or descriptors depend on.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS).map_err(Into::into) }
+}
