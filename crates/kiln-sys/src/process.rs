@@ -334,7 +334,16 @@ pub fn own_executable() -> io::Result<(OwnedFd, Protection)> {
 
 fn read_only_executable() -> io::Result<OwnedFd> {
     let own = mount::open_place(Path::new("/proc/self/exe"))?;
-    let tree = mount::clone_tree(own.as_fd(), Depth::Single)?;
+    let tree = mount::clone_tree(own.as_fd(), Depth::Single).or_else(|_| {
+        // What was opened before this process got a mount namespace of its own can be cloned by its name only.
+        let name = rustix::fs::readlink("/proc/self/exe", Vec::new())?;
+        let named = mount::open_place(Path::new(OsStr::from_bytes(name.as_bytes())))?;
+        let (opened, running) = (rustix::fs::fstat(&named)?, rustix::fs::fstat(&own)?);
+        if (opened.st_dev, opened.st_ino) != (running.st_dev, running.st_ino) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        mount::clone_tree(named.as_fd(), Depth::Single)
+    })?;
     mount::restrict(tree.as_fd(), Attributes { read_only: true, ..Attributes::default() }, Depth::Single)?;
     Ok(tree)
 }
