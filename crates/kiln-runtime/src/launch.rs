@@ -297,18 +297,12 @@ fn follow(running: &mut Running, sandbox: &Sandbox, control: &OwnedFd) -> Result
         match report {
             Report::Terminal => running.terminal = descriptors.next(),
             Report::Listener => {
-                if let Some(listener) = descriptors.next() {
-                    let recorder =
-                        Recorder::new(sandbox, listener, running.child.pid(), running.child.pidfd())
-                            .map_err(|source| RuntimeError::Process {
-                                operation: "start recording owners",
-                                source,
-                            })?;
-                    running.recorder = Some(recorder.run().map_err(|source| RuntimeError::Process {
-                        operation: "start recording owners",
-                        source,
-                    })?);
-                }
+                let failed = |source| RuntimeError::Process { operation: "start recording owners", source };
+                let listener = descriptors.next().ok_or(RuntimeError::Died)?;
+                let (pid, ended) = (running.child.pid(), running.child.pidfd());
+                let recorder = Recorder::new(sandbox, listener, pid, ended).map_err(failed)?;
+                running.recorder = Some(recorder.run().map_err(failed)?);
+                terminal::send_with_descriptors(control.as_fd(), b"!", &[]).map_err(failed)?;
             }
             Report::Ready { stubs, notes } => {
                 ready = true;
