@@ -4,6 +4,37 @@
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capabilities(u64);
 
+/// Single capabilities as bits.
+pub(crate) mod bits {
+    pub(crate) const CHOWN: u64 = 1;
+    pub(crate) const DAC_OVERRIDE: u64 = 1 << 1;
+    pub(crate) const DAC_READ_SEARCH: u64 = 1 << 2;
+    pub(crate) const FOWNER: u64 = 1 << 3;
+    pub(crate) const FSETID: u64 = 1 << 4;
+    pub(crate) const KILL: u64 = 1 << 5;
+    pub(crate) const SETGID: u64 = 1 << 6;
+    pub(crate) const SETUID: u64 = 1 << 7;
+    pub(crate) const SETPCAP: u64 = 1 << 8;
+    pub(crate) const NET_BIND_SERVICE: u64 = 1 << 10;
+    pub(crate) const NET_RAW: u64 = 1 << 13;
+    pub(crate) const SYS_MODULE: u64 = 1 << 16;
+    pub(crate) const SYS_RAWIO: u64 = 1 << 17;
+    pub(crate) const SYS_CHROOT: u64 = 1 << 18;
+    pub(crate) const SYS_PTRACE: u64 = 1 << 19;
+    pub(crate) const SYS_PACCT: u64 = 1 << 20;
+    pub(crate) const SYS_ADMIN: u64 = 1 << 21;
+    pub(crate) const SYS_BOOT: u64 = 1 << 22;
+    pub(crate) const SYS_NICE: u64 = 1 << 23;
+    pub(crate) const SYS_TIME: u64 = 1 << 25;
+    pub(crate) const SYS_TTY_CONFIG: u64 = 1 << 26;
+    pub(crate) const MKNOD: u64 = 1 << 27;
+    pub(crate) const AUDIT_WRITE: u64 = 1 << 29;
+    pub(crate) const SETFCAP: u64 = 1 << 31;
+    pub(crate) const SYSLOG: u64 = 1 << 34;
+    pub(crate) const PERFMON: u64 = 1 << 38;
+    pub(crate) const BPF: u64 = 1 << 39;
+}
+
 /// The names without `CAP_`, in the kernel's order (`include/uapi/linux/capability.h`).
 const NAMES: [&str; 41] = [
     "CHOWN",
@@ -56,40 +87,25 @@ impl Capabilities {
     pub const ALL: Self = Self((1 << NAMES.len()) - 1);
     /// What a container of Docker's has (moby `daemon/pkg/oci/caps/defaults.go`).
     pub const DEFAULT: Self = Self(
-        Self::CHOWN
-            | Self::DAC_OVERRIDE
-            | Self::FSETID
-            | Self::FOWNER
-            | Self::MKNOD
-            | Self::NET_RAW
-            | Self::SETGID
-            | Self::SETUID
-            | Self::SETFCAP
-            | Self::SETPCAP
-            | Self::NET_BIND_SERVICE
-            | Self::SYS_CHROOT
-            | Self::KILL
-            | Self::AUDIT_WRITE,
+        bits::CHOWN
+            | bits::DAC_OVERRIDE
+            | bits::FSETID
+            | bits::FOWNER
+            | bits::MKNOD
+            | bits::NET_RAW
+            | bits::SETGID
+            | bits::SETUID
+            | bits::SETFCAP
+            | bits::SETPCAP
+            | bits::NET_BIND_SERVICE
+            | bits::SYS_CHROOT
+            | bits::KILL
+            | bits::AUDIT_WRITE,
     );
-
-    const CHOWN: u64 = 1;
-    const DAC_OVERRIDE: u64 = 1 << 1;
-    const FOWNER: u64 = 1 << 3;
-    const FSETID: u64 = 1 << 4;
-    const KILL: u64 = 1 << 5;
-    const SETGID: u64 = 1 << 6;
-    const SETUID: u64 = 1 << 7;
-    const SETPCAP: u64 = 1 << 8;
-    const NET_BIND_SERVICE: u64 = 1 << 10;
-    const NET_RAW: u64 = 1 << 13;
-    const SYS_CHROOT: u64 = 1 << 18;
-    const MKNOD: u64 = 1 << 27;
-    const AUDIT_WRITE: u64 = 1 << 29;
-    const SETFCAP: u64 = 1 << 31;
 
     /// The kernel's bits.
     #[must_use]
-    pub fn bits(self) -> u64 {
+    pub const fn bits(self) -> u64 {
         self.0
     }
 

@@ -332,6 +332,11 @@ fn install_filter(description: &Description, control: BorrowedFd<'_>) -> Result<
     if let Some(listening) = listening {
         terminal::send_with_descriptors(control, &Report::Listener.encode(), &[listening.as_fd()])
             .map_err(at("hand the system call listener out"))?;
+        // The recorder looks at this process before it can have become anything else, or have ended.
+        let answered = terminal::receive_with_descriptors(control, &mut [0_u8; 1]);
+        if !matches!(answered, Ok((1, _))) {
+            process::leave(125);
+        }
     }
     Ok(())
 }

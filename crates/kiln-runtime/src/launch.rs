@@ -297,20 +297,21 @@ fn follow(running: &mut Running, sandbox: &Sandbox, control: &OwnedFd) -> Result
         match report {
             Report::Terminal => running.terminal = descriptors.next(),
             Report::Listener => {
-                if let Some(listener) = descriptors.next() {
-                    let recorder =
-                        Recorder::new(sandbox, listener, running.child.pid()).map_err(|source| {
-                            RuntimeError::Process { operation: "start recording owners", source }
-                        })?;
-                    running.recorder = Some(recorder.run().map_err(|source| RuntimeError::Process {
-                        operation: "start recording owners",
-                        source,
-                    })?);
-                }
+                let failed = |source| RuntimeError::Process { operation: "start recording owners", source };
+                let listener = descriptors.next().ok_or(RuntimeError::Died)?;
+                let (pid, ended) = (running.child.pid(), running.child.pidfd());
+                let recorder = Recorder::new(sandbox, listener, pid, ended).map_err(failed)?;
+                running.recorder = Some(recorder.run().map_err(failed)?);
+                terminal::send_with_descriptors(control.as_fd(), b"!", &[]).map_err(failed)?;
             }
             Report::Ready { stubs, notes } => {
                 ready = true;
                 (running.stubs, running.notes) = (stubs, notes);
+                if sandbox.security == Security::Sandboxed && !crate::seccomp::is_known_processor() {
+                    running
+                        .notes
+                        .push("not isolated: there is no system call profile for this processor".to_owned());
+                }
             }
             Report::Failed { step, errno, detail } => {
                 let source = match errno {

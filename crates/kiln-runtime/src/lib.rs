@@ -26,7 +26,7 @@ pub use capability::Capabilities;
 pub use error::RuntimeError;
 pub use init::init_if_asked;
 pub use launch::{Exit, Finished, Running, Signaller, Stream, Streams, run, start};
-pub use recorder::Ownership;
+pub use recorder::{Birth, DeviceNode, Ownership, Record};
 pub use sandbox::{
     BindSource, FirstProcess, Isolation, Mount, MountKind, Network, OwnershipMode, Process, ProvidedFile,
     RootSource, Sandbox, Security, Terminal,

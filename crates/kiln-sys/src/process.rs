@@ -334,7 +334,16 @@ pub fn own_executable() -> io::Result<(OwnedFd, Protection)> {
 
 fn read_only_executable() -> io::Result<OwnedFd> {
     let own = mount::open_place(Path::new("/proc/self/exe"))?;
-    let tree = mount::clone_tree(own.as_fd(), Depth::Single)?;
+    let tree = mount::clone_tree(own.as_fd(), Depth::Single).or_else(|_| {
+        // What was opened before this process got a mount namespace of its own can be cloned by its name only.
+        let name = rustix::fs::readlink("/proc/self/exe", Vec::new())?;
+        let named = mount::open_place(Path::new(OsStr::from_bytes(name.as_bytes())))?;
+        let (opened, running) = (rustix::fs::fstat(&named)?, rustix::fs::fstat(&own)?);
+        if (opened.st_dev, opened.st_ino) != (running.st_dev, running.st_ino) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        mount::clone_tree(named.as_fd(), Depth::Single)
+    })?;
     mount::restrict(tree.as_fd(), Attributes { read_only: true, ..Attributes::default() }, Depth::Single)?;
     Ok(tree)
 }
@@ -702,4 +711,14 @@ pub fn set_capabilities(kept: CapabilityBits) -> io::Result<()> {
 /// The kernel's refusal.
 pub fn forbid_new_privileges() -> io::Result<()> {
     Ok(rustix::thread::set_no_new_privs(true)?)
+}
+
+/// Gives this thread a root directory, current directory and file mode mask of its own, so that it may change them
+/// without the process's other threads.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn separate_directories() -> io::Result<()> {
+    // SAFETY: only directories are split from other threads', nothing that memory or descriptors depend on.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS).map_err(Into::into) }
 }

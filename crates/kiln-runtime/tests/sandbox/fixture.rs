@@ -3,7 +3,8 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use kiln_runtime::{Finished, RootSource, RuntimeError, Sandbox, Streams};
+use kiln_runtime::{Finished, OwnershipMode, RootSource, RuntimeError, Sandbox, Streams};
+use kiln_sys::namespace::UserNamespace;
 use kiln_sys::overlay::{Overlay, Upper};
 
 /// The applets that the cases use.
@@ -16,6 +17,8 @@ const APPLETS: [&str; 36] = [
 /// Where the cases run.
 pub(crate) struct Fixture {
     pub(crate) directory: tempfile::TempDir,
+    /// What the cases run in.
+    pub(crate) user: UserNamespace,
     lower: PathBuf,
     number: std::sync::atomic::AtomicU32,
 }
@@ -24,6 +27,7 @@ pub(crate) struct Fixture {
 pub(crate) struct Root {
     pub(crate) overlay: Overlay,
     pub(crate) upper: PathBuf,
+    ownership: OwnershipMode,
 }
 
 /// What came of a command.
@@ -35,9 +39,9 @@ pub(crate) struct Ran {
 
 impl Fixture {
     /// Makes the root, or says why no case can run.
-    pub(crate) fn new() -> Result<Self, String> {
-        if !rustix::process::getuid().is_root() {
-            return Err("they need root".to_owned());
+    pub(crate) fn new(user: &UserNamespace) -> Result<Self, String> {
+        if let UserNamespace::Unavailable { reason } = user {
+            return Err(reason.clone());
         }
         let busybox = ["/bin/busybox", "/usr/bin/busybox", "/bin/busybox.static"]
             .into_iter()
@@ -55,7 +59,7 @@ impl Fixture {
         }
         fs_err::write(lower.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nann:x:1000:1000::/:/bin/sh\n")
             .map_err(|error| error.to_string())?;
-        Ok(Self { directory, lower, number: std::sync::atomic::AtomicU32::new(0) })
+        Ok(Self { user: user.clone(), directory, lower, number: std::sync::atomic::AtomicU32::new(0) })
     }
 
     /// A new root; `lowers` lie over busybox's.
@@ -66,13 +70,14 @@ impl Fixture {
         fs_err::create_dir_all(&upper).expect("make an upper");
         fs_err::create_dir_all(&work).expect("make a work directory");
         let lowers = lowers.iter().copied().chain([self.lower.as_path()]).map(Path::to_owned).collect();
-        let overlay = Overlay {
-            lowers,
-            upper: Some(Upper { upper: upper.clone(), work }),
-            userxattr: false,
-            volatile: true,
+        let userxattr = self.user != UserNamespace::None;
+        let upper_and_work = Upper { upper: upper.clone(), work };
+        let overlay = Overlay { lowers, upper: Some(upper_and_work), userxattr, volatile: true };
+        let ownership = match self.user {
+            UserNamespace::SingleId { .. } => OwnershipMode::Recorded,
+            _ => OwnershipMode::Kernel,
         };
-        Root { overlay, upper }
+        Root { overlay, upper, ownership }
     }
 
     /// An empty directory of the host.
@@ -108,6 +113,7 @@ impl Root {
         let root = RootSource::Overlay { overlay: self.overlay.clone() };
         let mut sandbox = Sandbox::new(root, vec!["/bin/sh".into(), "-c".into(), script.into()]);
         sandbox.process.environment = vec!["PATH=/bin".into()];
+        sandbox.ownership = self.ownership;
         sandbox
     }
 }

@@ -20,7 +20,10 @@ type Case = (&'static str, fn(&Fixture));
 fn main() {
     kiln_runtime::init_if_asked();
     let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
-    let fixture = match Fixture::new() {
+    let configuration = kiln_sys::namespace::Configuration::default();
+    let user = kiln_sys::namespace::enter_user_namespace(&configuration).expect("a user namespace, or none");
+    println!("user namespace: {user:?}");
+    let fixture = match Fixture::new(&user) {
         Ok(fixture) => fixture,
         Err(reason) => {
             println!("SKIPPED: all sandbox tests: {reason}");
