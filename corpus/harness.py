@@ -514,7 +514,8 @@ def facts_of(archive_path, base_layers, case):
         "image": image,
         "config": config.get("config", {}),
         "created_is_last_history": bool(history) and config.get("created") == history[-1].get("created"),
-        "history": [{k: v for k, v in h.items() if k != "created"} for h in history if not base_history(h)],
+        **({"created": config.get("created")} if case.get("times") else {}),
+        "history": [{k: v for k, v in h.items() if k != "created" or case.get("times")} for h in history if not base_history(h)],
         "layers": new_layers,
         "tree": {p: shown(p, f, case) for p, f in sorted(tree.items())
                  if not (p in base_tree and same(base_tree[p], f)) and not matches(p, case.get("ignore_paths", []))},
