@@ -252,8 +252,11 @@ def base_layer(layer):
 
 def busybox_layer():
     program = os.environ.get("CORPUS_BUSYBOX") or shutil.which("busybox") or "/bin/busybox"
+    advice = "install the package busybox-static, or name a static one in CORPUS_BUSYBOX"
     if not os.path.exists(program):
-        raise SystemExit("busybox is missing: install the package busybox-static, or name a static one in CORPUS_BUSYBOX")
+        raise SystemExit(f"busybox is missing: {advice}")
+    if b"/ld-" in pathlib.Path(program).read_bytes()[:4096]:
+        raise SystemExit(f"{program} needs a dynamic linker, which the base image has not: {advice}")
     applets = subprocess.run([program, "--list"], capture_output=True, text=True, check=True).stdout.split()
     entries = [{"path": d, "type": "dir"} for d in ("bin", "dev", "etc", "home", "proc", "sys", "usr", "usr/bin", "var")]
     entries += [{"path": "root", "type": "dir", "mode": "700"}, {"path": "tmp", "type": "dir", "mode": "1777"}]
