@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use kiln_dockerfile::{
-    CopySource as StageSource, Dockerfile, Expander, Instruction, Kind, Mount, MountType, Sharing, Span,
-    Stage, history, predefined,
+    CopySource as StageSource, Dockerfile, Expander, Instruction, Kind, Mount, MountType, Sharing,
+    SourceKind, Span, Stage, history, predefined, source_kind,
 };
 use kiln_graph::{Graph, Vertex, VertexId};
 use kiln_oci::{ImageConfig, Platform, Reference};
