@@ -73,7 +73,7 @@ pub fn build<W: Watcher>(
         plan(store, &lease, &parsed.dockerfile, request).map_err(|error| fail(error, None, None))?;
     watcher.planned(&steps(&lowered.graph));
     let engine = Engine { store, lease: &lease, request, platform: request.platform.to_string() };
-    let (layers, solution) = run(&engine, &lowered, watcher, cancel).map_err(|error| match error {
+    let (layers, solution) = run(&engine, &lowered, watcher, cancel).map_err(|error| match *error {
         SolveError::Canceled => fail(Error::Canceled, None, None),
         SolveError::Failed { vertex, name, error, .. } => {
             let span = lowered.graph.vertex(vertex).span.clone();
@@ -137,7 +137,7 @@ fn run<W: Watcher>(
     lowered: &Lowered,
     watcher: &W,
     cancel: &Cancel,
-) -> std::result::Result<Solved, SolveError<Error>> {
+) -> std::result::Result<Solved, Box<SolveError<Error>>> {
     let Some(target) = lowered.target else { return Ok((Vec::new(), None)) };
     let parallelism = NonZeroUsize::new(engine.request.parallelism).unwrap_or(NonZeroUsize::MIN);
     let no_cache = match engine.request.cache {

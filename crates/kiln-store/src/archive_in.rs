@@ -10,7 +10,7 @@ use std::sync::Arc;
 use kiln_layer::archive::{Archive, Entry, EntryType};
 use kiln_layer::{Compression, Options};
 use kiln_oci::{
-    ChainId, Descriptor, DiffId, Digest, Document, Hasher, ImageConfig, ImageId, MAX_DOCUMENT_SIZE, Manifest,
+    ChainId, Descriptor, DiffId, Digest, Document, ImageConfig, ImageId, MAX_DOCUMENT_SIZE, Manifest,
     Platform, Reference, media_type,
 };
 use kiln_sys::root::{Directory, Root};
@@ -287,7 +287,7 @@ impl Store {
         if let Some((root, _)) = &snapshot
             && !walk.index.stands_alone()
         {
-            self.complete_snapshot(lease, below, &walk.index, root)?;
+            self.complete_snapshot(below, &walk.index, root)?;
         }
         let blob = NewBlob {
             path: path.to_path_buf(),
@@ -598,13 +598,6 @@ impl Read for Window {
         self.offset += read as u64;
         Ok(read)
     }
-}
-
-/// The digest of a whole stream.
-pub(crate) fn digest_of(mut reader: impl Read) -> io::Result<Digest> {
-    let mut hasher = Hasher::new();
-    io::copy(&mut reader, &mut hasher)?;
-    Ok(hasher.finish())
 }
 
 /// Whether a directory is an OCI layout.

@@ -5,7 +5,7 @@
 //! removes.
 
 use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use kiln_oci::{DiffId, Digest, ImageId};
 use kiln_sys::lock::{Lock, Sharing};
@@ -312,9 +312,4 @@ pub(crate) fn touch_layers(t: &Connection, layers: &[DiffId]) -> Result<()> {
         execute(t, "UPDATE layers SET last_used = ?1 WHERE diff_id = ?2", params![now, layer.0.as_bytes()])?;
     }
     Ok(())
-}
-
-/// Paths that a check may look at.
-pub(crate) fn directories(root: &Path) -> [PathBuf; 3] {
-    [root.join("index"), root.join("blobs/sha256"), root.join(OVERLAY)]
 }

@@ -117,7 +117,7 @@ impl Store {
             return Err(Error::Mismatch { what, expected: layer.0, found: walk.diff_id.0 });
         }
         if !walk.index.stands_alone() {
-            self.complete_snapshot(lease, below, &walk.index, &root)?;
+            self.complete_snapshot(below, &walk.index, &root)?;
         }
         let new = NewLayer { index: walk.index, blob: None, snapshot: Some(directory) };
         self.publish_layer(lease, parent, new)?;
@@ -127,12 +127,14 @@ impl Store {
     /// Gives a snapshot what its layer only implies: metadata of directories, files of lower layers that it links to.
     pub(crate) fn complete_snapshot(
         &self,
-        _lease: &Lease,
-        _below: &[DiffId],
-        _index: &kiln_layer::LayerIndex,
-        _root: &Root,
+        below: &[DiffId],
+        index: &kiln_layer::LayerIndex,
+        root: &Root,
     ) -> Result<()> {
-        Ok(())
+        let view = self.root_view(below)?;
+        let contents = self.contents(below)?;
+        let open = |layer: usize, entry: &kiln_layer::index::Entry<'_>| contents[layer].open(entry);
+        Ok(kiln_layer::complete(index, &view, &self.unpack_into(root), &open)?)
     }
 
     /// Prepares a root over a stack of layers, with a fresh place for changes.
