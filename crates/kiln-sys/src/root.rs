@@ -129,6 +129,19 @@ impl Root {
             .map_err(|error| self.error("open", path, error))
     }
 
+    /// Opens the regular file at `path` for reading, following no symbolic link at all. The caller knows that it is one: a
+    /// FIFO would not block, a device would be opened.
+    ///
+    /// # Errors
+    /// When nothing is there, or a symbolic link is on the way.
+    pub fn open_plain(&self, path: &Path) -> Result<std::fs::File> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let resolve = IN_ROOT | ResolveFlags::NO_SYMLINKS;
+        sys::openat2(&self.directory.fd, path, flags, Mode::empty(), resolve)
+            .map(std::fs::File::from)
+            .map_err(|error| self.error("open", path, error))
+    }
+
     /// Opens the directory at `path`, following symbolic links inside the root.
     ///
     /// # Errors
