@@ -6,12 +6,28 @@
 //! Entry: [`build`].
 #![forbid(unsafe_code)]
 
+mod context;
+mod context_walk;
+mod copy;
 mod error;
 mod export;
+mod filter;
+mod image_tree;
+#[cfg(test)]
+mod lab;
 mod lower;
+mod materialize;
+mod mode;
 mod operation;
+mod owner;
 mod request;
+mod select;
 mod stage;
+mod staging;
+mod stat_cache;
+mod tree;
+mod unpack;
+mod workdir;
 
 pub use error::{Error, Result};
 pub use request::{BuildRequest, CacheUse, Entitlement, Lent, NetworkMode};
