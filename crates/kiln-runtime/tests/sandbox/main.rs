@@ -7,6 +7,7 @@
 
 mod attacks;
 mod basics;
+mod confinement;
 mod fixture;
 mod terminals;
 
@@ -22,7 +23,9 @@ fn main() {
     let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
     let configuration = kiln_sys::namespace::Configuration::default();
     let user = kiln_sys::namespace::enter_user_namespace(&configuration).expect("a user namespace, or none");
-    println!("user namespace: {user:?}");
+    if user != kiln_sys::namespace::UserNamespace::None {
+        println!("in a user namespace: {user:?}");
+    }
     let fixture = match Fixture::new(&user) {
         Ok(fixture) => fixture,
         Err(reason) => {
@@ -30,7 +33,10 @@ fn main() {
             return;
         }
     };
-    let cases = [basics::CASES, attacks::CASES, terminals::CASES].concat();
+    if std::env::args().any(|argument| argument == "--endless") {
+        return confinement::endless(&fixture);
+    }
+    let cases = [basics::CASES, attacks::CASES, confinement::CASES, terminals::CASES].concat();
     let mut failed = Vec::new();
     let mut run = 0;
     for (name, case) in cases {
