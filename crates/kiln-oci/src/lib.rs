@@ -1,2 +1,26 @@
-//! kiln-oci: see docs/architecture.md.
+//! The vocabulary of images: digests, references, descriptors, manifests, configs, platforms, users.
+//!
+//! This crate owns the meaning of OCI's and Docker's documents. It must never touch a disk or a network: it
+//! turns bytes into values and values into bytes. A document that came from outside keeps its own bytes, and
+//! digests are taken from those.
+//!
+//! Entry: [`Digest`], [`Reference`], [`ImageConfig`], [`Manifest`].
 #![forbid(unsafe_code)]
+
+mod blobs;
+mod config;
+mod digest;
+mod manifest;
+mod platform;
+mod reference;
+mod users;
+
+pub use blobs::Blobs;
+pub use config::{Config, Empty, Healthcheck, History, ImageConfig, RootFs};
+pub use digest::{ChainId, DiffId, Digest, DigestError, Hasher, ImageId};
+pub use manifest::{
+    Annotations, Descriptor, Document, DocumentError, Index, MAX_DOCUMENT_SIZE, Manifest, media_type,
+};
+pub use platform::{Platform, PlatformError};
+pub use reference::{Reference, ReferenceError};
+pub use users::{Groups, UserError, UserSpec, find_group, find_user};

@@ -1,0 +1,158 @@
+//! Paths inside a layer (docs/formats.md, section 1): their order and their cleaned form.
+
+use std::cmp::Ordering;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// The prefix of whiteouts in a layer's tar (OCI image-spec `layer.md`).
+pub const WHITEOUT: &[u8] = b".wh.";
+/// The name that makes a directory opaque in a layer's tar.
+pub const OPAQUE: &[u8] = b".wh..wh..opq";
+
+/// Orders paths component by component, so that a directory sorts directly before everything below it.
+pub fn compare(left: &[u8], right: &[u8]) -> Ordering {
+    let common = left.iter().zip(right).take_while(|(left, right)| left == right).count();
+    match (left.get(common), right.get(common)) {
+        (None, None) => Ordering::Equal,
+        (None, Some(_)) => Ordering::Less,
+        (Some(_), None) => Ordering::Greater,
+        (Some(b'/'), Some(_)) => Ordering::Less,
+        (Some(_), Some(b'/')) => Ordering::Greater,
+        (Some(left), Some(right)) => left.cmp(right),
+    }
+}
+
+/// Whether `path` is strictly below `directory`; everything but the root is below the root.
+pub fn is_below(path: &[u8], directory: &[u8]) -> bool {
+    if directory.is_empty() {
+        return !path.is_empty();
+    }
+    path.len() > directory.len() && path[directory.len()] == b'/' && path.starts_with(directory)
+}
+
+/// Splits a path into its parent and its last component.
+pub fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(slash) => (&path[..slash], &path[slash + 1..]),
+        None => (b"", path),
+    }
+}
+
+/// The components of a path; none for the root.
+pub fn components(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    path.split(|byte| *byte == b'/').filter(|component| !component.is_empty())
+}
+
+/// Appends `name` to the path of a directory.
+pub fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
+    let mut path = Vec::with_capacity(directory.len() + name.len() + 1);
+    path.extend_from_slice(directory);
+    if !directory.is_empty() && !name.is_empty() {
+        path.push(b'/');
+    }
+    path.extend_from_slice(name);
+    path
+}
+
+/// Cleans a name as an archive or a user gives it, lexically and inside the root: `..` at the root stays there.
+pub fn clean(name: &[u8], cleaned: &mut Vec<u8>) {
+    cleaned.clear();
+    if is_clean(name) {
+        cleaned.extend_from_slice(name);
+        return;
+    }
+    for component in components(name) {
+        match component {
+            b"." => {}
+            b".." => cleaned.truncate(split(cleaned).0.len()),
+            _ => {
+                if !cleaned.is_empty() {
+                    cleaned.push(b'/');
+                }
+                cleaned.extend_from_slice(component);
+            }
+        }
+    }
+}
+
+fn is_clean(name: &[u8]) -> bool {
+    if name.is_empty() || name[0] == b'/' || name[name.len() - 1] == b'/' {
+        return name.is_empty();
+    }
+    let mut start = true;
+    for (position, byte) in name.iter().enumerate() {
+        if start && *byte == b'/' {
+            return false;
+        }
+        if start && *byte == b'.' {
+            match name[position + 1..] {
+                [] | [b'/', ..] | [b'.'] | [b'.', b'/', ..] => return false,
+                _ => {}
+            }
+        }
+        start = *byte == b'/';
+    }
+    true
+}
+
+/// A layer's path as the system's type.
+pub fn to_system(path: &[u8]) -> &Path {
+    Path::new(OsStr::from_bytes(path))
+}
+
+/// A path for people, always with a leading slash.
+pub fn shown(path: &[u8]) -> String {
+    format!("/{}", String::from_utf8_lossy(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn directories_come_directly_before_their_content() {
+        let mut paths = ["a.b", "a", "a/b", "a/b/c", "a-", "a/b.c", "", "b", "a0"].map(str::as_bytes);
+        paths.sort_by(|left, right| compare(left, right));
+        assert_eq!(paths, ["", "a", "a/b", "a/b/c", "a/b.c", "a-", "a.b", "a0", "b"].map(str::as_bytes));
+    }
+
+    #[test]
+    fn cleaning_stays_inside() {
+        for (name, expected) in [
+            ("", ""),
+            (".", ""),
+            ("./", ""),
+            ("/", ""),
+            ("..", ""),
+            ("../../etc", "etc"),
+            ("./a", "a"),
+            ("a/", "a"),
+            ("a//b", "a/b"),
+            ("a/./b", "a/b"),
+            ("a/../b", "b"),
+            ("a/..", ""),
+            ("/a/b/../../../c", "c"),
+            ("...", "..."),
+            ("a/..b/.c", "a/..b/.c"),
+            ("a/.", "a"),
+        ] {
+            let mut cleaned = Vec::new();
+            clean(name.as_bytes(), &mut cleaned);
+            assert_eq!(String::from_utf8_lossy(&cleaned), expected, "{name}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn order_equals_order_of_components(left in "[ab./-]{0,8}", right in "[ab./-]{0,8}") {
+            let (mut cleaned_left, mut cleaned_right) = (Vec::new(), Vec::new());
+            clean(left.as_bytes(), &mut cleaned_left);
+            clean(right.as_bytes(), &mut cleaned_right);
+            prop_assert!(is_clean(&cleaned_left));
+            let expected = components(&cleaned_left).cmp(components(&cleaned_right));
+            prop_assert_eq!(compare(&cleaned_left, &cleaned_right), expected);
+        }
+    }
+}

@@ -1,0 +1,426 @@
+//! The one walk over a layer that comes in: digests, index and, if wanted, its files, in one pass.
+//!
+//! Three stages run at once: reading with decompression and the hash of the stream; parsing with the hash of each file;
+//! writing of the files.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, Read};
+use std::ops::Range;
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::thread;
+
+use kiln_oci::{DiffId, Digest};
+use kiln_sys::root::Time;
+
+use crate::archive::{self, Archive, EntryType, Piece};
+use crate::compression::Compression;
+use crate::error::{EntryProblem, Error, Result};
+use crate::index::LayerIndex;
+use crate::index::build::{Builder, Content, New, Totals};
+use crate::metadata::{Kind, is_overlay_attribute, normalise_capability};
+use crate::path::{self, OPAQUE, WHITEOUT, split};
+use crate::stream::{self, Chunk, ChunkReader, Streamed};
+use crate::unpack::{Placed, Unpack, Unpacker};
+
+/// How large a layer may be.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of the uncompressed tar, and of its files with their holes.
+    pub bytes: u64,
+    /// Entries.
+    pub entries: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { bytes: 256 << 30, entries: 4_000_000 }
+    }
+}
+
+/// What a walk does beside digests and index.
+#[derive(Debug, Default)]
+pub struct Options<'a> {
+    /// How large the layer may be.
+    pub limits: Limits,
+    /// Where its files go, if they are wanted now.
+    pub unpack: Option<Unpack<'a>>,
+}
+
+/// What a walk found.
+#[derive(Debug)]
+pub struct Walk {
+    /// Digest of the bytes as they came.
+    pub blob: Digest,
+    /// Length of the bytes as they came.
+    pub blob_size: u64,
+    /// How they were compressed.
+    pub compression: Compression,
+    /// Digest of the uncompressed tar.
+    pub diff_id: DiffId,
+    /// Length of the uncompressed tar.
+    pub tar_size: u64,
+    /// The index; its bytes are what is stored.
+    pub index: LayerIndex,
+}
+
+/// The longest path (`PATH_MAX` without its NUL) and name that the kernel takes.
+const LONGEST_PATH: usize = 4095;
+const LONGEST_NAME: usize = 255;
+const DEEPEST: usize = 1000;
+/// As many symbolic links as the kernel follows in one path.
+pub(crate) const LINKS: usize = 40;
+
+/// Walks a layer to its end.
+///
+/// On an error whatever was unpacked is the caller's to remove. Hard links into lower layers, and the metadata of
+/// directories that the layer only implies, are not in the snapshot when the index says that the layer does not stand
+/// alone.
+///
+/// # Errors
+/// When the layer is damaged, hostile or over a limit, or a file cannot be written.
+pub fn walk<R: Read + Send>(reader: R, options: &Options<'_>) -> Result<Walk> {
+    let limits = options.limits;
+    let (chunk_sender, chunks) = mpsc::sync_channel(stream::DEPTH);
+    let (streamed, unpacked, parsed) = thread::scope(|scope| {
+        let streaming = scope.spawn(move || stream::run(reader, limits.bytes, &chunk_sender));
+        let (operation_sender, unpacking) = match &options.unpack {
+            Some(unpack) => {
+                let (sender, operations) = mpsc::sync_channel(stream::DEPTH);
+                (Some(sender), Some(scope.spawn(move || write(unpack, &operations))))
+            }
+            None => (None, None),
+        };
+        let parsed = Walker::new(ChunkReader::new(chunks), limits, operation_sender).run();
+        let streamed = streaming.join().unwrap_or(Err(Error::Worker));
+        let unpacked = unpacking.map_or(Ok(()), |thread| thread.join().unwrap_or(Err(Error::Worker)));
+        (streamed, unpacked, parsed)
+    });
+    let (streamed, builder) = match (streamed, unpacked, parsed) {
+        (Ok(streamed), Ok(()), Ok(builder)) => (streamed, builder),
+        // A stage that stopped because its neighbour did is not the cause.
+        (streamed, unpacked, parsed) => {
+            let errors = [streamed.err(), unpacked.err(), parsed.err()];
+            return Err(errors
+                .into_iter()
+                .flatten()
+                .find(|e| !matches!(e, Error::Worker))
+                .unwrap_or(Error::Worker));
+        }
+    };
+    let Streamed { blob, blob_size, compression, diff_id, size } = streamed;
+    let index = builder.finish(&Totals { diff_id, tar_size: size, writer: 0 })?;
+    Ok(Walk { blob, blob_size, compression, diff_id, tar_size: size, index })
+}
+
+/// What the parsing stage tells the writing stage.
+enum Operation {
+    Entry(Placed),
+    Data(Chunk, Range<usize>),
+    Hole(u64),
+}
+
+/// Operations are handed over in batches: waking a thread costs more than most of them.
+const BATCH: usize = 128;
+const BATCH_BYTES: usize = 512 << 10;
+
+fn write(unpack: &Unpack<'_>, operations: &Receiver<Vec<Operation>>) -> Result<()> {
+    let mut unpacker = Unpacker::new(unpack)?;
+    for batch in operations {
+        for operation in batch {
+            match operation {
+                Operation::Entry(placed) => unpacker.entry(placed)?,
+                Operation::Data(chunk, range) => unpacker.data(&chunk[range])?,
+                Operation::Hole(length) => unpacker.hole(length)?,
+            }
+        }
+    }
+    unpacker.finish()
+}
+
+struct Walker {
+    archive: Archive<ChunkReader>,
+    builder: Builder,
+    limits: Limits,
+    operations: Option<SyncSender<Vec<Operation>>>,
+    batch: Vec<Operation>,
+    batch_bytes: usize,
+    /// The symbolic links of this layer so far: entries whose path goes through one belong where it leads.
+    links: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Bytes of files so far, holes included.
+    content_bytes: u64,
+}
+
+impl Walker {
+    fn new(reader: ChunkReader, limits: Limits, operations: Option<SyncSender<Vec<Operation>>>) -> Self {
+        Self {
+            archive: Archive::new(reader),
+            builder: Builder::new(),
+            limits,
+            operations,
+            batch: Vec::new(),
+            batch_bytes: 0,
+            links: BTreeMap::new(),
+            content_bytes: 0,
+        }
+    }
+
+    fn run(mut self) -> Result<Builder> {
+        let mut entry = archive::Entry::default();
+        let mut cleaned = Vec::new();
+        while self.archive.next_entry(&mut entry)? {
+            if self.builder.len() >= self.limits.entries as usize {
+                return Err(Error::Limit { what: "entries", limit: self.limits.entries.into() });
+            }
+            path::clean(&entry.name, &mut cleaned);
+            if path::components(&cleaned).any(is_aufs) {
+                continue;
+            }
+            check_length(&cleaned)?;
+            self.entry(&mut entry, &cleaned)?;
+        }
+        self.flush()?;
+        // Padding and whatever follows the end still belong to the stream's digest.
+        let reader = self.archive.reader();
+        loop {
+            let length = reader.fill_buf().map_err(Error::Read)?.len();
+            if length == 0 {
+                return Ok(self.builder);
+            }
+            reader.consume(length);
+        }
+    }
+
+    fn entry(&mut self, entry: &mut archive::Entry, cleaned: &[u8]) -> Result<()> {
+        let (kind, path) = self.placed(entry, cleaned)?;
+        let bad = |problem| Error::Entry { path: path::shown(&path), problem };
+        if path.is_empty() && !matches!(kind, Kind::Directory | Kind::Opaque) {
+            return Err(bad(EntryProblem::RootNotDirectory));
+        }
+        entry.xattrs.retain(|(name, _)| !is_overlay_attribute(name));
+        for (_, value) in entry.xattrs.iter_mut().filter(|(name, _)| name == b"security.capability") {
+            normalise_capability(value);
+        }
+        let link = match kind {
+            Kind::Symlink if entry.link.is_empty() => return Err(bad(EntryProblem::EmptyLink)),
+            Kind::Symlink if entry.link.len() > LONGEST_PATH => return Err(bad(EntryProblem::PathTooLong)),
+            Kind::Symlink => std::mem::take(&mut entry.link),
+            Kind::HardLink => {
+                let mut target = Vec::new();
+                path::clean(&entry.link, &mut target);
+                check_length(&target)?;
+                self.follow_parents(&target)?
+            }
+            _ => Vec::new(),
+        };
+        if kind == Kind::HardLink && link.is_empty() {
+            return Err(bad(EntryProblem::LinkToDirectory));
+        }
+        let mode = match kind {
+            Kind::Symlink => 0o777,
+            Kind::Whiteout | Kind::Opaque => 0,
+            _ => entry.mode,
+        };
+        let real = !kind.is_mark();
+        let number = self.builder.add(&New {
+            path: &path,
+            kind,
+            mode,
+            uid: if real { entry.uid } else { 0 },
+            gid: if real { entry.gid } else { 0 },
+            modified: Time { seconds: entry.seconds, nanoseconds: entry.nanoseconds },
+            size: if kind == Kind::Regular { entry.size } else { 0 },
+            link: &link,
+            device: if matches!(kind, Kind::CharacterDevice | Kind::BlockDevice) {
+                entry.device
+            } else {
+                (0, 0)
+            },
+            xattrs: if real { &entry.xattrs } else { &[] },
+            content_offset: if entry.sparse { entry.header_offset } else { entry.content_offset },
+            sparse: entry.sparse && kind == Kind::Regular,
+        })?;
+        self.remember_links(kind, &path, &link);
+        let keep = kind == Kind::Regular && self.builder.wants_fact(&path, entry.size);
+        if self.operations.is_some() {
+            self.push(Operation::Entry(Placed {
+                path,
+                kind,
+                mode,
+                uid: entry.uid,
+                gid: entry.gid,
+                seconds: entry.seconds,
+                link,
+                device: entry.device,
+                xattrs: std::mem::take(&mut entry.xattrs),
+            }))?;
+        }
+        if kind == Kind::Regular { self.content(number, entry.size, keep) } else { Ok(()) }
+    }
+
+    /// What an entry is in a layer, and where it belongs.
+    fn placed(&self, entry: &archive::Entry, cleaned: &[u8]) -> Result<(Kind, Vec<u8>)> {
+        let (parent, name) = split(cleaned);
+        if name == OPAQUE {
+            let mut inside = parent.to_vec();
+            inside.extend_from_slice(b"/x");
+            return Ok((Kind::Opaque, split(&self.follow_parents(&inside)?).0.to_vec()));
+        }
+        if let Some(hidden) = name.strip_prefix(WHITEOUT) {
+            if matches!(hidden, b"" | b"." | b"..") {
+                return Err(Error::Entry { path: path::shown(cleaned), problem: EntryProblem::Whiteout });
+            }
+            return Ok((Kind::Whiteout, self.follow_parents(&path::join(parent, hidden))?));
+        }
+        let kind = match entry.kind {
+            EntryType::Regular => Kind::Regular,
+            EntryType::Directory => Kind::Directory,
+            EntryType::Symlink => Kind::Symlink,
+            EntryType::HardLink => Kind::HardLink,
+            // What overlayfs itself takes for a whiteout cannot be anything else in a snapshot.
+            EntryType::CharacterDevice if entry.device == (0, 0) => Kind::Whiteout,
+            EntryType::CharacterDevice => Kind::CharacterDevice,
+            EntryType::BlockDevice => Kind::BlockDevice,
+            EntryType::Fifo => Kind::Fifo,
+        };
+        Ok((kind, self.follow_parents(cleaned)?))
+    }
+
+    /// Replaces the symbolic links of this layer in the directories of `path`, inside the root. The last component stays.
+    fn follow_parents(&self, path: &[u8]) -> Result<Vec<u8>> {
+        let (parent, name) = split(path);
+        if self.links.is_empty() || parent.is_empty() {
+            return Ok(path.strip_prefix(b"/").unwrap_or(path).to_vec());
+        }
+        let mut resolved: Vec<u8> = Vec::with_capacity(path.len());
+        let mut pending: Vec<Vec<u8>> = stacked(parent);
+        let mut followed = 0;
+        while let Some(component) = pending.pop() {
+            match component.as_slice() {
+                b"." => continue,
+                b".." => {
+                    resolved.truncate(split(&resolved).0.len());
+                    continue;
+                }
+                _ => {}
+            }
+            let length = resolved.len();
+            if length > 0 {
+                resolved.push(b'/');
+            }
+            resolved.extend_from_slice(&component);
+            let Some(target) = self.links.get(&resolved) else { continue };
+            followed += 1;
+            if followed > LINKS {
+                return Err(Error::Entry { path: path::shown(path), problem: EntryProblem::Loop });
+            }
+            resolved.truncate(if target.starts_with(b"/") { 0 } else { length });
+            pending.extend(stacked(target));
+        }
+        let joined = path::join(&resolved, name);
+        check_length(&joined)?;
+        Ok(joined)
+    }
+
+    fn remember_links(&mut self, kind: Kind, path: &[u8], target: &[u8]) {
+        if kind.is_mark() {
+            return;
+        }
+        if kind == Kind::Symlink {
+            self.links.insert(path.to_vec(), target.to_vec());
+        } else if !self.links.is_empty() {
+            self.links.remove(path);
+        }
+        if kind == Kind::HardLink
+            && let Some(target) = self.links.get(target).cloned()
+        {
+            // Another name of a symbolic link is one, too.
+            self.links.insert(path.to_vec(), target);
+        }
+        if kind != Kind::Directory && !self.links.is_empty() {
+            // What is no directory has nothing below it any more.
+            let start = path::join(path, b"/");
+            while let Some((below, _)) =
+                self.links.range(start.clone()..).next().filter(|(p, _)| path::is_below(p, path))
+            {
+                let below = below.clone();
+                self.links.remove(&below);
+            }
+        }
+    }
+
+    fn content(&mut self, number: u32, size: u64, keep: bool) -> Result<()> {
+        self.content_bytes = self.content_bytes.saturating_add(size);
+        if self.content_bytes > self.limits.bytes {
+            return Err(Error::Limit { what: "bytes in files", limit: self.limits.bytes });
+        }
+        let mut content = Content::new(keep);
+        loop {
+            match self.archive.piece(usize::MAX)? {
+                Piece::Data(bytes) => {
+                    content.update(bytes);
+                    let length = bytes.len();
+                    if self.operations.is_some() {
+                        let (chunk, range) = self.archive.reader().share(length);
+                        self.batch_bytes += length;
+                        self.push(Operation::Data(chunk, range))?;
+                    }
+                    self.archive.consume(length);
+                }
+                Piece::Hole(length) => {
+                    hash_zeros(&mut content, length);
+                    if self.operations.is_some() {
+                        self.push(Operation::Hole(length))?;
+                    }
+                }
+                Piece::End => break,
+            }
+        }
+        content.finish(&mut self.builder, number);
+        Ok(())
+    }
+
+    fn push(&mut self, operation: Operation) -> Result<()> {
+        self.batch.push(operation);
+        if self.batch.len() >= BATCH || self.batch_bytes >= BATCH_BYTES { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.batch_bytes = 0;
+        let Some(sender) = &self.operations else { return Ok(()) };
+        let batch = std::mem::replace(&mut self.batch, Vec::with_capacity(BATCH));
+        sender.send(batch).map_err(|_| Error::Worker)
+    }
+}
+
+/// Marks of AUFS itself (`.wh..wh.aufs`, `.wh..wh.plnk`), which mean nothing to anybody else.
+fn is_aufs(component: &[u8]) -> bool {
+    component.starts_with(b".wh..wh.") && component != OPAQUE
+}
+
+fn check_length(path: &[u8]) -> Result<()> {
+    let problem = if path.len() > LONGEST_PATH || path::components(path).any(|name| name.len() > LONGEST_NAME)
+    {
+        EntryProblem::PathTooLong
+    } else if path::components(path).count() > DEEPEST {
+        EntryProblem::TooDeep
+    } else {
+        return Ok(());
+    };
+    Err(Error::Entry { path: path::shown(&path[..path.len().min(200)]), problem })
+}
+
+pub(crate) fn hash_zeros(content: &mut Content, mut length: u64) {
+    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    while length > 0 {
+        let now = length.min(ZEROS.len() as u64) as usize;
+        content.update(&ZEROS[..now]);
+        length -= now as u64;
+    }
+}
+
+/// The components of a path, last first, as a stack.
+fn stacked(path: &[u8]) -> Vec<Vec<u8>> {
+    let mut components: Vec<Vec<u8>> = path::components(path).map(<[u8]>::to_vec).collect();
+    components.reverse();
+    components
+}

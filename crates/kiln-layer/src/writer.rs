@@ -1,0 +1,464 @@
+//! Making a layer: entries in any order become a tar, its digests, its index and, if wanted, its snapshot, in one pass.
+//!
+//! Every source is read once. Reading with the hash of each file, the hash of the stream with its writing, and the
+//! writing of the snapshot run at once.
+
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::thread;
+
+use kiln_oci::{DiffId, Hasher};
+use kiln_sys::root::Time;
+
+use crate::error::{EntryProblem, Error, Result};
+use crate::index::LayerIndex;
+use crate::index::build::{Builder, Content, New, Totals};
+use crate::metadata::{Kind, Metadata, normalise_capability};
+use crate::path::{self, WHITEOUT, split};
+use crate::stream::DEPTH;
+use crate::tar::{self, WRITER};
+use crate::unpack::{Placed, Unpack, Unpacker};
+use crate::view::RootView;
+use crate::walk::LINKS;
+
+const CHUNK: usize = 512 << 10;
+
+/// A file's bytes, opened when its turn comes.
+pub type Opener<'a> = Box<dyn FnOnce() -> Result<Box<dyn Read + 'a>> + 'a>;
+
+/// Where the bytes of an entry come from.
+pub enum Source<'a> {
+    /// It has none: anything but a regular file, or an empty one.
+    Empty,
+    /// These.
+    Bytes(Vec<u8>),
+    /// A reader that gives exactly as many bytes as the metadata says.
+    Open(Opener<'a>),
+}
+
+impl std::fmt::Debug for Source<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Empty => "Empty",
+            Self::Bytes(_) => "Bytes",
+            Self::Open(_) => "Open",
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Pending<'a> {
+    path: Vec<u8>,
+    metadata: Metadata,
+    source: Source<'a>,
+}
+
+/// A layer being made.
+#[derive(Debug, Default)]
+pub struct LayerWriter<'a> {
+    entries: Vec<Pending<'a>>,
+}
+
+/// Where a layer goes beside its digests and index.
+#[derive(Default)]
+pub struct Outputs<'a> {
+    /// Takes the uncompressed tar.
+    pub tar: Option<&'a mut (dyn Write + Send)>,
+    /// Takes the files.
+    pub unpack: Option<Unpack<'a>>,
+}
+
+/// A layer that was made.
+#[derive(Debug)]
+pub struct Written {
+    /// Digest of the uncompressed tar.
+    pub diff_id: DiffId,
+    /// Length of the uncompressed tar.
+    pub tar_size: u64,
+    /// The index; its bytes are what is stored.
+    pub index: LayerIndex,
+}
+
+impl<'a> LayerWriter<'a> {
+    /// An empty layer.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether nothing was added.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Adds an entry; the last one for a path wins. A hard link's target is another path of this layer, or of a lower
+    /// one. Attributes and times are reduced to what the tar writer writes.
+    ///
+    /// # Errors
+    /// When the path cannot be in a layer.
+    pub fn add(&mut self, path: &[u8], mut metadata: Metadata, source: Source<'a>) -> Result<()> {
+        let bad = |problem| Error::Entry { path: path::shown(path), problem };
+        if path::components(path).any(|name| name.starts_with(WHITEOUT)) {
+            return Err(bad(EntryProblem::ReservedName));
+        }
+        let mut cleaned = Vec::new();
+        path::clean(path, &mut cleaned);
+        if cleaned.is_empty() && !matches!(metadata.kind, Kind::Directory | Kind::Opaque) {
+            return Err(bad(EntryProblem::RootNotDirectory));
+        }
+        reduce(&mut metadata);
+        self.entries.push(Pending { path: cleaned, metadata, source });
+        Ok(())
+    }
+
+    /// Puts the entries in order and makes the layer. Parents that were not added get the metadata that `lower` has for
+    /// them, or mode 0755, owner 0:0 and their first child's time.
+    ///
+    /// # Errors
+    /// When a source, the tar or the snapshot cannot be read or written; a source with another size than announced is
+    /// [`Error::Changed`].
+    pub fn finish(mut self, lower: &RootView, outputs: Outputs<'_>) -> Result<Written> {
+        self.settle();
+        self.add_parents(lower)?;
+        self.order_links()?;
+        let (tar_sender, tar_chunks) = mpsc::sync_channel::<Arc<Vec<u8>>>(DEPTH);
+        let Outputs { tar, unpack } = outputs;
+        let entries = self.entries;
+        let (written, hashed, unpacked) = thread::scope(|scope| {
+            let hashing = scope.spawn(move || hash(tar, &tar_chunks));
+            let (sender, unpacking) = match &unpack {
+                Some(unpack) => {
+                    let (sender, batches) = mpsc::sync_channel(DEPTH);
+                    (Some(sender), Some(scope.spawn(move || write_files(unpack, &batches))))
+                }
+                None => (None, None),
+            };
+            let written = Emitter::new(tar_sender, sender).run(entries);
+            let hashed = hashing.join().unwrap_or(Err(Error::Worker));
+            let unpacked = unpacking.map_or(Ok(()), |thread| thread.join().unwrap_or(Err(Error::Worker)));
+            (written, hashed, unpacked)
+        });
+        match (written, hashed, unpacked) {
+            (Ok((builder, tar_size)), Ok(diff_id), Ok(())) => {
+                let index = builder.finish(&Totals { diff_id, tar_size, writer: WRITER })?;
+                Ok(Written { diff_id, tar_size, index })
+            }
+            (written, hashed, unpacked) => {
+                let errors = [unpacked.err(), hashed.err(), written.err()];
+                Err(errors
+                    .into_iter()
+                    .flatten()
+                    .find(|e| !matches!(e, Error::Worker))
+                    .unwrap_or(Error::Worker))
+            }
+        }
+    }
+
+    /// Sorts, and leaves one real entry and at most one mark for each path.
+    fn settle(&mut self) {
+        self.entries.sort_by(|left, right| path::compare(&left.path, &right.path));
+        let mut settled: Vec<Pending<'a>> = Vec::with_capacity(self.entries.len());
+        let mut entries = std::mem::take(&mut self.entries).into_iter().peekable();
+        while let Some(first) = entries.next() {
+            let (mut real, mut mark) = (None, None);
+            let mut next = Some(first);
+            while let Some(entry) = next {
+                let path = entry.path.clone();
+                if entry.metadata.kind.is_mark() {
+                    mark = Some(entry);
+                } else {
+                    real = Some(entry);
+                }
+                next = entries.next_if(|entry| entry.path == path);
+            }
+            let directory = real.as_ref().is_none_or(|real| real.metadata.kind == Kind::Directory);
+            if let (Some(mark), Some(_)) = (&mut mark, &real) {
+                mark.metadata.kind = Kind::Opaque;
+            }
+            settled.extend(real);
+            settled.extend(mark.filter(|_| directory));
+        }
+        self.entries = settled;
+    }
+
+    fn add_parents(&mut self, lower: &RootView) -> Result<()> {
+        let mut missing: Vec<Pending<'a>> = Vec::new();
+        let mut above: Vec<&[u8]> = vec![b""];
+        for entry in &self.entries {
+            let parent = match entry.metadata.kind {
+                Kind::Opaque => entry.path.as_slice(),
+                _ => split(&entry.path).0,
+            };
+            while above.last().is_some_and(|top| *top != parent && !path::is_below(parent, top)) {
+                above.pop();
+            }
+            while let Some(top) = above.last().filter(|top| **top != parent) {
+                let skip = if top.is_empty() { 0 } else { top.len() + 1 };
+                let end = parent[skip..]
+                    .iter()
+                    .position(|byte| *byte == b'/')
+                    .map_or(parent.len(), |end| skip + end);
+                let path = &parent[..end];
+                let below = lower.lookup(path)?.filter(|node| node.is_directory());
+                let mut metadata = match &below {
+                    Some(node) => lower.metadata(node)?,
+                    None => Metadata { modified: entry.metadata.modified, ..Metadata::implied_directory() },
+                };
+                reduce(&mut metadata);
+                missing.push(Pending { path: path.to_vec(), metadata, source: Source::Empty });
+                above.push(path);
+            }
+            if entry.metadata.kind == Kind::Directory && !entry.path.is_empty() {
+                above.push(&entry.path);
+            }
+        }
+        if !missing.is_empty() {
+            self.entries.extend(missing);
+            // Stable: a directory that was missing comes before the mark on it, as it was added later with the same path
+            // only when no real entry had it.
+            self.entries.sort_by(|left, right| {
+                path::compare(&left.path, &right.path)
+                    .then(left.metadata.kind.is_mark().cmp(&right.metadata.kind.is_mark()))
+            });
+        }
+        Ok(())
+    }
+
+    /// The first path in order holds the content, the others are links to it.
+    fn order_links(&mut self) -> Result<()> {
+        let mut groups: HashMap<Vec<u8>, Vec<usize>> = HashMap::new();
+        for (number, entry) in self.entries.iter().enumerate() {
+            if entry.metadata.kind == Kind::HardLink {
+                groups.entry(self.linked_file(entry)).or_default().push(number);
+            }
+        }
+        for (target, mut links) in groups {
+            let Some(target) = self.position(&target) else { continue };
+            if self.entries[target].metadata.kind == Kind::Directory {
+                let problem = EntryProblem::LinkToDirectory;
+                return Err(Error::Entry { path: path::shown(&self.entries[links[0]].path), problem });
+            }
+            links.retain(|link| *link != target);
+            let first = links.iter().copied().fold(target, usize::min);
+            let mut file = self.entries[target].metadata.clone();
+            let source = std::mem::replace(&mut self.entries[target].source, Source::Empty);
+            let path = self.entries[first].path.clone();
+            for number in links.into_iter().chain([target]) {
+                let metadata = Metadata {
+                    kind: Kind::HardLink,
+                    size: 0,
+                    link: path.clone(),
+                    xattrs: Vec::new(),
+                    ..file.clone()
+                };
+                self.entries[number].metadata = metadata;
+            }
+            file.modified.nanoseconds = 0;
+            self.entries[first].metadata = file;
+            self.entries[first].source = source;
+        }
+        Ok(())
+    }
+
+    /// The position of the real entry for `path`.
+    fn position(&self, path: &[u8]) -> Option<usize> {
+        let order = |entry: &Pending<'_>| {
+            path::compare(&entry.path, path).then(entry.metadata.kind.is_mark().cmp(&false))
+        };
+        self.entries.binary_search_by(order).ok()
+    }
+
+    /// The path that a hard link means at the end of a row of links.
+    fn linked_file(&self, link: &Pending<'_>) -> Vec<u8> {
+        let mut target = link.metadata.link.clone();
+        for _ in 0..LINKS {
+            match self.position(&target).map(|position| &self.entries[position].metadata) {
+                Some(next) if next.kind == Kind::HardLink => target.clone_from(&next.link),
+                _ => break,
+            }
+        }
+        target
+    }
+}
+
+/// Leaves what the tar writer writes.
+fn reduce(metadata: &mut Metadata) {
+    metadata.modified = Time { seconds: metadata.modified.seconds, nanoseconds: 0 };
+    metadata.xattrs.retain(|(name, _)| is_written_attribute(name));
+    metadata.xattrs.sort();
+    for (name, value) in &mut metadata.xattrs {
+        if name == b"security.capability" {
+            normalise_capability(value);
+        }
+    }
+    match metadata.kind {
+        Kind::Symlink => metadata.mode = 0o777,
+        Kind::Whiteout | Kind::Opaque => *metadata = Metadata::new(metadata.kind, 0),
+        _ => {}
+    }
+    if metadata.kind != Kind::Regular {
+        metadata.size = 0;
+    }
+}
+
+/// Whether the tar writer writes an attribute.
+pub(crate) fn is_written_attribute(name: &[u8]) -> bool {
+    name == b"security.capability" || (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."))
+}
+
+/// What becomes of files, told with the chunk that holds their bytes.
+enum Step {
+    Entry(Placed),
+    Data(Range<usize>),
+}
+
+type Batch = (Arc<Vec<u8>>, Vec<Step>);
+
+fn hash(mut tar: Option<&mut (dyn Write + Send)>, chunks: &Receiver<Arc<Vec<u8>>>) -> Result<DiffId> {
+    let mut hasher = Hasher::new();
+    for chunk in chunks {
+        hasher.update(&chunk);
+        if let Some(tar) = &mut tar {
+            tar.write_all(&chunk).map_err(Error::Write)?;
+        }
+    }
+    if let Some(tar) = tar {
+        tar.flush().map_err(Error::Write)?;
+    }
+    Ok(DiffId(hasher.finish()))
+}
+
+fn write_files(unpack: &Unpack<'_>, batches: &Receiver<Batch>) -> Result<()> {
+    let mut unpacker = Unpacker::new(unpack)?;
+    for (chunk, steps) in batches {
+        for step in steps {
+            match step {
+                Step::Entry(placed) => unpacker.entry(placed)?,
+                Step::Data(range) => unpacker.data(&chunk[range])?,
+            }
+        }
+    }
+    unpacker.finish()
+}
+
+struct Emitter {
+    builder: Builder,
+    tar: SyncSender<Arc<Vec<u8>>>,
+    files: Option<SyncSender<Batch>>,
+    chunk: Vec<u8>,
+    steps: Vec<Step>,
+    /// Bytes in the chunks before this one.
+    sent: u64,
+}
+
+impl Emitter {
+    fn new(tar: SyncSender<Arc<Vec<u8>>>, files: Option<SyncSender<Batch>>) -> Self {
+        let chunk = Vec::with_capacity(CHUNK);
+        Self { builder: Builder::new(), tar, files, chunk, steps: Vec::new(), sent: 0 }
+    }
+
+    fn run(mut self, entries: Vec<Pending<'_>>) -> Result<(Builder, u64)> {
+        for entry in entries {
+            self.entry(entry)?;
+        }
+        self.chunk.resize(self.chunk.len() + 2 * tar::BLOCK, 0);
+        self.flush()?;
+        Ok((self.builder, self.sent))
+    }
+
+    fn entry(&mut self, entry: Pending<'_>) -> Result<()> {
+        let Pending { path, metadata, source } = entry;
+        tar::write_header(&path, &metadata, &mut self.chunk);
+        let regular = metadata.kind == Kind::Regular;
+        let number = self.builder.add(&New {
+            path: &path,
+            kind: metadata.kind,
+            mode: metadata.mode,
+            uid: metadata.uid,
+            gid: metadata.gid,
+            modified: metadata.modified,
+            size: metadata.size,
+            link: &metadata.link,
+            device: metadata.device,
+            xattrs: &metadata.xattrs,
+            content_offset: self.sent + self.chunk.len() as u64,
+            sparse: false,
+        })?;
+        let keep = regular && self.builder.wants_fact(&path, metadata.size);
+        let size = metadata.size;
+        let shown = if regular { path.clone() } else { Vec::new() };
+        if self.files.is_some() {
+            self.steps.push(Step::Entry(Placed {
+                path,
+                kind: metadata.kind,
+                mode: metadata.mode,
+                uid: metadata.uid,
+                gid: metadata.gid,
+                seconds: metadata.modified.seconds,
+                link: metadata.link,
+                device: metadata.device,
+                xattrs: metadata.xattrs,
+            }));
+        }
+        if regular {
+            let mut content = Content::new(keep);
+            let read = self.content(source, size, &mut content)?;
+            if read != size {
+                return Err(Error::Changed { path: path::shown(&shown), expected: size });
+            }
+            content.finish(&mut self.builder, number);
+            tar::pad(size, &mut self.chunk);
+        }
+        if self.chunk.len() + 4 * tar::BLOCK > CHUNK { self.flush() } else { Ok(()) }
+    }
+
+    /// Copies a source into chunks; the number of bytes it had, at most one more than announced.
+    fn content(&mut self, source: Source<'_>, size: u64, content: &mut Content) -> Result<u64> {
+        let mut reader: Box<dyn Read + '_> = match source {
+            Source::Empty => return Ok(0),
+            Source::Bytes(bytes) => Box::new(io::Cursor::new(bytes)),
+            Source::Open(open) => open()?,
+        };
+        let mut total = 0;
+        loop {
+            if self.chunk.len() + tar::BLOCK >= CHUNK {
+                self.flush()?;
+            }
+            let start = self.chunk.len();
+            // One byte more than announced shows a file that grew.
+            let most = (size - total).saturating_add(1).min((CHUNK - start) as u64) as usize;
+            self.chunk.resize(start + most, 0);
+            let read = reader.read(&mut self.chunk[start..]);
+            let length = match read {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+                Err(error) => return Err(Error::Read(error)),
+                Ok(0) => {
+                    self.chunk.truncate(start);
+                    return Ok(total);
+                }
+                Ok(length) => length,
+            };
+            self.chunk.truncate(start + length);
+            total += length as u64;
+            if total > size {
+                return Ok(total);
+            }
+            content.update(&self.chunk[start..]);
+            if self.files.is_some() && length > 0 {
+                self.steps.push(Step::Data(start..start + length));
+            }
+        }
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        let chunk = Arc::new(std::mem::replace(&mut self.chunk, Vec::with_capacity(CHUNK)));
+        self.sent += chunk.len() as u64;
+        if let Some(files) = &self.files {
+            let steps = std::mem::take(&mut self.steps);
+            files.send((Arc::clone(&chunk), steps)).map_err(|_| Error::Worker)?;
+        }
+        self.tar.send(chunk).map_err(|_| Error::Worker)
+    }
+}

@@ -1,0 +1,104 @@
+//! Locks between processes that the kernel releases when the holder dies: `flock(2)`.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::root::FileError;
+
+/// How a lock is shared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// Any number of holders, no exclusive one.
+    Shared,
+    /// One holder.
+    Exclusive,
+}
+
+/// A held lock; dropping it releases it. Descriptors that a fork copies hold it too, so it is close-on-exec.
+#[derive(Debug)]
+pub struct Lock {
+    file: File,
+}
+
+fn open(path: &Path) -> Result<File, FileError> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::from_raw_mode(0o600))
+        .map(File::from)
+        .map_err(|error| FileError::new("open the lock", path, error))
+}
+
+impl Lock {
+    /// Waits until the lock on the file at `path` (made when missing) is ours.
+    ///
+    /// # Errors
+    /// When the file cannot be opened.
+    pub fn acquire(path: &Path, sharing: Sharing) -> Result<Self, FileError> {
+        let file = open(path)?;
+        let operation = match sharing {
+            Sharing::Shared => FlockOperation::LockShared,
+            Sharing::Exclusive => FlockOperation::LockExclusive,
+        };
+        loop {
+            match rustix::fs::flock(&file, operation) {
+                Err(Errno::INTR) => {}
+                result => {
+                    result.map_err(|error| FileError::new("lock", path, error))?;
+                    return Ok(Self { file });
+                }
+            }
+        }
+    }
+
+    /// Takes the lock if it is free; `None` when somebody holds it.
+    ///
+    /// # Errors
+    /// When the file cannot be opened.
+    pub fn try_acquire(path: &Path, sharing: Sharing) -> Result<Option<Self>, FileError> {
+        let file = open(path)?;
+        let operation = match sharing {
+            Sharing::Shared => FlockOperation::NonBlockingLockShared,
+            Sharing::Exclusive => FlockOperation::NonBlockingLockExclusive,
+        };
+        match rustix::fs::flock(&file, operation) {
+            Ok(()) => Ok(Some(Self { file })),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(FileError::new("lock", path, error)),
+        }
+    }
+
+    /// Whether `path` still names the file that is locked: a collector may have removed it between open and lock.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn is_current(&self, path: &Path) -> io::Result<bool> {
+        let held = rustix::fs::fstat(&self.file)?;
+        match rustix::fs::lstat(path) {
+            Ok(named) => Ok((held.st_dev, held.st_ino) == (named.st_dev, named.st_ino)),
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exclusive_excludes_until_dropped() {
+        let host = tempfile::tempdir().expect("a temporary directory");
+        let path = host.path().join("lock");
+        let shared = Lock::acquire(&path, Sharing::Shared).expect("locked");
+        assert!(Lock::try_acquire(&path, Sharing::Shared).expect("tried").is_some());
+        assert!(Lock::try_acquire(&path, Sharing::Exclusive).expect("tried").is_none());
+        assert!(shared.is_current(&path).expect("checked"));
+        fs_err::remove_file(&path).expect("removed");
+        assert!(!shared.is_current(&path).expect("checked"));
+        drop(shared);
+        assert!(Lock::try_acquire(&path, Sharing::Exclusive).expect("tried").is_some());
+    }
+}

@@ -1,0 +1,129 @@
+//! Files that appear whole or not at all, and the boot they were written in.
+
+use std::ffi::OsStr;
+use std::io::{self, Write as _};
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use rustix::fs::{CWD, RenameFlags};
+use rustix::io::Errno;
+
+use crate::root::{Directory, FileError};
+
+type Result<T> = std::result::Result<T, FileError>;
+
+/// Whether a publication was the one that made the name appear.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Published {
+    /// The name is new.
+    New,
+    /// The name existed; the source was left where it is.
+    Existed,
+}
+
+/// Renames `from` to `to` unless `to` exists. Atomic; not durable until [`sync_file_system`].
+///
+/// # Errors
+/// When the kernel refuses. File systems without `RENAME_NOREPLACE` get a hard link and an unlink instead, which works
+/// for files only.
+pub fn rename_new(from: (&Directory, &OsStr), to: (&Directory, &OsStr)) -> Result<Published> {
+    match rustix::fs::renameat_with(from.0, from.1, to.0, to.1, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(Published::New),
+        Err(Errno::EXIST | Errno::NOTEMPTY) => Ok(Published::Existed),
+        Err(Errno::INVAL | Errno::NOSYS) => match to.0.make_link(to.1, from.0, from.1) {
+            Ok(()) => from.0.unlink(from.1).map(|()| Published::New),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(Published::Existed),
+            Err(error) => Err(error),
+        },
+        Err(error) => Err(FileError::new("publish", to.0.name().join(to.1), error)),
+    }
+}
+
+/// Renames `from` to `to`, replacing what was there. Atomic.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn rename_over(from: (&Directory, &OsStr), to: (&Directory, &OsStr)) -> Result<()> {
+    rustix::fs::renameat(from.0, from.1, to.0, to.1)
+        .map_err(|error| FileError::new("publish", to.0.name().join(to.1), error))
+}
+
+/// Writes `bytes` under a temporary name in `directory`, then renames it to `name`, replacing what was there: a reader
+/// sees the old bytes or the new ones.
+///
+/// # Errors
+/// When the kernel refuses; the temporary name is removed.
+pub fn write_over(directory: &Directory, name: &OsStr, bytes: &[u8], mode: u32) -> Result<()> {
+    let (temporary, mut file) = create_temporary(directory, mode)?;
+    let result = file
+        .write_all(bytes)
+        .map_err(|error| FileError::new("write", directory.name().join(&temporary), error))
+        .and_then(|()| rename_over((directory, temporary.as_ref()), (directory, name)));
+    if result.is_err() {
+        let _ = directory.unlink(&temporary);
+    }
+    result
+}
+
+/// Makes a file under a name nobody else uses.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn create_temporary(directory: &Directory, mode: u32) -> Result<(String, std::fs::File)> {
+    loop {
+        let name = format!(".tmp-{:016x}", random());
+        match directory.create_file(&name, mode) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            result => return result.map(|file| (name, file)),
+        }
+    }
+}
+
+fn random() -> u64 {
+    use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+    RandomState::new().build_hasher().finish()
+}
+
+/// Makes everything written to the file system of `fd` durable, with one `syncfs(2)`.
+///
+/// # Errors
+/// When a write to the disk failed (since Linux 5.8).
+pub fn sync_file_system(fd: impl AsFd) -> io::Result<()> {
+    rustix::fs::syncfs(fd).map_err(io::Error::from)
+}
+
+/// The identity of this boot of the machine: what is not synced and carries another one may be lost.
+///
+/// # Errors
+/// When `/proc` is not mounted.
+pub fn boot_id() -> Result<String> {
+    let path = Path::new("/proc/sys/kernel/random/boot_id");
+    let file = rustix::fs::openat(CWD, path, rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty())
+        .map_err(|error| FileError::new("read", path, error))?;
+    let text =
+        io::read_to_string(std::fs::File::from(file)).map_err(|error| FileError::new("read", path, error))?;
+    Ok(text.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_publication_wins() {
+        let host = tempfile::tempdir().expect("a temporary directory");
+        let directory = Directory::open(host.path()).expect("opened");
+        for (text, expected) in [("one", Published::New), ("two", Published::Existed)] {
+            let (name, mut file) = create_temporary(&directory, 0o600).expect("created");
+            file.write_all(text.as_bytes()).expect("written");
+            let published =
+                rename_new((&directory, name.as_ref()), (&directory, "x".as_ref())).expect("renamed");
+            assert_eq!(published, expected);
+        }
+        assert_eq!(fs_err::read_to_string(host.path().join("x")).expect("read"), "one");
+        write_over(&directory, "x".as_ref(), b"three", 0o600).expect("written");
+        assert_eq!(fs_err::read_to_string(host.path().join("x")).expect("read"), "three");
+        sync_file_system(&directory).expect("synced");
+        assert_eq!(boot_id().expect("read").len(), 36);
+    }
+}

@@ -1,0 +1,786 @@
+//! Paths under a root that may be hostile: resolved once by the kernel, used by descriptor afterwards.
+//!
+//! A [`Root`] resolves whole paths with `openat2(2)` and `RESOLVE_IN_ROOT`, so that absolute symbolic links and `..`
+//! stay inside. A [`Directory`] is one opened directory; its methods take a single name and never follow a symbolic
+//! link, and none of them opens a device, a FIFO or a socket.
+
+use std::ffi::{CString, OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{
+    self as sys, AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps,
+    UTIME_OMIT, Uid,
+};
+use rustix::io::Errno;
+
+/// An operation on a file that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} {}", path.display())]
+pub struct FileError {
+    /// What was tried, as a verb phrase ("open", "set the owner of").
+    pub operation: &'static str,
+    /// The path, for people: under a root it starts with the root's own name.
+    pub path: PathBuf,
+    /// What the kernel said.
+    pub source: io::Error,
+}
+
+impl FileError {
+    pub(crate) fn new(
+        operation: &'static str,
+        path: impl Into<PathBuf>,
+        source: impl Into<io::Error>,
+    ) -> Self {
+        Self { operation, path: path.into(), source: source.into() }
+    }
+
+    /// The kind of the cause, for callers that treat "not found" and the like apart.
+    pub fn kind(&self) -> io::ErrorKind {
+        self.source.kind()
+    }
+}
+
+type Result<T> = std::result::Result<T, FileError>;
+
+/// A moment of a file: seconds since the epoch and nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Time {
+    /// Seconds since the epoch; negative before it.
+    pub seconds: i64,
+    /// Nanoseconds, below one thousand million.
+    pub nanoseconds: u32,
+}
+
+impl Time {
+    /// The time of last modification in `stat`.
+    pub fn modified(stat: &Stat) -> Self {
+        Self { seconds: stat.st_mtime, nanoseconds: stat.st_mtime_nsec as u32 }
+    }
+
+    fn timestamps(self) -> Timestamps {
+        let modified = Timespec { tv_sec: self.seconds, tv_nsec: self.nanoseconds.into() };
+        Timestamps { last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT }, last_modification: modified }
+    }
+}
+
+/// A directory that is the root of every path given to it.
+#[derive(Debug)]
+pub struct Root {
+    directory: Directory,
+}
+
+const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
+
+impl Root {
+    /// Opens the directory at `path` of the host.
+    ///
+    /// # Errors
+    /// When it cannot be opened or is not a directory.
+    pub fn open(path: &Path) -> Result<Self> {
+        Directory::open(path).map(|directory| Self { directory })
+    }
+
+    /// Takes a directory that is open already; `name` is what errors call it.
+    pub fn from_fd(fd: OwnedFd, name: impl Into<PathBuf>) -> Self {
+        Self { directory: Directory { fd, name: name.into() } }
+    }
+
+    /// The root itself as a directory.
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    /// Another handle on the same root.
+    ///
+    /// # Errors
+    /// When no descriptor is left.
+    pub fn try_clone(&self) -> Result<Self> {
+        self.directory.try_clone().map(|directory| Self { directory })
+    }
+
+    /// Finds `path`, following symbolic links inside the root; the descriptor is `O_PATH`.
+    ///
+    /// # Errors
+    /// When nothing is there, or the kernel refuses.
+    pub fn resolve(&self, path: &Path) -> Result<OwnedFd> {
+        self.openat2("resolve", path, OFlags::PATH, Mode::empty())
+    }
+
+    /// Like [`resolve`](Self::resolve), but a symbolic link as the last component is itself the result.
+    ///
+    /// # Errors
+    /// When nothing is there, or the kernel refuses.
+    pub fn resolve_link(&self, path: &Path) -> Result<OwnedFd> {
+        self.openat2("resolve", path, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())
+    }
+
+    /// Opens `path` with `flags`, following symbolic links inside the root. Reading never blocks on a FIFO and never
+    /// opens a device: anything but a regular file or directory is refused.
+    ///
+    /// # Errors
+    /// When nothing is there, it is neither file nor directory, or the kernel refuses.
+    pub fn open_file(&self, path: &Path) -> Result<std::fs::File> {
+        let found = self.resolve(path)?;
+        reopen(found.as_fd(), OFlags::RDONLY)
+            .map(std::fs::File::from)
+            .map_err(|error| self.error("open", path, error))
+    }
+
+    /// Opens the regular file at `path` for reading, following no symbolic link at all. The caller knows that it is one: a
+    /// FIFO would not block, a device would be opened.
+    ///
+    /// # Errors
+    /// When nothing is there, or a symbolic link is on the way.
+    pub fn open_plain(&self, path: &Path) -> Result<std::fs::File> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let resolve = IN_ROOT | ResolveFlags::NO_SYMLINKS;
+        sys::openat2(&self.directory.fd, path, flags, Mode::empty(), resolve)
+            .map(std::fs::File::from)
+            .map_err(|error| self.error("open", path, error))
+    }
+
+    /// Opens the directory at `path`, following symbolic links inside the root.
+    ///
+    /// # Errors
+    /// When nothing is there or it is not a directory.
+    pub fn open_directory(&self, path: &Path) -> Result<Directory> {
+        let fd = self.openat2("open", path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
+        Ok(Directory { fd, name: self.directory.shown(path) })
+    }
+
+    /// Opens the directory that holds `path`, and gives the last component. `path` must name something below the root.
+    ///
+    /// # Errors
+    /// When the parent is missing or not a directory, or `path` ends in `..` or names the root.
+    pub fn open_parent(&self, path: &Path) -> Result<(Directory, OsString)> {
+        let name = path.file_name().ok_or_else(|| self.error("open the parent of", path, Errno::INVAL))?;
+        let parent = path.parent().unwrap_or(Path::new(""));
+        let fd = self.openat2("open", parent, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?;
+        Ok((Directory { fd, name: self.directory.shown(parent) }, name.to_os_string()))
+    }
+
+    /// Makes the directory at `path` with every missing parent, mode 0755, and opens it. Dangling symbolic links are not
+    /// followed into existence.
+    ///
+    /// # Errors
+    /// When a component is not a directory, or the kernel refuses.
+    pub fn make_directories(&self, path: &Path) -> Result<Directory> {
+        match self.open_directory(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            result => return result,
+        }
+        let parent = self.make_directories(path.parent().unwrap_or(Path::new("")))?;
+        let name = path.file_name().ok_or_else(|| self.error("make", path, Errno::INVAL))?;
+        match parent.make_directory(name, 0o755) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.open_directory(path),
+            result => result.and_then(|()| parent.open_directory(name)),
+        }
+    }
+
+    /// What `path` is, following symbolic links inside the root.
+    ///
+    /// # Errors
+    /// When nothing is there.
+    pub fn stat(&self, path: &Path) -> Result<Stat> {
+        let found = self.resolve(path)?;
+        sys::fstat(&found).map_err(|error| self.error("stat", path, error))
+    }
+
+    fn openat2(&self, operation: &'static str, path: &Path, flags: OFlags, mode: Mode) -> Result<OwnedFd> {
+        let inside = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        loop {
+            match sys::openat2(&self.directory.fd, inside, flags | OFlags::CLOEXEC, mode, IN_ROOT) {
+                // A concurrent rename or mount makes the kernel give up on a path with "..": try again (openat2(2)).
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                result => return result.map_err(|error| self.error(operation, path, error)),
+            }
+        }
+    }
+
+    fn error(&self, operation: &'static str, path: &Path, error: Errno) -> FileError {
+        FileError::new(operation, self.directory.shown(path), error)
+    }
+}
+
+impl AsFd for Root {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.directory.fd.as_fd()
+    }
+}
+
+/// Opens what an `O_PATH` descriptor shows: a regular file or a directory, nothing else.
+fn reopen(fd: BorrowedFd<'_>, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    match FileType::from_raw_mode(sys::fstat(fd)?.st_mode) {
+        FileType::RegularFile | FileType::Directory => {}
+        FileType::Symlink => return Err(Errno::LOOP),
+        _ => return Err(Errno::INVAL),
+    }
+    sys::openat(CWD, format!("/proc/self/fd/{}", fd.as_raw_fd()), flags | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// One opened directory. Every `name` is a single component.
+#[derive(Debug)]
+pub struct Directory {
+    fd: OwnedFd,
+    name: PathBuf,
+}
+
+/// One name found in a directory.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// The name.
+    pub name: OsString,
+    /// Its type as the directory tells it; `Unknown` where the file system does not.
+    pub kind: FileType,
+}
+
+impl Directory {
+    /// Opens a directory of the host.
+    ///
+    /// # Errors
+    /// When it cannot be opened or is not a directory.
+    pub fn open(path: &Path) -> Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd =
+            sys::open(path, flags, Mode::empty()).map_err(|error| FileError::new("open", path, error))?;
+        Ok(Self { fd, name: path.to_path_buf() })
+    }
+
+    /// Another handle on the same directory.
+    ///
+    /// # Errors
+    /// When no descriptor is left.
+    pub fn try_clone(&self) -> Result<Self> {
+        let fd = self.fd.try_clone().map_err(|error| FileError::new("open", &self.name, error))?;
+        Ok(Self { fd, name: self.name.clone() })
+    }
+
+    /// What errors call this directory.
+    pub fn name(&self) -> &Path {
+        &self.name
+    }
+
+    fn shown(&self, name: impl AsRef<Path>) -> PathBuf {
+        let name = name.as_ref();
+        self.name.join(name.strip_prefix("/").unwrap_or(name))
+    }
+
+    fn failed<T>(
+        &self,
+        operation: &'static str,
+        name: impl AsRef<OsStr>,
+        result: rustix::io::Result<T>,
+    ) -> Result<T> {
+        result.map_err(|error| FileError::new(operation, self.shown(name.as_ref()), error))
+    }
+
+    /// Opens the directory `name`; a symbolic link is refused.
+    ///
+    /// # Errors
+    /// When it is missing or not a directory.
+    pub fn open_directory(&self, name: impl AsRef<OsStr>) -> Result<Self> {
+        let name = name.as_ref();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = single(name).and_then(|()| sys::openat(&self.fd, name, flags, Mode::empty()));
+        Ok(Self { fd: self.failed("open", name, opened)?, name: self.shown(name) })
+    }
+
+    /// Opens the directory `name` as a place only (`O_PATH`): enough to work below it, not to list it.
+    ///
+    /// # Errors
+    /// When it is missing or not a directory.
+    pub fn open_place(&self, name: impl AsRef<OsStr>) -> Result<Self> {
+        let name = name.as_ref();
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = single(name).and_then(|()| sys::openat(&self.fd, name, flags, Mode::empty()));
+        Ok(Self { fd: self.failed("open", name, opened)?, name: self.shown(name) })
+    }
+
+    /// Opens the regular file `name` for reading. The caller checks with `fstat` that it is one when it matters; a FIFO
+    /// does not block.
+    ///
+    /// # Errors
+    /// When it is missing, or a symbolic link.
+    pub fn open_file(&self, name: impl AsRef<OsStr>) -> Result<std::fs::File> {
+        let name = name.as_ref();
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let opened = single(name).and_then(|()| sys::openat(&self.fd, name, flags, Mode::empty()));
+        self.failed("open", name, opened).map(std::fs::File::from)
+    }
+
+    /// Makes the regular file `name`, which must not exist, and opens it for writing.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when anything has that name.
+    pub fn create_file(&self, name: impl AsRef<OsStr>, mode: u32) -> Result<std::fs::File> {
+        let name = name.as_ref();
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = single(name)
+            .and_then(|()| sys::openat(&self.fd, name, flags, Mode::from_raw_mode(mode & 0o7777)));
+        self.failed("create", name, opened).map(std::fs::File::from)
+    }
+
+    /// Makes the directory `name`.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when anything has that name.
+    pub fn make_directory(&self, name: impl AsRef<OsStr>, mode: u32) -> Result<()> {
+        let name = name.as_ref();
+        let made =
+            single(name).and_then(|()| sys::mkdirat(&self.fd, name, Mode::from_raw_mode(mode & 0o7777)));
+        self.failed("make the directory", name, made)
+    }
+
+    /// Makes the symbolic link `name`.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when anything has that name.
+    pub fn make_symlink(&self, name: impl AsRef<OsStr>, target: impl AsRef<OsStr>) -> Result<()> {
+        let name = name.as_ref();
+        let made = single(name).and_then(|()| sys::symlinkat(target.as_ref(), &self.fd, name));
+        self.failed("make the symbolic link", name, made)
+    }
+
+    /// Gives `name` in `from` a second name here. A symbolic link is linked itself.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when anything has that name; `NotFound` when the source is missing.
+    pub fn make_link(&self, name: impl AsRef<OsStr>, from: &Self, source: impl AsRef<OsStr>) -> Result<()> {
+        let (name, source) = (name.as_ref(), source.as_ref());
+        let made = single(name)
+            .and_then(|()| single(source))
+            .and_then(|()| sys::linkat(&from.fd, source, &self.fd, name, AtFlags::empty()));
+        self.failed("make the hard link", name, made)
+    }
+
+    /// Makes a device node, FIFO or empty file.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when anything has that name; `PermissionDenied` for devices without CAP_MKNOD.
+    pub fn make_node(
+        &self,
+        name: impl AsRef<OsStr>,
+        kind: FileType,
+        mode: u32,
+        major: u32,
+        minor: u32,
+    ) -> Result<()> {
+        let name = name.as_ref();
+        let device = sys::makedev(major, minor);
+        let mode = Mode::from_raw_mode(mode & 0o7777);
+        let made = single(name).and_then(|()| sys::mknodat(&self.fd, name, kind, mode, device));
+        self.failed("make the node", name, made)
+    }
+
+    /// Removes `name`, which is not a directory.
+    ///
+    /// # Errors
+    /// When it is missing or a directory.
+    pub fn unlink(&self, name: impl AsRef<OsStr>) -> Result<()> {
+        let name = name.as_ref();
+        let done = single(name).and_then(|()| sys::unlinkat(&self.fd, name, AtFlags::empty()));
+        self.failed("remove", name, done)
+    }
+
+    /// Removes the empty directory `name`.
+    ///
+    /// # Errors
+    /// When it is missing, not a directory or not empty.
+    pub fn remove_directory(&self, name: impl AsRef<OsStr>) -> Result<()> {
+        let name = name.as_ref();
+        let done = single(name).and_then(|()| sys::unlinkat(&self.fd, name, AtFlags::REMOVEDIR));
+        self.failed("remove", name, done)
+    }
+
+    /// What `name` is; a symbolic link is not followed.
+    ///
+    /// # Errors
+    /// When it is missing.
+    pub fn stat(&self, name: impl AsRef<OsStr>) -> Result<Stat> {
+        let name = name.as_ref();
+        let found = single(name).and_then(|()| sys::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW));
+        self.failed("stat", name, found)
+    }
+
+    /// What this directory is.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn stat_self(&self) -> Result<Stat> {
+        self.failed("stat", "", sys::fstat(&self.fd))
+    }
+
+    /// Where the symbolic link `name` points.
+    ///
+    /// # Errors
+    /// When it is missing or not a symbolic link.
+    pub fn read_link(&self, name: impl AsRef<OsStr>) -> Result<OsString> {
+        let name = name.as_ref();
+        let read = single(name).and_then(|()| sys::readlinkat(&self.fd, name, Vec::new()));
+        self.failed("read the symbolic link", name, read)
+            .map(|target| OsString::from_vec(target.into_bytes()))
+    }
+
+    /// Sets all twelve mode bits of `name`, which must not be a symbolic link; a device is not opened.
+    ///
+    /// # Errors
+    /// When it is missing or a symbolic link.
+    pub fn set_mode(&self, name: impl AsRef<OsStr>, mode: u32) -> Result<()> {
+        let name = name.as_ref();
+        let done = single(name).and_then(|()| set_mode_at(self.fd.as_fd(), name, mode & 0o7777));
+        self.failed("set the mode of", name, done)
+    }
+
+    /// Sets the owner of `name`; of a symbolic link its own.
+    ///
+    /// # Errors
+    /// When it is missing, or the kernel refuses.
+    pub fn set_owner(&self, name: impl AsRef<OsStr>, uid: u32, gid: u32) -> Result<()> {
+        let name = name.as_ref();
+        let done = single(name).and_then(|()| {
+            let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+            sys::chownat(&self.fd, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
+        });
+        self.failed("set the owner of", name, done)
+    }
+
+    /// Sets the time of last modification of `name`; of a symbolic link its own.
+    ///
+    /// # Errors
+    /// When it is missing, or the kernel refuses.
+    pub fn set_modified(&self, name: impl AsRef<OsStr>, time: Time) -> Result<()> {
+        let name = name.as_ref();
+        let done = single(name)
+            .and_then(|()| sys::utimensat(&self.fd, name, &time.timestamps(), AtFlags::SYMLINK_NOFOLLOW));
+        self.failed("set the time of", name, done)
+    }
+
+    /// Sets mode, owner or time of the directory itself.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn set_self(&self, mode: Option<u32>, owner: Option<(u32, u32)>, time: Option<Time>) -> Result<()> {
+        let own = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
+        if let Some((uid, gid)) = owner {
+            let owner = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+            self.failed(
+                "set the owner of",
+                "",
+                sys::chownat(&self.fd, "", owner.0, owner.1, AtFlags::EMPTY_PATH),
+            )?;
+        }
+        if let Some(mode) = mode {
+            let done = sys::chmod(&own, Mode::from_raw_mode(mode & 0o7777));
+            self.failed("set the mode of", "", done)?;
+        }
+        if let Some(time) = time {
+            let done = sys::utimensat(CWD, &own, &time.timestamps(), AtFlags::empty());
+            self.failed("set the time of", "", done)?;
+        }
+        Ok(())
+    }
+
+    /// The names in this directory, unsorted.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn list(&self) -> Result<Vec<Found>> {
+        self.failed("list", "", self.entries())
+    }
+
+    fn entries(&self) -> rustix::io::Result<Vec<Found>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = sys::openat(&self.fd, ".", flags, Mode::empty())?;
+        let mut buffer = Vec::with_capacity(32 << 10);
+        let mut reader = sys::RawDir::new(fd, buffer.spare_capacity_mut());
+        let mut found = Vec::new();
+        while let Some(entry) = reader.next() {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                found.push(Found { name: OsStr::from_bytes(name).to_os_string(), kind: entry.file_type() });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes `name` and everything below it, by descriptor, whatever the depth. A missing name is fine.
+    ///
+    /// # Errors
+    /// When something cannot be removed.
+    pub fn remove_all(&self, name: impl AsRef<OsStr>) -> Result<()> {
+        let name = name.as_ref();
+        match self.unlink(name) {
+            Err(error) if error.source.raw_os_error() == Some(libc::EISDIR) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            result => return result,
+        }
+        self.open_removable(name)?.clear()?;
+        match self.remove_directory(name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Removes everything below this directory, whatever the depth: only two descriptors are open at a time, and the way
+    /// back up is checked by device and inode.
+    ///
+    /// # Errors
+    /// When something cannot be removed, or the tree is moved meanwhile.
+    pub fn clear(&self) -> Result<()> {
+        struct Level {
+            rest: Vec<Found>,
+            identity: (u64, u64),
+            child: OsString,
+        }
+        let mut levels: Vec<Level> = Vec::new();
+        let mut current = self.try_clone()?;
+        let mut rest = self.list()?;
+        loop {
+            let Some(found) = rest.pop() else {
+                let Some(level) = levels.pop() else { return Ok(()) };
+                current = current.open_above(level.identity)?;
+                current.remove_directory(&level.child)?;
+                rest = level.rest;
+                continue;
+            };
+            if found.kind != FileType::Directory {
+                match current.unlink(&found.name) {
+                    Err(error) if error.source.raw_os_error() == Some(libc::EISDIR) => {}
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    result => {
+                        result?;
+                        continue;
+                    }
+                }
+            } else if current.remove_directory(&found.name).is_ok() {
+                continue;
+            }
+            let below = current.open_removable(&found.name)?;
+            let stat = current.stat_self()?;
+            let list = below.list()?;
+            let rest_here = std::mem::replace(&mut rest, list);
+            levels.push(Level { rest: rest_here, identity: (stat.st_dev, stat.st_ino), child: found.name });
+            current = below;
+        }
+    }
+
+    fn open_above(&self, identity: (u64, u64)) -> Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = self.failed("open", "..", sys::openat(&self.fd, "..", flags, Mode::empty()))?;
+        let stat = self.failed("stat", "..", sys::fstat(&fd))?;
+        if (stat.st_dev, stat.st_ino) != identity {
+            return self.failed("return from", "", Err(Errno::STALE));
+        }
+        Ok(Self { fd, name: self.name.parent().unwrap_or(Path::new("")).to_path_buf() })
+    }
+
+    /// Opens a directory that is about to be removed, whose mode may forbid it to us.
+    fn open_removable(&self, name: &OsStr) -> Result<Self> {
+        match self.open_directory(name) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                self.set_mode(name, 0o700)?;
+                self.open_directory(name)
+            }
+            result => {
+                let directory = result?;
+                if rustix::process::geteuid().is_root() {
+                    return Ok(directory);
+                }
+                let mode = directory.stat_self()?.st_mode;
+                if mode & 0o700 != 0o700 {
+                    self.set_mode(name, 0o700)?;
+                }
+                Ok(directory)
+            }
+        }
+    }
+}
+
+impl AsFd for Directory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl From<Directory> for OwnedFd {
+    fn from(directory: Directory) -> Self {
+        directory.fd
+    }
+}
+
+/// A name must be one component; anything else would be resolved by the kernel without our rules.
+fn single(name: &OsStr) -> rustix::io::Result<()> {
+    let bytes = name.as_bytes();
+    if bytes.is_empty() || bytes == b"." || bytes == b".." || bytes.contains(&b'/') {
+        return Err(Errno::INVAL);
+    }
+    Ok(())
+}
+
+/// `fchmodat2(2)` where it exists (Linux 6.6), else through an `O_PATH` descriptor: neither follows a link nor opens a
+/// device.
+fn set_mode_at(directory: BorrowedFd<'_>, name: &OsStr, mode: u32) -> rustix::io::Result<()> {
+    let text = CString::new(name.as_bytes()).map_err(|_| Errno::INVAL)?;
+    // SAFETY: the descriptor is borrowed and open, the string is NUL-terminated and lives through the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_fchmodat2,
+            directory.as_raw_fd(),
+            text.as_ptr(),
+            mode,
+            libc::AT_SYMLINK_NOFOLLOW,
+        )
+    };
+    if result == 0 {
+        return Ok(());
+    }
+    match io::Error::last_os_error().raw_os_error() {
+        Some(libc::ENOSYS | libc::EPERM) => {}
+        code => return Err(Errno::from_raw_os_error(code.unwrap_or(libc::EIO))),
+    }
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = sys::openat(directory, name, flags, Mode::empty())?;
+    if FileType::from_raw_mode(sys::fstat(&fd)?.st_mode) == FileType::Symlink {
+        return Err(Errno::OPNOTSUPP);
+    }
+    sys::chmod(format!("/proc/self/fd/{}", fd.as_raw_fd()), Mode::from_raw_mode(mode))
+}
+
+/// Sets mode, owner and time of an open file, in the order that keeps set-user-ID bits.
+///
+/// # Errors
+/// When the kernel refuses; the error does not name the file.
+pub fn set_file(
+    file: &std::fs::File,
+    owner: Option<(u32, u32)>,
+    mode: Option<u32>,
+    time: Option<Time>,
+) -> io::Result<()> {
+    if let Some((uid, gid)) = owner {
+        sys::fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+    }
+    if let Some(mode) = mode {
+        sys::fchmod(file, Mode::from_raw_mode(mode & 0o7777))?;
+    }
+    if let Some(time) = time {
+        sys::futimens(file, &time.timestamps())?;
+    }
+    Ok(())
+}
+
+/// Gives this thread alone a file mode creation mask of zero, so that modes given at creation hold. False when a sandbox
+/// forbids it: then modes must be set afterwards.
+pub fn clear_own_umask() -> bool {
+    // SAFETY: unsharing CLONE_FS gives this thread its own root, working directory and umask; memory and descriptors
+    // stay shared, so nothing that Rust relies on changes.
+    if unsafe { libc::unshare(libc::CLONE_FS) } != 0 {
+        return false;
+    }
+    rustix::process::umask(Mode::empty());
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scratch() -> (tempfile::TempDir, Root) {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        fs_err::create_dir(directory.path().join("root")).expect("root");
+        let root = Root::open(&directory.path().join("root")).expect("opened");
+        (directory, root)
+    }
+
+    #[test]
+    fn links_stay_inside() {
+        let (host, root) = scratch();
+        fs_err::write(host.path().join("secret"), "outside").expect("written");
+        let top = root.directory();
+        top.make_directory("etc", 0o755).expect("made");
+        for (name, target) in [
+            ("absolute", "/secret"),
+            ("up", "../secret"),
+            ("deep", "etc/../../../secret"),
+            ("etc/x", "../../secret"),
+        ] {
+            let (parent, last) = root.open_parent(Path::new(name)).expect("parent");
+            parent.make_symlink(&last, target).expect("linked");
+            let error = root.open_file(Path::new(name)).expect_err("nothing inside has that name");
+            assert_eq!(error.kind(), io::ErrorKind::NotFound, "{name}");
+        }
+        fs_err::write(host.path().join("root/secret"), "inside").expect("written");
+        for name in ["absolute", "up", "deep", "etc/x"] {
+            let text = io::read_to_string(root.open_file(Path::new(name)).expect("opened")).expect("read");
+            assert_eq!(text, "inside", "{name}");
+        }
+    }
+
+    #[test]
+    fn names_are_single_components() {
+        let (_host, root) = scratch();
+        for name in ["", ".", "..", "a/b", "/etc"] {
+            assert!(root.directory().make_directory(name, 0o755).is_err(), "{name:?}");
+            assert!(root.directory().stat(name).is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn mode_never_follows_a_link() {
+        let (host, root) = scratch();
+        fs_err::write(host.path().join("canary"), "").expect("written");
+        let before = fs_err::metadata(host.path().join("canary")).expect("stat");
+        root.directory().make_symlink("link", "../canary").expect("linked");
+        root.directory().set_mode("link", 0o4777).expect_err("a link has no mode");
+        let after = fs_err::metadata(host.path().join("canary")).expect("stat");
+        assert_eq!(before.permissions(), after.permissions());
+    }
+
+    #[test]
+    fn a_fifo_is_not_opened() {
+        let (_host, root) = scratch();
+        root.directory().make_node("pipe", FileType::Fifo, 0o644, 0, 0).expect("made");
+        root.open_file(Path::new("pipe")).expect_err("a FIFO is no file");
+    }
+
+    #[test]
+    fn deep_trees_are_removed() {
+        let (host, root) = scratch();
+        let mut current = root.directory().try_clone().expect("clone");
+        for _ in 0..5000 {
+            current.make_directory("d", 0o755).expect("made");
+            current.make_symlink("s", "/").expect("linked");
+            current = Directory { fd: current.open_directory("d").expect("opened").fd, name: "d".into() };
+        }
+        drop(current);
+        root.directory().remove_all("d").expect("removed");
+        root.directory().remove_all("d").expect("missing is fine");
+        root.directory().remove_all("s").expect("removed");
+        assert!(root.directory().list().expect("list").is_empty());
+        assert!(host.path().exists());
+    }
+
+    #[test]
+    fn directories_are_made_inside() {
+        let (host, root) = scratch();
+        root.directory().make_symlink("out", "/a").expect("linked");
+        root.make_directories(Path::new("a/b/c")).expect("made");
+        root.make_directories(Path::new("/out/d")).expect("made");
+        assert!(host.path().join("root/a/d").is_dir() && host.path().join("root/a/b/c").is_dir());
+    }
+
+    #[test]
+    fn times_and_modes_are_set() {
+        let (_host, root) = scratch();
+        let file = root.directory().create_file("f", 0o600).expect("created");
+        let time = Time { seconds: -5, nanoseconds: 7 };
+        set_file(&file, None, Some(0o4755), Some(time)).expect("set");
+        let stat = root.directory().stat("f").expect("stat");
+        assert_eq!((stat.st_mode & 0o7777, Time::modified(&stat)), (0o4755, time));
+        root.directory().set_self(Some(0o700), None, Some(time)).expect("set");
+        assert_eq!(Time::modified(&root.directory().stat_self().expect("stat")), time);
+    }
+}
