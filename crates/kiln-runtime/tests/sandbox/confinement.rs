@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use kiln_runtime::{Capabilities, Exit, Isolation, Mount, MountKind, Network, RootSource, Security};
+use kiln_runtime::{
+    Capabilities, Exit, Isolation, Mount, MountKind, Network, ProvidedFile, RootSource, Security,
+};
 use kiln_sys::namespace::UserNamespace;
 
 use crate::Case;
@@ -98,8 +100,16 @@ fn chroot(fixture: &Fixture) {
     let error = run(&sandbox).map(|ran| ran.finished.exit).expect_err("an overlay needs mounts");
     assert!(error.to_string().contains("copied directory"), "{error}");
     sandbox.root = RootSource::Directory { path: root.clone() };
+    let file =
+        |target: &str| ProvidedFile { target: target.into(), contents: b"k\n".to_vec(), read_only: true };
+    sandbox.files = vec![file("/etc/resolv.conf"), file("/bin/sh")];
+    sandbox.process.arguments[2] =
+        "pwd; read l < /etc/resolv.conf; echo $l; echo inside > /file; exit 6".into();
     let ran = run(&sandbox).expect("starts");
-    assert_eq!((ran.output.as_str(), ran.finished.exit), ("/a\n", Exit::Code(6)), "{}", ran.error);
+    assert_eq!((ran.output.as_str(), ran.finished.exit), ("/a\nk\n", Exit::Code(6)), "{}", ran.error);
+    assert!(ran.finished.notes[1].starts_with("/bin/sh is that of the root"), "{:?}", ran.finished.notes);
+    ran.finished.stubs.undo(&root).expect("undo");
+    assert!(!root.join("etc").exists() && root.join("bin/sh").exists());
     assert!(ran.finished.notes[0].starts_with("not isolated: "), "{:?}", ran.finished.notes);
     assert!(root.join("file").exists());
     sandbox.network = Network::None;
