@@ -130,9 +130,6 @@ pub enum Error {
     /// The store.
     #[error(transparent)]
     Store(#[from] kiln_store::Error),
-    /// A layer.
-    #[error(transparent)]
-    Layer(#[from] kiln_layer::Error),
     /// A path.
     #[error(transparent)]
     Path(#[from] kiln_sys::root::FileError),

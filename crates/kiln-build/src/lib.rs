@@ -7,10 +7,10 @@
 #![forbid(unsafe_code)]
 
 mod build;
-mod engine;
 mod context;
 mod context_walk;
 mod copy;
+mod engine;
 mod error;
 mod export;
 mod filter;
@@ -28,6 +28,7 @@ mod select;
 mod stage;
 mod staging;
 mod stat_cache;
+mod transfer;
 mod tree;
 mod unpack;
 mod workdir;
