@@ -2,6 +2,7 @@
 
 mod build;
 mod import;
+mod run;
 mod version;
 
 use anyhow::Result;
@@ -26,6 +27,7 @@ pub(crate) fn dispatch(arguments: &Arguments) -> Result<u8> {
         Command::Import(import) | Command::Image(ImageCommand::Import(import)) => {
             import::run(arguments.root(), import)
         }
+        Command::Run(run) => run::run(arguments.root(), run),
         Command::Version(version) => version::show(version),
         _ => Err(Failure::new(Kind::Usage, "this command is not part of this build").into()),
     }
