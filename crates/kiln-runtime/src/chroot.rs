@@ -1,8 +1,6 @@
 //! A sandbox where neither namespaces nor mounts are to be had: a changed root directory, and a list of what that does
 //! not isolate.
 
-use std::os::fd::AsFd;
-
 use crate::failure::{Failure, at};
 use crate::sandbox::{Network, RootSource, Sandbox};
 use crate::target::Tree;
@@ -27,13 +25,18 @@ pub(crate) fn set_up(sandbox: &Sandbox, notes: &mut Vec<String>) -> Result<Tree,
          directory is the command's own"
             .to_owned(),
     );
-    if !sandbox.files.is_empty() {
-        notes
-            .push("the files that kiln provides (such as /etc/resolv.conf) are those of the root".to_owned());
-    }
     let root = mount::open_place(path).map_err(at(&format!("open the root {}", path.display())))?;
     rustix::process::fchdir(&root).map_err(|errno| at("enter the root")(errno.into()))?;
     rustix::process::chroot(c".").map_err(|errno| at("change the root directory")(errno.into()))?;
-    let _ = root.as_fd();
-    Tree::new(root).map_err(at("look at the root"))
+    let mut tree = Tree::new(root).map_err(at("look at the root"))?;
+    for file in &sandbox.files {
+        let filled = tree.fill(&file.target, &file.contents);
+        if !filled.map_err(at(&format!("provide {}", file.target.display())))? {
+            notes.push(format!(
+                "{} is that of the root, not the one that kiln provides",
+                file.target.display()
+            ));
+        }
+    }
+    Ok(tree)
 }

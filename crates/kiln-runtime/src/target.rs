@@ -45,6 +45,8 @@ pub struct Stub {
     pub path: PathBuf,
     /// What it is.
     pub kind: StubKind,
+    /// The size of a file: 0, unless it was filled because nothing could be mounted on it.
+    pub size: u64,
 }
 
 /// The times of a directory in which stubs were made.
@@ -71,7 +73,7 @@ pub struct Stubs {
 
 wire_struct!(Moment { seconds, nanoseconds });
 wire_enum!(StubKind { 0 => File, 1 => Directory });
-wire_struct!(Stub { path, kind });
+wire_struct!(Stub { path, kind, size });
 wire_struct!(TouchedParent { path, accessed, modified, modified_by_stubs });
 wire_struct!(Stubs { made, parents });
 
@@ -127,10 +129,11 @@ fn remove_stub(holder: BorrowedFd<'_>, stub: &Stub) {
             let _ = rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR);
         }
         StubKind::File => {
-            let empty = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| {
-                FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size == 0
+            let as_made = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| {
+                FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+                    && u64::try_from(stat.st_size) == Ok(stub.size)
             });
-            if empty {
+            if as_made {
                 let _ = rustix::fs::unlinkat(&parent, name, AtFlags::empty());
             }
         }
@@ -269,6 +272,22 @@ impl Tree {
         if stat(found.as_fd())?.kind == FileType::Directory { Ok(found) } else { Err(Errno::NOTDIR.into()) }
     }
 
+    /// Makes a file that is to be taken back, with a content. Says whether it did: not if there is one.
+    pub(crate) fn fill(&mut self, path: &Path, contents: &[u8]) -> io::Result<bool> {
+        let before = self.stubs.made.len();
+        self.resolve(path, Missing::Stub(StubKind::File))?;
+        let Some(stub) = self.stubs.made.get_mut(before..).and_then(<[Stub]>::last_mut) else {
+            return Ok(false);
+        };
+        stub.size = contents.len() as u64;
+        let file = open_below(self.root.as_fd(), &stub.path, OFlags::WRONLY)?;
+        let mut rest = contents;
+        while !rest.is_empty() {
+            rest = &rest[rustix::io::write(&file, rest)?..];
+        }
+        Ok(true)
+    }
+
     fn make(&mut self, trail: &Trail, name: &OsStr, missing: Missing, last: bool) -> io::Result<OwnedFd> {
         let parent = trail.passed.last().map_or(self.root.as_fd(), |(directory, _)| directory.as_fd());
         let status = stat(parent)?;
@@ -297,7 +316,7 @@ impl Tree {
                     modified_by_stubs: status.modified,
                 });
             }
-            self.stubs.made.push(Stub { path: path.join(name), kind });
+            self.stubs.made.push(Stub { path: path.join(name), kind, size: 0 });
         }
         Ok(made)
     }

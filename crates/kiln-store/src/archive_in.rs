@@ -289,7 +289,7 @@ impl Store {
             }
             Unpacking::Later => None,
         };
-        let unpack = snapshot.as_ref().map(|(root, _)| self.unpack_into(root));
+        let unpack = snapshot.as_ref().map(|(root, _)| self.unpacking(root));
         let walk = kiln_layer::walk(file, &Options { unpack, ..Options::default() })?;
         if let Some((root, _)) = &snapshot
             && !walk.index.stands_alone()

@@ -118,7 +118,7 @@ impl Store {
     pub fn unpack_layers(&self, lease: &Lease, layers: &[DiffId], directory: &Path) -> Result<()> {
         let root = Root::open(directory)?;
         for (position, layer) in layers.iter().enumerate() {
-            let unpack = Unpack { whiteouts: Whiteouts::Apply, ..self.unpack_into(&root) };
+            let unpack = Unpack { whiteouts: Whiteouts::Apply, ..self.unpacking(&root) };
             let (reader, _) = self.open_layer(lease, &layers[..position], *layer)?;
             kiln_layer::walk(reader, &Options { unpack: Some(unpack), ..Options::default() })?;
         }

@@ -49,8 +49,8 @@ impl Store {
         }
     }
 
-    /// How layers are unpacked into `root`.
-    pub(crate) fn unpack_into<'a>(&self, root: &'a Root) -> Unpack<'a> {
+    /// How layers are unpacked into `root`, a snapshot.
+    pub fn unpacking<'a>(&self, root: &'a Root) -> Unpack<'a> {
         let ownership = match self.ownership() {
             Ownership::Root | Ownership::SubIds => kiln_layer::Ownership::Keep,
             Ownership::SingleId => kiln_layer::Ownership::Ignore,
@@ -111,7 +111,7 @@ impl Store {
         fs_err::create_dir(&directory).map_err(Error::file("make", &directory))?;
         let root = Root::open(&directory)?;
         let walk =
-            kiln_layer::walk(file, &Options { unpack: Some(self.unpack_into(&root)), ..Options::default() })?;
+            kiln_layer::walk(file, &Options { unpack: Some(self.unpacking(&root)), ..Options::default() })?;
         if walk.diff_id != layer {
             let what = format!("layer {layer} in the store");
             return Err(Error::Mismatch { what, expected: layer.0, found: walk.diff_id.0 });
@@ -134,7 +134,7 @@ impl Store {
         let view = self.root_view(below)?;
         let contents = self.contents(below)?;
         let open = |layer: usize, entry: &kiln_layer::index::Entry<'_>| contents[layer].open(entry);
-        Ok(kiln_layer::complete(index, &view, &self.unpack_into(root), &open)?)
+        Ok(kiln_layer::complete(index, &view, &self.unpacking(root), &open)?)
     }
 
     /// Prepares a root over a stack of layers, with a fresh place for changes.

@@ -32,7 +32,8 @@ pub struct Overlay {
     pub upper: Option<Upper>,
     /// Marks are kept in `user.overlay.*` instead of `trusted.overlay.*`: needed in a user namespace (kernel 5.11).
     pub userxattr: bool,
-    /// Nothing is synchronised to disk, where the kernel knows that (5.10).
+    /// Nothing is synchronised to disk, where the kernel knows that (5.10). The kernel refuses the same work directory
+    /// a second time then.
     pub volatile: bool,
 }
 
@@ -62,10 +63,19 @@ impl Overlay {
         match self.mount_new(&names, attributes) {
             Err(error) if error.source.raw_os_error() == Some(libc::EINVAL) => {
                 // Kernels before 6.8 know no `lowerdir+`; a refusal for another reason is refused here again.
-                self.mount_old(attributes).map_err(|_| error)
+                self.mount_old(attributes).map_err(|_| self.explained(error))
             }
             other => other,
         }
+    }
+
+    /// Adds the reason that the kernel tells its own log alone.
+    fn explained(&self, mut error: FilesystemRefused) -> FilesystemRefused {
+        let mark = self.upper.as_ref().map(|upper| upper.work.join("work/incompat/volatile"));
+        if mark.is_some_and(|mark| rustix::fs::access(mark, rustix::fs::Access::EXISTS).is_ok()) {
+            error.log = "the upper was in a volatile mount before; a new work directory is needed".to_owned();
+        }
+        error
     }
 
     /// The kernel refuses an overlay of one lower and no upper: a read-only clone of the directory is the same.
