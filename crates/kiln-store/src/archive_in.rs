@@ -42,6 +42,8 @@ pub struct LoadedImage {
     pub id: ImageId,
     /// The names that it was given.
     pub names: Vec<Reference>,
+    /// Those of its names that another image had before, and which.
+    pub moved: Vec<(Reference, ImageId)>,
 }
 
 /// What happens while images come in.
@@ -171,8 +173,13 @@ impl Store {
         }
         let mut loaded = Vec::new();
         for image in found {
+            let mut moved = Vec::new();
+            for name in &image.names {
+                moved.extend(self.find_name(name)?.map(|old| (name.clone(), old)));
+            }
             let id = self.publish_loaded(lease, &image)?;
-            loaded.push(LoadedImage { id, names: image.names });
+            moved.retain(|(_, old)| *old != id);
+            loaded.push(LoadedImage { id, names: image.names, moved });
         }
         Ok(loaded)
     }
