@@ -19,7 +19,7 @@ pub enum Error {
     #[error(transparent)]
     Runtime(#[from] kiln_runtime::RuntimeError),
     /// Neither the image nor the request says what to run.
-    #[error("no command specified: the image has neither ENTRYPOINT nor CMD")]
+    #[error("no command specified")]
     NoCommand,
     /// The working directory is relative.
     #[error("the working directory '{0}' is invalid, it needs to be an absolute path")]
