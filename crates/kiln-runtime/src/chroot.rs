@@ -1,10 +1,13 @@
 //! A sandbox where neither namespaces nor mounts are to be had: a changed root directory, and a list of what that does
 //! not isolate.
 
+use std::path::Path;
+
 use crate::capability::bits;
 use crate::failure::{Failure, at};
+use crate::filesystems::NODES;
 use crate::sandbox::{Network, RootSource, Sandbox, Security};
-use crate::target::Tree;
+use crate::target::{Missing, Tree};
 use kiln_sys::{mount, process};
 
 /// Changes the root, and says what is not isolated.
@@ -46,5 +49,19 @@ pub(crate) fn set_up(sandbox: &Sandbox, notes: &mut Vec<String>) -> Result<Tree,
             ));
         }
     }
+    provide_devices(&mut tree, notes);
     Ok(tree)
+}
+
+/// Makes the usual device nodes where the root has none: hardly a script does without `/dev/null`.
+fn provide_devices(tree: &mut Tree, notes: &mut Vec<String>) {
+    for (name, major, minor) in NODES {
+        if let Err(error) = tree.device("dev", name, rustix::fs::makedev(major, minor)) {
+            notes.push(format!("/dev/{name} and other devices are missing: {error}"));
+            break;
+        }
+    }
+    if tree.resolve(Path::new("/proc/self"), Missing::Refuse).is_err() {
+        notes.push("/proc is empty".to_owned());
+    }
 }

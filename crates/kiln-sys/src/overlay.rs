@@ -268,6 +268,7 @@ fn detach(place: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 #[cfg(test)]
+#[allow(clippy::print_stderr, reason = "a test that is skipped says so")]
 mod tests {
     use super::*;
     use rustix::thread::UnshareFlags;
