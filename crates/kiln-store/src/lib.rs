@@ -28,6 +28,7 @@ pub use archive_in::{LoadEvent, LoadedImage, Unpacking, is_layout};
 pub use cache_mounts::{CacheMountSharing, CacheMountUse};
 pub use check::{Checked, Fault};
 pub use collect::{CacheToRemove, Collected, CollectedImage, Collection, ImagesToRemove};
+pub use database::SCHEMA_VERSION;
 pub use error::{Error, Result};
 pub use images::{Image, ImageSummary, Removed, Tag};
 pub use layers::{LayerBlob, LayerInfo, NewBlob, NewLayer};

@@ -1,11 +1,16 @@
 //! The commands. Each module takes its arguments and prints its outcome; what it does is a library's work.
 
 mod build;
+mod check;
+mod contents;
+mod disk_usage;
 mod history;
 mod images;
 mod import;
+mod info;
 mod inspect;
 mod load;
+mod prune;
 mod remove;
 mod tag;
 mod version;
@@ -14,7 +19,7 @@ use std::io::Write as _;
 
 use anyhow::Result;
 
-use crate::arguments::{Arguments, Command, ImageCommand};
+use crate::arguments::{Arguments, Command, ImageCommand, SystemCommand};
 use crate::failure::{Convention, Failure, Kind, report};
 
 /// What a command was, for those who report its failure.
@@ -40,6 +45,15 @@ pub(crate) fn dispatch(arguments: &Arguments) -> Result<u8> {
         Command::Rmi(remove) | Command::Image(ImageCommand::Rm(remove)) => remove::run(root, remove),
         Command::Load(load) | Command::Image(ImageCommand::Load(load)) => load::run(root, load),
         Command::Import(import) | Command::Image(ImageCommand::Import(import)) => import::run(root, import),
+        Command::Image(ImageCommand::Files(files)) => contents::files(root, files),
+        Command::Image(ImageCommand::Cat(cat)) => contents::cat(root, cat),
+        Command::Image(ImageCommand::Diff(diff)) => contents::diff(root, diff),
+        Command::Image(ImageCommand::Unpack(unpack)) => contents::unpack(root, unpack),
+        Command::Image(ImageCommand::Prune(prune)) => prune::images(root, prune),
+        Command::System(SystemCommand::Prune(prune)) => prune::system(root, prune),
+        Command::System(SystemCommand::Df(usage)) => disk_usage::run(root, usage),
+        Command::System(SystemCommand::Check(_)) => check::run(root),
+        Command::Info(info) | Command::System(SystemCommand::Info(info)) => info::run(root, info),
         Command::Version(version) => version::show(version),
         _ => Err(Failure::new(Kind::Usage, "this command is not part of this build").into()),
     }
