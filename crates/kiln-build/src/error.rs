@@ -117,9 +117,25 @@ pub enum Error {
     /// A config.
     #[error(transparent)]
     Document(#[from] DocumentError),
+    /// A RUN step's command could not be started.
+    #[error("process {command:?} could not be started (exit code {status})")]
+    NotStarted {
+        /// The arguments, joined.
+        command: String,
+        /// 126 or 127.
+        status: i32,
+        /// Why.
+        source: kiln_runtime::RuntimeError,
+    },
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] kiln_store::Error),
     /// A path.
     #[error(transparent)]
     Path(#[from] kiln_sys::root::FileError),
+    /// The sandbox.
+    #[error(transparent)]
+    Runtime(#[from] kiln_runtime::RuntimeError),
     /// A word could not be expanded, or a value is not what it should be.
     #[error(transparent)]
     Syntax(#[from] kiln_dockerfile::Error),
@@ -132,6 +148,14 @@ pub enum Error {
         path: String,
         /// The system's answer.
         source: std::io::Error,
+    },
+    /// An instruction of `--change`.
+    #[error("cannot apply the change {change:?}: {reason}")]
+    Change {
+        /// As given.
+        change: String,
+        /// What is wrong.
+        reason: String,
     },
     /// Ctrl-C.
     #[error("canceled")]

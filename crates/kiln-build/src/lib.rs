@@ -6,9 +6,11 @@
 //! Entry: [`build`].
 #![forbid(unsafe_code)]
 
+mod build;
 mod context;
 mod context_walk;
 mod copy;
+mod engine;
 mod error;
 mod export;
 mod filter;
@@ -21,13 +23,17 @@ mod mode;
 mod operation;
 mod owner;
 mod request;
+mod run;
 mod select;
 mod stage;
 mod staging;
 mod stat_cache;
+mod transfer;
 mod tree;
 mod unpack;
 mod workdir;
 
+pub use build::{BuildFailure, Built, Watcher, build};
 pub use error::{Error, Result};
 pub use request::{BuildRequest, CacheUse, Entitlement, Lent, NetworkMode};
+pub use stage::apply_changes;

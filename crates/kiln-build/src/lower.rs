@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use kiln_dockerfile::{
-    CopySource as StageSource, Dockerfile, Expander, Instruction, Kind, Mount, MountType, Sharing, Span,
-    Stage, history, predefined,
+    CopySource as StageSource, Dockerfile, Expander, Instruction, Kind, Mount, MountType, Sharing,
+    SourceKind, Span, Stage, history, predefined, source_kind,
 };
 use kiln_graph::{Graph, Vertex, VertexId};
 use kiln_oci::{ImageConfig, Platform, Reference};
@@ -19,6 +19,9 @@ use crate::stage::{PlannedHistory, Scope, StageState, absolute, absolute_destina
 
 /// Longest chain of ONBUILD triggers that is accepted from one base image.
 const MAX_TRIGGERS: usize = 1000;
+
+/// Longest chain of stages, each needing the next.
+const MAX_STAGES_DEEP: usize = 500;
 
 /// A base image as the caller found it.
 #[derive(Clone, Debug)]
@@ -44,7 +47,6 @@ pub(crate) struct Lowered {
     /// The config without the new layers and history.
     pub(crate) image: ImageConfig,
     pub(crate) history: Vec<PlannedHistory>,
-    pub(crate) epoch: Option<i64>,
 }
 
 /// Lowers the target stage and whatever it needs.
@@ -65,6 +67,7 @@ pub(crate) fn lower(
         expander,
         global_args,
         epoch,
+        depth: 0,
         graph: Graph::new(),
         stages: BTreeMap::new(),
         images: BTreeMap::new(),
@@ -75,17 +78,11 @@ pub(crate) fn lower(
         let labels = state.image.config.labels.get_or_insert_default();
         labels.extend(request.labels.iter().map(|(name, value)| (name.clone(), value.clone())));
     }
-    Ok(Lowered {
-        graph: lowering.graph,
-        target: state.vertex,
-        image: state.image,
-        history: state.history,
-        epoch,
-    })
+    Ok(Lowered { graph: lowering.graph, target: state.vertex, image: state.image, history: state.history })
 }
 
 fn unreachable_stage(request: &BuildRequest) -> StageState {
-    StageState::new(ImageConfig::scratch(&request.platform), request.platform.clone())
+    StageState::new(ImageConfig::scratch(&request.platform))
 }
 
 /// The arguments that exist without being declared (BuildKit's platform arguments).
@@ -159,6 +156,8 @@ struct Lowering<'a> {
     expander: Expander,
     global_args: Vec<(String, String)>,
     epoch: Option<i64>,
+    /// How many stages are being lowered, each for the one before.
+    depth: usize,
     graph: Graph<Operation>,
     /// Stages that are lowered to their end.
     stages: BTreeMap<usize, StageState>,
@@ -191,6 +190,11 @@ impl Lowering<'_> {
             return Ok(());
         }
         let stage = &self.dockerfile.stages[index];
+        if depth > MAX_STAGES_DEEP {
+            let message = format!("more than {MAX_STAGES_DEEP} stages are built on one another");
+            return Err(instruction_error(message, stage.span));
+        }
+        self.depth = depth;
         let base = self.expander.word(&stage.base.text, &self.global_args)?.text;
         if base.is_empty() {
             return Err(instruction_error(
@@ -215,7 +219,7 @@ impl Lowering<'_> {
             None if base == "scratch" => {
                 let mut image = ImageConfig::scratch(&platform);
                 image.config.working_dir = "/".to_owned();
-                (StageState::new(image, platform), Vec::new())
+                (StageState::new(image), Vec::new())
             }
             None => self.on_image(stage, &base, &platform, &mut steps)?,
         };
@@ -225,6 +229,7 @@ impl Lowering<'_> {
                 .map_err(|error| at(error, instruction.span))?;
         }
         self.stages.insert(index, state);
+        self.depth = depth.saturating_sub(1);
         Ok(())
     }
 
@@ -253,7 +258,7 @@ impl Lowering<'_> {
         let count = triggers.iter().filter(|trigger| trigger_makes_layer(trigger)).count();
         steps.total += count;
         let layers = image.config.rootfs.diff_ids.clone();
-        let mut state = StageState::new(image.config, platform.clone());
+        let mut state = StageState::new(image.config);
         if layers.is_empty() {
             steps.next += 1;
         } else {
@@ -281,7 +286,8 @@ impl Lowering<'_> {
         for trigger in triggers {
             let instruction = kiln_dockerfile::parse_trigger(&trigger).map_err(|diagnostics| {
                 let reason = diagnostics.first().map_or("it is empty", |first| first.message.as_str());
-                let message = format!("the base image's ONBUILD trigger {trigger:?} cannot be read: {reason}");
+                let message =
+                    format!("the base image's ONBUILD trigger {trigger:?} cannot be read: {reason}");
                 instruction_error(message, span)
             })?;
             self.instruction(state, usize::MAX, &instruction, steps).map_err(|error| at(error, span))?;
@@ -377,7 +383,8 @@ impl Lowering<'_> {
     fn source(&mut self, asking: usize, source: StageSource, span: Span) -> Result<VertexId> {
         match source {
             StageSource::Stage(index) if index < asking => {
-                self.stage(index, 1)?;
+                let depth = self.depth + 1;
+                self.stage(index, depth)?;
                 Ok(match self.stages[&index].vertex {
                     Some(vertex) => vertex,
                     None => self.scratch(),
@@ -613,15 +620,11 @@ fn trigger_makes_layer(trigger: &str) -> bool {
 }
 
 fn is_url(source: &str) -> bool {
-    (source.starts_with("http://") || source.starts_with("https://")) && !is_git(source)
+    matches!(source_kind(source), SourceKind::Url { .. })
 }
 
 fn is_git(source: &str) -> bool {
-    let remote = source.split(['#', '?']).next().unwrap_or_default();
-    source.starts_with("git@")
-        || source.starts_with("git://")
-        || source.starts_with("ssh://")
-        || source.starts_with("http") && source.contains("://") && remote.ends_with(".git")
+    matches!(source_kind(source), SourceKind::Git(_))
 }
 
 fn instruction_error(message: String, span: Span) -> Error {

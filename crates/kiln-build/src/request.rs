@@ -32,6 +32,8 @@ pub struct BuildRequest {
     pub allowed: Vec<Entitlement>,
     /// What the machine lends to RUN without a trace in layer, history or key.
     pub lent: Lent,
+    /// Bytes of the machine's resolv.conf, which RUN steps with a network see.
+    pub resolv_conf: Vec<u8>,
     /// The platform of base images and of the result.
     pub platform: Platform,
     /// How many steps run at once.
@@ -96,4 +98,17 @@ pub struct Lent {
     pub environment: Vec<(String, String)>,
     /// Files: path inside and bytes. They are mounted read-only.
     pub files: Vec<(String, Vec<u8>)>,
+}
+
+impl BuildRequest {
+    /// Proxy variables among the build arguments: RUN sees them, in both cases of letters; no key and no history does.
+    pub(crate) fn proxies(&self) -> Vec<(String, String)> {
+        let given =
+            self.build_args.iter().filter(|(name, _)| kiln_dockerfile::predefined::is_proxy_arg(name));
+        given
+            .flat_map(|(name, value)| {
+                [(name.to_uppercase(), value.clone()), (name.to_lowercase(), value.clone())]
+            })
+            .collect()
+    }
 }

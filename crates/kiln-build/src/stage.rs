@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kiln_dockerfile::{
-    CommandLine, Expander, Healthcheck as HealthcheckInstruction, Kind, history, parse_port, parse_signal,
+    Expander, Healthcheck as HealthcheckInstruction, Kind, history, parse_port, parse_signal,
 };
 use kiln_graph::VertexId;
 use kiln_oci::{Config, Empty, Healthcheck, History, ImageConfig, Platform};
@@ -32,7 +32,6 @@ pub(crate) struct StageState {
     pub(crate) environment: Vec<(String, String)>,
     /// ARG items so far with the values that they got.
     pub(crate) build_args: Vec<(String, Option<String>)>,
-    pub(crate) platform: Platform,
     /// The vertex whose result is the stage's root; `None` before the first one.
     pub(crate) vertex: Option<VertexId>,
     /// Whether this stage had a CMD, which an ENTRYPOINT then keeps.
@@ -49,7 +48,7 @@ pub(crate) struct Scope<'a> {
 
 impl StageState {
     /// A stage on a base image's config, or on scratch.
-    pub(crate) fn new(mut image: ImageConfig, platform: Platform) -> Self {
+    pub(crate) fn new(mut image: ImageConfig) -> Self {
         image.created = None;
         let config = &mut image.config;
         config.on_build = None;
@@ -66,7 +65,6 @@ impl StageState {
             image,
             history: Vec::new(),
             build_args: Vec::new(),
-            platform,
             vertex: None,
             has_cmd: false,
         };
@@ -270,9 +268,33 @@ pub(crate) fn absolute_destination(directory: &str, path: &str) -> String {
     if is_directory && cleaned != "/" { format!("{cleaned}/") } else { cleaned }
 }
 
-/// Whether the command is given to the shell.
-pub(crate) fn is_shell_form(command: &CommandLine) -> bool {
-    matches!(command, CommandLine::Shell(_))
+/// A config made of nothing but Dockerfile instructions, as `import --change` and `commit --change` take them.
+pub fn apply_changes(platform: &Platform, changes: &[String]) -> Result<ImageConfig> {
+    let mut state = StageState {
+        image: ImageConfig::scratch(platform),
+        history: Vec::new(),
+        environment: Vec::new(),
+        build_args: Vec::new(),
+        vertex: None,
+        has_cmd: false,
+    };
+    let expander = Expander::new('\\');
+    let build_args = BTreeMap::new();
+    let scope = Scope { expander, global_args: &[], build_args: &build_args, epoch: None };
+    for change in changes {
+        let instruction = kiln_dockerfile::parse_trigger(change).map_err(|diagnostics| {
+            let reason = diagnostics.first().map_or("it is empty", |first| first.message.as_str());
+            Error::Change { change: change.clone(), reason: reason.to_owned() }
+        })?;
+        let kind = instruction.kind.expand(&expander, &state.environment)?.kind;
+        if let Kind::Workdir(path) = &kind {
+            state.image.config.working_dir = absolute(state.directory(), &path.text);
+        } else if matches!(kind, Kind::Arg(_)) || !state.apply(&kind, &scope)? {
+            let reason = format!("{} changes more than an image's config", kind.name());
+            return Err(Error::Change { change: change.clone(), reason });
+        }
+    }
+    Ok(state.image)
 }
 
 #[cfg(test)]

@@ -113,7 +113,7 @@ pub(crate) fn read(source: &Source<'_>, diagnostics: &mut Vec<Diagnostic>) -> Di
     for found in lines(source, Leniency::Strict, "#", skip, None) {
         match found.name.as_str() {
             "syntax" => directives.syntax = Some(found.value),
-            "check" => directives.check = Some(read_check(&found, diagnostics)),
+            "check" => directives.check = Some(read_check(&found.value, diagnostics)),
             "escape" if shebang && !escape_seen => diagnostics.push(Diagnostic::warning(
                 None,
                 "the escape directive has no effect behind a #! line",
@@ -205,33 +205,51 @@ fn is_dockerfile_frontend(reference: &str) -> bool {
     name == "docker/dockerfile" || name == "docker/dockerfile-upstream"
 }
 
-/// `skip=A,B;error=true;experimental=all`
-fn read_check(found: &Found, diagnostics: &mut Vec<Diagnostic>) -> Check {
-    let mut check = Check { value: found.value.clone(), ..Check::default() };
-    for option in found.value.text.split(';') {
-        let Some((key, value)) = option.split_once('=') else {
+/// Reads `skip=A,B;error=true;experimental=all`; all behind a blank is ignored, as in BuildKit.
+fn read_check(value: &Word, diagnostics: &mut Vec<Diagnostic>) -> Check {
+    let mut check = Check { value: value.clone(), ..Check::default() };
+    for option in value.text.split(' ').next().unwrap_or_default().split(';') {
+        let Some((key, setting)) = option.split_once('=') else {
             let message = format!("invalid check option {option:?}: expected key=value");
-            diagnostics.push(Diagnostic::error(message, found.value.span));
+            diagnostics.push(Diagnostic::error(message, value.span));
             continue;
         };
-        let names = || value.split(',').map(|name| name.trim().to_owned()).collect();
+        let names = || setting.split(',').map(|name| name.trim().to_owned()).collect();
         match key.trim() {
-            "skip" if value.trim() == "all" => check.skip_all = true,
+            "skip" if setting == "all" => check.skip_all = true,
             "skip" => check.skip = names(),
             "experimental" => check.experimental = names(),
-            "error" => match crate::value::parse_bool(value.trim()) {
+            "error" => match crate::value::parse_bool(setting) {
                 Some(error) => check.error = error,
                 None => diagnostics.push(Diagnostic::error(
-                    format!("invalid value for check option error: expected true or false, found {value}"),
-                    found.value.span,
+                    format!("invalid value for check option error: expected true or false, found {setting}"),
+                    value.span,
                 )),
             },
             other => {
                 let hint = crate::suggest::hint(other, ["skip", "error", "experimental"]);
                 let message = format!("invalid check option {other:?}");
-                diagnostics.push(Diagnostic::error(message, found.value.span).with_hint(hint));
+                diagnostics.push(Diagnostic::error(message, value.span).with_hint(hint));
             }
         }
     }
     check
+}
+
+impl Check {
+    /// What a `# check=` comment right above an instruction asks for, if it is well formed.
+    pub(crate) fn of_comments(comments: &[String]) -> Option<Self> {
+        let values = comments.iter().filter_map(|comment| comment.split_once('='));
+        let mut values = values.filter(|(name, _)| name.trim().eq_ignore_ascii_case("check"));
+        let (_, value) = values.next()?;
+        let mut diagnostics = Vec::new();
+        let value = Word { text: value.trim().to_owned(), ..Word::default() };
+        let check = read_check(&value, &mut diagnostics);
+        diagnostics.is_empty().then_some(check)
+    }
+
+    /// Whether a finding stays; those that no rule made always do.
+    pub(crate) fn keeps(&self, diagnostic: &Diagnostic) -> bool {
+        diagnostic.rule.is_none_or(|rule| !self.skip_all && !self.skip.contains(rule))
+    }
 }

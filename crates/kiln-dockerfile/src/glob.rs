@@ -7,9 +7,10 @@ use crate::error::Error;
 /// next character plain.
 ///
 /// # Errors
-/// [`Error::Pattern`] if the pattern is malformed, whether or not the path would match.
+/// [`Error::Pattern`] if the pattern is malformed. As in Go, parts behind a star are only looked at
+/// when the part before it fits.
 pub fn glob_match(pattern: &str, path: &str) -> Result<bool, Error> {
-    check_pattern(pattern)?;
+    let malformed = |_: Malformed| Error::Pattern { pattern: pattern.to_owned() };
     let path: Vec<char> = path.chars().collect();
     let chunks = chunks(pattern);
     let mut at = 0;
@@ -21,7 +22,7 @@ pub fn glob_match(pattern: &str, path: &str) -> Result<bool, Error> {
         // Where a star stands before the chunk, its first fit is taken; it may not skip a slash.
         let mut fit = None;
         for start in at..=path.len() {
-            let end = match_chunk(&chunk.text, &path, start);
+            let end = match_chunk(&chunk.text, &path, start).map_err(malformed)?;
             if end.is_some_and(|end| !last || end == path.len()) {
                 fit = end;
                 break;
@@ -37,6 +38,9 @@ pub fn glob_match(pattern: &str, path: &str) -> Result<bool, Error> {
     }
     Ok(at == path.len())
 }
+
+/// The pattern is not well formed.
+struct Malformed;
 
 struct Chunk {
     star: bool,
@@ -73,10 +77,11 @@ fn chunks(pattern: &str) -> Vec<Chunk> {
     chunks
 }
 
-fn match_chunk(chunk: &[char], path: &[char], start: usize) -> Option<usize> {
-    let (mut at, mut pos) = (start, 0);
+/// Where the chunk's fit at `start` ends. The whole chunk is checked, fit or not.
+fn match_chunk(chunk: &[char], path: &[char], start: usize) -> Result<Option<usize>, Malformed> {
+    let (mut at, mut pos) = (Some(start), 0);
     while pos < chunk.len() {
-        let ch = *path.get(at)?;
+        let ch = at.and_then(|at| path.get(at)).copied();
         let fits = match chunk[pos] {
             '[' => {
                 let (inside, next) = match_class(chunk, pos + 1, ch)?;
@@ -85,27 +90,24 @@ fn match_chunk(chunk: &[char], path: &[char], start: usize) -> Option<usize> {
             }
             '?' => {
                 pos += 1;
-                ch != '/'
+                ch != Some('/')
             }
             '\\' => {
                 pos += 2;
-                chunk.get(pos - 1) == Some(&ch)
+                Some(*chunk.get(pos - 1).ok_or(Malformed)?) == ch
             }
             literal => {
                 pos += 1;
-                literal == ch
+                Some(literal) == ch
             }
         };
-        if !fits {
-            return None;
-        }
-        at += 1;
+        at = at.filter(|_| fits && ch.is_some()).map(|at| at + 1);
     }
-    Some(at)
+    Ok(at)
 }
 
 /// Whether the class that begins at `pos`, behind its bracket, holds the character; and where it ends.
-fn match_class(chunk: &[char], mut pos: usize, ch: char) -> Option<(bool, usize)> {
+fn match_class(chunk: &[char], mut pos: usize, ch: Option<char>) -> Result<(bool, usize), Malformed> {
     let negated = chunk.get(pos) == Some(&'^');
     pos += usize::from(negated);
     let mut found = false;
@@ -118,47 +120,24 @@ fn match_class(chunk: &[char], mut pos: usize, ch: char) -> Option<(bool, usize)
             pos += 1;
             high = class_char(chunk, &mut pos)?;
         }
-        found |= (low..=high).contains(&ch);
+        found |= ch.is_some_and(|ch| (low..=high).contains(&ch));
     }
-    Some((found != negated, pos + 1))
+    Ok((found != negated, pos + 1))
 }
 
-fn class_char(chunk: &[char], pos: &mut usize) -> Option<char> {
-    let mut ch = *chunk.get(*pos)?;
+fn class_char(chunk: &[char], pos: &mut usize) -> Result<char, Malformed> {
+    let mut ch = *chunk.get(*pos).ok_or(Malformed)?;
     *pos += 1;
     match ch {
-        '-' | ']' => return None,
+        '-' | ']' => return Err(Malformed),
         '\\' => {
-            ch = *chunk.get(*pos)?;
+            ch = *chunk.get(*pos).ok_or(Malformed)?;
             *pos += 1;
         }
         _ => {}
     }
     // A class must be closed, so it cannot end behind one of its characters.
-    (*pos < chunk.len()).then_some(ch)
-}
-
-/// Whether the pattern is well formed.
-///
-/// # Errors
-/// [`Error::Pattern`]
-pub(crate) fn check_pattern(pattern: &str) -> Result<(), Error> {
-    let chars: Vec<char> = pattern.chars().collect();
-    let fail = || Error::Pattern { pattern: pattern.to_owned() };
-    let mut pos = 0;
-    while let Some(ch) = chars.get(pos) {
-        match ch {
-            '\\' => {
-                pos += 2;
-                if pos > chars.len() {
-                    return Err(fail());
-                }
-            }
-            '[' => (_, pos) = match_class(&chars, pos + 1, 'a').ok_or_else(fail)?,
-            _ => pos += 1,
-        }
-    }
-    Ok(())
+    if *pos < chunk.len() { Ok(ch) } else { Err(Malformed) }
 }
 
 /// Whether a path has `*`, `?` or `[` that is not escaped.

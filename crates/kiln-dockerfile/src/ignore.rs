@@ -8,7 +8,7 @@
 use std::borrow::Cow;
 
 use crate::error::Error;
-use crate::glob::{check_pattern, clean_path};
+use crate::glob::{clean_path, glob_match};
 use crate::regex::Regex;
 
 /// Compiled patterns of one ignore file.
@@ -84,7 +84,8 @@ impl IgnoreMatcher {
                 Some(text) => (true, text.to_owned()),
                 None => (false, cleaned),
             };
-            check_pattern(&text)?;
+            // Only for its judgement of the pattern's form.
+            glob_match(&text, ".")?;
             matcher.has_exclusions |= exclusion;
             let Some(rule) = compile(&text) else { return Err(Error::Pattern { pattern: text }) };
             matcher.patterns.push(Pattern { text, exclusion, rule });

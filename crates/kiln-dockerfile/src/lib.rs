@@ -80,6 +80,7 @@ mod pattern;
 pub mod predefined;
 mod reader;
 mod regex;
+mod remote_source;
 mod source;
 mod split;
 mod stage;
@@ -99,7 +100,8 @@ pub use instruction::{
     Network, Onbuild, Pair, PairForm, Run, Security, Stage, Transfer,
 };
 pub use mount::{DeviceFlag, Mount, MountFlag, MountType, Sharing};
-pub use parse::{MAX_LINE_BYTES, MAX_SOURCE_BYTES, Parsed, parse, parse_trigger};
+pub use parse::{MAX_DIAGNOSTICS, MAX_LINE_BYTES, MAX_SOURCE_BYTES, Parsed, parse, parse_trigger};
+pub use remote_source::{GitSource, SourceKind, source_kind};
 pub use source::{Span, Word};
 pub use stage::CopySource;
 pub use value::{format_duration, parse_duration, parse_port, parse_signal, parse_size};

@@ -1,28 +1,28 @@
 //! From text to tree: each instruction's rules.
 
+mod command;
+mod metadata;
+mod transfer;
+
 use std::borrow::Cow;
 use std::ops::Range;
-use std::time::Duration;
 
 use crate::diagnostic::{Diagnostic, Severity};
-use crate::directive::{self, Directives};
-use crate::expand::{Expander, NoVariables};
+use crate::directive::{self, Check, Directives};
 use crate::flag::{FlagKind, Flags};
-use crate::heredoc::{Heredoc, heredoc_start};
-use crate::instruction::{
-    Add, Arg, Check, CommandLine, Copy, Dockerfile, Healthcheck, InlineFile, Instruction, Kind, MetaArg,
-    Network, Onbuild, Pair, PairForm, Run, Security, Stage, Transfer,
-};
+use crate::heredoc::Heredoc;
+use crate::instruction::{Dockerfile, Instruction, Kind, MetaArg, Onbuild, Stage};
 use crate::json::{self, JsonForm};
-use crate::mount::{DeviceFlag, MountFlag};
 use crate::reader::{RawInstruction, Reader};
 use crate::source::{LogicalLine, Source, Span, Word};
-use crate::{split, suggest, value};
+use crate::{split, suggest};
 
 /// A longer line is an error, as in BuildKit.
 pub const MAX_LINE_BYTES: usize = 65_535;
 /// A larger file is an error, and nothing of it is read.
-pub const MAX_SOURCE_BYTES: usize = 16 << 20;
+pub const MAX_SOURCE_BYTES: usize = 4 << 20;
+/// Reading ends behind the instruction with which there are more diagnostics.
+pub const MAX_DIAGNOSTICS: usize = 1000;
 
 const KEYWORDS: [&str; 18] = [
     "add",
@@ -84,6 +84,13 @@ pub fn parse(text: impl AsRef<[u8]>) -> Parsed {
     let mut diagnostics = parser.diagnostics;
     diagnostics.sort_by_key(|diagnostic| (diagnostic.span.start, std::cmp::Reverse(diagnostic.severity)));
     crate::stage::check_stages(&stages, &mut diagnostics);
+    if let Some(check) = &directives.check {
+        diagnostics.retain(|diagnostic| check.keeps(diagnostic));
+        if check.error {
+            let broken = diagnostics.iter_mut().filter(|diagnostic| diagnostic.rule.is_some());
+            broken.for_each(|diagnostic| diagnostic.severity = Severity::Error);
+        }
+    }
     let dockerfile = Dockerfile { directives, meta_args, stages, source: text.into_owned() };
     Parsed { dockerfile, diagnostics }
 }
@@ -153,8 +160,33 @@ impl Cut<'_> {
     }
 }
 
-/// What an instruction's rule gives; the diagnostic says why there is nothing.
-type Ruled<T> = Result<T, Diagnostic>;
+/// What an instruction's rule gives, or why there is nothing.
+type Ruled<T> = Result<T, Fault>;
+
+/// An instruction's one fatal error.
+enum Fault {
+    /// BuildKit cannot read it, not even as a trigger.
+    Form(Diagnostic),
+    /// BuildKit reads it, and refuses it when it is built.
+    Meaning(Diagnostic),
+}
+
+impl Fault {
+    fn form(message: impl Into<String>, span: Span) -> Self {
+        Self::Form(Diagnostic::error(message, span))
+    }
+
+    fn meaning(message: impl Into<String>, span: Span) -> Self {
+        Self::Meaning(Diagnostic::error(message, span))
+    }
+
+    fn with_hint(self, hint: Option<String>) -> Self {
+        match self {
+            Self::Form(diagnostic) => Self::Form(diagnostic.with_hint(hint)),
+            Self::Meaning(diagnostic) => Self::Meaning(diagnostic.with_hint(hint)),
+        }
+    }
+}
 
 struct Parser<'s> {
     source: &'s Source<'s>,
@@ -169,6 +201,9 @@ impl Parser<'_> {
             return;
         }
         for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
+            if self.diagnostics.len() > MAX_DIAGNOSTICS {
+                break;
+            }
             let comment = line.trim_ascii_start().first() == Some(&b'#');
             if !comment && std::str::from_utf8(line).is_err() {
                 let span = self.source.line_span(index + 1);
@@ -191,6 +226,12 @@ impl Parser<'_> {
         let (mut seen, mut stray) = (false, false);
         while let Some(raw) = reader.next(&mut self.diagnostics) {
             seen = true;
+            if self.diagnostics.len() > MAX_DIAGNOSTICS {
+                let span = raw.line.span(self.source, 0..raw.line.text.len());
+                self.error("too many diagnostics: the rest of the file is not read", span);
+                stray = true;
+                break;
+            }
             match self.statement(raw) {
                 None => {}
                 Some(Statement::From(mut stage)) => {
@@ -238,25 +279,28 @@ impl Parser<'_> {
         span.end = span.end.max(self.source.line_span(raw.line.last_line).end);
         let cut = self.cut(&raw.line, range.clone(), &raw.heredocs);
         let original = raw.line.text[range].to_owned();
-        if cut.keyword.text.eq_ignore_ascii_case("from") {
-            return Some(Statement::From(Box::new(self.from(&cut, original, raw.comments, span))));
-        }
         let before = self.diagnostics.len();
-        let kind = match self.kind(&cut) {
-            Ok(kind) => kind,
-            Err(diagnostic) => {
-                self.diagnostics.insert(before, diagnostic);
-                return None;
+        let check = Check::of_comments(&raw.comments);
+        let statement = if cut.keyword.text.eq_ignore_ascii_case("from") {
+            Some(Statement::From(Box::new(self.from(&cut, original, raw.comments, span))))
+        } else {
+            match self.kind(&cut) {
+                Ok(kind) => {
+                    let keyword = cut.keyword;
+                    let instruction = Instruction { kind, keyword, original, comments: raw.comments, span };
+                    Some(Statement::Instruction(Box::new(instruction)))
+                }
+                Err(Fault::Form(diagnostic) | Fault::Meaning(diagnostic)) => {
+                    self.diagnostics.insert(before, diagnostic);
+                    None
+                }
             }
         };
-        let keyword = cut.keyword;
-        Some(Statement::Instruction(Box::new(Instruction {
-            kind,
-            keyword,
-            original,
-            comments: raw.comments,
-            span,
-        })))
+        if let Some(check) = check {
+            let own = self.diagnostics.split_off(before);
+            self.diagnostics.extend(own.into_iter().filter(|diagnostic| check.keeps(diagnostic)));
+        }
+        statement
     }
 
     fn cut<'r>(&self, line: &'r LogicalLine, range: Range<usize>, heredocs: &'r [Heredoc]) -> Cut<'r> {
@@ -304,7 +348,7 @@ impl Parser<'_> {
                 let message = format!(
                     "when using JSON array syntax, arrays must be comprised of strings only: found {found}"
                 );
-                Err(Diagnostic::error(message, place(range)))
+                Err(Fault::form(message, place(range)))
             }
         }
     }
@@ -404,397 +448,6 @@ impl Parser<'_> {
         }
     }
 
-    fn single(&mut self, cut: &Cut<'_>) -> Ruled<Word> {
-        self.flags(cut, &[]);
-        required(cut, self.whole(cut))
-    }
-
-    fn maintainer(&mut self, cut: &Cut<'_>) -> Ruled<Word> {
-        let word = self.single(cut)?;
-        let message = "MAINTAINER is deprecated in favor of a label";
-        self.diagnostics.push(
-            Diagnostic::warning(Some("MaintainerDeprecated"), message, cut.keyword.span)
-                .with_hint(Some("use LABEL org.opencontainers.image.authors=...".to_owned())),
-        );
-        Ok(word)
-    }
-
-    fn stop_signal(&mut self, cut: &Cut<'_>) -> Ruled<Word> {
-        self.warn_flags(cut, "STOPSIGNAL");
-        let word = required(cut, self.whole(cut))?;
-        // Quotes, escapes and variables are gone only after expansion.
-        if word.text.chars().all(|ch| ch.is_ascii_alphanumeric() || ch == '+' || ch == '-')
-            && let Err(error) = value::parse_signal(&word.text)
-        {
-            let name = word.text.to_uppercase();
-            let bare = name.strip_prefix("SIG").unwrap_or(&name);
-            let near =
-                suggest::near(bare, value::signal_names()).map(|near| format!("did you mean SIG{near}?"));
-            return Err(Diagnostic::error(error.to_string(), word.span).with_hint(near));
-        }
-        Ok(word)
-    }
-
-    fn plain_command(&mut self, cut: &Cut<'_>) -> Ruled<CommandLine> {
-        self.flags(cut, &[]);
-        self.command(cut, 0)
-    }
-
-    fn command(&mut self, cut: &Cut<'_>, from: usize) -> Ruled<CommandLine> {
-        Ok(match self.json(cut, from)? {
-            Some(words) => CommandLine::Exec(words),
-            None => {
-                let word = cut.line.word(self.source, cut.arguments.start + from..cut.arguments.end);
-                self.warn_almost_json(&word);
-                CommandLine::Shell(word)
-            }
-        })
-    }
-
-    /// `CMD ['a', 'b']` is run by the shell, which is hardly meant.
-    fn warn_almost_json(&mut self, word: &Word) {
-        let text = &word.text;
-        if text.starts_with('[') && text.ends_with(']') && !text.starts_with("[ ") && !text.starts_with("[[")
-        {
-            let message = "the JSON array is malformed, so the whole text is given to the shell";
-            let hint = text.contains('\'').then(|| "JSON strings stand in double quotes".to_owned());
-            self.diagnostics.push(Diagnostic::warning(None, message, word.span).with_hint(hint));
-        }
-    }
-
-    fn shell(&mut self, cut: &Cut<'_>) -> Ruled<Vec<Word>> {
-        self.flags(cut, &[]);
-        let words = self.json(cut, 0)?;
-        required(cut, self.whole(cut))?;
-        match words {
-            Some(words) if words.is_empty() => Err(at_least_one(cut)),
-            Some(words) => Ok(words),
-            None => {
-                let message =
-                    format!("SHELL requires the arguments to be in JSON form, found {}", cut.text());
-                let hint = "for example SHELL [\"/bin/bash\", \"-c\"]";
-                Err(Diagnostic::error(message, self.whole(cut).span).with_hint(Some(hint.to_owned())))
-            }
-        }
-    }
-
-    fn run(&mut self, cut: &Cut<'_>) -> Ruled<Run> {
-        use FlagKind::{Value, Values};
-        let flags = self
-            .flags(cut, &[("mount", Values), ("network", Value), ("security", Value), ("device", Values)]);
-        let network = match self.choice(&flags, "network", "network mode", &["default", "none", "host"]) {
-            1 => Network::None,
-            2 => Network::Host,
-            _ => Network::Default,
-        };
-        let security = match self.choice(&flags, "security", "security mode", &["sandbox", "insecure"]) {
-            1 => Security::Insecure,
-            _ => Security::Sandbox,
-        };
-        let mut mounts = Vec::new();
-        for word in flags.values("mount") {
-            let span = word.span;
-            let literal = !word.text.contains('$');
-            // What names no variable can be checked here; the rest waits for the environment.
-            let checked = MountFlag::new(word).and_then(|flag| {
-                if literal {
-                    flag.resolve(&Expander::new(self.escape), &NoVariables)?;
-                }
-                Ok(flag)
-            });
-            match checked {
-                Ok(mount) => mounts.push(mount),
-                Err(error) => self.error(error.to_string(), span),
-            }
-        }
-        let mut devices = Vec::new();
-        for word in flags.values("device") {
-            let span = word.span;
-            match DeviceFlag::new(word) {
-                Ok(device) => devices.push(device),
-                Err(error) => self.error(error.to_string(), span),
-            }
-        }
-        let command = self.command(cut, 0)?;
-        Ok(Run { command, heredocs: cut.heredocs.to_vec(), mounts, network, security, devices })
-    }
-
-    /// Index of the flag's value among the allowed ones; 0 where it is not given or wrong.
-    fn choice(&mut self, flags: &Flags, name: &str, what: &str, allowed: &[&str]) -> usize {
-        let Some(word) = flags.values(name).into_iter().next() else { return 0 };
-        let index = allowed.iter().position(|known| *known == word.text);
-        if index.is_none() {
-            let message = format!("invalid {what} {:?}: expected {}", word.text, allowed.join(", "));
-            let hint = suggest::hint(&word.text, allowed.iter().copied());
-            self.diagnostics.push(Diagnostic::error(message, word.span).with_hint(hint));
-        }
-        index.unwrap_or(0)
-    }
-
-    fn copy(&mut self, cut: &Cut<'_>) -> Ruled<Copy> {
-        use FlagKind::{Switch, Value, Values};
-        let flags = self.flags(
-            cut,
-            &[
-                ("from", Value),
-                ("chown", Value),
-                ("chmod", Value),
-                ("link", Switch),
-                ("parents", Switch),
-                ("exclude", Values),
-            ],
-        );
-        let transfer = self.transfer(cut, &flags)?;
-        let from = flags.value("from");
-        if let Some(from) = &from {
-            let expanded = Expander::new(self.escape).word(&from.text, &NoVariables);
-            if !expanded.is_ok_and(|expansion| expansion.text == from.text) {
-                let hint = "define a new stage with FROM using ARG from global scope as a workaround";
-                self.diagnostics.push(
-                    Diagnostic::error("variable expansion is not supported for --from", from.span)
-                        .with_hint(Some(hint.to_owned())),
-                );
-            }
-        }
-        Ok(Copy { transfer, from, parents: flags.switch("parents").unwrap_or(false) })
-    }
-
-    fn add(&mut self, cut: &Cut<'_>) -> Ruled<Add> {
-        use FlagKind::{Switch, Value, Values};
-        let flags = self.flags(
-            cut,
-            &[
-                ("chown", Value),
-                ("chmod", Value),
-                ("link", Switch),
-                ("keep-git-dir", Switch),
-                ("checksum", Value),
-                ("unpack", Switch),
-                ("exclude", Values),
-            ],
-        );
-        let transfer = self.transfer(cut, &flags)?;
-        Ok(Add {
-            transfer,
-            checksum: flags.value("checksum"),
-            keep_git_dir: flags.switch("keep-git-dir"),
-            unpack: flags.switch("unpack"),
-        })
-    }
-
-    fn transfer(&mut self, cut: &Cut<'_>, flags: &Flags) -> Ruled<Transfer> {
-        let name = cut.keyword.text.to_uppercase();
-        let mut words = match self.json(cut, 0)? {
-            Some(words) => words,
-            None => self.words(cut),
-        };
-        if words.len() < 2 {
-            let message = match words.len() {
-                0 => format!("{name} requires at least two arguments, a source and a destination"),
-                _ => format!(
-                    "{name} requires at least two arguments, but only one was provided. Destination could not be determined"
-                ),
-            };
-            return Err(Diagnostic::error(message, words.first().map_or(cut.keyword.span, |word| word.span)));
-        }
-        let destination = words.pop().unwrap_or_default();
-        let heredoc = |word: &Word| heredoc_start(&word.text).ok().flatten();
-        if heredoc(&destination).is_some() {
-            return Err(Diagnostic::error(
-                format!("{name} cannot accept a heredoc as a destination"),
-                destination.span,
-            ));
-        }
-        let mut transfer = Transfer {
-            destination,
-            chown: flags.value("chown"),
-            chmod: flags.value("chmod"),
-            link: flags.switch("link").unwrap_or(false),
-            exclude: flags.values("exclude"),
-            ..Transfer::default()
-        };
-        for word in words {
-            let Some(start) = heredoc(&word) else {
-                transfer.sources.push(word);
-                continue;
-            };
-            let body = cut.heredocs.iter().rev().find(|body| body.name == start.name);
-            let content = body.map(|body| body.content.clone()).unwrap_or_default();
-            let content = Heredoc { content, ..start.clone() }.text();
-            transfer.inline.push(InlineFile {
-                name: word.with_text(start.name),
-                content,
-                expand: start.expand,
-            });
-        }
-        Ok(transfer)
-    }
-
-    fn arg(&mut self, cut: &Cut<'_>) -> Ruled<Vec<Arg>> {
-        self.warn_flags(cut, "ARG");
-        let mut items = Vec::new();
-        for range in self.quoted_words(cut) {
-            let text = &cut.line.text[range.clone()];
-            let word = |range: Range<usize>| cut.line.word(self.source, range);
-            items.push(match text.find('=') {
-                Some(0) => return Err(Diagnostic::error("ARG names can not be blank", word(range).span)),
-                Some(at) => Arg {
-                    name: word(range.start..range.start + at),
-                    default: Some(word(range.start + at + 1..range.end)),
-                },
-                None => Arg { name: word(range), default: None },
-            });
-        }
-        if items.is_empty() { Err(at_least_one(cut)) } else { Ok(items) }
-    }
-
-    fn pairs(&mut self, cut: &Cut<'_>) -> Ruled<Vec<Pair>> {
-        self.flags(cut, &[]);
-        let name = cut.keyword.text.to_uppercase();
-        let words = self.quoted_words(cut);
-        let word = |range: Range<usize>| cut.line.word(self.source, range);
-        let Some(first) = words.first() else { return Err(at_least_one(cut)) };
-        if !cut.line.text[first.clone()].contains('=') {
-            let (key, rest) = split::first_and_rest(&cut.line.text, cut.arguments.clone());
-            let Some(rest) = rest else {
-                let message = format!(
-                    "{name} must have two arguments: expected {name} {}=value",
-                    &cut.line.text[key.clone()]
-                );
-                return Err(Diagnostic::error(message, word(key).span));
-            };
-            let message =
-                format!("\"{name} key=value\" should be used instead of legacy \"{name} key value\" format");
-            let (key, value) = (word(key), word(rest));
-            self.diagnostics.push(Diagnostic::warning(Some("LegacyKeyValueFormat"), message, key.span));
-            return Ok(vec![Pair { key, value, form: PairForm::Legacy }]);
-        }
-        let mut pairs = Vec::new();
-        for range in words {
-            let text = &cut.line.text[range.clone()];
-            let Some(at) = text.find('=') else {
-                let message = format!("can't find = in {text:?}: expected name=value");
-                return Err(Diagnostic::error(message, word(range).span));
-            };
-            if at == 0 {
-                return Err(Diagnostic::error(format!("{name} names can not be blank"), word(range).span));
-            }
-            pairs.push(Pair {
-                key: word(range.start..range.start + at),
-                value: word(range.start + at + 1..range.end),
-                form: PairForm::Equals,
-            });
-        }
-        Ok(pairs)
-    }
-
-    fn expose(&mut self, cut: &Cut<'_>) -> Ruled<Vec<Word>> {
-        self.flags(cut, &[]);
-        let mut words = self.words(cut);
-        if words.is_empty() {
-            return Err(at_least_one(cut));
-        }
-        for word in &words {
-            let plain =
-                word.text.chars().all(|ch| ch.is_ascii_alphanumeric() || matches!(ch, '/' | '-' | ':' | '.'));
-            if plain && let Err(error) = value::parse_port(&word.text) {
-                self.diagnostics.push(Diagnostic::error(error.to_string(), word.span));
-            }
-        }
-        words.sort_by(|left, right| left.text.cmp(&right.text));
-        Ok(words)
-    }
-
-    fn volume(&mut self, cut: &Cut<'_>) -> Ruled<Vec<Word>> {
-        self.flags(cut, &[]);
-        let words = match self.json(cut, 0)? {
-            Some(words) => words,
-            None => self.words(cut),
-        };
-        if words.is_empty() {
-            return Err(at_least_one(cut));
-        }
-        let words: Vec<Word> =
-            words.into_iter().map(|word| word.with_text(word.text.trim().to_owned())).collect();
-        match words.iter().find(|word| word.text.is_empty()) {
-            Some(word) => Err(Diagnostic::error("VOLUME specified can not be an empty string", word.span)),
-            None => Ok(words),
-        }
-    }
-
-    fn healthcheck(&mut self, cut: &Cut<'_>) -> Ruled<Healthcheck> {
-        let text = cut.text();
-        let end = text.find(char::is_whitespace).unwrap_or(text.len());
-        if end == 0 {
-            return Err(at_least_one(cut));
-        }
-        let from = text.len() - text[end..].trim_start().len();
-        let kind = cut.line.word(self.source, cut.arguments.start..cut.arguments.start + end);
-        match kind.text.to_uppercase().as_str() {
-            "NONE" => {
-                self.warn_flags(cut, "HEALTHCHECK NONE");
-                if from < text.len() {
-                    return Err(Diagnostic::error(
-                        "HEALTHCHECK NONE takes no arguments",
-                        self.whole(cut).span,
-                    ));
-                }
-                Ok(Healthcheck::None)
-            }
-            "CMD" => Ok(Healthcheck::Check(self.check(cut, from)?)),
-            other => {
-                let message = format!("unknown type {other:?} in HEALTHCHECK: expected CMD or NONE");
-                let hint =
-                    suggest::hint(other, ["CMD", "NONE"]).or(Some("try HEALTHCHECK CMD ...".to_owned()));
-                Err(Diagnostic::error(message, kind.span).with_hint(hint))
-            }
-        }
-    }
-
-    fn check(&mut self, cut: &Cut<'_>, from: usize) -> Ruled<Check> {
-        use FlagKind::Value;
-        let names = ["interval", "timeout", "start-period", "start-interval", "retries"];
-        let flags = self.flags(cut, &names.map(|name| (name, Value)));
-        let command = self.command(cut, from)?;
-        let empty = match &command {
-            CommandLine::Shell(text) => text.text.is_empty(),
-            CommandLine::Exec(words) => words.is_empty(),
-        };
-        if empty {
-            return Err(Diagnostic::error("missing command after HEALTHCHECK CMD", self.whole(cut).span));
-        }
-        let retries = flags.value("retries").map_or(0, |word| {
-            let retries = word.text.parse::<i32>().ok().and_then(|retries| u32::try_from(retries).ok());
-            if retries.is_none() {
-                self.error(
-                    format!("invalid --retries {:?}: expected a number that is not negative", word.text),
-                    word.span,
-                );
-            }
-            retries.unwrap_or(0)
-        });
-        Ok(Check {
-            command,
-            interval: self.interval(&flags, "interval"),
-            timeout: self.interval(&flags, "timeout"),
-            start_period: self.interval(&flags, "start-period"),
-            start_interval: self.interval(&flags, "start-interval"),
-            retries,
-        })
-    }
-
-    fn interval(&mut self, flags: &Flags, name: &str) -> Duration {
-        let Some(word) = flags.value(name) else { return Duration::ZERO };
-        match value::parse_duration(&word.text) {
-            Err(error) => self.error(format!("--{name}: {error}"), word.span),
-            Ok(nanos) => match u64::try_from(nanos) {
-                Ok(nanos) if nanos == 0 || nanos >= 1_000_000 => return Duration::from_nanos(nanos),
-                _ => self.error(format!("--{name} cannot be less than 1ms, found {}", word.text), word.span),
-            },
-        }
-        Duration::ZERO
-    }
-
     fn onbuild(&mut self, cut: &Cut<'_>) -> Ruled<Onbuild> {
         self.flags(cut, &[]);
         if cut.arguments.is_empty() {
@@ -805,17 +458,18 @@ impl Parser<'_> {
         match name.as_str() {
             "ONBUILD" => {
                 let message = "chaining ONBUILD via ONBUILD ONBUILD isn't allowed";
-                return Err(Diagnostic::error(message, inner.keyword.span));
+                return Err(Fault::meaning(message, inner.keyword.span));
             }
             "MAINTAINER" | "FROM" => {
                 let message = format!("{name} isn't allowed as an ONBUILD trigger");
-                return Err(Diagnostic::error(message, inner.keyword.span));
+                return Err(Fault::meaning(message, inner.keyword.span));
             }
             _ => {}
         }
         self.trigger(&inner)?;
-        // Flags of ONBUILD itself are errors, so what follows the keyword is the trigger.
-        let mut expression = cut.line.text.trim()[cut.keyword.text.len()..].trim_start().to_owned();
+        // Flags of ONBUILD itself are errors, so what follows the keyword is the trigger. Blanks at its
+        // end stay.
+        let mut expression = cut.line.text.trim_start()[cut.keyword.text.len()..].trim_start().to_owned();
         for heredoc in cut.heredocs {
             expression.push('\n');
             expression.push_str(&heredoc.content);
@@ -832,26 +486,24 @@ impl Parser<'_> {
         for diagnostic in &mut self.diagnostics[before..] {
             diagnostic.severity = Severity::Warning;
         }
-        let Err(mut diagnostic) = result else { return Ok(()) };
-        let unreadable = diagnostic.message.starts_with("when using JSON")
-            || diagnostic.message.contains("must have two arguments")
-            || diagnostic.message.starts_with("can't find =");
-        if unreadable {
-            return Err(diagnostic);
+        match result {
+            Ok(_) => {}
+            Err(Fault::Form(diagnostic)) => return Err(Fault::Form(diagnostic)),
+            Err(Fault::Meaning(diagnostic)) => {
+                self.diagnostics.push(Diagnostic { severity: Severity::Warning, ..diagnostic });
+            }
         }
-        diagnostic.severity = Severity::Warning;
-        self.diagnostics.push(diagnostic);
         Ok(())
     }
 }
 
-fn unknown_instruction(keyword: &Word) -> Diagnostic {
+fn unknown_instruction(keyword: &Word) -> Fault {
     let shown: String = keyword.text.chars().take(60).collect();
     let hint = suggest::near(&keyword.text, KEYWORDS).map(|near| {
         let near = if keyword.text.chars().any(char::is_lowercase) { near } else { near.to_uppercase() };
         format!("did you mean {near}?")
     });
-    Diagnostic::error(format!("unknown instruction: {shown}"), keyword.span).with_hint(hint)
+    Fault::meaning(format!("unknown instruction: {shown}"), keyword.span).with_hint(hint)
 }
 
 fn required(cut: &Cut<'_>, word: Word) -> Ruled<Word> {
@@ -859,12 +511,12 @@ fn required(cut: &Cut<'_>, word: Word) -> Ruled<Word> {
         return Ok(word);
     }
     let message = format!("{} requires exactly one argument", cut.keyword.text.to_uppercase());
-    Err(Diagnostic::error(message, cut.keyword.span))
+    Err(Fault::meaning(message, cut.keyword.span))
 }
 
-fn at_least_one(cut: &Cut<'_>) -> Diagnostic {
+fn at_least_one(cut: &Cut<'_>) -> Fault {
     let message = format!("{} requires at least one argument", cut.keyword.text.to_uppercase());
-    Diagnostic::error(message, cut.keyword.span)
+    Fault::meaning(message, cut.keyword.span)
 }
 
 fn is_stage_name(name: &str) -> bool {

@@ -16,6 +16,8 @@ enum Step {
     Maybe(Set),
     /// Nothing, or anything that ends in a slash.
     Directories,
+    /// Between a word character and another one (or, if false, not so).
+    Boundary(bool),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +54,8 @@ pub(crate) struct Regex {
     prefix: String,
     /// Characters that every match ends with, behind the prefix.
     suffix: String,
+    /// Characters that stand somewhere between the two in every match.
+    inner: String,
     /// The steps between prefix and suffix.
     middle: std::ops::Range<usize>,
 }
@@ -67,12 +71,18 @@ impl Regex {
             Step::One(Set::Char(ch)) => Some(*ch),
             _ => None,
         };
+        // A word boundary looks at its neighbours, so nothing is cut off where there is one.
+        let whole = steps.iter().any(|step| matches!(step, Step::Boundary(_)));
+        let literal = |step: &Step| literal(step).filter(|_| !whole);
         let prefix: String = steps.iter().map_while(literal).collect();
         let head = prefix.chars().count();
         let mut suffix: Vec<char> = steps[head..].iter().rev().map_while(literal).collect();
         suffix.reverse();
         let middle = head..steps.len() - suffix.len();
-        Some(Self { steps, prefix, suffix: suffix.into_iter().collect(), middle })
+        let runs = steps[middle.clone()].split(|step| literal(step).is_none());
+        let longest = runs.max_by_key(|run| run.len()).unwrap_or_default();
+        let inner = longest.iter().filter_map(literal).collect();
+        Some(Self { steps, prefix, suffix: suffix.into_iter().collect(), inner, middle })
     }
 
     pub(crate) fn matches(&self, path: &str) -> bool {
@@ -84,17 +94,20 @@ impl Regex {
             let directories = rest.rfind('/').unwrap_or(0);
             return !rest[..directories].contains('\n');
         }
-        run(steps, rest, |states| states[steps.len()])
+        if !self.inner.is_empty() && !rest.contains(self.inner.as_str()) {
+            return false;
+        }
+        run(steps, rest, End::Nothing, |states| states[steps.len()])
     }
 
     /// Whether some path that begins with `start` may match.
     pub(crate) fn may_match_below(&self, start: &str) -> bool {
-        run(&self.steps, start, |states| states.contains(&true))
+        run(&self.steps, start, End::Unknown, |states| states.contains(&true))
     }
 }
 
 /// Walks the steps over the text. State `n` means: before step `n`; the last one means done.
-fn run(steps: &[Step], text: &str, verdict: impl Fn(&[bool]) -> bool) -> bool {
+fn run(steps: &[Step], text: &str, end: End, verdict: impl Fn(&[bool]) -> bool) -> bool {
     let count = steps.len() + 1;
     // A Directories step has a second state for being inside; it stands in the second half.
     let (mut inline_now, mut inline_next) = ([false; INLINE_STATES * 2], [false; INLINE_STATES * 2]);
@@ -106,8 +119,10 @@ fn run(steps: &[Step], text: &str, verdict: impl Fn(&[bool]) -> bool) -> bool {
         heap_next = vec![false; count * 2];
         (&mut heap_now, &mut heap_next)
     };
-    enter(steps, now, 0);
-    for ch in text.chars() {
+    let mut chars = text.chars().peekable();
+    enter(steps, now, 0, boundary(None, chars.peek().copied(), end));
+    while let Some(ch) = chars.next() {
+        let at_boundary = boundary(Some(ch), chars.peek().copied(), end);
         next.fill(false);
         let mut alive = false;
         for (index, step) in steps.iter().enumerate() {
@@ -115,7 +130,7 @@ fn run(steps: &[Step], text: &str, verdict: impl Fn(&[bool]) -> bool) -> bool {
                 next[count + index] = true;
                 alive = true;
                 if ch == '/' {
-                    enter(steps, next, index + 1);
+                    enter(steps, next, index + 1, at_boundary);
                 }
             }
             if !now[index] {
@@ -124,10 +139,10 @@ fn run(steps: &[Step], text: &str, verdict: impl Fn(&[bool]) -> bool) -> bool {
             let (taken, target) = match step {
                 Step::One(set) | Step::Maybe(set) => (set.holds(ch), index + 1),
                 Step::Many(set) => (set.holds(ch), index),
-                Step::Directories => (false, index),
+                Step::Directories | Step::Boundary(_) => (false, index),
             };
             if taken {
-                enter(steps, next, target);
+                enter(steps, next, target, at_boundary);
                 alive = true;
             }
         }
@@ -139,15 +154,32 @@ fn run(steps: &[Step], text: &str, verdict: impl Fn(&[bool]) -> bool) -> bool {
     verdict(&now[..count]) || verdict(&now[count..])
 }
 
+/// What follows the text that steps walk over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Nothing,
+    Unknown,
+}
+
+/// Whether a position is a word boundary; `None` if that cannot be known.
+fn boundary(before: Option<char>, after: Option<char>, end: End) -> Option<bool> {
+    if after.is_none() && end == End::Unknown {
+        return None;
+    }
+    let word = |ch: Option<char>| ch.is_some_and(|ch| ch.is_ascii_alphanumeric() || ch == '_');
+    Some(word(before) != word(after))
+}
+
 /// Marks a state and those reachable from it without a character.
-fn enter(steps: &[Step], states: &mut [bool], from: usize) {
+fn enter(steps: &[Step], states: &mut [bool], from: usize, at_boundary: Option<bool>) {
     let count = steps.len() + 1;
     for index in from..count {
         states[index] = true;
         match steps.get(index) {
             Some(Step::Many(_) | Step::Maybe(_)) => {}
+            Some(Step::Boundary(wanted)) if at_boundary.is_none_or(|is| is == *wanted) => {}
             Some(Step::Directories) => states[count + index] = true,
-            Some(Step::One(_)) | None => break,
+            Some(Step::One(_) | Step::Boundary(_)) | None => break,
         }
     }
 }
@@ -173,12 +205,16 @@ impl Compiler {
                     if steps.iter().any(|step| matches!(step, Step::One(_))) {
                         steps = vec![Step::One(Set::Ranges { negated: false, ranges: Vec::new() })];
                     } else {
-                        steps.clear();
+                        steps.retain(|step| matches!(step, Step::Boundary(_)));
                     }
                     continue;
                 }
                 '.' => Set::Any,
                 '[' => self.class()?,
+                '\\' if matches!(self.peek(), Some('b' | 'B')) => {
+                    steps.push(Step::Boundary(self.next() == Some('b')));
+                    continue;
+                }
                 '\\' => self.escape()?,
                 literal => Set::Char(literal),
             };
@@ -209,7 +245,41 @@ impl Compiler {
         if let Some((negated, ranges)) = perl_class(ch) {
             return Some(Set::Ranges { negated, ranges: ranges.to_vec() });
         }
-        escaped_char(ch).map(Set::Char)
+        self.escaped_char(ch).map(Set::Char)
+    }
+
+    /// A punctuation character is itself; letters and digits are control characters and codes, or errors.
+    fn escaped_char(&mut self, ch: char) -> Option<char> {
+        let code = match ch {
+            'a' => 7,
+            'f' => 12,
+            'n' => 10,
+            'r' => 13,
+            't' => 9,
+            'v' => 11,
+            'x' => self.next()?.to_digit(16)? * 16 + self.next()?.to_digit(16)?,
+            '0'..='7' => {
+                let mut code = ch.to_digit(8)?;
+                let first = self.peek().and_then(|ch| ch.to_digit(8));
+                if ch != '0' && first.is_none() {
+                    return None;
+                }
+                for _ in 0..2 {
+                    let Some(digit) = self.peek().and_then(|ch| ch.to_digit(8)) else { break };
+                    self.at += 1;
+                    code = code * 8 + digit;
+                }
+                code
+            }
+            _ if ch.is_ascii() && !ch.is_ascii_alphanumeric() => return Some(ch),
+            _ => return None,
+        };
+        char::from_u32(code)
+    }
+
+    fn escape_in_class(&mut self) -> Option<char> {
+        let ch = self.next()?;
+        self.escaped_char(ch)
     }
 
     fn class(&mut self) -> Option<Set> {
@@ -238,12 +308,12 @@ impl Compiler {
                 ranges.extend(if outside { complement(own) } else { own.to_vec() });
                 continue;
             }
-            let low = if ch == '\\' { escaped_char(self.next()?)? } else { ch };
+            let low = if ch == '\\' { self.escape_in_class()? } else { ch };
             let mut high = low;
             if self.peek() == Some('-') && self.chars.get(self.at + 1).is_some_and(|next| *next != ']') {
                 self.at += 1;
                 high = match self.next()? {
-                    '\\' => escaped_char(self.next()?)?,
+                    '\\' => self.escape_in_class()?,
                     ch => ch,
                 };
             }
@@ -306,18 +376,4 @@ fn complement(ranges: &[(char, char)]) -> Vec<(char, char)> {
     }
     out.extend(char::from_u32(start).map(|start| (start, char::MAX)));
     out
-}
-
-/// A punctuation character is itself; a few letters are control characters; others are errors.
-fn escaped_char(ch: char) -> Option<char> {
-    match ch {
-        'a' => Some('\x07'),
-        'f' => Some('\x0c'),
-        'n' => Some('\n'),
-        'r' => Some('\r'),
-        't' => Some('\t'),
-        'v' => Some('\x0b'),
-        _ if ch.is_ascii() && !ch.is_ascii_alphanumeric() => Some(ch),
-        _ => None,
-    }
 }

@@ -51,6 +51,7 @@ impl Eq for Word {}
 pub(crate) struct Source<'t> {
     pub(crate) text: &'t str,
     line_starts: Vec<usize>,
+    ascii: bool,
 }
 
 impl<'t> Source<'t> {
@@ -60,7 +61,7 @@ impl<'t> Source<'t> {
         if line_starts.len() > 1 && line_starts.last() == Some(&text.len()) {
             line_starts.pop();
         }
-        Self { text, line_starts }
+        Self { text, line_starts, ascii: text.is_ascii() }
     }
 
     pub(crate) fn line_count(&self) -> usize {
@@ -87,7 +88,7 @@ impl<'t> Source<'t> {
             start: range.start,
             end: range.end,
             line,
-            column: before.chars().count() + 1,
+            column: if self.ascii { before.len() } else { before.chars().count() } + 1,
             end_line: self.line_of(last),
         }
     }
@@ -95,9 +96,9 @@ impl<'t> Source<'t> {
     /// The span of a whole line without its end-of-line and indentation.
     pub(crate) fn line_span(&self, line: usize) -> Span {
         let range = self.line_range(line);
-        let text = &self.text[range.clone()];
+        let text = self.text[range.clone()].trim_end();
         let start = range.start + (text.len() - text.trim_start().len());
-        self.span(start..(range.start + text.trim_end().len()).max(start))
+        self.span(start..range.start + text.len())
     }
 }
 

@@ -23,7 +23,8 @@ impl<F: Fn(Duration, Event) + Sync> Events for F {
 ///
 /// A vertex that is executed gives `Missed`, `Started`, then `Completed`, `Failed` or `Canceled`. A vertex that
 /// is not gives `Cached`; `Restored`, or the events of an execution, follow if its data is gone and needed.
-/// `Log` and `Progress` come at any time.
+/// All of that comes again when an input's result was replaced because its data had to be made again. `Log` and
+/// `Progress` come at any time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {

@@ -16,9 +16,13 @@
 //!    brought back by the executor.
 //! 4. **Execute.** Under a claim on its key, so that of all vertices and processes with that key one runs it.
 //!
-//! When a result without data had to be made again and came out different, the vertices that were waiting for
-//! its data are identified again; those that already had their result keep it.
+//! When a result without data had to be made again, the vertices above it are identified again, and what they are
+//! made from is the new result. So a solve knows one result for a vertex in the end, and the next solve finds just
+//! those.
 #![forbid(unsafe_code)]
+
+#[cfg(test)]
+extern crate self as kiln_graph;
 
 mod cancel;
 pub mod contract;
@@ -29,6 +33,8 @@ mod key;
 pub mod memory;
 mod record;
 mod schedule;
+#[cfg(test)]
+mod simulation;
 mod solve;
 mod step;
 mod value;

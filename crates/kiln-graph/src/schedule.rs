@@ -30,7 +30,7 @@ struct Node<R> {
 
 enum State<R> {
     Unneeded,
-    WaitingForInputs { before: Option<(Identified, Miss)> },
+    WaitingForInputs { before: Before<R> },
     WaitingForData { inputs: Vec<usize>, next: Next<R> },
     WaitingForTwin(Next<R>),
     Ready(Next<R>),
@@ -71,14 +71,21 @@ pub(crate) enum Miss {
 
 /// What is to be done for a vertex.
 pub(crate) enum Next<R> {
-    /// Tell its key and look it up; `before` is what the key was when an input changed under it.
-    Identify { before: Option<(Identified, Miss)> },
+    /// Tell its key and look it up.
+    Identify { before: Before<R> },
     /// Bring back its data.
     Restore(Known<R>),
     /// Execute it.
     Execute(Identified, Miss),
     /// Say that it has the result of another vertex.
     Adopt(Known<R>),
+}
+
+/// Where a vertex stood when a result that its key came from was replaced.
+pub(crate) enum Before<R> {
+    Nothing,
+    Missed(Identified, Miss),
+    Known(Known<R>),
 }
 
 /// One thing for a worker to do.
@@ -93,8 +100,8 @@ pub(crate) struct Task<'g, R> {
 pub(crate) enum Outcome<R> {
     /// The result is known, its data perhaps not present.
     Known(Known<R>),
-    /// The data of the result that was known is present again.
-    Restored(Known<R>),
+    /// The result is the one that was known before; its data may have become present.
+    Unchanged(Known<R>),
     /// The execution that [`Schedule::take`] had admitted for this key gave a result.
     Executed { admitted: Key, known: Known<R> },
     /// It can go on when the data of these inputs is present.
@@ -107,7 +114,11 @@ impl<'g, O, R: Clone> Schedule<'g, O, R> {
         let mut nodes: Vec<_> = needed
             .iter()
             .map(|needed| Node {
-                state: if *needed { State::WaitingForInputs { before: None } } else { State::Unneeded },
+                state: if *needed {
+                    State::WaitingForInputs { before: Before::Nothing }
+                } else {
+                    State::Unneeded
+                },
                 users: Vec::new(),
                 wants_data: false,
                 version: 0,
@@ -151,13 +162,17 @@ impl<'g, O, R: Clone> Schedule<'g, O, R> {
             };
             let versions = self.versions(id);
             let next = match next {
-                // An input that was known is being made again: its result is about to change.
+                // An input that was known is being looked at again: its result may be about to change.
                 Next::Identify { before } if !self.inputs_are_known(id) => {
                     self.set(id, State::WaitingForInputs { before });
                     continue;
                 }
+                Next::Execute(..) if !self.inputs_are_present(id) => {
+                    self.set(id, State::WaitingForData { inputs: self.all_inputs(id), next });
+                    continue;
+                }
                 Next::Execute(identified, miss) if identified.versions != versions => {
-                    Next::Identify { before: Some((identified, miss)) }
+                    Next::Identify { before: Before::Missed(identified, miss) }
                 }
                 Next::Execute(identified, miss) => match self.admit(id, identified, miss) {
                     Some(next) => next,
@@ -173,14 +188,9 @@ impl<'g, O, R: Clone> Schedule<'g, O, R> {
 
     /// Of several vertices with one key the first executes and the others wait.
     fn admit(&mut self, id: VertexId, identified: Identified, miss: Miss) -> Option<Next<R>> {
-        if let Some(execution) = self.executed.get(&identified.key) {
-            return Some(Next::Adopt(Known {
-                identified,
-                result: execution.result.clone(),
-                present: true,
-                origin: Origin::Vertex(execution.vertex),
-                duration: execution.duration,
-            }));
+        if self.executed.contains_key(&identified.key) {
+            self.adopt(id, identified);
+            return None;
         }
         if let Some(twins) = self.executing.get_mut(&identified.key) {
             twins.push(id);
@@ -199,11 +209,13 @@ impl<'g, O, R: Clone> Schedule<'g, O, R> {
                 self.nodes[id.index()].version += 1;
                 self.know(id, known);
             }
-            Outcome::Restored(known) => self.know(id, known),
+            Outcome::Unchanged(known) => self.know(id, known),
             Outcome::Executed { admitted, known } => {
                 self.nodes[id.index()].version += 1;
                 let result = known.result.clone();
-                self.executed.insert(admitted, Execution { vertex: id, result, duration: known.duration });
+                let duration = known.duration;
+                self.executed.insert(admitted, Execution { vertex: id, result, duration });
+                self.replace_record(admitted);
                 self.know(id, known);
                 for twin in self.executing.remove(&admitted).into_iter().flatten() {
                     if let State::WaitingForTwin(next) = self.set(twin, State::Running) {
@@ -243,6 +255,13 @@ impl<'g, O, R: Clone> Schedule<'g, O, R> {
     }
 
     fn know(&mut self, id: VertexId, known: Known<R>) {
+        if known.identified.versions != self.versions(id) {
+            return self.make_ready(id, Next::Identify { before: Before::Known(known) });
+        }
+        let key = known.identified.key;
+        if known.origin == Origin::Record && self.executed.get(&key).is_some_and(|twin| twin.vertex != id) {
+            return self.adopt(id, known.identified);
+        }
         if !known.present && self.nodes[id.index()].wants_data {
             return self.make_ready(id, Next::Restore(known));
         }
@@ -252,8 +271,47 @@ impl<'g, O, R: Clone> Schedule<'g, O, R> {
         }
     }
 
+    /// Vertices that found a record before it was replaced get the new result, as later solves will.
+    fn replace_record(&mut self, key: Key) {
+        let has_key =
+            |node: &Node<R>| matches!(&node.state, State::Known(known) if known.identified.key == key);
+        let twins: Vec<_> =
+            self.graph.vertices().map(|(id, _)| id).filter(|id| has_key(&self.nodes[id.index()])).collect();
+        for twin in twins {
+            if let State::Known(known) = self.set(twin, State::Running) {
+                self.adopt(twin, known.identified);
+            }
+        }
+    }
+
+    /// Gives the vertex the result that another one's execution of the same key had.
+    fn adopt(&mut self, id: VertexId, identified: Identified) {
+        let execution = &self.executed[&identified.key];
+        let known = Known {
+            identified,
+            result: execution.result.clone(),
+            present: true,
+            origin: Origin::Vertex(execution.vertex),
+            duration: execution.duration,
+        };
+        self.make_ready(id, Next::Adopt(known));
+    }
+
     fn inputs_are_known(&self, id: VertexId) -> bool {
         self.graph.vertex(id).inputs().iter().all(|input| self.known(input.vertex).is_some())
+    }
+
+    fn inputs_are_present(&self, id: VertexId) -> bool {
+        self.graph.vertex(id).inputs().iter().all(|input| self.is_present(input.vertex))
+    }
+
+    fn is_present(&self, id: VertexId) -> bool {
+        self.known(id).is_some_and(|known| known.present)
+    }
+
+    /// Positions of all inputs.
+    fn all_inputs(&self, id: VertexId) -> Vec<usize> {
+        (0..self.graph.vertex(id).inputs().len()).collect()
     }
 
     /// Has the vertex's data made present, now or when its result is known.
@@ -267,20 +325,22 @@ impl<'g, O, R: Clone> Schedule<'g, O, R> {
         }
     }
 
-    /// Makes the vertex ready if what it waits for has come.
+    /// Makes the vertex ready if what it waits for has come, or what it came from was replaced.
     fn reconsider(&mut self, id: VertexId) {
         let inputs = self.graph.vertex(id).inputs();
         let come = match &self.nodes[id.index()].state {
             State::WaitingForInputs { .. } => self.inputs_are_known(id),
-            State::WaitingForData { inputs: wanted, .. } => wanted
-                .iter()
-                .all(|&position| self.known(inputs[position].vertex).is_some_and(|known| known.present)),
+            State::WaitingForData { inputs: wanted, .. } => {
+                wanted.iter().all(|&position| self.is_present(inputs[position].vertex))
+            }
+            State::Known(known) => known.identified.versions != self.versions(id),
             _ => false,
         };
         if come {
             match self.set(id, State::Running) {
                 State::WaitingForInputs { before } => self.make_ready(id, Next::Identify { before }),
                 State::WaitingForData { next, .. } => self.make_ready(id, next),
+                State::Known(known) => self.make_ready(id, Next::Identify { before: Before::Known(known) }),
                 _ => unreachable!("the vertex was waiting a moment ago"),
             }
         }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::schedule::{Identified, Known, Miss, Next, Outcome, Task};
+use crate::schedule::{Before, Identified, Known, Miss, Next, Outcome, Task};
 use crate::{
     Claim, Context, Done, Entry, Event, Executor, Given, Graph, Identity, Key, NoCache, Origin, Preimage,
     Reason, Record, Records, Stop, VertexId, reasons,
@@ -49,7 +49,7 @@ where
 
     fn identify(
         &self,
-        before: Option<(Identified, Miss)>,
+        before: Before<X::Result>,
         versions: Vec<u32>,
         inputs: &[Given<'_, X::Result>],
         context: &Context<'_>,
@@ -67,7 +67,10 @@ where
         };
         let identified = Identified { key: preimage.key(), preimage, versions };
         let miss = match before {
-            Some((before, miss)) if before.key == identified.key => miss,
+            Before::Missed(before, miss) if before.key == identified.key => miss,
+            Before::Known(known) if known.identified.key == identified.key => {
+                return Ok(Outcome::Unchanged(Known { identified, ..known }));
+            }
             _ if self.no_cache.covers(vertex) => Miss::CacheDisabled,
             _ => match self.lookup(&identified.key)? {
                 Some(record) => {
@@ -89,7 +92,7 @@ where
                 context.emit(Event::Restored { vertex, duration: start.elapsed() });
                 known.result = result;
                 known.present = true;
-                Ok(Outcome::Restored(known))
+                Ok(Outcome::Unchanged(known))
             }
             None => Ok(self.when_inputs_are_present(vertex, Next::Execute(known.identified, Miss::DataGone))),
         }

@@ -81,7 +81,8 @@ struct Item {
     path: Vec<u8>,
     metadata: Metadata,
     identity: (u64, u64),
-    names: u64,
+    /// It has other names.
+    linked: bool,
     fate: Fate,
 }
 
@@ -163,7 +164,7 @@ impl<'a> Scan<'a> {
 
     fn mark(&mut self, path: Vec<u8>, kind: Kind) {
         let metadata = Metadata::new(kind, 0);
-        self.items.push(Item { path, metadata, identity: (0, 0), names: 1, fate: Fate::Changed });
+        self.items.push(Item { path, metadata, identity: (0, 0), linked: false, fate: Fate::Changed });
     }
 
     fn root(&mut self, root: &Directory, lower: &Node<'_>) -> Result<()> {
@@ -172,7 +173,7 @@ impl<'a> Scan<'a> {
         let before = self.capture.lower.metadata(lower)?;
         // The root is written only when the step changed it, never as a mere parent.
         let fate = if same(&metadata, &before) { Fate::Dropped } else { Fate::Changed };
-        self.items.push(Item { path: Vec::new(), metadata, identity: (0, 0), names: 1, fate });
+        self.items.push(Item { path: Vec::new(), metadata, identity: (0, 0), linked: false, fate });
         Ok(())
     }
 
@@ -189,7 +190,7 @@ impl<'a> Scan<'a> {
             path,
             metadata: Metadata::new(Kind::Whiteout, 0),
             identity,
-            names: 1,
+            linked: false,
             fate: Fate::Changed,
         };
         let kind = match FileType::from_raw_mode(stat.st_mode) {
@@ -229,7 +230,7 @@ impl<'a> Scan<'a> {
         if kind == Kind::Directory {
             return self.directory(directory, name, item, lower, stub).map(Some);
         }
-        item.names = stat.st_nlink.into();
+        item.linked = stat.st_nlink > 1;
         if let Some(lower) = &lower
             && self.is_unchanged(directory, name, &item.metadata, lower, stat.st_mtime_nsec == 0)?
         {
@@ -256,7 +257,7 @@ impl<'a> Scan<'a> {
         };
         match &lower {
             Some(lower) if same(&item.metadata, &self.capture.lower.metadata(lower)?) => {
-                item.fate = Fate::Unchanged
+                item.fate = Fate::Unchanged;
             }
             None if stub => item.fate = Fate::Unchanged,
             _ => {}
@@ -349,11 +350,11 @@ impl<'a> Scan<'a> {
     /// Unchanged items stay when something below them is in the layer, or another name of the same file is.
     fn keep_needed(&mut self) {
         let mut needed: HashSet<&[u8]> = HashSet::new();
-        let mut linked: HashSet<(u64, u64)> = HashSet::new();
-        for item in self.items.iter().filter(|item| item.fate == Fate::Changed && item.names > 1) {
-            linked.insert(item.identity);
+        let mut shared: HashSet<(u64, u64)> = HashSet::new();
+        for item in self.items.iter().filter(|item| item.fate == Fate::Changed && item.linked) {
+            shared.insert(item.identity);
         }
-        let is_linked = |item: &Item| item.names > 1 && linked.contains(&item.identity);
+        let is_linked = |item: &Item| item.linked && shared.contains(&item.identity);
         for item in self.items.iter().filter(|item| item.fate == Fate::Changed || is_linked(item)) {
             let mut above = item.path.as_slice();
             if item.metadata.kind == Kind::Opaque {
@@ -426,8 +427,8 @@ impl<'a> Scan<'a> {
         let mut writer = LayerWriter::new();
         let mut first_names: HashMap<(u64, u64), Vec<u8>> = HashMap::new();
         for item in self.items.into_iter().filter(|item| item.fate == Fate::Changed) {
-            let Item { path, mut metadata, identity, names, .. } = item;
-            if names > 1 {
+            let Item { path, mut metadata, identity, linked, .. } = item;
+            if linked {
                 if let Some(first) = first_names.get(&identity) {
                     metadata.kind = Kind::HardLink;
                     metadata.link.clone_from(first);

@@ -7,9 +7,13 @@
 
 pub mod archive;
 pub mod capture;
+mod complete;
 pub mod compression;
+pub mod contents;
+pub mod diff;
 pub mod error;
 pub mod facts;
+pub mod frames;
 pub mod index;
 pub mod metadata;
 pub mod path;
@@ -21,7 +25,10 @@ mod walk;
 pub mod writer;
 
 pub use capture::{Capture, Changes, Owner, Owners, Stub, capture};
+pub use complete::{OpenLower, complete};
 pub use compression::Compression;
+pub use contents::{ContentSource, LayerContents};
+pub use diff::{Change, Difference, diff};
 pub use error::{Error, Result};
 pub use index::LayerIndex;
 pub use metadata::{Kind, Metadata};

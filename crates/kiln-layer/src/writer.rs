@@ -167,9 +167,9 @@ impl<'a> LayerWriter<'a> {
             while let Some(entry) = next {
                 let path = entry.path.clone();
                 if entry.metadata.kind.is_mark() {
-                    mark = Some(entry)
+                    mark = Some(entry);
                 } else {
-                    real = Some(entry)
+                    real = Some(entry);
                 }
                 next = entries.next_if(|entry| entry.path == path);
             }

@@ -200,7 +200,10 @@ mod tests {
     fn another_programs_database_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("kiln.db");
-        Connection::open(&path).unwrap().execute_batch("PRAGMA application_id=7; CREATE TABLE t (x)").unwrap();
+        Connection::open(&path)
+            .unwrap()
+            .execute_batch("PRAGMA application_id=7; CREATE TABLE t (x)")
+            .unwrap();
         assert!(matches!(Database::open(&path), Err(Error::NotKiln { found: 7, .. })));
     }
 

@@ -18,9 +18,9 @@ pub enum Error {
         /// The system's answer.
         source: io::Error,
     },
-    /// A system call wrapper's error, which names its path itself.
+    /// A path; the error names it itself.
     #[error(transparent)]
-    Sys(#[from] kiln_sys::Error),
+    Path(#[from] kiln_sys::root::FileError),
     /// A layer could not be read or written.
     #[error(transparent)]
     Layer(#[from] kiln_layer::Error),
@@ -64,12 +64,20 @@ pub enum Error {
     /// Several images begin with these digits.
     #[error("image ID {0} is ambiguous: {1} images begin with it")]
     AmbiguousId(String, usize),
-    /// Removal would take what is in use.
-    #[error("conflict: unable to remove image {0} ({1})")]
-    ImageInUse(String, String),
+    /// Removal by ID would take several names.
+    #[error("conflict: unable to delete {0} (must be forced) - image is referenced in multiple repositories")]
+    SeveralNames(String),
     /// A layer is known but its data is gone.
     #[error("layer {0} is not in the store")]
     NoLayer(DiffId),
+    /// More layers than overlayfs stacks.
+    #[error("the image has {layers} layers; overlayfs stacks at most {most}")]
+    TooManyLayers {
+        /// How many there are.
+        layers: usize,
+        /// How many can be mounted.
+        most: usize,
+    },
     /// A blob is not in the store.
     #[error("blob {0} is not in the store")]
     NoBlob(Digest),

@@ -4,8 +4,10 @@ use kiln_oci::{ChainId, DiffId, Digest, ImageConfig, ImageId, Reference};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::Store;
+use crate::collect::Collection;
 use crate::database::{Durability, all, digest, execute, now};
 use crate::error::{Error, Result};
+use crate::store::clear_marks;
 
 /// An image as the store knows it.
 #[derive(Clone, Debug)]
@@ -55,6 +57,8 @@ pub enum Removed {
     Untagged(String),
     /// The image is gone.
     Deleted(ImageId),
+    /// A layer that only this image had is gone.
+    Layer(DiffId),
 }
 
 impl Store {
@@ -71,16 +75,17 @@ impl Store {
         if self.is_published(id, names)? {
             return Ok(id);
         }
+        let marks = self.marks()?;
         self.sync()?;
         self.database.write(Durability::Durable, |t| {
             insert_image(t, config_bytes)?;
-            self.clear_marks(t)?;
+            clear_marks(t, &marks)?;
             for name in names {
                 move_tag(t, name, id)?;
             }
             Ok(())
         })?;
-        self.write_layout_if_needed(id)?;
+        self.write_layout_for(id)?;
         Ok(id)
     }
 
@@ -168,17 +173,15 @@ impl Store {
                 None => self.known(ImageId(digest)),
             };
         }
-        let row = self.database.one(
-            "SELECT image FROM tags WHERE name = ?1",
-            [reference.to_string()],
-            |row| digest(row, 0),
-        )?;
+        let row =
+            self.database.one("SELECT image FROM tags WHERE name = ?1", [reference.to_string()], |row| {
+                digest(row, 0)
+            })?;
         Ok(row.map(ImageId))
     }
 
     fn known(&self, id: ImageId) -> Result<Option<ImageId>> {
-        let row =
-            self.database.one("SELECT 1 FROM images WHERE id = ?1", [id.0.as_bytes()], |_| Ok(()))?;
+        let row = self.database.one("SELECT 1 FROM images WHERE id = ?1", [id.0.as_bytes()], |_| Ok(()))?;
         Ok(row.map(|()| id))
     }
 
@@ -224,10 +227,11 @@ impl Store {
 
     /// When a name of the image last moved, nanoseconds since the epoch.
     pub fn last_tag_time(&self, id: ImageId) -> Result<Option<i64>> {
-        let row =
-            self.database.one("SELECT max(updated) FROM tags WHERE image = ?1", [id.0.as_bytes()], |row| {
-                row.get::<_, Option<i64>>(0)
-            })?;
+        let row = self.database.one(
+            "SELECT max(updated) FROM tags WHERE image = ?1",
+            [id.0.as_bytes()],
+            |row| row.get::<_, Option<i64>>(0),
+        )?;
         Ok(row.flatten())
     }
 
@@ -290,30 +294,42 @@ impl Store {
             .parse::<Reference>()
             .ok()
             .map(Reference::or_latest)
+            .filter(|name| name.digest.is_none())
             .filter(|name| matches!(self.find_name(name), Ok(Some(found)) if found == id));
-        let names = self.names_of(id)?;
-        if by_name.is_none() && names.len() > 1 && !force {
-            let reason = "must be forced) - image is referenced in multiple repositories".trim_end();
-            return Err(Error::ImageInUse(id.0.short(), reason.trim_end_matches(')').to_owned()));
-        }
-        let gone: Vec<Reference> = match &by_name {
-            Some(name) if name.digest.is_none() => vec![name.clone()],
-            _ => names.clone(),
-        };
-        let last = gone.len() >= names.len();
-        self.database.write(Durability::Durable, |t| {
+        let layers = self.image(id)?.config.rootfs.diff_ids;
+        let (gone, last) = self.database.write(Durability::Durable, |t| {
+            let names =
+                all(t, "SELECT name FROM tags WHERE image = ?1 ORDER BY name", [id.0.as_bytes()], |row| {
+                    row.get::<_, String>(0)
+                })?;
+            if by_name.is_none() && names.len() > 1 && !force {
+                return Err(Error::SeveralNames(id.0.short()));
+            }
+            let gone: Vec<String> = match &by_name {
+                Some(name) => vec![name.to_string()],
+                None => names.clone(),
+            };
+            let last = names.iter().all(|name| gone.contains(name));
             for name in &gone {
-                execute(t, "DELETE FROM tags WHERE name = ?1", [name.to_string()])?;
+                execute(t, "DELETE FROM tags WHERE name = ?1", [name])?;
             }
             if last {
                 execute(t, "DELETE FROM images WHERE id = ?1", [id.0.as_bytes()])?;
             }
-            Ok(())
+            Ok((gone, last))
         })?;
-        let mut removed: Vec<Removed> =
-            gone.iter().map(|name| Removed::Untagged(name.familiar())).collect();
+        let mut removed = Vec::new();
+        for name in gone {
+            removed.push(Removed::Untagged(name.parse::<Reference>()?.familiar()));
+        }
         if last {
             removed.push(Removed::Deleted(id));
+            let collected = self.collect(&Collection::default())?;
+            let gone = &collected.cache_layers;
+            let own = layers.iter().rev().filter(|layer| gone.contains(layer));
+            removed.extend(own.map(|layer| Removed::Layer(*layer)));
+        } else {
+            self.write_layout_for(id)?;
         }
         Ok(removed)
     }

@@ -3,13 +3,13 @@
 //! A lease is a row and a locked file. A free lock means that its owner is dead, whatever PID namespaces lie
 //! between; the collector then removes the row and the directory.
 
-use std::path::{Path, PathBuf};
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use kiln_oci::{ChainId, DiffId, Digest, ImageId};
-use kiln_sys::lock::FileLock;
+use kiln_sys::lock::{Lock, Sharing};
 use rusqlite::{Connection, params};
 
 use crate::Store;
@@ -25,7 +25,7 @@ pub struct Lease {
     /// Chains whose layers are all leased, so that asking again costs nothing.
     kept: Mutex<HashSet<ChainId>>,
     /// Released last: once it is free, the collector may sweep the directory.
-    lock: Option<FileLock>,
+    lock: Option<Lock>,
 }
 
 /// Something that a lease keeps.
@@ -55,7 +55,7 @@ impl Store {
         let id = crate::store::random_hex(8)?;
         let directory = self.root().join("tmp").join(&id);
         fs_err::create_dir(&directory).map_err(Error::file("make", &directory))?;
-        let lock = FileLock::exclusive(&directory.join("lock"))?;
+        let lock = Lock::acquire(&directory.join("lock"), Sharing::Exclusive)?;
         let row = self.database.write(Durability::Relaxed, |t| {
             execute(t, "INSERT INTO leases VALUES (?1, ?2, ?3)", params![id, command, now()])
         });
@@ -115,17 +115,16 @@ impl Drop for Lease {
         let _ = self
             .database
             .write(Durability::Relaxed, |t| execute(t, "DELETE FROM leases WHERE id = ?1", [&self.id]));
-        let _ = kiln_sys::root::remove_tree(&self.directory);
+        if let (Some(parent), Some(name)) = (self.directory.parent(), self.directory.file_name()) {
+            let _ = kiln_sys::root::Directory::open(parent).and_then(|parent| parent.remove_all(name));
+        }
         drop(self.lock.take());
     }
 }
 
-/// Whether the lease in this directory has a living owner.
+/// Whether the lease in this directory has a living owner. The row is made after the lock is held, so a lease
+/// with a row and a free lock is dead.
 pub(crate) fn is_alive(directory: &Path) -> bool {
-    match FileLock::try_exclusive_existing(&directory.join("lock")) {
-        Ok(Some(_)) => false,
-        Ok(None) => true,
-        // Just made, and not locked yet: its owner lives.
-        Err(_) => directory.exists(),
-    }
+    let lock = directory.join("lock");
+    lock.exists() && matches!(Lock::try_acquire(&lock, Sharing::Exclusive), Ok(None))
 }

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use kiln_oci::{ChainId, DiffId, Digest};
-use kiln_sys::lock::FileLock;
+use kiln_sys::lock::{Lock, Sharing};
 use rusqlite::params;
 
 use crate::Store;
 use crate::database::{Durability, all, digest, execute, now};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::lease::Lease;
 
 /// One input of a key.
@@ -60,6 +60,8 @@ pub struct CachedResult {
     pub layer: Option<DiffId>,
     /// Whether all layers of the result are in the store now; they are leased if so.
     pub present: bool,
+    /// How long it took to make.
+    pub wall_time: Duration,
     /// When the layer was first made, nanoseconds since the epoch.
     pub created: i64,
 }
@@ -67,7 +69,7 @@ pub struct CachedResult {
 /// A claim on a key: no other process works on it until this is dropped or its process dies.
 #[derive(Debug)]
 pub struct Claim {
-    _lock: FileLock,
+    _lock: Lock,
 }
 
 impl Store {
@@ -76,17 +78,19 @@ impl Store {
         self.database.write(Durability::Relaxed, |t| {
             let row = all(
                 t,
-                "SELECT result, layer, created FROM records WHERE key = ?1",
+                "SELECT result, layer, created, wall_time FROM records WHERE key = ?1",
                 [key.as_bytes()],
                 |row| {
                     let layer: Option<[u8; 32]> = row.get(1)?;
-                    Ok((digest(row, 0)?, layer.map(Digest::from_bytes), row.get::<_, i64>(2)?))
+                    let wall_time: i64 = row.get(3)?;
+                    Ok((digest(row, 0)?, layer.map(Digest::from_bytes), row.get::<_, i64>(2)?, wall_time))
                 },
             )?;
-            let Some((result, layer, created)) = row.first().copied() else { return Ok(None) };
+            let Some((result, layer, created, wall_time)) = row.first().copied() else { return Ok(None) };
             let result = ChainId(result);
             let present = self.keep_chain_in(t, lease, result)?;
-            Ok(Some(CachedResult { result, layer: layer.map(DiffId), present, created }))
+            let wall_time = Duration::from_nanos(wall_time.unsigned_abs());
+            Ok(Some(CachedResult { result, layer: layer.map(DiffId), present, wall_time, created }))
         })
     }
 
@@ -177,22 +181,20 @@ impl Store {
 
     /// Claims a key for this process, or `None` while another one works on it.
     pub fn try_claim(&self, key: &Digest) -> Result<Option<Claim>> {
-        let lock = FileLock::try_exclusive(&self.claim_path(key)?)?;
+        let lock = Lock::try_acquire(&self.claim_path(key), Sharing::Exclusive)?;
         Ok(lock.map(|lock| Claim { _lock: lock }))
     }
 
     /// Waits until the key is free and claims it.
     pub fn claim(&self, key: &Digest) -> Result<Claim> {
-        let lock = FileLock::exclusive(&self.claim_path(key)?)?;
+        let lock = Lock::acquire(&self.claim_path(key), Sharing::Exclusive)?;
         Ok(Claim { _lock: lock })
     }
 
     /// One of 1,024 lock files: two keys that share one wait for each other needlessly, which is harmless,
     /// and the files never need to be removed.
-    fn claim_path(&self, key: &Digest) -> Result<std::path::PathBuf> {
-        let directory = self.root().join("claims");
-        fs_err::create_dir_all(&directory).map_err(Error::file("make", &directory))?;
-        Ok(directory.join(&key.hex()[..3]))
+    fn claim_path(&self, key: &Digest) -> std::path::PathBuf {
+        self.root().join("claims").join(&key.hex()[..3])
     }
 
     /// A content digest that was computed before.

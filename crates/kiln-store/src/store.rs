@@ -9,7 +9,7 @@ use kiln_layer::LayerIndex;
 use kiln_oci::{ChainId, DiffId};
 use rusqlite::Connection;
 
-use crate::database::{Database, execute};
+use crate::database::{Database, all, execute};
 use crate::error::{Error, Result};
 
 /// Who owns the files of a snapshot.
@@ -53,7 +53,14 @@ impl Store {
         }
         let boot = kiln_sys::publish::boot_id()?;
         let database = Arc::new(Database::open(&database_path)?);
-        Ok(Self { root: root.to_path_buf(), ownership, boot, database, indexes: Mutex::default(), chains: Mutex::default() })
+        Ok(Self {
+            root: root.to_path_buf(),
+            ownership,
+            boot,
+            database,
+            indexes: Mutex::default(),
+            chains: Mutex::default(),
+        })
     }
 
     /// Where the store is.
@@ -68,20 +75,44 @@ impl Store {
 
     /// Makes everything that was written before durable: one `syncfs`.
     pub(crate) fn sync(&self) -> Result<()> {
-        Ok(kiln_sys::publish::sync_file_system(&self.root)?)
+        let root = fs_err::File::open(&self.root).map_err(Error::file("open", &self.root))?;
+        kiln_sys::publish::sync_file_system(&root).map_err(Error::file("sync the file system of", &self.root))
     }
 
-    /// After [`Store::sync`]: what was written in this boot is durable now.
-    pub(crate) fn clear_marks(&self, t: &Connection) -> Result<()> {
-        for table in ["blobs", "layers", "snapshots"] {
-            execute(t, &format!("UPDATE {table} SET boot = NULL WHERE boot = ?1"), [&self.boot])?;
+    /// What is marked as written in this boot and not synced. Taken before [`Store::sync`], so that what another
+    /// process writes meanwhile keeps its mark.
+    pub(crate) fn marks(&self) -> Result<Marks> {
+        let connection = self.database.lock();
+        let mut marks = Marks::default();
+        for (table, column) in MARKED {
+            let sql = format!("SELECT {column} FROM {table} WHERE boot = ?1");
+            let keys = all(&connection, &sql, [&self.boot], |row| row.get::<_, rusqlite::types::Value>(0))?;
+            marks.0.push((table, column, keys));
         }
-        Ok(())
+        Ok(marks)
     }
 }
 
+/// Tables whose rows stand for files, with their keys.
+const MARKED: [(&str, &str); 3] = [("blobs", "digest"), ("layers", "diff_id"), ("snapshots", "id")];
+
+/// Keys of marked rows.
+#[derive(Default)]
+pub(crate) struct Marks(Vec<(&'static str, &'static str, Vec<rusqlite::types::Value>)>);
+
+/// After a sync: what was marked before it is durable now.
+pub(crate) fn clear_marks(t: &Connection, marks: &Marks) -> Result<()> {
+    for (table, column, keys) in &marks.0 {
+        let sql = format!("UPDATE {table} SET boot = NULL WHERE {column} = ?1");
+        for key in keys {
+            execute(t, &sql, [key])?;
+        }
+    }
+    Ok(())
+}
+
 fn create_directories(root: &Path) -> Result<()> {
-    if let Some(file_system) = kiln_sys::publish::network_file_system(root) {
+    if let Some(file_system) = network_file_system(root) {
         return Err(Error::NetworkFileSystem { path: root.to_path_buf(), file_system });
     }
     let make = |path: &Path| {
@@ -126,4 +157,18 @@ pub(crate) fn random(bytes: usize) -> Result<Vec<u8>> {
         filled += n;
     }
     Ok(buffer)
+}
+
+/// The name of the network file system that `path` (or its nearest parent that exists) is on, if it is one.
+fn network_file_system(path: &Path) -> Option<&'static str> {
+    let stat = path.ancestors().find_map(|path| rustix::fs::statfs(path).ok())?;
+    // linux/magic.h
+    match stat.f_type as u64 & 0xffff_ffff {
+        0x6969 => Some("NFS"),
+        0x517b | 0xff53_4d42 | 0xfe53_4d42 => Some("SMB"),
+        0x0102_1997 => Some("9P"),
+        0x00c3_6400 => Some("Ceph"),
+        0x5346_414f => Some("AFS"),
+        _ => None,
+    }
 }

@@ -20,7 +20,7 @@ const USAGE: &str = "usage: cargo xtask CHORE
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let result = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["demo"] => demo::run(),
+        ["demo"] => demo::run_demo(),
         ["test"] => test::run(),
         ["tidy"] => tidy::run(),
         ["help" | "--help" | "-h"] => {
