@@ -90,25 +90,25 @@ mod tests {
     #[test]
     fn commands() {
         #[track_caller]
-        fn check(image: (&str, &str), entrypoint: Entrypoint, given: &str, expect: &str) {
+        fn check(image: (&str, &str), entrypoint: &Entrypoint, given: &str, expect: &str) {
             let list = |text: &str| (!text.is_empty()).then(|| words(text));
             let config = Config { entrypoint: list(image.0), cmd: list(image.1), ..Config::default() };
-            match command(&config, &entrypoint, &words(given)) {
+            match command(&config, entrypoint, &words(given)) {
                 Ok(found) => assert_eq!(found, words(expect)),
                 Err(Error::NoCommand) => assert_eq!(expect, ""),
                 Err(error) => panic!("{error}"),
             }
         }
         let program = || Entrypoint::Program("p".to_owned());
-        check(("", "sh"), Entrypoint::Image, "", "sh");
-        check(("", "sh"), Entrypoint::Image, "ls -l", "ls -l");
-        check(("e f", "c"), Entrypoint::Image, "", "e f c");
-        check(("e f", "c"), Entrypoint::Image, "x", "e f x");
-        check(("e f", "c"), program(), "", "p");
-        check(("e f", "c"), program(), "x", "p x");
-        check(("e f", "c"), Entrypoint::None, "x", "x");
-        check(("e f", "c"), Entrypoint::None, "", "");
-        check(("", ""), Entrypoint::Image, "", "");
+        check(("", "sh"), &Entrypoint::Image, "", "sh");
+        check(("", "sh"), &Entrypoint::Image, "ls -l", "ls -l");
+        check(("e f", "c"), &Entrypoint::Image, "", "e f c");
+        check(("e f", "c"), &Entrypoint::Image, "x", "e f x");
+        check(("e f", "c"), &program(), "", "p");
+        check(("e f", "c"), &program(), "x", "p x");
+        check(("e f", "c"), &Entrypoint::None, "x", "x");
+        check(("e f", "c"), &Entrypoint::None, "", "");
+        check(("", ""), &Entrypoint::Image, "", "");
     }
 
     #[test]

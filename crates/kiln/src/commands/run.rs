@@ -75,6 +75,7 @@ fn image(store: &Store, name: &str) -> Result<ImageId> {
         .into())
 }
 
+#[expect(clippy::disallowed_methods, reason = "the binary knows where it stands")]
 fn volumes(given: &[String]) -> Result<Vec<Volume>> {
     let wrong = |message: String| Failure::new(Kind::Usage, message);
     let current = std::env::current_dir()?;

@@ -1,0 +1,134 @@
+//! `run` as a whole, over an image of one static program. Needs root, and busybox of Debian's busybox-static at
+//! /bin/busybox or /usr/bin/busybox; says so where it is skipped.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+struct Bench {
+    directory: tempfile::TempDir,
+}
+
+impl Bench {
+    /// A store with the image `bb`, or `None` where that cannot be had.
+    fn new() -> Option<Self> {
+        let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).is_file());
+        let (Some(busybox), true) = (busybox, rustix::process::geteuid().is_root()) else {
+            #[expect(clippy::print_stdout, reason = "a skipped test says so")]
+            {
+                println!("SKIPPED: needs root and busybox-static");
+            }
+            return None;
+        };
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let root = directory.path().join("image");
+        fs_err::create_dir_all(root.join("bin")).expect("made");
+        fs_err::create_dir_all(root.join("etc")).expect("made");
+        fs_err::create_dir_all(root.join("volume")).expect("made");
+        fs_err::write(root.join("volume/given"), "given\n").expect("written");
+        fs_err::write(root.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\napp:x:7:8::/home/app:/bin/sh\n")
+            .expect("written");
+        fs_err::copy(busybox, root.join("bin/busybox")).expect("copied");
+        for name in ["sh", "env", "id", "cat", "sleep", "touch", "ls", "true", "pwd"] {
+            fs_err::os::unix::fs::symlink("busybox", root.join("bin").join(name)).expect("linked");
+        }
+        let tar = directory.path().join("image.tar");
+        let made = Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&tar).arg(".").status();
+        assert!(made.expect("tar").success());
+        let bench = Self { directory };
+        let changes = ["--change", "CMD [\"sh\"]", "--change", "ENV A=1", "--change", "VOLUME /volume"];
+        let imported = bench.kiln("import").args(changes).arg(&tar).arg("bb").output().expect("kiln");
+        assert!(imported.status.success(), "{imported:?}");
+        Some(bench)
+    }
+
+    fn kiln(&self, command: &str) -> Command {
+        let mut kiln = Command::new(env!("CARGO_BIN_EXE_kiln"));
+        kiln.arg("--root").arg(self.directory.path().join("store")).arg(command).stdin(Stdio::null());
+        kiln
+    }
+
+    fn run(&self, words: &[&str]) -> Output {
+        self.kiln("run").args(words).output().expect("kiln")
+    }
+
+    #[track_caller]
+    fn check(&self, words: &[&str], status: i32, stdout: &str, stderr: &str) {
+        let found = self.run(words);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let errors = text(&found.stderr);
+        assert_eq!((found.status.code(), text(&found.stdout)), (Some(status), stdout.to_owned()), "{errors}");
+        assert!(errors.contains(stderr) && (errors.is_empty() || !stderr.is_empty()), "{errors}");
+    }
+
+    /// What running commands hold in the store.
+    fn leases(&self) -> usize {
+        fs_err::read_dir(self.directory.path().join("store/tmp")).expect("read").count()
+    }
+}
+
+#[test]
+fn a_command_runs_as_docker_runs_it() {
+    let Some(bench) = Bench::new() else { return };
+    bench.check(&["bb", "true"], 0, "", "");
+    bench.check(&["bb", "sh", "-c", "exit 7"], 7, "", "");
+    bench.check(&["bb", "sh", "-c", "sh -c 'kill -9 $$'; exit $?"], 137, "", "Killed");
+    bench.check(&["bb", "nosuch"], 127, "", "nosuch: command not found");
+    bench.check(&["bb", "/etc/passwd"], 126, "", "/etc/passwd: cannot execute");
+    bench.check(&["nosuch"], 125, "", "docker.io/library/nosuch:latest");
+    bench.check(&["-v", "name:/x", "bb", "true"], 125, "", "no named volumes");
+    bench.check(&["-it", "bb"], 1, "", "not a TTY");
+    bench.check(&["--entrypoint", "", "bb"], 125, "", "no command specified");
+    bench.check(&["--entrypoint", "id", "bb", "-u"], 0, "0\n", "");
+    bench.check(
+        &["-u", "app", "-w", "/new/place", "bb", "sh", "-c", "id -u; id -g; pwd; echo $HOME"],
+        0,
+        "7\n8\n/new/place\n/home/app\n",
+        "",
+    );
+    bench.check(&["-u", "nobody", "bb", "true"], 125, "", "unable to find user nobody");
+    bench.check(&["-e", "B=2", "-e", "A=3", "-e", "HOSTNAME=h", "bb", "env"], 0,
+        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\nHOSTNAME=h\nB=2\nA=3\nHOME=/root\n", "");
+    assert_eq!(bench.leases(), 0);
+}
+
+#[test]
+fn volumes_show_what_they_should() {
+    let Some(bench) = Bench::new() else { return };
+    let source = bench.directory.path().join("made/for/it");
+    let volume = |options: &str| format!("{}:/data{options}", source.display());
+    bench.check(&["-v", &volume(""), "bb", "touch", "/data/file"], 0, "", "");
+    assert!(source.join("file").is_file());
+    bench.check(&["-v", &volume(":ro"), "bb", "touch", "/data/other"], 1, "", "Read-only file system");
+    // An image's volume begins as the image has it, and goes with the container.
+    let words = ["bb", "sh", "-c", "touch /volume/new; ls /volume"];
+    bench.check(&words, 0, "given\nnew\n", "");
+    bench.check(&words, 0, "given\nnew\n", "");
+    assert_eq!(bench.leases(), 0);
+}
+
+#[test]
+fn nothing_stays_when_kiln_is_killed() {
+    let Some(bench) = Bench::new() else { return };
+    let marker = format!("{}", 100_000 + std::process::id());
+    let mut kiln = bench.kiln("run").args(["bb", "sleep", &marker]).spawn().expect("kiln");
+    let runs = || {
+        fs_err::read_dir("/proc").expect("read").flatten().any(|process| {
+            let command = fs_err::read(process.path().join("cmdline")).unwrap_or_default();
+            command == format!("sleep\0{marker}\0").as_bytes()
+        })
+    };
+    let until = |wanted: bool| {
+        let start = Instant::now();
+        while runs() != wanted {
+            assert!(start.elapsed() < Duration::from_secs(20), "sleep runs: {}", !wanted);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    until(true);
+    kiln.kill().expect("killed");
+    kiln.wait().expect("ended");
+    until(false);
+    let mounts = fs_err::read_to_string("/proc/self/mounts").expect("read");
+    assert!(!mounts.contains(&bench.directory.path().display().to_string()), "{mounts}");
+}
