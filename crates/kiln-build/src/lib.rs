@@ -1,2 +1,39 @@
-//! kiln-build: see docs/architecture.md.
+//! Dockerfiles to images.
+//!
+//! This crate owns the way from a syntax tree to a graph, one file an operation, and the exporter. It must never
+//! parse text or talk to a terminal.
+//!
+//! Entry: [`build`].
 #![forbid(unsafe_code)]
+
+mod build;
+mod context;
+mod context_walk;
+mod copy;
+mod engine;
+mod error;
+mod export;
+mod filter;
+mod image_tree;
+#[cfg(test)]
+mod lab;
+mod lower;
+mod materialize;
+mod mode;
+mod operation;
+mod owner;
+mod request;
+mod run;
+mod select;
+mod stage;
+mod staging;
+mod stat_cache;
+mod transfer;
+mod tree;
+mod unpack;
+mod workdir;
+
+pub use build::{BuildFailure, Built, Watcher, build};
+pub use error::{Error, Result};
+pub use request::{BuildRequest, CacheUse, Entitlement, Lent, NetworkMode};
+pub use stage::apply_changes;

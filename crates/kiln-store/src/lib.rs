@@ -1,2 +1,39 @@
-//! kiln-store: see docs/architecture.md.
+//! The store: blobs, images and their names, layer indexes, snapshots, build cache records, leases.
+//!
+//! This crate owns what is on disk and who may remove it. SQLite alone is the truth; any number of processes use a
+//! store at once, and none cleans up at start. It must never run a process.
+//!
+//! Entry: [`Store`].
 #![forbid(unsafe_code)]
+
+mod archive_in;
+mod cache_mounts;
+mod chains;
+mod check;
+mod collect;
+mod database;
+mod error;
+mod images;
+mod import;
+mod layers;
+mod layout;
+mod lease;
+mod records;
+mod roots;
+mod snapshots;
+mod store;
+mod usage;
+
+pub use archive_in::{LoadEvent, LoadedImage, Unpacking, is_layout};
+pub use cache_mounts::{CacheMountSharing, CacheMountUse};
+pub use check::{Checked, Fault};
+pub use collect::{CacheToRemove, Collected, CollectedImage, Collection, ImagesToRemove};
+pub use error::{Error, Result};
+pub use images::{Image, ImageSummary, Removed, Tag};
+pub use layers::{LayerBlob, LayerInfo, NewBlob, NewLayer};
+pub use lease::{Lease, Leased};
+pub use records::{CacheRecord, CachedResult, Claim, RecordInput};
+pub use roots::RootPart;
+pub use snapshots::{PreparedRoot, SnapshotPaths};
+pub use store::{Ownership, Store};
+pub use usage::{CacheItem, CacheItemKind, DiskUsage, ImageUsage};

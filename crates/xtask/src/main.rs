@@ -1,2 +1,39 @@
-//! Repository chores.
-fn main() {}
+//! Repository chores, for developers: `cargo xtask demo` and `cargo xtask test`.
+//!
+//! Needs nothing but Rust and a C compiler; whatever else a chore wants it installs or does without, and says so.
+#![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods, clippy::exit)]
+
+mod demo;
+mod machine;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "usage: cargo xtask CHORE
+
+  demo   builds kiln, makes a Debian base image out of packages, builds a Python service on it,
+         runs it once and prints its history
+  test   formatting, lints, tidiness and all tests
+  tidy   the house's rules alone";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let result = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["demo"] => demo::run_demo(),
+        ["test"] => test::run(),
+        ["tidy"] => tidy::run(),
+        ["help" | "--help" | "-h"] => {
+            println!("{USAGE}");
+            Ok(())
+        }
+        _ => Err(anyhow::anyhow!("{USAGE}")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

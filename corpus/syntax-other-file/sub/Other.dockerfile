@@ -1,0 +1,2 @@
+FROM kiln.test/busybox:latest
+RUN echo other > /o

@@ -1,0 +1,192 @@
+//! The whole way: parse, lower, solve, export.
+
+use std::collections::HashSet;
+use std::num::NonZeroUsize;
+use std::sync::{Mutex, OnceLock};
+
+use kiln_dockerfile::{Dockerfile, Severity, Span, parse, render_all};
+use kiln_graph::{Cancel, Events, Graph, NoCache, Request, Solution, SolveError, VertexId, solve};
+use kiln_oci::{DiffId, ImageId, Platform, Reference};
+use kiln_store::{Lease, Leased, Store};
+
+use crate::engine::{Engine, Step};
+use crate::error::{Error, Result};
+use crate::lower::{BaseImage, Bases, Lowered, lower};
+use crate::operation::{Operation, ROOT};
+use crate::request::{BuildRequest, CacheUse};
+
+/// What a build made.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// Digest of the config.
+    pub id: ImageId,
+    /// Warnings about the Dockerfile, rendered with their lines.
+    pub warnings: String,
+    /// How many steps ran.
+    pub executions: usize,
+}
+
+/// A build that failed in one of its steps, or before.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct BuildFailure {
+    /// What went wrong.
+    #[source]
+    pub error: Error,
+    /// The step's name, if it was a step.
+    pub step: Option<String>,
+    /// Where in the Dockerfile, in bytes.
+    pub span: Option<std::ops::Range<usize>>,
+    /// The Dockerfile's text, for an excerpt.
+    pub source_text: String,
+}
+
+/// Steps of a build, as shown before they happen.
+pub trait Watcher: Events {
+    /// The graph's vertices are known: identity and name of each.
+    fn planned(&self, steps: &[(VertexId, String)]);
+    /// Something to tell once, such as which network is used.
+    fn note(&self, text: &str);
+}
+
+/// Builds an image and names it. What was made for the cache stays, also if the build fails.
+pub fn build<W: Watcher>(
+    store: &Store,
+    request: &BuildRequest,
+    watcher: &W,
+    cancel: &Cancel,
+) -> std::result::Result<Built, Box<BuildFailure>> {
+    let parsed = parse(&request.dockerfile);
+    let source_text = parsed.dockerfile.source.clone();
+    let fail = |error: Error, step: Option<String>, span: Option<std::ops::Range<usize>>| {
+        let span = span.or_else(|| span_of(&error).map(|span| span.start..span.end));
+        Box::new(BuildFailure { error, step, span, source_text: source_text.clone() })
+    };
+    let rendered = |severity: Severity| {
+        let chosen: Vec<_> =
+            parsed.diagnostics.iter().filter(|diagnostic| diagnostic.severity == severity).cloned().collect();
+        render_all(&chosen, &request.dockerfile_name, &source_text)
+    };
+    if parsed.has_errors() {
+        return Err(fail(Error::Dockerfile(rendered(Severity::Error)), None, None));
+    }
+    let lease = store.lease("build").map_err(|error| fail(error.into(), None, None))?;
+    let lowered =
+        plan(store, &lease, &parsed.dockerfile, request).map_err(|error| fail(error, None, None))?;
+    watcher.planned(&steps(&lowered.graph));
+    let engine = Engine {
+        store,
+        lease: &lease,
+        request,
+        platform: request.platform.to_string(),
+        stood_on: stood_on(&lowered.graph),
+        opened: OnceLock::new(),
+        selections: Mutex::default(),
+    };
+    let (layers, solution) = run(&engine, &lowered, watcher, cancel).map_err(|error| match *error {
+        SolveError::Canceled => fail(Error::Canceled, None, None),
+        SolveError::Failed { vertex, name, error, .. } => {
+            let span = lowered.graph.vertex(vertex).span.clone();
+            fail(error, Some(name), span)
+        }
+    })?;
+    if let Some(context) = engine.opened.get() {
+        context.save().map_err(|error| fail(error, None, None))?;
+    }
+    let executions = solution.as_ref().map_or(0, Solution::executions);
+    let id = export(store, request, lowered, &layers, solution.as_ref())
+        .map_err(|error| fail(error, None, None))?;
+    Ok(Built { id, warnings: rendered(Severity::Warning), executions })
+}
+
+fn span_of(error: &Error) -> Option<Span> {
+    match error {
+        Error::Instruction { span, .. } | Error::NoBase { span, .. } => Some(*span),
+        _ => None,
+    }
+}
+
+fn steps(graph: &Graph<Operation>) -> Vec<(VertexId, String)> {
+    graph.vertices().map(|(id, vertex)| (id, vertex.name.clone())).collect()
+}
+
+/// The vertices on whose roots a RUN stands, directly or through steps that only copy.
+fn stood_on(graph: &Graph<Operation>) -> HashSet<VertexId> {
+    let mut found = HashSet::new();
+    let vertices: Vec<_> = graph.vertices().collect();
+    for (id, vertex) in vertices.into_iter().rev() {
+        if matches!(vertex.operation, Operation::Run(_)) || found.contains(&id) {
+            found.extend(vertex.inputs().iter().filter(|edge| edge.role == ROOT).map(|edge| edge.vertex));
+        }
+    }
+    found
+}
+
+fn plan(store: &Store, lease: &Lease, dockerfile: &Dockerfile, request: &BuildRequest) -> Result<Lowered> {
+    lower(dockerfile, request, &mut StoreBases { store, lease })
+}
+
+/// Base images from the store.
+struct StoreBases<'a> {
+    store: &'a Store,
+    lease: &'a Lease,
+}
+
+impl Bases for StoreBases<'_> {
+    fn find(&mut self, reference: &Reference, _platform: &Platform, span: Span) -> Result<BaseImage> {
+        let found = self.store.find_name(reference)?;
+        let id = match found {
+            Some(id) => id,
+            None => {
+                return Err(Error::NoBase {
+                    reference: reference.to_string(),
+                    store: self.store.root().display().to_string(),
+                    span,
+                });
+            }
+        };
+        self.lease.keep(Leased::Image(id))?;
+        let image = self.store.image(id)?;
+        let pinned = match reference.digest {
+            Some(_) => reference.to_string(),
+            None => format!("{reference}@{id}"),
+        };
+        Ok(BaseImage { config: image.config, pinned })
+    }
+}
+
+type Solved = (Vec<DiffId>, Option<Solution<Step>>);
+
+fn run<W: Watcher>(
+    engine: &Engine<'_>,
+    lowered: &Lowered,
+    watcher: &W,
+    cancel: &Cancel,
+) -> std::result::Result<Solved, Box<SolveError<Error>>> {
+    let Some(target) = lowered.target else { return Ok((Vec::new(), None)) };
+    let parallelism = NonZeroUsize::new(engine.request.parallelism).unwrap_or(NonZeroUsize::MIN);
+    let no_cache = match engine.request.cache {
+        CacheUse::Records => NoCache::None,
+        CacheUse::Nothing => NoCache::All,
+    };
+    let request = Request { graph: &lowered.graph, targets: &[target], no_cache, parallelism };
+    let solution = solve(&request, engine, engine, watcher, cancel)?;
+    let layers = solution
+        .result(target)
+        .map_or_else(|| Ok(Vec::new()), |step| engine.layers(step.chain))
+        .unwrap_or_default();
+    Ok((layers, Some(solution)))
+}
+
+fn export(
+    store: &Store,
+    request: &BuildRequest,
+    lowered: Lowered,
+    layers: &[DiffId],
+    solution: Option<&Solution<Step>>,
+) -> Result<ImageId> {
+    let base_layers = lowered.image.rootfs.diff_ids.len();
+    let made = |vertex: VertexId| solution.and_then(|s| s.result(vertex)).map(|step| step.created);
+    let config = crate::export::finish(lowered.image, base_layers, &lowered.history, layers, made);
+    Ok(store.publish_image(&config.to_bytes(), &request.names)?)
+}

@@ -1,0 +1,235 @@
+//! What the graph asks: keys, records, and doing operations.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
+
+use kiln_graph::{
+    Claim, Context, Done, Entry, Executor, Given, Identity, Input, Key, Preimage, Record, Records, Stop,
+    VertexId,
+};
+use kiln_oci::{ChainId, DiffId, Digest};
+use kiln_store::{CacheRecord, Lease, RecordInput, Store};
+use kiln_sys::root::Directory;
+
+use crate::context::BuildContext;
+use crate::error::{Error, Result};
+use crate::operation::{MountSource, Operation, ROOT, RunMountKind};
+use crate::request::BuildRequest;
+use crate::select::Selection;
+use crate::transfer::Form;
+
+/// How many records a miss is compared with.
+const CANDIDATES: u32 = 32;
+
+/// What an operation gives: a root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Step {
+    /// The root.
+    pub(crate) chain: ChainId,
+    /// The layer that the operation made.
+    pub(crate) layer: Option<DiffId>,
+    /// When that was first made, nanoseconds since the epoch.
+    pub(crate) created: i64,
+}
+
+/// Everything that operations need. One for each build.
+pub(crate) struct Engine<'a> {
+    pub(crate) store: &'a Store,
+    pub(crate) lease: &'a Lease,
+    pub(crate) request: &'a BuildRequest,
+    pub(crate) platform: String,
+    /// Vertices whose layers a RUN will stand on.
+    pub(crate) stood_on: HashSet<VertexId>,
+    /// The context, opened when it is first looked at.
+    pub(crate) opened: OnceLock<BuildContext>,
+    /// What was selected for a key, kept for the copying that may follow.
+    pub(crate) selections: Mutex<HashMap<VertexId, Selection>>,
+}
+
+impl Engine<'_> {
+    /// The build context.
+    pub(crate) fn context(&self) -> Result<&BuildContext> {
+        if let Some(context) = self.opened.get() {
+            return Ok(context);
+        }
+        let caches = Directory::open(&self.store.root().join("context")).ok();
+        let context = BuildContext::open(&self.request.context, &self.request.ignore, caches)?;
+        Ok(self.opened.get_or_init(|| context))
+    }
+
+    /// In which form a vertex's layer is wanted.
+    pub(crate) fn form(&self, vertex: VertexId) -> Form {
+        if self.stood_on.contains(&vertex) { Form::Snapshot } else { Form::Tar }
+    }
+
+    /// The layers of a chain, from the bottom to the top.
+    pub(crate) fn layers(&self, chain: ChainId) -> Result<Vec<DiffId>> {
+        let layers = self.store.chain_layers(chain)?;
+        Ok(layers.ok_or(kiln_store::Error::NoLayer(DiffId(chain.0)))?.to_vec())
+    }
+
+    /// An empty directory that goes with the build.
+    pub(crate) fn fresh_directory(&self, name: &str) -> Result<PathBuf> {
+        let path = self.lease.fresh_path(name);
+        fs_err::create_dir(&path).map_err(|source| Error::File {
+            action: "make",
+            path: path.display().to_string(),
+            source,
+        })?;
+        Ok(path)
+    }
+}
+
+impl Records for Engine<'_> {
+    type Result = Step;
+    type Error = Error;
+    type Guard = kiln_store::Claim;
+
+    fn lookup(&self, key: &Key) -> Result<Option<Record<Step>>> {
+        let found = self.store.cached(&Digest::from_bytes(*key.as_bytes()), self.lease)?;
+        Ok(found.map(|cached| Record {
+            result: Step { chain: cached.result, layer: cached.layer, created: cached.created },
+            present: cached.present,
+            duration: cached.wall_time,
+        }))
+    }
+
+    fn candidates(&self, preimage: &Preimage) -> Result<Vec<Preimage>> {
+        let operation = &preimage.operation;
+        let records = self.store.nearest_records(&operation.digest(), operation.name(), CANDIDATES)?;
+        let read = |record: CacheRecord| {
+            let text = String::from_utf8(record.operation_json).ok()?;
+            let operation = kiln_graph::Operation::parse(&text).ok()?;
+            let inputs = record
+                .inputs
+                .into_iter()
+                .map(|input| Input { name: input.name, selector: input.selector, digest: input.digest })
+                .collect();
+            Some(Preimage { operation, inputs })
+        };
+        Ok(records.into_iter().filter_map(read).collect())
+    }
+
+    fn claim(&self, key: &Key) -> Result<Claim<kiln_store::Claim>> {
+        match self.store.try_claim(&Digest::from_bytes(*key.as_bytes()))? {
+            Some(claim) => Ok(Claim::Owned(claim)),
+            None => Ok(Claim::Busy { holder: "another build".to_owned() }),
+        }
+    }
+
+    fn wait(&self, _key: &Key, timeout: Duration) -> Result<()> {
+        std::thread::sleep(timeout.min(Duration::from_millis(20)));
+        Ok(())
+    }
+
+    fn record(&self, entry: Entry<'_, Step>) -> Result<()> {
+        let root = entry.preimage.inputs.iter().find(|input| input.name == ROOT);
+        let inputs = entry.preimage.inputs.iter().map(|input| RecordInput {
+            name: input.name.clone(),
+            selector: input.selector.clone(),
+            digest: input.digest,
+        });
+        let bytes = match entry.result.layer {
+            Some(layer) => self.store.layer(layer)?.map_or(0, |layer| layer.files_size),
+            None => 0,
+        };
+        Ok(self.store.record(&CacheRecord {
+            key: Digest::from_bytes(*entry.key.as_bytes()),
+            operation: entry.preimage.operation.digest(),
+            operation_name: entry.preimage.operation.name().to_owned(),
+            operation_json: entry.preimage.operation.to_text().into_bytes(),
+            inputs: inputs.collect(),
+            parent: root.map_or(ChainId::SCRATCH, |root| ChainId(root.digest)),
+            result: entry.result.chain,
+            layer: entry.result.layer,
+            wall_time: entry.duration,
+            bytes,
+            created: entry.result.created,
+            name: entry.name.to_owned(),
+        })?)
+    }
+}
+
+impl Executor<Operation> for Engine<'_> {
+    type Result = Step;
+    type Error = Error;
+
+    fn preimage(
+        &self,
+        operation: &Operation,
+        inputs: &[Given<'_, Step>],
+        context: &Context<'_>,
+    ) -> std::result::Result<Identity, Stop<Error>> {
+        let fixed = operation.key_operation(&self.platform, self.store.ownership().name());
+        let mut keyed = Vec::new();
+        if let Some(root) = inputs.first() {
+            keyed.push(Input { name: ROOT.to_owned(), selector: String::new(), digest: root.result.chain.0 });
+        }
+        match operation {
+            Operation::Base(_) | Operation::Workdir(_) => {}
+            Operation::Copy(copy) => match self.copy_input(copy, inputs, context)? {
+                Some(input) => keyed.push(input),
+                None => return Ok(Identity::NeedsData(vec![1])),
+            },
+            Operation::Run(run) => {
+                for mount in &run.mounts {
+                    let (source, path) = match &mount.kind {
+                        RunMountKind::Bind { source, path, .. } => (*source, path),
+                        // A cache's content is in no key; what a new one begins with is.
+                        RunMountKind::Cache { source: MountSource::Empty, .. }
+                        | RunMountKind::Tmpfs { .. } => continue,
+                        RunMountKind::Cache { source, path, .. } => (*source, path),
+                    };
+                    match self.mount_input(&mount.target, source, path, inputs)? {
+                        Some(input) => keyed.push(input),
+                        None => {
+                            let MountSource::Input(position) = source else { continue };
+                            return Ok(Identity::NeedsData(vec![position]));
+                        }
+                    }
+                }
+            }
+        }
+        Ok(Identity::Known(Preimage { operation: fixed, inputs: keyed }))
+    }
+
+    fn execute(
+        &self,
+        operation: &Operation,
+        preimage: &Preimage,
+        inputs: &[Given<'_, Step>],
+        context: &Context<'_>,
+    ) -> std::result::Result<Done<Step>, Stop<Error>> {
+        let steps: Vec<Step> = inputs.iter().map(|input| input.result).collect();
+        match operation {
+            Operation::Base(layers) => {
+                let step = Step { chain: ChainId::of(layers), layer: None, created: 0 };
+                Ok(step.into())
+            }
+            Operation::Run(run) => {
+                let layer = crate::run::execute(self, run, &steps, context)?;
+                Ok(self.made(steps[0].chain, layer).into())
+            }
+            Operation::Workdir(workdir) => {
+                let layer = self.workdir(workdir, steps[0].chain, context)?;
+                Ok(self.made(steps[0].chain, layer).into())
+            }
+            Operation::Copy(copy) => self.copy(copy, preimage, &steps, context),
+        }
+    }
+}
+
+impl Engine<'_> {
+    /// A new layer on a chain, made now.
+    pub(crate) fn made(&self, parent: ChainId, layer: DiffId) -> Step {
+        Step { chain: parent.with(layer), layer: Some(layer), created: now() }
+    }
+}
+
+/// Nanoseconds since the epoch.
+fn now() -> i64 {
+    let elapsed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(elapsed.as_nanos()).unwrap_or(i64::MAX)
+}

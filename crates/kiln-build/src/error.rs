@@ -1,0 +1,166 @@
+//! Why a build fails.
+
+use kiln_dockerfile::Span;
+use kiln_oci::{DocumentError, ReferenceError, UserError};
+
+/// A failed build.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The Dockerfile cannot be built; every fault, rendered with its lines.
+    #[error("{0}")]
+    Dockerfile(String),
+    /// One instruction cannot be built.
+    #[error("{message}")]
+    Instruction {
+        /// What is wrong.
+        message: String,
+        /// Where in the Dockerfile.
+        span: Span,
+        /// What may be meant.
+        hint: Option<String>,
+    },
+    /// A base image is not in the store.
+    #[error("{reference}: no such image in the store at {store}")]
+    NoBase {
+        /// What was looked for, in full.
+        reference: String,
+        /// Where.
+        store: String,
+        /// FROM or --from.
+        span: Span,
+    },
+    /// A source of COPY or ADD, or of a bind mount.
+    #[error("{path:?} not found in {place}{}", if *ignored { ": it is excluded by the ignore file" } else { "" })]
+    NoSource {
+        /// As written.
+        path: String,
+        /// The build context, or which stage or image.
+        place: String,
+        /// Whether the path is there, but ignored.
+        ignored: bool,
+    },
+    /// A file changed while it was read, twice.
+    #[error("{0} changed while it was read")]
+    Changed(String),
+    /// `--chmod`
+    #[error("{0:?} is no mode: expected an octal number from 0 to 7777, or changes such as u=rwX,go-w")]
+    Mode(String),
+    /// A path of the image goes through something that is no directory.
+    #[error("{0} is not a directory")]
+    NotDirectory(String),
+    /// A directory would be copied onto something else.
+    #[error("cannot copy a directory over {0}, which is not a directory")]
+    DirectoryOverFile(String),
+    /// Something else would be copied onto a directory.
+    #[error("cannot copy a file over {0}, which is a directory")]
+    FileOverDirectory(String),
+    /// Something that should be a regular file.
+    #[error("{0} is not a regular file")]
+    NotFile(String),
+    /// A file that is read whole.
+    #[error("{path} is larger than {limit} bytes")]
+    TooLarge {
+        /// Which.
+        path: String,
+        /// In bytes.
+        limit: u64,
+    },
+    /// Symbolic links lead in a circle.
+    #[error("{0}: too many levels of symbolic links")]
+    Loop(String),
+    /// An archive that ADD unpacks.
+    #[error("cannot unpack {path}")]
+    Archive {
+        /// Which.
+        path: String,
+        /// What is wrong with it.
+        source: kiln_layer::Error,
+    },
+    /// An entry of an archive that ADD unpacks.
+    #[error("cannot unpack {path}: entry {entry}: {problem}")]
+    ArchiveEntry {
+        /// Which archive.
+        path: String,
+        /// Its entry.
+        entry: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A layer could not be made or read.
+    #[error(transparent)]
+    Layer(#[from] kiln_layer::Error),
+    /// A RUN step ended with a status other than 0.
+    #[error("process {command:?} did not complete successfully: exit code: {status}")]
+    Exit {
+        /// The arguments, joined.
+        command: String,
+        /// As a shell shows it: 128 and the signal's number if a signal ended it.
+        status: i32,
+    },
+    /// The build asks for what only `--allow` grants.
+    #[error("{what} needs an allowance: --allow {allowance}")]
+    NotAllowed {
+        /// What asked.
+        what: String,
+        /// What to say.
+        allowance: &'static str,
+    },
+    /// Something of the Dockerfile language that this version does not build.
+    #[error("{0} is not supported")]
+    Unsupported(String),
+    /// A user or group.
+    #[error(transparent)]
+    User(#[from] UserError),
+    /// A reference.
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    /// A config.
+    #[error(transparent)]
+    Document(#[from] DocumentError),
+    /// A RUN step's command could not be started.
+    #[error("process {command:?} could not be started (exit code {status})")]
+    NotStarted {
+        /// The arguments, joined.
+        command: String,
+        /// 126 or 127.
+        status: i32,
+        /// Why.
+        source: kiln_runtime::RuntimeError,
+    },
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] kiln_store::Error),
+    /// A path.
+    #[error(transparent)]
+    Path(#[from] kiln_sys::root::FileError),
+    /// The sandbox.
+    #[error(transparent)]
+    Runtime(#[from] kiln_runtime::RuntimeError),
+    /// A word could not be expanded, or a value is not what it should be.
+    #[error(transparent)]
+    Syntax(#[from] kiln_dockerfile::Error),
+    /// A file of the context or the store.
+    #[error("cannot {action} {path}")]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// Where.
+        path: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// An instruction of `--change`.
+    #[error("cannot apply the change {change:?}: {reason}")]
+    Change {
+        /// As given.
+        change: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Ctrl-C.
+    #[error("canceled")]
+    Canceled,
+}
+
+/// The crate's result.
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,641 @@
+//! From a syntax tree to a graph: which vertices a target needs, and the image config that comes out.
+
+use std::collections::BTreeMap;
+
+use kiln_dockerfile::{
+    CopySource as StageSource, Dockerfile, Expander, Instruction, Kind, Mount, MountType, Sharing,
+    SourceKind, Span, Stage, history, predefined, source_kind,
+};
+use kiln_graph::{Graph, Vertex, VertexId};
+use kiln_oci::{ImageConfig, Platform, Reference};
+
+use crate::error::{Error, Result};
+use crate::operation::{
+    Access, CacheSharing, CopyKind, CopyOperation, CopySource, MountSource, Operation, ROOT, RunMount,
+    RunMountKind, RunOperation, SecurityMode, WorkdirOperation,
+};
+use crate::request::{BuildRequest, Entitlement, NetworkMode};
+use crate::stage::{PlannedHistory, Scope, StageState, absolute, absolute_destination};
+
+/// Longest chain of ONBUILD triggers that is accepted from one base image.
+const MAX_TRIGGERS: usize = 1000;
+
+/// Longest chain of stages, each needing the next.
+const MAX_STAGES_DEEP: usize = 500;
+
+/// A base image as the caller found it.
+#[derive(Clone, Debug)]
+pub(crate) struct BaseImage {
+    /// The config, with its layers.
+    pub(crate) config: ImageConfig,
+    /// What the Dockerfile's name stands for, with its digest.
+    pub(crate) pinned: String,
+}
+
+/// Finds base images: in the store today.
+pub(crate) trait Bases {
+    /// The image of a name for a platform. Idempotent.
+    fn find(&mut self, reference: &Reference, platform: &Platform, span: Span) -> Result<BaseImage>;
+}
+
+/// What is to be built.
+#[derive(Debug)]
+pub(crate) struct Lowered {
+    pub(crate) graph: Graph<Operation>,
+    /// The vertex whose result is the image's root; `None` for an image without layers.
+    pub(crate) target: Option<VertexId>,
+    /// The config without the new layers and history.
+    pub(crate) image: ImageConfig,
+    pub(crate) history: Vec<PlannedHistory>,
+}
+
+/// Lowers the target stage and whatever it needs.
+pub(crate) fn lower(
+    dockerfile: &Dockerfile,
+    request: &BuildRequest,
+    bases: &mut dyn Bases,
+) -> Result<Lowered> {
+    let target = dockerfile.target_stage(request.target.as_deref())?;
+    let expander = Expander::new(dockerfile.directives.escape);
+    let mut global_args = default_args(dockerfile, request, target);
+    declare_meta_args(dockerfile, request, expander, &mut global_args)?;
+    let epoch = source_date_epoch(request, &global_args)?;
+    let mut lowering = Lowering {
+        dockerfile,
+        request,
+        bases,
+        expander,
+        global_args,
+        epoch,
+        depth: 0,
+        graph: Graph::new(),
+        stages: BTreeMap::new(),
+        images: BTreeMap::new(),
+    };
+    lowering.stage(target, 0)?;
+    let mut state = lowering.stages.remove(&target).unwrap_or_else(|| unreachable_stage(request));
+    if !request.labels.is_empty() {
+        let labels = state.image.config.labels.get_or_insert_default();
+        labels.extend(request.labels.iter().map(|(name, value)| (name.clone(), value.clone())));
+    }
+    Ok(Lowered { graph: lowering.graph, target: state.vertex, image: state.image, history: state.history })
+}
+
+fn unreachable_stage(request: &BuildRequest) -> StageState {
+    StageState::new(ImageConfig::scratch(&request.platform))
+}
+
+/// The arguments that exist without being declared (BuildKit's platform arguments).
+fn default_args(dockerfile: &Dockerfile, request: &BuildRequest, target: usize) -> Vec<(String, String)> {
+    let host = Platform::host();
+    let platform = &request.platform;
+    let stage = request.target.clone().unwrap_or_else(|| {
+        dockerfile.stages[target].name.as_ref().map_or_else(|| "default".to_owned(), |name| name.text.clone())
+    });
+    let variant = |platform: &Platform| platform.variant.clone().unwrap_or_default();
+    let version = |platform: &Platform| platform.os_version.clone().unwrap_or_default();
+    let defaults = [
+        ("BUILDPLATFORM", host.to_string()),
+        ("BUILDOS", host.os.clone()),
+        ("BUILDOSVERSION", version(&host)),
+        ("BUILDARCH", host.architecture.clone()),
+        ("BUILDVARIANT", variant(&host)),
+        ("TARGETPLATFORM", platform.to_string()),
+        ("TARGETOS", platform.os.clone()),
+        ("TARGETOSVERSION", version(platform)),
+        ("TARGETARCH", platform.architecture.clone()),
+        ("TARGETVARIANT", variant(platform)),
+        ("TARGETSTAGE", stage),
+    ];
+    let chosen = |(name, value): (&str, String)| {
+        let value = request.build_args.get(name).cloned().unwrap_or(value);
+        (name.to_owned(), value)
+    };
+    defaults.into_iter().map(chosen).collect()
+}
+
+fn declare_meta_args(
+    dockerfile: &Dockerfile,
+    request: &BuildRequest,
+    expander: Expander,
+    args: &mut Vec<(String, String)>,
+) -> Result<()> {
+    for item in dockerfile.meta_args.iter().flat_map(|meta| &meta.items) {
+        let name = &item.name.text;
+        let value = match (request.build_args.get(name), &item.default) {
+            (Some(value), _) => Some(value.clone()),
+            (None, Some(default)) => Some(expander.word(&default.text, args)?.text),
+            (None, None) => None,
+        };
+        let Some(value) = value else { continue };
+        match args.iter_mut().find(|(known, _)| known == name) {
+            Some((_, known)) => *known = value,
+            None => args.push((name.clone(), value)),
+        }
+    }
+    Ok(())
+}
+
+/// `SOURCE_DATE_EPOCH` as build argument or global ARG, in seconds since the epoch.
+fn source_date_epoch(request: &BuildRequest, global_args: &[(String, String)]) -> Result<Option<i64>> {
+    const NAME: &str = "SOURCE_DATE_EPOCH";
+    let global = || global_args.iter().find(|(name, _)| name == NAME).map(|(_, value)| value);
+    let Some(value) = request.build_args.get(NAME).or_else(global).filter(|value| !value.is_empty()) else {
+        return Ok(None);
+    };
+    let seconds = value.parse().map_err(|_| {
+        Error::Unsupported(format!("{NAME}={value}: expected seconds since 1970-01-01; anything else"))
+    })?;
+    Ok(Some(seconds))
+}
+
+struct Lowering<'a> {
+    dockerfile: &'a Dockerfile,
+    request: &'a BuildRequest,
+    bases: &'a mut dyn Bases,
+    expander: Expander,
+    global_args: Vec<(String, String)>,
+    epoch: Option<i64>,
+    /// How many stages are being lowered, each for the one before.
+    depth: usize,
+    graph: Graph<Operation>,
+    /// Stages that are lowered to their end.
+    stages: BTreeMap<usize, StageState>,
+    /// Images of `--from` and `from=` that are no stages.
+    images: BTreeMap<String, VertexId>,
+}
+
+/// Where a stage is: for names of vertices.
+struct Steps {
+    stage: String,
+    next: usize,
+    total: usize,
+    trigger: bool,
+}
+
+impl Steps {
+    /// `[builder 2/4] RUN make`.
+    fn name(&mut self, text: &str) -> String {
+        self.next += 1;
+        let width = self.total.max(1).ilog10() as usize + 1;
+        let trigger = if self.trigger { "ONBUILD " } else { "" };
+        format!("[{} {:>width$}/{}] {trigger}{text}", self.stage, self.next, self.total)
+    }
+}
+
+impl Lowering<'_> {
+    /// Lowers a stage unless that is done; `depth` bounds chains of stages.
+    fn stage(&mut self, index: usize, depth: usize) -> Result<()> {
+        if self.stages.contains_key(&index) {
+            return Ok(());
+        }
+        let stage = &self.dockerfile.stages[index];
+        if depth > MAX_STAGES_DEEP {
+            let message = format!("more than {MAX_STAGES_DEEP} stages are built on one another");
+            return Err(instruction_error(message, stage.span));
+        }
+        self.depth = depth;
+        let base = self.expander.word(&stage.base.text, &self.global_args)?.text;
+        if base.is_empty() {
+            return Err(instruction_error(
+                format!("base name ({}) should not be blank", stage.base.text),
+                stage.base.span,
+            ));
+        }
+        let platform = self.stage_platform(stage)?;
+        let earlier = self.dockerfile.base_stage(index, &base);
+        let is_image = earlier.is_none() && base != "scratch";
+        let mut steps = Steps {
+            stage: stage.display_name(),
+            next: 0,
+            total: usize::from(is_image) + stage.instructions.iter().filter(|i| makes_layer(&i.kind)).count(),
+            trigger: false,
+        };
+        let (mut state, triggers) = match earlier {
+            Some(earlier) => {
+                self.stage(earlier, depth + 1)?;
+                (StageState::on_stage(&self.stages[&earlier]), Vec::new())
+            }
+            None if base == "scratch" => {
+                let mut image = ImageConfig::scratch(&platform);
+                image.config.working_dir = "/".to_owned();
+                (StageState::new(image), Vec::new())
+            }
+            None => self.on_image(stage, &base, &platform, &mut steps)?,
+        };
+        self.triggers(&mut state, triggers, &mut steps, stage.span)?;
+        for instruction in &stage.instructions {
+            self.instruction(&mut state, index, instruction, &mut steps)
+                .map_err(|error| at(error, instruction.span))?;
+        }
+        self.stages.insert(index, state);
+        self.depth = depth.saturating_sub(1);
+        Ok(())
+    }
+
+    fn stage_platform(&self, stage: &Stage) -> Result<Platform> {
+        let Some(word) = &stage.platform else { return Ok(self.request.platform.clone()) };
+        let text = self.expander.word(&word.text, &self.global_args)?.text;
+        if text.is_empty() {
+            let message = format!("empty platform value from expression {}", word.text);
+            return Err(instruction_error(message, word.span));
+        }
+        text.parse().map_err(|error: kiln_oci::PlatformError| instruction_error(error.to_string(), word.span))
+    }
+
+    fn on_image(
+        &mut self,
+        stage: &Stage,
+        base: &str,
+        platform: &Platform,
+        steps: &mut Steps,
+    ) -> Result<(StageState, Vec<String>)> {
+        let reference: Reference = base
+            .parse::<Reference>()
+            .map_err(|error| instruction_error(error.to_string(), stage.base.span))?;
+        let image = self.bases.find(&reference.or_latest(), platform, stage.base.span)?;
+        let triggers = image.config.config.on_build.clone().unwrap_or_default();
+        let count = triggers.iter().filter(|trigger| trigger_makes_layer(trigger)).count();
+        steps.total += count;
+        let layers = image.config.rootfs.diff_ids.clone();
+        let mut state = StageState::new(image.config);
+        if layers.is_empty() {
+            steps.next += 1;
+        } else {
+            let name = steps.name(&format!("FROM {}", image.pinned));
+            let vertex = Vertex::new(Operation::Base(layers), name).span(stage.span.start..stage.span.end);
+            state.vertex = Some(self.graph.add(vertex));
+        }
+        Ok((state, triggers))
+    }
+
+    /// Runs the base's ONBUILD triggers before the stage's own instructions.
+    fn triggers(
+        &mut self,
+        state: &mut StageState,
+        triggers: Vec<String>,
+        steps: &mut Steps,
+        span: Span,
+    ) -> Result<()> {
+        if triggers.len() > MAX_TRIGGERS {
+            let message =
+                format!("the base image has {} ONBUILD triggers; at most {MAX_TRIGGERS}", triggers.len());
+            return Err(instruction_error(message, span));
+        }
+        steps.trigger = true;
+        for trigger in triggers {
+            let instruction = kiln_dockerfile::parse_trigger(&trigger).map_err(|diagnostics| {
+                let reason = diagnostics.first().map_or("it is empty", |first| first.message.as_str());
+                let message =
+                    format!("the base image's ONBUILD trigger {trigger:?} cannot be read: {reason}");
+                instruction_error(message, span)
+            })?;
+            self.instruction(state, usize::MAX, &instruction, steps).map_err(|error| at(error, span))?;
+        }
+        steps.trigger = false;
+        Ok(())
+    }
+
+    fn instruction(
+        &mut self,
+        state: &mut StageState,
+        stage: usize,
+        instruction: &Instruction,
+        steps: &mut Steps,
+    ) -> Result<()> {
+        let expanded = instruction.kind.expand(&self.expander, &state.environment)?;
+        let global_args = std::mem::take(&mut self.global_args);
+        let scope = Scope {
+            expander: self.expander,
+            global_args: &global_args,
+            build_args: &self.request.build_args,
+            epoch: self.epoch,
+        };
+        let applied = state.apply(&expanded.kind, &scope);
+        self.global_args = global_args;
+        if applied? {
+            return Ok(());
+        }
+        let shown = self.shown(state, instruction);
+        let span = instruction.span.start..instruction.span.end;
+        let (operation, inputs, text) = match &expanded.kind {
+            Kind::Run(run) => self.run(state, stage, run, &expanded.mounts, instruction)?,
+            Kind::Copy(copy) => self.copy(state, stage, copy)?,
+            Kind::Add(add) => self.add(state, add)?,
+            Kind::Workdir(path) => {
+                let path = absolute(state.directory(), &path.text);
+                state.image.config.working_dir = path.clone();
+                let text = history::workdir(&path);
+                if path == "/" {
+                    state.commit(text, None, self.epoch);
+                    return Ok(());
+                }
+                let user = state.image.config.user.clone();
+                let operation = WorkdirOperation { path, user, epoch: self.epoch };
+                (Operation::Workdir(operation), Vec::new(), text)
+            }
+            _ => return Ok(()),
+        };
+        let mut vertex = Vertex::new(operation, steps.name(&shown)).span(span).group(steps.stage.clone());
+        if let Some(parent) = state.vertex {
+            vertex = vertex.input(ROOT, parent);
+        } else {
+            let scratch = self.scratch();
+            vertex = vertex.input(ROOT, scratch);
+        }
+        for (role, input) in inputs {
+            vertex = vertex.input(role, input);
+        }
+        let id = self.graph.add(vertex);
+        state.vertex = Some(id);
+        state.commit(text, Some(id), self.epoch);
+        Ok(())
+    }
+
+    /// The instruction as people are shown it: variables that are set are filled in.
+    fn shown(&self, state: &StageState, instruction: &Instruction) -> String {
+        let expander = Expander::for_display(self.dockerfile.directives.escape);
+        let original = instruction.original.trim();
+        let text =
+            expander.word(original, &state.environment).map_or_else(|_| original.to_owned(), |e| e.text);
+        let (keyword, rest) = text.split_once(char::is_whitespace).unwrap_or((&text, ""));
+        let mut shown = format!("{} {}", keyword.to_uppercase(), rest.trim());
+        if let Kind::Run(run) = &instruction.kind
+            && let Some(first) = run.heredocs.first()
+        {
+            let mut lines = first.content.trim().lines();
+            let more = if lines.clone().count() > 1 { "..." } else { "" };
+            shown = format!("{shown} ({}{more})", lines.next().unwrap_or_default());
+        }
+        shown
+    }
+
+    fn scratch(&mut self) -> VertexId {
+        if let Some(id) = self.images.get("scratch") {
+            return *id;
+        }
+        let id = self.graph.add(Vertex::new(Operation::Base(Vec::new()), "[internal] scratch"));
+        self.images.insert("scratch".to_owned(), id);
+        id
+    }
+
+    /// The vertex of a stage or image that COPY or a mount reads.
+    fn source(&mut self, asking: usize, source: StageSource, span: Span) -> Result<VertexId> {
+        match source {
+            StageSource::Stage(index) if index < asking => {
+                let depth = self.depth + 1;
+                self.stage(index, depth)?;
+                Ok(match self.stages[&index].vertex {
+                    Some(vertex) => vertex,
+                    None => self.scratch(),
+                })
+            }
+            StageSource::Stage(index) => {
+                let name = self.dockerfile.stages[index].display_name();
+                let message = format!("stage {name:?} needs to be defined before the stage that uses it");
+                Err(instruction_error(message, span))
+            }
+            StageSource::Image(name) if name == "scratch" => Ok(self.scratch()),
+            StageSource::Image(name) => self.image_source(&name, span),
+        }
+    }
+
+    fn image_source(&mut self, name: &str, span: Span) -> Result<VertexId> {
+        if let Some(id) = self.images.get(name) {
+            return Ok(*id);
+        }
+        let reference =
+            name.parse::<Reference>().map_err(|error| instruction_error(error.to_string(), span))?;
+        let image = self.bases.find(&reference.or_latest(), &self.request.platform, span)?;
+        let operation = Operation::Base(image.config.rootfs.diff_ids);
+        let id = self.graph.add(Vertex::new(operation, format!("FROM {}", image.pinned)));
+        self.images.insert(name.to_owned(), id);
+        Ok(id)
+    }
+
+    fn run(
+        &mut self,
+        state: &StageState,
+        stage: usize,
+        run: &kiln_dockerfile::Run,
+        mounts: &[Mount],
+        instruction: &Instruction,
+    ) -> Result<LoweredStep> {
+        let span = instruction.span;
+        if !run.devices.is_empty() {
+            return Err(Error::Unsupported("RUN --device".to_owned()));
+        }
+        let network = self.network(run)?;
+        let security = match run.security {
+            kiln_dockerfile::Security::Sandbox => SecurityMode::Sandbox,
+            kiln_dockerfile::Security::Insecure => {
+                self.need(Entitlement::SecurityInsecure, "RUN --security=insecure")?;
+                SecurityMode::Insecure
+            }
+        };
+        let mut inputs = Vec::new();
+        let mut lowered = Vec::new();
+        for mount in mounts {
+            let source = self.mount_source(stage, mount, span, &mut inputs)?;
+            lowered.push(run_mount(state, mount, source, span)?);
+        }
+        let program = run.program(&state.shell());
+        let text = history::run(&program.arguments, &state.build_args, &state.environment);
+        let environment = state
+            .environment
+            .iter()
+            .filter(|(name, _)| {
+                let undeclared = !state.build_args.iter().any(|(declared, _)| declared == name);
+                undeclared || !predefined::is_proxy_arg(name)
+            })
+            .cloned()
+            .collect();
+        let operation = RunOperation {
+            arguments: program.arguments,
+            environment,
+            directory: state.directory().to_owned(),
+            user: state.image.config.user.clone(),
+            network,
+            security,
+            mounts: lowered,
+            script: program.script,
+            epoch: self.epoch,
+        };
+        Ok((Operation::Run(Box::new(operation)), inputs, text))
+    }
+
+    fn network(&self, run: &kiln_dockerfile::Run) -> Result<NetworkMode> {
+        let network = match run.network {
+            kiln_dockerfile::Network::Default => self.request.network,
+            kiln_dockerfile::Network::None => NetworkMode::None,
+            kiln_dockerfile::Network::Host => NetworkMode::Host,
+        };
+        if network == NetworkMode::Host {
+            self.need(Entitlement::NetworkHost, "the host's network")?;
+        }
+        Ok(network)
+    }
+
+    fn need(&self, entitlement: Entitlement, what: &str) -> Result<()> {
+        if self.request.allowed.contains(&entitlement) {
+            return Ok(());
+        }
+        Err(Error::NotAllowed { what: what.to_owned(), allowance: entitlement.name() })
+    }
+
+    fn mount_source(
+        &mut self,
+        stage: usize,
+        mount: &Mount,
+        span: Span,
+        inputs: &mut Vec<(String, VertexId)>,
+    ) -> Result<MountSource> {
+        match (&mount.from, mount.mount_type) {
+            (None, MountType::Bind) => Ok(MountSource::Context),
+            (None, _) => Ok(MountSource::Empty),
+            (Some(from), _) => {
+                let source = self.dockerfile.mount_source(from);
+                let vertex = self.source(stage, source, span)?;
+                inputs.push((format!("mount {}", mount.target), vertex));
+                Ok(MountSource::Input(inputs.len()))
+            }
+        }
+    }
+
+    fn copy(
+        &mut self,
+        state: &StageState,
+        stage: usize,
+        copy: &kiln_dockerfile::Copy,
+    ) -> Result<LoweredStep> {
+        let mut inputs = Vec::new();
+        let mut from = MountSource::Context;
+        if let Some(word) = &copy.from {
+            let plain = self.expander.word(&word.text, &kiln_dockerfile::NoVariables)?.text;
+            if plain != word.text {
+                let message = "variable expansion is not supported for --from, define a new stage with FROM using \
+                               ARG from global scope as a workaround";
+                return Err(instruction_error(message.to_owned(), word.span));
+            }
+            let source = self.dockerfile.copy_source(&word.text)?;
+            inputs.push(("source".to_owned(), self.source(stage, source, word.span)?));
+            from = MountSource::Input(1);
+        }
+        let transfer = &copy.transfer;
+        if let Some(url) = transfer.sources.iter().find(|source| is_url(&source.text)) {
+            return Err(instruction_error("source can't be a URL for COPY".to_owned(), url.span));
+        }
+        let operation = self.transfer(state, transfer, from, CopyKind::Plain, copy.parents);
+        Ok((Operation::Copy(Box::new(operation)), inputs, history::copy(copy)))
+    }
+
+    fn add(&mut self, state: &StageState, add: &kiln_dockerfile::Add) -> Result<LoweredStep> {
+        let transfer = &add.transfer;
+        if let Some(remote) =
+            transfer.sources.iter().find(|source| is_url(&source.text) || is_git(&source.text))
+        {
+            let what = if is_git(&remote.text) { "ADD of a git repository" } else { "ADD of a URL" };
+            return Err(Error::Unsupported(what.to_owned()));
+        }
+        if let Some(checksum) = &add.checksum {
+            return Err(instruction_error(
+                "checksum requires HTTP(S) or Git sources".to_owned(),
+                checksum.span,
+            ));
+        }
+        let kind = if add.unpack.unwrap_or(true) { CopyKind::Unpack } else { CopyKind::Plain };
+        let operation = self.transfer(state, transfer, MountSource::Context, kind, false);
+        Ok((Operation::Copy(Box::new(operation)), Vec::new(), history::add(add)))
+    }
+
+    fn transfer(
+        &self,
+        state: &StageState,
+        transfer: &kiln_dockerfile::Transfer,
+        from: MountSource,
+        kind: CopyKind,
+        parents: bool,
+    ) -> CopyOperation {
+        let paths = transfer.sources.iter().map(|source| CopySource::Path(source.text.clone()));
+        let inline = transfer
+            .inline
+            .iter()
+            .map(|file| CopySource::Inline { name: file.name.text.clone(), content: file.content.clone() });
+        CopyOperation {
+            sources: paths.chain(inline).collect(),
+            from,
+            destination: absolute_destination(state.directory(), &transfer.destination.text),
+            owner: transfer.chown.as_ref().map(|word| word.text.clone()),
+            mode: transfer.chmod.as_ref().map(|word| word.text.clone()),
+            exclude: transfer.exclude.iter().map(|word| word.text.clone()).collect(),
+            parents,
+            link: transfer.link,
+            kind,
+            epoch: self.epoch,
+        }
+    }
+}
+
+/// An operation, its further inputs, and its history text.
+type LoweredStep = (Operation, Vec<(String, VertexId)>, String);
+
+fn run_mount(state: &StageState, mount: &Mount, source: MountSource, span: Span) -> Result<RunMount> {
+    let target = absolute(state.directory(), &mount.target);
+    if target == "/" {
+        return Err(instruction_error(format!("invalid mount target {:?}", mount.target), span));
+    }
+    let access = if mount.read_only { Access::ReadOnly } else { Access::ReadWrite };
+    let path = absolute("/", &mount.source);
+    let kind = match mount.mount_type {
+        MountType::Bind => RunMountKind::Bind { source, path, access },
+        MountType::Tmpfs => RunMountKind::Tmpfs { size: mount.size_limit.unsigned_abs() },
+        MountType::Cache => RunMountKind::Cache {
+            id: mount.id.clone().unwrap_or_else(|| absolute("/", &mount.target)),
+            sharing: match mount.sharing {
+                None | Some(Sharing::Shared) => CacheSharing::Shared,
+                Some(Sharing::Private) => CacheSharing::Private,
+                Some(Sharing::Locked) => CacheSharing::Locked,
+            },
+            source,
+            path,
+            uid: mount.uid.unwrap_or(0),
+            gid: mount.gid.unwrap_or(0),
+            mode: mount.mode.unwrap_or(0o755),
+            access,
+        },
+        MountType::Secret | MountType::Ssh => {
+            return Err(Error::Unsupported(format!("RUN --mount=type={}", mount.mount_type.name())));
+        }
+    };
+    Ok(RunMount { target, kind })
+}
+
+fn makes_layer(kind: &Kind) -> bool {
+    matches!(kind, Kind::Run(_) | Kind::Copy(_) | Kind::Add(_) | Kind::Workdir(_))
+}
+
+fn trigger_makes_layer(trigger: &str) -> bool {
+    let keyword = trigger.split_whitespace().next().unwrap_or_default().to_ascii_uppercase();
+    matches!(keyword.as_str(), "RUN" | "COPY" | "ADD" | "WORKDIR")
+}
+
+fn is_url(source: &str) -> bool {
+    matches!(source_kind(source), SourceKind::Url { .. })
+}
+
+fn is_git(source: &str) -> bool {
+    matches!(source_kind(source), SourceKind::Git(_))
+}
+
+fn instruction_error(message: String, span: Span) -> Error {
+    Error::Instruction { message, span, hint: None }
+}
+
+/// Gives an error without a place the instruction's.
+fn at(error: Error, span: Span) -> Error {
+    match error {
+        Error::Syntax(error) => instruction_error(error.to_string(), span),
+        Error::NotAllowed { .. } | Error::Unsupported(_) => instruction_error(error.to_string(), span),
+        other => other,
+    }
+}

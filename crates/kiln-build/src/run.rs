@@ -1,0 +1,347 @@
+//! RUN: a process over the parent's layers, and the layer that it leaves behind.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use kiln_graph::{Context, Stop, Stream as LogStream};
+use kiln_layer::RootView;
+use kiln_oci::{DiffId, Groups, UserSpec, find_user};
+use kiln_runtime::{
+    BindSource, Capabilities, Finished, Mount, MountKind, Network, OwnershipMode, ProvidedFile, RootSource,
+    Running, Sandbox, Security, Stream, Streams,
+};
+use kiln_store::{CacheMountUse, Ownership, PreparedRoot};
+use kiln_sys::overlay::{Overlay, Upper};
+use kiln_sys::process::Credentials;
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::engine::{Engine, Step};
+use crate::error::{Error, Result};
+use crate::operation::{
+    Access, CacheSharing, MountSource, RunMount, RunMountKind, RunOperation, SecurityMode,
+};
+use crate::request::NetworkMode;
+
+/// The host name of RUN steps, which must not differ between machines.
+const HOSTNAME: &str = "buildkitsandbox";
+const HOSTS: &[u8] = b"127.0.0.1\tlocalhost buildkitsandbox\n::1\tlocalhost ip6-localhost ip6-loopback\n";
+/// Where lent files are mounted.
+const SCRIPTS: &str = "/dev/pipes";
+
+/// Runs the step and publishes its layer.
+pub(crate) fn execute(
+    engine: &Engine<'_>,
+    operation: &RunOperation,
+    inputs: &[Step],
+    context: &Context<'_>,
+) -> std::result::Result<DiffId, Stop<Error>> {
+    let layers = engine.layers(inputs[0].chain)?;
+    let prepared = engine.store.prepare_root(engine.lease, &layers).map_err(Error::from)?;
+    let view = engine.store.root_view(&layers).map_err(Error::from)?;
+    let mut caches = Vec::new();
+    let sandbox = sandbox(engine, operation, inputs, &prepared, &view, &mut caches)?;
+    let running = kiln_runtime::start(
+        &sandbox,
+        Streams { input: Stream::Null, output: Stream::Pipe, error: Stream::Pipe },
+    )
+    .map_err(|error| failed_to_start(&operation.arguments, error))?;
+    let finished = follow(running, context)?;
+    drop(caches);
+    if context.cancel().is_canceled() {
+        return Err(Stop::Canceled);
+    }
+    if !finished.exit.success() {
+        let command = operation.arguments.join(" ");
+        return Err(Stop::Failed(Error::Exit { command, status: i32::from(finished.exit.status()) }));
+    }
+    Ok(publish(engine, operation, inputs, &prepared, &view, &finished)?)
+}
+
+/// The walk over what the process changed.
+fn publish(
+    engine: &Engine<'_>,
+    operation: &RunOperation,
+    inputs: &[Step],
+    prepared: &PreparedRoot,
+    view: &RootView,
+    finished: &Finished,
+) -> Result<DiffId> {
+    let upper = prepared.upper().ok_or_else(|| Error::Unsupported("a root without an upper".to_owned()))?;
+    finished.stubs.undo(upper).map_err(|source| Error::File {
+        action: "take mount points back from",
+        path: upper.display().to_string(),
+        source,
+    })?;
+    let index = engine.store.capture(upper, view, owners(finished), operation.epoch)?;
+    let layer = kiln_store::NewLayer { index, blob: None, snapshot: Some(upper.to_path_buf()) };
+    Ok(engine.store.publish_layer(engine.lease, inputs[0].chain, layer)?)
+}
+
+/// Whose the changed files are.
+fn owners(_finished: &Finished) -> kiln_layer::Owners<'_> {
+    kiln_layer::Owners::Files
+}
+
+fn failed_to_start(arguments: &[String], error: kiln_runtime::RuntimeError) -> Error {
+    match error.status() {
+        126 | 127 => {
+            Error::NotStarted { command: arguments.join(" "), status: error.status().into(), source: error }
+        }
+        _ => Error::Runtime(error),
+    }
+}
+
+fn sandbox(
+    engine: &Engine<'_>,
+    operation: &RunOperation,
+    inputs: &[Step],
+    prepared: &PreparedRoot,
+    view: &RootView,
+    caches: &mut Vec<CacheMountUse>,
+) -> Result<Sandbox> {
+    let root = RootSource::Overlay { overlay: prepared.overlay.clone() };
+    let mut sandbox = Sandbox::new(root, operation.arguments.iter().map(OsString::from).collect());
+    let user = user(engine, &operation.user, view, &prepared.layers)?;
+    sandbox.process.environment = environment(engine, operation, &user);
+    sandbox.process.directory = PathBuf::from(&operation.directory);
+    sandbox.process.credentials = Credentials { uid: user.uid, gid: user.gid, groups: user.additional };
+    sandbox.hostname = Some(HOSTNAME.into());
+    sandbox.network = match operation.network {
+        NetworkMode::None => Network::None,
+        NetworkMode::Default | NetworkMode::Host => Network::Host,
+    };
+    if operation.security == SecurityMode::Insecure {
+        sandbox.security = Security::Insecure;
+        sandbox.process.capabilities = Capabilities::ALL;
+    }
+    if engine.store.ownership() == Ownership::SingleId {
+        sandbox.ownership = OwnershipMode::Recorded;
+    }
+    for mount in &operation.mounts {
+        let kind = mount_kind(engine, mount, inputs, caches)?;
+        sandbox.mounts.push(Mount { kind, target: PathBuf::from(&mount.target) });
+    }
+    if let Some((name, content)) = &operation.script {
+        sandbox.mounts.push(script_mount(engine, name, content)?);
+    }
+    sandbox.files = provided_files(engine, operation);
+    Ok(sandbox)
+}
+
+/// Files over those of the root. They are in no layer, whatever the step does.
+fn provided_files(engine: &Engine<'_>, operation: &RunOperation) -> Vec<ProvidedFile> {
+    let file = |target: &str, contents: &[u8], read_only| ProvidedFile {
+        target: PathBuf::from(target),
+        contents: contents.to_vec(),
+        read_only,
+    };
+    let mut files = vec![file("/etc/hosts", HOSTS, false)];
+    if operation.network != NetworkMode::None {
+        files.push(file("/etc/resolv.conf", &engine.request.resolv_conf, false));
+    }
+    for (target, contents) in &engine.request.lent.files {
+        files.push(file(target, contents, true));
+    }
+    files
+}
+
+/// Lent variables first, so that the image's own win; then what BuildKit adds.
+fn environment(engine: &Engine<'_>, operation: &RunOperation, user: &Groups) -> Vec<OsString> {
+    let mut pairs: Vec<(&str, &str)> = Vec::new();
+    let mut owned = engine.request.lent.environment.clone();
+    owned.extend(engine.request.proxies());
+    owned.extend(operation.environment.iter().cloned());
+    for (name, value) in &owned {
+        match pairs.iter_mut().find(|(known, _)| known == name) {
+            Some((_, known)) => *known = value,
+            None => pairs.push((name, value)),
+        }
+    }
+    let home = user.home.as_deref().unwrap_or("/");
+    if !pairs.iter().any(|(name, _)| *name == "HOME") {
+        pairs.push(("HOME", home));
+    }
+    pairs.into_iter().map(|(name, value)| OsString::from(format!("{name}={value}"))).collect()
+}
+
+/// The user of a step, from the image's own passwd and group.
+pub(crate) fn user(engine: &Engine<'_>, user: &str, view: &RootView, layers: &[DiffId]) -> Result<Groups> {
+    let spec =
+        if user.is_empty() { UserSpec { user: "0".to_owned(), group: None } } else { UserSpec::parse(user)? };
+    let passwd = engine.store.read_root_file(view, layers, b"etc/passwd")?.unwrap_or_default();
+    let group = engine.store.read_root_file(view, layers, b"etc/group")?.unwrap_or_default();
+    Ok(find_user(&spec, &passwd, &group)?)
+}
+
+fn mount_kind(
+    engine: &Engine<'_>,
+    mount: &RunMount,
+    inputs: &[Step],
+    caches: &mut Vec<CacheMountUse>,
+) -> Result<MountKind> {
+    match &mount.kind {
+        RunMountKind::Tmpfs { size } => {
+            Ok(MountKind::Tmpfs { size: (*size > 0).then_some(*size), mode: 0o1777 })
+        }
+        RunMountKind::Bind { source, path, access } => bind(engine, *source, path, *access, inputs),
+        RunMountKind::Cache { id, sharing, source, path, uid, gid, mode, access } => {
+            let used = cache(engine, id, *sharing)?;
+            if used.is_fresh() {
+                let directory = used.path().to_path_buf();
+                fill_cache(engine, &directory, *source, path, inputs)?;
+                if *source == MountSource::Empty {
+                    own(&directory, *uid, *gid, *mode)?;
+                }
+            }
+            let inside = if *source == MountSource::Empty { path.as_str() } else { "/" };
+            let kind = MountKind::Bind {
+                source: BindSource::Within { root: used.path().to_path_buf(), path: PathBuf::from(inside) },
+                read_only: *access == Access::ReadOnly,
+                recursive: false,
+            };
+            caches.push(used);
+            Ok(kind)
+        }
+    }
+}
+
+fn cache(engine: &Engine<'_>, id: &str, sharing: CacheSharing) -> Result<CacheMountUse> {
+    let sharing = match sharing {
+        CacheSharing::Shared => kiln_store::CacheMountSharing::Shared,
+        CacheSharing::Private => kiln_store::CacheMountSharing::Private,
+        CacheSharing::Locked => kiln_store::CacheMountSharing::Locked,
+    };
+    Ok(engine.store.cache_mount(id, sharing)?)
+}
+
+fn own(directory: &Path, uid: u32, gid: u32, mode: u32) -> Result<()> {
+    let error = |source| Error::File { action: "prepare", path: directory.display().to_string(), source };
+    std::os::unix::fs::chown(directory, Some(uid), Some(gid)).map_err(error)?;
+    fs_err::set_permissions(directory, std::fs::Permissions::from_mode(mode)).map_err(error)
+}
+
+/// A new cache mount with `from=` begins as a copy of it.
+fn fill_cache(
+    engine: &Engine<'_>,
+    directory: &Path,
+    source: MountSource,
+    path: &str,
+    inputs: &[Step],
+) -> Result<()> {
+    match source {
+        MountSource::Empty => Ok(()),
+        MountSource::Context => engine.materialize(path, directory),
+        MountSource::Input(position) => {
+            let layers = engine.layers(inputs[position].chain)?;
+            let _ = path;
+            Ok(engine.store.unpack_layers(engine.lease, &layers, directory)?)
+        }
+    }
+}
+
+fn bind(
+    engine: &Engine<'_>,
+    source: MountSource,
+    path: &str,
+    access: Access,
+    inputs: &[Step],
+) -> Result<MountKind> {
+    let lowers = match source {
+        MountSource::Empty => vec![engine.fresh_directory("empty")?],
+        MountSource::Context => {
+            let directory = engine.fresh_directory("context")?;
+            let below = engine.materialize_bind(path, &directory)?;
+            if !below.is_dir() {
+                return Ok(bind_file(below, access));
+            }
+            vec![below]
+        }
+        MountSource::Input(position) => {
+            let layers = engine.layers(inputs[position].chain)?;
+            match engine.store.directory_lowers(engine.lease, &layers, path.as_bytes())? {
+                Some(kiln_store::RootPart::Directories(lowers)) => lowers,
+                Some(kiln_store::RootPart::File(file)) => return Ok(bind_file(file, access)),
+                None => {
+                    return Err(Error::NoSource {
+                        path: path.to_owned(),
+                        place: "the mount's source".to_owned(),
+                        ignored: false,
+                    });
+                }
+            }
+        }
+    };
+    let upper = match access {
+        Access::ReadOnly => None,
+        Access::ReadWrite => {
+            Some(Upper { upper: engine.fresh_directory("upper")?, work: engine.fresh_directory("work")? })
+        }
+    };
+    let userxattr = engine.store.ownership() != Ownership::Root;
+    Ok(MountKind::Overlay { overlay: Overlay { lowers, upper, userxattr, volatile: true } })
+}
+
+fn bind_file(path: PathBuf, access: Access) -> MountKind {
+    // A single file is never writable: a write would reach the layer itself.
+    let _ = access;
+    MountKind::Bind { source: BindSource::Host { path }, read_only: true, recursive: false }
+}
+
+fn script_mount(engine: &Engine<'_>, name: &str, content: &str) -> Result<Mount> {
+    let directory = engine.fresh_directory("script")?;
+    let root = kiln_sys::root::Directory::open(&directory)?;
+    let mut file = root.create_file(name, 0o755)?;
+    std::io::Write::write_all(&mut file, content.as_bytes()).map_err(|source| Error::File {
+        action: "write",
+        path: name.to_owned(),
+        source,
+    })?;
+    let kind =
+        MountKind::Bind { source: BindSource::Host { path: directory }, read_only: true, recursive: false };
+    Ok(Mount { kind, target: PathBuf::from(SCRIPTS) })
+}
+
+/// Hands output on until the process ends; kills it when the build is canceled.
+fn follow(mut running: Running, context: &Context<'_>) -> std::result::Result<Finished, Stop<Error>> {
+    let signaller = running.signaller();
+    let _kill = context.cancel().on_cancel(move || {
+        let _ = signaller.kill();
+    });
+    let output = running.output.take().map(File::from);
+    let error = running.error.take().map(File::from);
+    let mut streams = [(output, LogStream::Output), (error, LogStream::Error)];
+    let mut buffer = vec![0; 64 << 10];
+    while streams.iter().any(|(file, _)| file.is_some()) {
+        wait_readable(&streams);
+        for (slot, stream) in &mut streams {
+            let Some(file) = slot else { continue };
+            if !is_readable(file.as_fd()) {
+                continue;
+            }
+            match file.read(&mut buffer) {
+                Ok(0) | Err(_) => *slot = None,
+                Ok(length) => context.log(*stream, &buffer[..length]),
+            }
+        }
+    }
+    Ok(running.wait().map_err(Error::Runtime)?)
+}
+
+fn wait_readable(streams: &[(Option<File>, LogStream); 2]) {
+    let mut fds: Vec<PollFd<'_>> = streams
+        .iter()
+        .filter_map(|(file, _)| file.as_ref())
+        .map(|file| PollFd::new(file, PollFlags::IN))
+        .collect();
+    let _ = poll(&mut fds, None);
+}
+
+fn is_readable(fd: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    matches!(poll(&mut fds, Some(&now)), Ok(ready) if ready > 0)
+}

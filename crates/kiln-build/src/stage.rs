@@ -1,0 +1,325 @@
+//! A stage while it is lowered: its environment, its config, and what each instruction does to them.
+
+use std::collections::BTreeMap;
+
+use kiln_dockerfile::{
+    Expander, Healthcheck as HealthcheckInstruction, Kind, history, parse_port, parse_signal,
+};
+use kiln_graph::VertexId;
+use kiln_oci::{Config, Empty, Healthcheck, History, ImageConfig, Platform};
+
+use crate::error::{Error, Result};
+
+/// The PATH of images that set none, as Docker's.
+pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The comment of history entries, as BuildKit's Dockerfile frontend writes it.
+const HISTORY_COMMENT: &str = "buildkit.dockerfile.v0";
+
+/// An entry of the history that the build adds, and the vertex that makes its layer.
+#[derive(Clone, Debug)]
+pub(crate) struct PlannedHistory {
+    pub(crate) entry: History,
+    pub(crate) layer: Option<VertexId>,
+}
+
+/// A stage up to some instruction.
+#[derive(Clone, Debug)]
+pub(crate) struct StageState {
+    /// The image config so far; its history is the base's alone.
+    pub(crate) image: ImageConfig,
+    pub(crate) history: Vec<PlannedHistory>,
+    /// What RUN sees: ENV and ARG, the later one first found.
+    pub(crate) environment: Vec<(String, String)>,
+    /// ARG items so far with the values that they got.
+    pub(crate) build_args: Vec<(String, Option<String>)>,
+    /// The vertex whose result is the stage's root; `None` before the first one.
+    pub(crate) vertex: Option<VertexId>,
+    /// Whether this stage had a CMD, which an ENTRYPOINT then keeps.
+    has_cmd: bool,
+}
+
+/// What the whole build knows while it lowers a stage.
+pub(crate) struct Scope<'a> {
+    pub(crate) expander: Expander,
+    pub(crate) global_args: &'a [(String, String)],
+    pub(crate) build_args: &'a BTreeMap<String, String>,
+    pub(crate) epoch: Option<i64>,
+}
+
+impl StageState {
+    /// A stage on a base image's config, or on scratch.
+    pub(crate) fn new(mut image: ImageConfig) -> Self {
+        image.created = None;
+        let config = &mut image.config;
+        config.on_build = None;
+        let environment = config.env.get_or_insert_default();
+        if !environment.iter().any(|pair| pair.starts_with("PATH=")) {
+            environment.push(format!("PATH={DEFAULT_PATH}"));
+        }
+        let pairs = environment.iter().map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (name.to_owned(), value.to_owned())
+        });
+        let mut state = Self {
+            environment: pairs.collect(),
+            image,
+            history: Vec::new(),
+            build_args: Vec::new(),
+            vertex: None,
+            has_cmd: false,
+        };
+        if !state.image.config.working_dir.is_empty() {
+            let directory = state.image.config.working_dir.clone();
+            state.image.config.working_dir = String::new();
+            state.image.config.working_dir = absolute("", &directory);
+        }
+        state
+    }
+
+    /// A stage on an earlier stage: everything but its ONBUILD and whether it had a CMD.
+    pub(crate) fn on_stage(base: &Self) -> Self {
+        let mut state = base.clone();
+        state.image.config.on_build = None;
+        state.has_cmd = false;
+        state
+    }
+
+    /// The directory of relative paths.
+    pub(crate) fn directory(&self) -> &str {
+        match self.image.config.working_dir.as_str() {
+            "" => "/",
+            directory => directory,
+        }
+    }
+
+    /// The shell of shell forms.
+    pub(crate) fn shell(&self) -> Vec<String> {
+        match &self.image.config.shell {
+            Some(shell) if !shell.is_empty() => shell.clone(),
+            _ => vec!["/bin/sh".to_owned(), "-c".to_owned()],
+        }
+    }
+
+    pub(crate) fn set_variable(&mut self, name: &str, value: &str) {
+        match self.environment.iter_mut().find(|(known, _)| known == name) {
+            Some((_, known)) => value.clone_into(known),
+            None => self.environment.push((name.to_owned(), value.to_owned())),
+        }
+    }
+
+    /// Adds a history entry.
+    pub(crate) fn commit(&mut self, text: String, layer: Option<VertexId>, epoch: Option<i64>) {
+        let entry = History {
+            created: epoch.map(crate::export::format_seconds),
+            created_by: text,
+            author: String::new(),
+            comment: HISTORY_COMMENT.to_owned(),
+            empty_layer: layer.is_none(),
+        };
+        self.history.push(PlannedHistory { entry, layer });
+    }
+
+    /// Does an instruction that changes the config alone. Returns `false` for RUN, COPY, ADD and WORKDIR.
+    /// `kind` is expanded, but for ARG.
+    pub(crate) fn apply(&mut self, kind: &Kind, scope: &Scope<'_>) -> Result<bool> {
+        let config = &mut self.image.config;
+        let text = match kind {
+            Kind::Run(_) | Kind::Copy(_) | Kind::Add(_) | Kind::Workdir(_) => return Ok(false),
+            Kind::Onbuild(trigger) => {
+                config.on_build.get_or_insert_default().push(trigger.expression.clone());
+                return Ok(true);
+            }
+            Kind::Env(pairs) => {
+                for pair in pairs {
+                    set_env(&mut self.image.config, &pair.key.text, &pair.value.text);
+                    self.set_variable(&pair.key.text, &pair.value.text);
+                }
+                history::env(pairs)
+            }
+            Kind::Arg(items) => return self.declare(items, scope).map(|()| true),
+            Kind::Label(pairs) => {
+                let labels = config.labels.get_or_insert_default();
+                labels.extend(pairs.iter().map(|pair| (pair.key.text.clone(), pair.value.text.clone())));
+                history::label(pairs)
+            }
+            Kind::Maintainer(name) => {
+                self.image.author = Some(name.text.clone());
+                history::maintainer(&name.text)
+            }
+            Kind::User(user) => {
+                config.user = user.text.clone();
+                history::user(&user.text)
+            }
+            Kind::Cmd(command) => {
+                let arguments = command.arguments(&self.shell());
+                self.image.config.cmd = Some(arguments.clone());
+                self.image.config.args_escaped = true;
+                self.has_cmd = true;
+                history::cmd(&arguments)
+            }
+            Kind::Entrypoint(command) => {
+                let arguments = command.arguments(&self.shell());
+                self.image.config.entrypoint = Some(arguments.clone());
+                if !self.has_cmd {
+                    self.image.config.cmd = None;
+                }
+                history::entrypoint(&arguments)
+            }
+            Kind::Shell(words) => {
+                config.shell = Some(words.iter().map(|word| word.text.clone()).collect());
+                history::shell(words)
+            }
+            Kind::StopSignal(signal) => {
+                parse_signal(&signal.text)?;
+                config.stop_signal = signal.text.clone();
+                history::stop_signal(&signal.text)
+            }
+            Kind::Volume(paths) => {
+                if paths.iter().any(|path| path.text.is_empty()) {
+                    let message = "VOLUME specified can not be an empty string".to_owned();
+                    return Err(Error::Instruction { message, span: paths[0].span, hint: None });
+                }
+                let volumes = config.volumes.get_or_insert_default();
+                volumes.extend(paths.iter().map(|path| (path.text.clone(), Empty {})));
+                history::volume(paths)
+            }
+            Kind::Expose(words) => {
+                let ports = exposed(words)?;
+                let known = config.exposed_ports.get_or_insert_default();
+                known.extend(ports.iter().map(|port| (port.clone(), Empty {})));
+                history::expose(&ports)
+            }
+            Kind::Healthcheck(check) => {
+                config.healthcheck = Some(healthcheck(check));
+                history::healthcheck(check)
+            }
+        };
+        self.commit(text, None, scope.epoch);
+        Ok(true)
+    }
+
+    /// ARG: a build argument stands in for the default, a global ARG for a missing one.
+    fn declare(&mut self, items: &[kiln_dockerfile::Arg], scope: &Scope<'_>) -> Result<()> {
+        let mut declared = Vec::new();
+        for item in items {
+            let name = &item.name.text;
+            let value = match (scope.build_args.get(name), &item.default) {
+                (Some(value), _) => Some(value.clone()),
+                (None, Some(default)) => Some(scope.expander.word(&default.text, &self.environment)?.text),
+                (None, None) => {
+                    scope.global_args.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone())
+                }
+            };
+            if let Some(value) = &value {
+                self.set_variable(name, value);
+            }
+            self.build_args.push((name.clone(), value.clone()));
+            declared.push((name.clone(), value));
+        }
+        self.commit(history::arg(&declared), None, scope.epoch);
+        Ok(())
+    }
+}
+
+fn set_env(config: &mut Config, name: &str, value: &str) {
+    let environment = config.env.get_or_insert_default();
+    let pair = format!("{name}={value}");
+    match environment.iter_mut().find(|known| known.split('=').next() == Some(name)) {
+        Some(known) => *known = pair,
+        None => environment.push(pair),
+    }
+}
+
+fn exposed(words: &[kiln_dockerfile::Word]) -> Result<Vec<String>> {
+    let mut ports = Vec::new();
+    for word in words {
+        ports.extend(parse_port(&word.text)?);
+    }
+    Ok(ports)
+}
+
+fn healthcheck(check: &HealthcheckInstruction) -> Healthcheck {
+    let nanoseconds = |duration: std::time::Duration| i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
+    let test = check.test();
+    match check {
+        HealthcheckInstruction::None => Healthcheck { test, ..Healthcheck::default() },
+        HealthcheckInstruction::Check(check) => Healthcheck {
+            test,
+            interval: nanoseconds(check.interval),
+            timeout: nanoseconds(check.timeout),
+            start_period: nanoseconds(check.start_period),
+            start_interval: nanoseconds(check.start_interval),
+            retries: i64::from(check.retries),
+        },
+    }
+}
+
+/// `path` under `directory`, cleaned as Go's `path.Clean` does: absolute, without `.` and `..`.
+pub(crate) fn absolute(directory: &str, path: &str) -> String {
+    let joined = if path.starts_with('/') { path.to_owned() } else { format!("/{directory}/{path}") };
+    kiln_dockerfile::clean_path(&joined)
+}
+
+/// As [`absolute`], keeping a trailing `/` or `/.`, which tell COPY that the destination is a directory.
+pub(crate) fn absolute_destination(directory: &str, path: &str) -> String {
+    let path = if path.is_empty() || path == "." { "./" } else { path };
+    let cleaned = absolute(directory, path);
+    let is_directory = path.ends_with('/') || path.ends_with("/.");
+    if is_directory && cleaned != "/" { format!("{cleaned}/") } else { cleaned }
+}
+
+/// A config made of nothing but Dockerfile instructions, as `import --change` and `commit --change` take them.
+pub fn apply_changes(platform: &Platform, changes: &[String]) -> Result<ImageConfig> {
+    let mut state = StageState {
+        image: ImageConfig::scratch(platform),
+        history: Vec::new(),
+        environment: Vec::new(),
+        build_args: Vec::new(),
+        vertex: None,
+        has_cmd: false,
+    };
+    let expander = Expander::new('\\');
+    let build_args = BTreeMap::new();
+    let scope = Scope { expander, global_args: &[], build_args: &build_args, epoch: None };
+    for change in changes {
+        let instruction = kiln_dockerfile::parse_trigger(change).map_err(|diagnostics| {
+            let reason = diagnostics.first().map_or("it is empty", |first| first.message.as_str());
+            Error::Change { change: change.clone(), reason: reason.to_owned() }
+        })?;
+        let kind = instruction.kind.expand(&expander, &state.environment)?.kind;
+        if let Kind::Workdir(path) = &kind {
+            state.image.config.working_dir = absolute(state.directory(), &path.text);
+        } else if matches!(kind, Kind::Arg(_)) || !state.apply(&kind, &scope)? {
+            let reason = format!("{} changes more than an image's config", kind.name());
+            return Err(Error::Change { change: change.clone(), reason });
+        }
+    }
+    Ok(state.image)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_made_absolute() {
+        for (directory, path, expect) in [
+            ("/", "a", "/a"),
+            ("/app", "../b", "/b"),
+            ("/app", "/x/./y//z", "/x/y/z"),
+            ("/", "../../..", "/"),
+        ] {
+            assert_eq!(absolute(directory, path), expect);
+        }
+        for (directory, path, expect) in [
+            ("/app", ".", "/app/"),
+            ("/app", "", "/app/"),
+            ("/app", "d/", "/app/d/"),
+            ("/app", "/d/.", "/d/"),
+            ("/", "/", "/"),
+            ("/", "x", "/x"),
+        ] {
+            assert_eq!(absolute_destination(directory, path), expect);
+        }
+    }
+}

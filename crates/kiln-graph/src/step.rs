@@ -1,0 +1,217 @@
+//! The steps that bring one vertex further: identify, look up, restore, execute. Each runs without a lock.
+
+use std::time::{Duration, Instant};
+
+use crate::schedule::{Before, Identified, Known, Miss, Next, Outcome, Task};
+use crate::{
+    Claim, Context, Done, Entry, Event, Executor, Given, Graph, Identity, Key, NoCache, Origin, Preimage,
+    Reason, Record, Records, Stop, VertexId, reasons,
+};
+
+/// How long to wait for another's claim before looking whether the build was canceled
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// What the steps need.
+pub(crate) struct Steps<'a, O, X, S> {
+    pub(crate) graph: &'a Graph<O>,
+    pub(crate) executor: &'a X,
+    pub(crate) records: &'a S,
+    pub(crate) no_cache: &'a NoCache,
+}
+
+/// What a step gives.
+pub(crate) type Step<R, E> = Result<Outcome<R>, Stop<E>>;
+
+/// A claim that is held, and whether another's had to end first.
+struct Claimed<G> {
+    _guard: G,
+    waited: bool,
+}
+
+impl<O, X, S> Steps<'_, O, X, S>
+where
+    X: Executor<O>,
+    S: Records<Result = X::Result>,
+    X::Error: From<S::Error>,
+{
+    /// Does one task.
+    pub(crate) fn take(&self, task: Task<'_, X::Result>, context: &Context<'_>) -> Step<X::Result, X::Error> {
+        match task.next {
+            Next::Identify { before } => self.identify(before, task.versions, &task.inputs, context),
+            Next::Restore(known) => self.restore(known, context),
+            Next::Execute(identified, miss) => self.execute(identified, miss, &task.inputs, context),
+            Next::Adopt(known) => {
+                emit_cached(&known, context);
+                Ok(Outcome::Known(known))
+            }
+        }
+    }
+
+    fn identify(
+        &self,
+        before: Before<X::Result>,
+        versions: Vec<u32>,
+        inputs: &[Given<'_, X::Result>],
+        context: &Context<'_>,
+    ) -> Step<X::Result, X::Error> {
+        let vertex = context.vertex;
+        let preimage = match self.executor.preimage(self.operation(vertex), inputs, context)? {
+            Identity::Known(preimage) => preimage,
+            Identity::NeedsData(wanted) => {
+                assert!(
+                    wanted.iter().any(|&input| !inputs[input].present),
+                    "the executor asks for data that it was given"
+                );
+                return Ok(Outcome::NeedsData { inputs: wanted, next: Next::Identify { before } });
+            }
+        };
+        let identified = Identified { key: preimage.key(), preimage, versions };
+        let miss = match before {
+            Before::Missed(before, miss) if before.key == identified.key => miss,
+            Before::Known(known) if known.identified.key == identified.key => {
+                return Ok(Outcome::Unchanged(Known { identified, ..known }));
+            }
+            _ if self.no_cache.covers(vertex) => Miss::CacheDisabled,
+            _ => match self.lookup(&identified.key)? {
+                Some(record) => {
+                    let known = from_record(identified, record, Origin::Record);
+                    emit_cached(&known, context);
+                    return Ok(Outcome::Known(known));
+                }
+                None => Miss::Unrecorded,
+            },
+        };
+        Ok(self.when_inputs_are_present(vertex, Next::Execute(identified, miss)))
+    }
+
+    fn restore(&self, mut known: Known<X::Result>, context: &Context<'_>) -> Step<X::Result, X::Error> {
+        let vertex = context.vertex;
+        let start = Instant::now();
+        match self.executor.restore(self.operation(vertex), &known.result, context)? {
+            Some(result) => {
+                context.emit(Event::Restored { vertex, duration: start.elapsed() });
+                known.result = result;
+                known.present = true;
+                Ok(Outcome::Unchanged(known))
+            }
+            None => Ok(self.when_inputs_are_present(vertex, Next::Execute(known.identified, Miss::DataGone))),
+        }
+    }
+
+    fn execute(
+        &self,
+        mut identified: Identified,
+        mut miss: Miss,
+        inputs: &[Given<'_, X::Result>],
+        context: &Context<'_>,
+    ) -> Step<X::Result, X::Error> {
+        let vertex = context.vertex;
+        let claimed = self.claim(&identified.key, context)?;
+        if miss != Miss::CacheDisabled {
+            // Another process may have executed it since the first lookup.
+            match self.lookup(&identified.key)? {
+                Some(record) if record.present => {
+                    let origin = if claimed.waited { Origin::OtherProcess } else { Origin::Record };
+                    let known = from_record(identified, record, origin);
+                    emit_cached(&known, context);
+                    return Ok(Outcome::Executed { admitted: known.identified.key, known });
+                }
+                Some(_) => miss = Miss::DataGone,
+                None => miss = Miss::Unrecorded,
+            }
+        }
+        let reasons = self.reasons(&identified.preimage, miss)?;
+        if context.cancel.is_canceled() {
+            return Err(Stop::Canceled);
+        }
+        context.emit(Event::Missed { vertex, reasons });
+        context.emit(Event::Started { vertex });
+        let start = Instant::now();
+        let operation = self.operation(vertex);
+        let done = self.executor.execute(operation, &identified.preimage, inputs, context)?;
+        let duration = start.elapsed();
+        let Done { result, preimage } = done;
+        let admitted = identified.key;
+        if let Some(preimage) = preimage {
+            identified = Identified { key: preimage.key(), preimage, ..identified };
+        }
+        self.record(vertex, &identified, &result, duration)?;
+        drop(claimed);
+        context.emit(Event::Completed { vertex, duration });
+        let known = Known { identified, result, present: true, origin: Origin::Executed, duration };
+        Ok(Outcome::Executed { admitted, known })
+    }
+
+    /// Claims the key, waiting for others as long as it takes.
+    fn claim(&self, key: &Key, context: &Context<'_>) -> Result<Claimed<S::Guard>, Stop<X::Error>> {
+        let vertex = context.vertex;
+        let mut waited = false;
+        loop {
+            if context.cancel.is_canceled() {
+                return Err(Stop::Canceled);
+            }
+            match failed(self.records.claim(key))? {
+                Claim::Owned(guard) => return Ok(Claimed { _guard: guard, waited }),
+                Claim::Busy { holder } => {
+                    if !waited {
+                        context.emit(Event::WaitingForOtherProcess { vertex, holder });
+                    }
+                    waited = true;
+                }
+            }
+            failed(self.records.wait(key, PATIENCE))?;
+        }
+    }
+
+    fn reasons(&self, preimage: &Preimage, miss: Miss) -> Result<Vec<Reason>, Stop<X::Error>> {
+        Ok(match miss {
+            Miss::Unrecorded => reasons(preimage, &failed(self.records.candidates(preimage))?),
+            Miss::DataGone => vec![Reason::DataGone],
+            Miss::CacheDisabled => vec![Reason::CacheDisabled],
+        })
+    }
+
+    fn record(
+        &self,
+        vertex: VertexId,
+        identified: &Identified,
+        result: &X::Result,
+        duration: Duration,
+    ) -> Result<(), Stop<X::Error>> {
+        let vertex = self.graph.vertex(vertex);
+        failed(self.records.record(Entry {
+            key: identified.key,
+            preimage: &identified.preimage,
+            result,
+            duration,
+            name: &vertex.name,
+            span: vertex.span.as_ref(),
+        }))
+    }
+
+    fn when_inputs_are_present(&self, vertex: VertexId, next: Next<X::Result>) -> Outcome<X::Result> {
+        Outcome::NeedsData { inputs: (0..self.graph.vertex(vertex).inputs().len()).collect(), next }
+    }
+
+    fn lookup(&self, key: &Key) -> Result<Option<Record<X::Result>>, Stop<X::Error>> {
+        failed(self.records.lookup(key))
+    }
+
+    fn operation(&self, vertex: VertexId) -> &O {
+        &self.graph.vertex(vertex).operation
+    }
+}
+
+fn failed<T, F, E: From<F>>(result: Result<T, F>) -> Result<T, Stop<E>> {
+    result.map_err(|error| Stop::Failed(error.into()))
+}
+
+fn from_record<R>(identified: Identified, record: Record<R>, origin: Origin) -> Known<R> {
+    let Record { result, present, duration } = record;
+    Known { identified, result, present, origin, duration }
+}
+
+fn emit_cached<R>(known: &Known<R>, context: &Context<'_>) {
+    let (vertex, origin, saved) = (context.vertex, known.origin, known.duration);
+    context.emit(Event::Cached { vertex, origin, saved });
+}

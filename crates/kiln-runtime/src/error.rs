@@ -1,0 +1,67 @@
+//! What can go wrong around a sandbox; a command that merely fails is no error.
+
+use std::io;
+
+/// An error of the runtime.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// The kernel did not start a process with these namespaces.
+    #[error("cannot start a process in new namespaces: {source}")]
+    Launch {
+        /// The kernel's answer; `EPERM` where the privilege is missing.
+        source: io::Error,
+    },
+    /// A step between the start of the process and the command failed.
+    #[error("cannot {step}: {source}{}", if detail.is_empty() { String::new() } else { format!(" ({detail})") })]
+    SetUp {
+        /// The step, as a verb phrase.
+        step: String,
+        /// What the kernel said besides, empty if nothing.
+        detail: String,
+        /// The system call's error.
+        source: io::Error,
+    },
+    /// There is no such command in the root. Docker's status for it is 127.
+    #[error("{command}: command not found")]
+    CommandNotFound {
+        /// As it was given.
+        command: String,
+    },
+    /// The command is there and cannot be executed. Docker's status for it is 126.
+    #[error("{command}: cannot execute: {source}")]
+    CommandNotExecutable {
+        /// As it was given.
+        command: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The process died before it became the command.
+    #[error("the sandbox's first process died while it was set up")]
+    Died,
+    /// The process cannot be waited for, signalled or fed.
+    #[error("{operation}: {source}")]
+    Process {
+        /// What was tried.
+        operation: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+impl RuntimeError {
+    /// The exit status that Docker gives for it: 127, 126, or 125 for what is not the command's fault.
+    #[must_use]
+    pub fn status(&self) -> u8 {
+        match self {
+            Self::CommandNotFound { .. } => 127,
+            Self::CommandNotExecutable { .. } => 126,
+            _ => 125,
+        }
+    }
+
+    /// Whether the failure is that an overlay cannot be mounted here, so that a copied root would do.
+    #[must_use]
+    pub fn is_overlay_refused(&self) -> bool {
+        matches!(self, Self::SetUp { step, .. } if step == "mount overlay")
+    }
+}

@@ -1,0 +1,312 @@
+//! The filesystems that every sandbox has: `/proc`, `/dev` and `/sys`, as Docker gives them.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use kiln_sys::mount::{self, Attributes, Depth};
+use kiln_sys::namespace;
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use crate::failure::{Failure, at};
+use crate::sandbox::Security;
+use crate::target::Tree;
+
+/// What is hidden (moby `daemon/pkg/oci/defaults.go`): files by `/dev/null`, directories by an empty one.
+const MASKED_IN_PROC: [&str; 10] = [
+    "acpi",
+    "asound",
+    "interrupts",
+    "kcore",
+    "keys",
+    "latency_stats",
+    "sched_debug",
+    "scsi",
+    "timer_list",
+    "timer_stats",
+];
+const MASKED_IN_SYS: [&str; 2] = ["devices/virtual/powercap", "firmware"];
+const READ_ONLY_IN_PROC: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
+
+/// Nodes of `/dev`: name, major, minor.
+pub(crate) const NODES: [(&str, u32, u32); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+
+const LINKS: [(&str, &str); 6] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+    ("core", "/proc/kcore"),
+];
+
+/// What later steps need of the filesystems that were mounted.
+pub(crate) struct Mounted {
+    /// The root of the sandbox's own `devpts`.
+    pub(crate) devpts: OwnedFd,
+    /// Its `/dev`.
+    pub(crate) dev: OwnedFd,
+    /// What single mounts come from.
+    pub(crate) scratch: Scratch,
+}
+
+/// Mounts them all.
+pub(crate) fn mount_all(
+    tree: &mut Tree,
+    security: Security,
+    notes: &mut Vec<String>,
+) -> Result<Mounted, Failure> {
+    let proc = mount_proc(tree, notes)?;
+    let mounted = mount_dev(tree, security, notes)?;
+    let sys = mount_sys(tree, security, notes)?;
+    if security == Security::Sandboxed {
+        restrict_paths(&mounted.scratch, proc.as_fd(), sys.as_ref().map(AsFd::as_fd))?;
+    }
+    Ok(mounted)
+}
+
+fn mount_proc(tree: &mut Tree, notes: &mut Vec<String>) -> Result<OwnedFd, Failure> {
+    let target =
+        tree.own_directory("proc").map_err(at("find the root's /proc, which must be a directory"))?;
+    let proc = match mount::filesystem("proc", &[], Attributes::INERT) {
+        Ok(proc) => proc,
+        Err(refused) if refused.source.raw_os_error() == Some(Errno::PERM.raw_os_error()) => {
+            notes.push("/proc is that of the host: a container around this one forbids a new one".to_owned());
+            let host = mount::open_place(Path::new("/proc")).map_err(at("open /proc"))?;
+            mount::clone_tree(host.as_fd(), Depth::Recursive).map_err(at("bind /proc"))?
+        }
+        Err(refused) => return Err(Failure::from(refused)),
+    };
+    mount::attach(proc.as_fd(), target.as_fd()).map_err(at("mount /proc"))?;
+    Ok(proc)
+}
+
+/// Mounts `/dev`.
+///
+/// The filesystem itself forbids to open devices, and each node is a mount that permits it: what a process with
+/// `CAP_MKNOD` makes there is as dead as in the rest of the root.
+fn mount_dev(tree: &mut Tree, security: Security, notes: &mut Vec<String>) -> Result<Mounted, Failure> {
+    let target = tree.own_directory("dev").map_err(at("find the root's /dev, which must be a directory"))?;
+    let attributes =
+        Attributes { no_suid: true, no_devices: security == Security::Sandboxed, ..Attributes::default() };
+    let scratch = Scratch::new(target.as_fd())?;
+    let dev = mount::filesystem("tmpfs", &[("mode", "755"), ("size", "65536k")], attributes)?;
+    mount::attach(dev.as_fd(), target.as_fd()).map_err(at("mount /dev"))?;
+    for node in NODES {
+        let step = |error: io::Error| at(&format!("make /dev/{}", node.0))(error);
+        make_file(dev.as_fd(), node.0, 0o666).map_err(step)?;
+        let place = open_own(dev.as_fd(), node.0).map_err(step)?;
+        scratch.attach_node(node, place.as_fd()).map_err(step)?;
+    }
+    for (name, text) in LINKS {
+        rustix::fs::symlinkat(text, &dev, name).map_err(|errno| at("make links in /dev")(errno.into()))?;
+    }
+    let make = |name: &str| -> Result<OwnedFd, Failure> {
+        let step = |error: io::Error| at(&format!("make /dev/{name}"))(error);
+        rustix::fs::mkdirat(&dev, name, Mode::from_raw_mode(0o755)).map_err(|errno| step(errno.into()))?;
+        open_own(dev.as_fd(), name).map_err(step)
+    };
+    let devpts = mount_devpts(make("pts")?.as_fd())?;
+    let shm = mount::filesystem("tmpfs", &[("mode", "1777"), ("size", "65536k")], Attributes::INERT)?;
+    mount::attach(shm.as_fd(), make("shm")?.as_fd()).map_err(at("mount /dev/shm"))?;
+    let place = make("mqueue")?;
+    match mount::filesystem("mqueue", &[], Attributes::INERT) {
+        Ok(mqueue) => mount::attach(mqueue.as_fd(), place.as_fd()).map_err(at("mount /dev/mqueue"))?,
+        Err(refused) => notes.push(format!("there are no message queues in /dev/mqueue: {refused}")),
+    }
+    Ok(Mounted { devpts, dev, scratch })
+}
+
+fn mount_devpts(target: BorrowedFd<'_>) -> Result<OwnedFd, Failure> {
+    const TERMINAL_GROUP: u32 = 5;
+    let mut options = vec![("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620")];
+    if namespace::is_mapped(Path::new("/proc/self/gid_map"), TERMINAL_GROUP) {
+        options.push(("gid", "5"));
+    }
+    let attributes = Attributes { no_devices: false, ..Attributes::INERT };
+    let devpts = mount::filesystem("devpts", &options, attributes)?;
+    mount::attach(devpts.as_fd(), target).map_err(at("mount /dev/pts"))?;
+    Ok(devpts)
+}
+
+/// A filesystem in memory from which single files and directories are mounted. It lies under the sandbox's `/dev`,
+/// where nothing reaches it: before kernel 6.15 only what is attached can be cloned.
+pub(crate) struct Scratch {
+    root: OwnedFd,
+    nodes: DeviceNodes,
+}
+
+/// Where device nodes come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum DeviceNodes {
+    /// They are made in the scratch.
+    Made,
+    /// They are the host's: a user namespace may make none.
+    Host,
+}
+
+impl Scratch {
+    fn new(target: BorrowedFd<'_>) -> Result<Self, Failure> {
+        let attributes = Attributes { no_suid: true, ..Attributes::default() };
+        let root = mount::filesystem("tmpfs", &[("mode", "700")], attributes)?;
+        mount::attach(root.as_fd(), target).map_err(at("mount a scratch filesystem"))?;
+        rustix::fs::mkdirat(&root, "empty", Mode::from_raw_mode(0o555))
+            .map_err(|errno| at("make an empty directory")(errno.into()))?;
+        let mode = Mode::from_raw_mode(0o666);
+        let mut nodes = DeviceNodes::Made;
+        for (name, major, minor) in NODES {
+            let device = rustix::fs::makedev(major, minor);
+            match rustix::fs::mknodat(&root, name, FileType::CharacterDevice, mode, device) {
+                Ok(()) => {}
+                Err(Errno::PERM) => {
+                    nodes = DeviceNodes::Host;
+                    break;
+                }
+                Err(errno) => return Err(at(&format!("make /dev/{name}"))(errno.into())),
+            }
+        }
+        Ok(Self { root, nodes })
+    }
+
+    /// Mounts a device node.
+    fn attach_node(&self, (name, major, minor): (&str, u32, u32), place: BorrowedFd<'_>) -> io::Result<()> {
+        let node = match self.nodes {
+            DeviceNodes::Made => open_own(self.root.as_fd(), name)?,
+            DeviceNodes::Host => {
+                let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                rustix::fs::openat(CWD, format!("/dev/{name}"), flags, Mode::empty())?
+            }
+        };
+        // A container around this one may have put anything there.
+        let status = rustix::fs::fstat(&node)?;
+        let device = FileType::from_raw_mode(status.st_mode) == FileType::CharacterDevice
+            && status.st_rdev == rustix::fs::makedev(major, minor);
+        if !device {
+            return Err(Errno::NODEV.into());
+        }
+        mount::attach(mount::clone_tree(node.as_fd(), Depth::Single)?.as_fd(), place)
+    }
+
+    /// Hides what is at a place: a directory by an empty one, anything else by the null device.
+    fn hide(&self, place: BorrowedFd<'_>) -> io::Result<()> {
+        if FileType::from_raw_mode(rustix::fs::fstat(place)?.st_mode) != FileType::Directory {
+            return self.attach_node(NODES[0], place);
+        }
+        let empty = open_own(self.root.as_fd(), "empty")?;
+        let cover = mount::clone_tree(empty.as_fd(), Depth::Single)?;
+        mount::attach(cover.as_fd(), place)?;
+        mount::restrict(cover.as_fd(), Attributes::INERT_READ_ONLY, Depth::Single)
+    }
+
+    /// Mounts a file with the given content.
+    pub(crate) fn attach_file(
+        &self,
+        name: &str,
+        contents: &[u8],
+        attributes: Attributes,
+        place: BorrowedFd<'_>,
+    ) -> io::Result<()> {
+        let written = make_file(self.root.as_fd(), name, 0o644)?;
+        let mut rest = contents;
+        while !rest.is_empty() {
+            rest = &rest[rustix::io::write(&written, rest)?..];
+        }
+        let file = mount::clone_tree(open_own(self.root.as_fd(), name)?.as_fd(), Depth::Single)?;
+        mount::attach(file.as_fd(), place)?;
+        mount::restrict(file.as_fd(), attributes, Depth::Single)
+    }
+}
+
+fn mount_sys(
+    tree: &mut Tree,
+    security: Security,
+    notes: &mut Vec<String>,
+) -> Result<Option<OwnedFd>, Failure> {
+    let target = tree.own_directory("sys").map_err(at("find the root's /sys, which must be a directory"))?;
+    let attributes = match security {
+        Security::Sandboxed => Attributes::INERT_READ_ONLY,
+        Security::Insecure => Attributes::INERT,
+    };
+    let host = |path: &str| -> io::Result<OwnedFd> {
+        let tree = mount::clone_tree(mount::open_place(Path::new(path))?.as_fd(), Depth::Recursive)?;
+        mount::restrict(tree.as_fd(), Attributes::INERT_READ_ONLY, Depth::Recursive)?;
+        Ok(tree)
+    };
+    // A namespace that does not own its network may not mount a new one; the host's brings its cgroups along.
+    let sys = match mount::filesystem("sysfs", &[], attributes) {
+        Ok(sys) => sys,
+        Err(refused) => match host("/sys") {
+            Ok(sys) => {
+                mount::attach(sys.as_fd(), target.as_fd()).map_err(at("mount /sys"))?;
+                return Ok(Some(sys));
+            }
+            Err(_) => {
+                notes.push(format!("/sys is empty: {refused}"));
+                return Ok(None);
+            }
+        },
+    };
+    mount::attach(sys.as_fd(), target.as_fd()).map_err(at("mount /sys"))?;
+    // Version 1, version 2 or both, as the host has them; never writable (CVE-2023-25809).
+    if let (Ok(place), Ok(cgroup)) = (open_inside(sys.as_fd(), "fs/cgroup"), host("/sys/fs/cgroup")) {
+        mount::attach(cgroup.as_fd(), place.as_fd()).map_err(at("mount /sys/fs/cgroup"))?;
+    }
+    Ok(Some(sys))
+}
+
+fn restrict_paths(
+    scratch: &Scratch,
+    proc: BorrowedFd<'_>,
+    sys: Option<BorrowedFd<'_>>,
+) -> Result<(), Failure> {
+    for path in READ_ONLY_IN_PROC {
+        let Ok(place) = open_inside(proc, path) else { continue };
+        let step = |error: io::Error| at(&format!("make /proc/{path} read-only"))(error);
+        let same = mount::clone_tree(place.as_fd(), Depth::Recursive).map_err(step)?;
+        let attached = mount::attach(same.as_fd(), place.as_fd());
+        attached.map_err(step)?;
+        let depth = Depth::Recursive;
+        mount::restrict(same.as_fd(), Attributes::INERT_READ_ONLY, depth)
+            .or_else(|_| mount::restrict(same.as_fd(), Attributes::INERT_READ_ONLY, Depth::Single))
+            .map_err(step)?;
+    }
+    let hide = |place: BorrowedFd<'_>| scratch.hide(place).map_err(at("hide a path of /proc or /sys"));
+    for path in MASKED_IN_PROC {
+        if let Ok(place) = open_inside(proc, path) {
+            hide(place.as_fd())?;
+        }
+    }
+    let Some(sys) = sys else { return Ok(()) };
+    for path in MASKED_IN_SYS {
+        if let Ok(place) = open_inside(sys, path) {
+            hide(place.as_fd())?;
+        }
+    }
+    for cpu in 0_u32.. {
+        match open_inside(sys, &format!("devices/system/cpu/cpu{cpu}/thermal_throttle")) {
+            Ok(place) => hide(place.as_fd())?,
+            Err(_) => break,
+        }
+    }
+    Ok(())
+}
+
+/// Opens a path of a filesystem that the kernel alone fills, through no link.
+fn open_inside(filesystem: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    rustix::fs::openat2(filesystem, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
+}
+
+/// Makes an empty file.
+pub(crate) fn make_file(directory: BorrowedFd<'_>, name: &str, mode: u32) -> io::Result<OwnedFd> {
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(directory, name, flags, Mode::from_raw_mode(mode))?)
+}
+
+/// Opens what this program made itself in a directory that nobody else sees.
+pub(crate) fn open_own(directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(directory, name, flags, Mode::empty())?)
+}

@@ -1,0 +1,424 @@
+//! The program that a sandbox's first process runs before it becomes the command: kiln itself, started again, with one
+//! thread and a description of the sandbox in a sealed file.
+//!
+//! Everything that could be reached from inside happens before the command, and in this order: the host's paths are
+//! opened and mounted while the old root is there; then the root changes; then the current directory is set, when no
+//! descriptor of the host is left that a path could name; then privileges go, the widest last.
+
+use std::ffi::{CString, OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use kiln_sys::mount::{self, Attributes, Depth};
+use kiln_sys::process::{self, Ended, Forked};
+use kiln_sys::{namespace, terminal};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+
+use crate::failure::{Failure, at};
+use crate::filesystems::{self, Mounted, Scratch};
+use crate::report::Report;
+use crate::sandbox::{
+    BindSource, FirstProcess, Isolation, Mount, MountKind, Network, OwnershipMode, ProvidedFile, RootSource,
+    Sandbox, Security, Terminal,
+};
+use crate::target::{Missing, StubKind, Tree};
+use crate::wire::Wire;
+
+/// The name under which the init is started.
+pub(crate) const NAME: &str = "kiln-init";
+/// The descriptor of the description.
+pub(crate) const DESCRIPTION: i32 = 3;
+/// The descriptor of the socket to the one who started it.
+pub(crate) const CONTROL: i32 = 4;
+
+/// Becomes the first process of a sandbox, if this program was started for that; otherwise returns at once.
+///
+/// To be called first thing in `main`, before any thread exists.
+pub fn init_if_asked() {
+    if std::env::args_os().next().is_some_and(|name| name == NAME) {
+        run();
+    }
+}
+
+fn run() -> ! {
+    let (Ok(description), Ok(control)) = (process::inherited(DESCRIPTION), process::inherited(CONTROL))
+    else {
+        process::leave(125)
+    };
+    let Err(Failure(report)) = begin(&description, control.as_fd());
+    let _ = terminal::send_with_descriptors(control.as_fd(), &report.encode(), &[]);
+    process::leave(125)
+}
+
+/// Never returns but with a failure.
+fn begin(description: &OwnedFd, control: BorrowedFd<'_>) -> Result<std::convert::Infallible, Failure> {
+    // What the caller of kiln left open must not reach the command (CVE-2024-21626).
+    process::close_on_exec_from(3).map_err(at("close inherited descriptors"))?;
+    process::reset_signals();
+    rustix::process::umask(Mode::empty());
+    let description =
+        Description::decode(&read_all(description).map_err(at("read the sandbox's description"))?)
+            .map_err(|_| at("read the sandbox's description")(io::ErrorKind::InvalidData.into()))?;
+    let sandbox = &description.sandbox;
+    let mut notes = Vec::new();
+    let (tree, terminal) = match sandbox.isolation {
+        Isolation::Namespaces => set_up_namespaces(sandbox, control, &mut notes)?,
+        Isolation::Chroot => (crate::chroot::set_up(sandbox, &mut notes)?, None),
+    };
+    // No descriptor of the host is open from here on, so no path leads there.
+    drop_privileges_and_execute(&description, tree, terminal, control, notes)
+}
+
+/// What is sent to the init.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Description {
+    pub(crate) sandbox: Sandbox,
+    /// The system call filter, eight bytes an instruction.
+    pub(crate) filter: Vec<u64>,
+}
+crate::wire::wire_struct!(Description { sandbox, filter });
+
+fn read_all(file: &OwnedFd) -> io::Result<Vec<u8>> {
+    let length = rustix::fs::fstat(file)?.st_size as usize;
+    let mut bytes = vec![0; length];
+    let mut done = 0;
+    while done < length {
+        match rustix::io::pread(file, &mut bytes[done..], done as u64)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => done += count,
+        }
+    }
+    Ok(bytes)
+}
+
+fn set_up_namespaces(
+    sandbox: &Sandbox,
+    control: BorrowedFd<'_>,
+    notes: &mut Vec<String>,
+) -> Result<(Tree, Option<OwnedFd>), Failure> {
+    mount::make_everything_private().map_err(at("separate the mounts from the host's"))?;
+    if let Some(name) = &sandbox.hostname {
+        rustix::system::sethostname(name.as_bytes())
+            .map_err(|errno| at("set the host name")(errno.into()))?;
+    }
+    let root = mount_root(sandbox)?;
+    mount::attach_root(root.as_fd()).map_err(at("attach the root"))?;
+    let mut tree =
+        Tree::new(root.try_clone().map_err(at("look at the root"))?).map_err(at("look at the root"))?;
+    let mounted = filesystems::mount_all(&mut tree, sandbox.security, notes)?;
+    for mount in &sandbox.mounts {
+        mount_one(&mut tree, mount)?;
+    }
+    provide_files(&mut tree, &mounted.scratch, &sandbox.files)?;
+    let terminal = open_terminal(sandbox, &mounted, control)?;
+    drop(mounted);
+    let old = mount::change_root(root.as_fd()).map_err(at("change the root"))?;
+    if old == mount::OldRoot::Covered {
+        notes.push("the old root is covered, not unmounted: it is an initramfs".to_owned());
+    }
+    if sandbox.network == Network::None {
+        process::raise_loopback().map_err(at("bring the loopback device up"))?;
+    }
+    Ok((tree, terminal))
+}
+
+/// Without device rules of cgroups, a device node in the root must be dead: it may name the host's disk.
+fn root_attributes(security: Security) -> Attributes {
+    Attributes { no_devices: security == Security::Sandboxed, ..Attributes::default() }
+}
+
+fn mount_root(sandbox: &Sandbox) -> Result<OwnedFd, Failure> {
+    let attributes = root_attributes(sandbox.security);
+    match &sandbox.root {
+        RootSource::Overlay { overlay } => Ok(overlay.mount(attributes)?),
+        RootSource::Directory { path } => {
+            let step = |error: io::Error| at(&format!("mount the root {}", path.display()))(error);
+            let place = mount::open_place(path).map_err(step)?;
+            let tree = mount::clone_tree(place.as_fd(), Depth::Single).map_err(step)?;
+            if attributes != Attributes::default() {
+                mount::restrict(tree.as_fd(), attributes, Depth::Single).map_err(step)?;
+            }
+            Ok(tree)
+        }
+    }
+}
+
+/// What a mount in the sandbox never permits: nodes in it are as dead as those of the root.
+const USUAL: Attributes = Attributes { read_only: false, no_suid: false, no_devices: true, no_exec: false };
+
+fn mount_one(tree: &mut Tree, wanted: &Mount) -> Result<(), Failure> {
+    let step = |error: io::Error| at(&format!("mount {}", wanted.target.display()))(error);
+    let (made, kind, limits) = match &wanted.kind {
+        MountKind::Tmpfs { size, mode } => {
+            let mode = format!("{mode:o}");
+            let size = size.map_or_else(|| "50%".to_owned(), |size| size.to_string());
+            let made = mount::filesystem("tmpfs", &[("mode", &mode), ("size", &size)], USUAL)?;
+            (made, StubKind::Directory, None)
+        }
+        MountKind::Overlay { overlay } => (overlay.mount(USUAL)?, StubKind::Directory, None),
+        MountKind::Bind { source, read_only, recursive } => {
+            let place = open_source(source)?;
+            let status = rustix::fs::fstat(&place).map_err(|errno| step(errno.into()))?;
+            let kind = match FileType::from_raw_mode(status.st_mode) {
+                FileType::Directory => StubKind::Directory,
+                _ => StubKind::File,
+            };
+            let depth = if *recursive { Depth::Recursive } else { Depth::Single };
+            let made = mount::clone_tree(place.as_fd(), depth).map_err(step)?;
+            (made, kind, Some((Attributes { read_only: *read_only, ..USUAL }, depth)))
+        }
+    };
+    let target = tree.resolve(&wanted.target, Missing::Stub(kind)).map_err(step)?;
+    mount::attach(made.as_fd(), target.as_fd()).map_err(step)?;
+    match limits {
+        Some((attributes, depth)) => mount::restrict(made.as_fd(), attributes, depth).map_err(step),
+        None => Ok(()),
+    }
+}
+
+fn open_source(source: &BindSource) -> Result<OwnedFd, Failure> {
+    match source {
+        BindSource::Host { path } => {
+            mount::open_place(path).map_err(at(&format!("find the source {} of a mount", path.display())))
+        }
+        BindSource::Within { root, path } => {
+            let step =
+                |error: io::Error| at(&format!("find the source {} of a mount", path.display()))(error);
+            let root = mount::open_place(root).map_err(step)?;
+            let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+            let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+            loop {
+                // EAGAIN: a rename raced with `..`; the answer would be unsafe, so ask again.
+                match rustix::fs::openat2(&root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
+                {
+                    Err(rustix::io::Errno::AGAIN) => {}
+                    other => return other.map_err(|errno| step(errno.into())),
+                }
+            }
+        }
+    }
+}
+
+fn provide_files(tree: &mut Tree, scratch: &Scratch, files: &[ProvidedFile]) -> Result<(), Failure> {
+    for (number, file) in files.iter().enumerate() {
+        let step = |error: io::Error| at(&format!("provide {}", file.target.display()))(error);
+        let target = tree.resolve(&file.target, Missing::Stub(StubKind::File)).map_err(step)?;
+        let attributes = Attributes { read_only: file.read_only, ..Attributes::INERT };
+        scratch
+            .attach_file(&format!("file{number}"), &file.contents, attributes, target.as_fd())
+            .map_err(step)?;
+    }
+    Ok(())
+}
+
+/// Opens the terminal, shows it as `/dev/console` and hands the viewer's side out.
+fn open_terminal(
+    sandbox: &Sandbox,
+    mounted: &Mounted,
+    control: BorrowedFd<'_>,
+) -> Result<Option<OwnedFd>, Failure> {
+    let Terminal::Own { rows, columns } = sandbox.process.terminal else { return Ok(None) };
+    let step = || at("open a terminal");
+    let pair = terminal::open_pair(mounted.devpts.as_fd()).map_err(step())?;
+    let size = terminal::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    terminal::set_size(pair.process.as_fd(), size).map_err(step())?;
+    filesystems::make_file(mounted.dev.as_fd(), "console", 0o600).map_err(step())?;
+    let place = filesystems::open_own(mounted.dev.as_fd(), "console").map_err(step())?;
+    let console = mount::clone_tree(pair.process.as_fd(), Depth::Single).map_err(step())?;
+    mount::attach(console.as_fd(), place.as_fd()).map_err(step())?;
+    terminal::send_with_descriptors(control, &Report::Terminal.encode(), &[pair.viewer.as_fd()])
+        .map_err(step())?;
+    Ok(Some(pair.process))
+}
+
+fn drop_privileges_and_execute(
+    description: &Description,
+    mut tree: Tree,
+    own_terminal: Option<OwnedFd>,
+    control: BorrowedFd<'_>,
+    mut notes: Vec<String>,
+) -> Result<std::convert::Infallible, Failure> {
+    let sandbox = &description.sandbox;
+    let process = &sandbox.process;
+    enter_directory(&mut tree, &process.directory)?;
+    for wanted in &process.limits {
+        if !process::limit(*wanted).map_err(at("set a resource limit"))? {
+            notes.push(format!(
+                "resource limit {} is as high as this machine permits, not as asked",
+                wanted.resource
+            ));
+        }
+    }
+    if process.first_process == FirstProcess::Init {
+        become_init()?;
+    }
+    match process::new_session() {
+        // A process that leads a group already has one.
+        Ok(()) | Err(_) if own_terminal.is_none() => {}
+        Ok(()) => {}
+        Err(error) => return Err(at("start a session")(error)),
+    }
+    if let Some(own) = own_terminal {
+        terminal::adopt(own.as_fd()).map_err(at("adopt the terminal"))?;
+    }
+    // Without room for another keyring, or without keyrings, the profile's refusal of keyctl has to do.
+    let _ = process::leave_session_keyring();
+    let stubs = tree.into_stubs();
+    let ready = Report::Ready { stubs, notes };
+    terminal::send_with_descriptors(control, &ready.encode(), &[]).map_err(at("report"))?;
+    drop_privileges(description, control)?;
+    process::die_with_parent().map_err(at("tie the process to kiln"))?;
+    // Who died before that line was reached sends no signal, but has closed the socket.
+    let hung_up = rustix::event::PollFd::from_borrowed_fd(control, rustix::event::PollFlags::empty());
+    let mut polled = [hung_up];
+    let _ = rustix::event::poll(&mut polled, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 }));
+    if polled[0].revents().contains(rustix::event::PollFlags::HUP) {
+        process::leave(125);
+    }
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    Err(execute_command(&process.arguments, &process.environment))
+}
+
+/// Changes into the process's directory, making it where it is missing.
+fn enter_directory(tree: &mut Tree, directory: &Path) -> Result<(), Failure> {
+    let step = |error: io::Error| at(&format!("enter the working directory {}", directory.display()))(error);
+    let place = tree.resolve(directory, Missing::Directory).map_err(step)?;
+    let status = rustix::fs::fstat(&place).map_err(|errno| step(errno.into()))?;
+    if FileType::from_raw_mode(status.st_mode) != FileType::Directory {
+        return Err(step(rustix::io::Errno::NOTDIR.into()));
+    }
+    rustix::process::fchdir(&place).map_err(|errno| step(errno.into()))?;
+    // The kernel names a directory outside of the root as unreachable.
+    let current = rustix::process::getcwd(Vec::new()).map_err(|errno| step(errno.into()))?;
+    if current.as_bytes().starts_with(b"/") { Ok(()) } else { Err(step(rustix::io::Errno::NOENT.into())) }
+}
+
+fn drop_privileges(description: &Description, control: BorrowedFd<'_>) -> Result<(), Failure> {
+    let sandbox = &description.sandbox;
+    let process = &sandbox.process;
+    if process.no_new_privileges {
+        process::forbid_new_privileges().map_err(at("forbid new privileges"))?;
+    }
+    let kept = match sandbox.security {
+        Security::Sandboxed => process.capabilities.bits(),
+        Security::Insecure => u64::MAX,
+    };
+    // Bounding first: it needs CAP_SETPCAP. The filter before the rest: it needs CAP_SYS_ADMIN.
+    process::bound_capabilities(kept).map_err(at("bound the capabilities"))?;
+    install_filter(description, control)?;
+    if sandbox.ownership == OwnershipMode::Kernel {
+        process::become_user(&process.credentials, namespace::may_set_groups()).map_err(at(&format!(
+            "become user {} and group {}",
+            process.credentials.uid, process.credentials.gid
+        )))?;
+    }
+    process::set_capabilities(kept).map_err(at("set the capabilities"))
+}
+
+fn install_filter(description: &Description, control: BorrowedFd<'_>) -> Result<(), Failure> {
+    use kiln_sys::seccomp::{self, Instruction, Listener};
+    if description.filter.is_empty() {
+        return Ok(());
+    }
+    let program: Vec<Instruction> =
+        description.filter.iter().map(|bits| crate::seccomp::unpack(*bits)).collect();
+    let listener = match description.sandbox.ownership {
+        OwnershipMode::Kernel => Listener::None,
+        OwnershipMode::Recorded => Listener::Notify,
+    };
+    let listening = seccomp::install(&program, listener).or_else(|error| match error.kind() {
+        // Without CAP_SYS_ADMIN a filter is for those alone who can gain no privileges.
+        io::ErrorKind::PermissionDenied => {
+            process::forbid_new_privileges()?;
+            seccomp::install(&program, listener)
+        }
+        _ => Err(error),
+    });
+    let listening = listening.map_err(at("install the system call filter"))?;
+    if let Some(listening) = listening {
+        terminal::send_with_descriptors(control, &Report::Listener.encode(), &[listening.as_fd()])
+            .map_err(at("hand the system call listener out"))?;
+        // The recorder looks at this process before it can have become anything else, or have ended.
+        let answered = terminal::receive_with_descriptors(control, &mut [0_u8; 1]);
+        if !matches!(answered, Ok((1, _))) {
+            process::leave(125);
+        }
+    }
+    Ok(())
+}
+
+/// Stays as process 1, which collects orphans and hands signals on; the new process goes on and returns.
+fn become_init() -> Result<(), Failure> {
+    let signals: Vec<i32> = (1..32).filter(|number| ![9, 11, 17, 19].contains(number)).collect();
+    let stream = terminal::Signals::take_over(&signals).map_err(at("take over signals"))?;
+    match process::fork().map_err(at("start the command beside the init"))? {
+        Forked::Child => {
+            drop(stream);
+            process::reset_signals();
+            Ok(())
+        }
+        Forked::Parent(command) => crate::first::collect(command, &stream),
+    }
+}
+
+fn execute_command(arguments: &[OsString], environment: &[OsString]) -> Failure {
+    let name = arguments.first().cloned().unwrap_or_default();
+    let command = name.to_string_lossy().into_owned();
+    let texts = |list: &[OsString]| -> Result<Vec<CString>, std::ffi::NulError> {
+        list.iter().map(|text| CString::new(text.clone().into_vec())).collect()
+    };
+    let (Ok(list), Ok(variables)) = (texts(arguments), texts(environment)) else {
+        return Failure(Report::NotExecutable { command, errno: rustix::io::Errno::INVAL.raw_os_error() });
+    };
+    let mut denied = None;
+    for candidate in candidates(&name, environment) {
+        let Ok(path) = CString::new(candidate.into_os_string().into_vec()) else { continue };
+        let error = process::execute(&path, &list, &variables);
+        match error.raw_os_error() {
+            Some(libc_errno) if is_absence(libc_errno) => {}
+            errno => {
+                denied.get_or_insert(errno.unwrap_or(0));
+                // Only a lack of permission lets the search go on, as a shell does.
+                if errno != Some(rustix::io::Errno::ACCESS.raw_os_error()) {
+                    break;
+                }
+            }
+        }
+    }
+    Failure(match denied {
+        Some(errno) => Report::NotExecutable { command, errno },
+        None => Report::NotFound { command },
+    })
+}
+
+fn is_absence(errno: i32) -> bool {
+    [rustix::io::Errno::NOENT, rustix::io::Errno::NOTDIR].iter().any(|absent| absent.raw_os_error() == errno)
+}
+
+/// Where a command may be: as it is if it has a slash, else in the directories of `PATH`.
+fn candidates(name: &OsStr, environment: &[OsString]) -> Vec<PathBuf> {
+    if name.is_empty() {
+        return Vec::new();
+    }
+    if name.as_bytes().contains(&b'/') {
+        return vec![PathBuf::from(name)];
+    }
+    let path = environment.iter().rev().find_map(|variable| variable.as_bytes().strip_prefix(b"PATH="));
+    path.unwrap_or(b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .split(|byte| *byte == b':')
+        .map(|directory| {
+            let directory = if directory.is_empty() { &b"."[..] } else { directory };
+            Path::new(OsStr::from_bytes(directory)).join(name)
+        })
+        .collect()
+}
+
+/// How the init's own process ends for the command that it started.
+pub(crate) fn status_of(ended: Ended) -> u8 {
+    match ended {
+        Ended::Exited(status) => status,
+        Ended::Killed(signal) => 128_u8.wrapping_add(signal as u8),
+    }
+}

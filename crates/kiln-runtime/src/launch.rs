@@ -1,0 +1,380 @@
+//! Starting a sandbox, and holding one that runs.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use kiln_sys::process::{self, Child, Ended, Launch, Namespaces};
+use kiln_sys::terminal;
+use rustix::fs::{Mode, OFlags};
+
+use crate::error::RuntimeError;
+use crate::init;
+use crate::recorder::{Ownership, Recorder};
+use crate::report::Report;
+use crate::sandbox::{Isolation, Network, OwnershipMode, Sandbox, Security};
+use crate::target::Stubs;
+use crate::wire::Wire;
+
+/// What one of the process's three streams is.
+#[derive(Debug)]
+pub enum Stream {
+    /// That of this process.
+    Inherit,
+    /// `/dev/null`.
+    Null,
+    /// A pipe, whose other end is in [`Running`].
+    Pipe,
+    /// A given descriptor.
+    Descriptor(OwnedFd),
+}
+
+/// The process's streams. A terminal of its own takes the place of all three.
+#[derive(Debug)]
+pub struct Streams {
+    /// What it reads.
+    pub input: Stream,
+    /// Where it writes.
+    pub output: Stream,
+    /// Where it complains.
+    pub error: Stream,
+}
+
+impl Streams {
+    /// All three are those of this process.
+    #[must_use]
+    pub fn inherit() -> Self {
+        Self { input: Stream::Inherit, output: Stream::Inherit, error: Stream::Inherit }
+    }
+
+    /// Nothing to read, and two pipes.
+    #[must_use]
+    pub fn piped() -> Self {
+        Self { input: Stream::Null, output: Stream::Pipe, error: Stream::Pipe }
+    }
+}
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// With a status.
+    Code(u8),
+    /// By a signal.
+    Signal(i32),
+}
+
+impl Exit {
+    /// The status as a shell gives it: 128 and the signal's number for one that was killed.
+    #[must_use]
+    pub fn status(self) -> u8 {
+        match self {
+            Self::Code(code) => code,
+            Self::Signal(signal) => init::status_of(Ended::Killed(signal)),
+        }
+    }
+
+    /// Whether the status is 0.
+    #[must_use]
+    pub fn success(self) -> bool {
+        self == Self::Code(0)
+    }
+}
+
+/// What is left of a sandbox.
+#[derive(Debug)]
+pub struct Finished {
+    /// How the command ended.
+    pub exit: Exit,
+    /// What was made in the root that the command did not make; see [`Stubs::undo`].
+    pub stubs: Stubs,
+    /// What this machine could not give, a line each.
+    pub notes: Vec<String>,
+    /// Owners and device nodes that were only pretended; empty with [`OwnershipMode::Kernel`].
+    pub ownership: Ownership,
+}
+
+/// A command that runs. Dropping it kills the command and waits.
+#[derive(Debug)]
+pub struct Running {
+    child: Arc<Child>,
+    isolation: Isolation,
+    stubs: Stubs,
+    notes: Vec<String>,
+    recorder: Option<JoinHandle<Ownership>>,
+    /// The other end of its standard input, if that is a pipe.
+    pub input: Option<OwnedFd>,
+    /// The other end of its standard output, if that is a pipe.
+    pub output: Option<OwnedFd>,
+    /// The other end of its standard error, if that is a pipe.
+    pub error: Option<OwnedFd>,
+    /// The viewer's side of its terminal, if it has one.
+    pub terminal: Option<OwnedFd>,
+    waited: bool,
+}
+
+/// Signals a command from any thread.
+#[derive(Clone, Debug)]
+pub struct Signaller {
+    child: Arc<Child>,
+    isolation: Isolation,
+}
+
+impl Signaller {
+    /// Sends a signal to the command.
+    ///
+    /// # Errors
+    /// The kernel's refusal. A command that has ended is no error.
+    pub fn signal(&self, number: i32) -> Result<(), RuntimeError> {
+        let failed = |source| RuntimeError::Process { operation: "signal the command", source };
+        self.child.signal(number).map_err(failed)
+    }
+
+    /// Kills the command and everything that it started.
+    ///
+    /// # Errors
+    /// The kernel's refusal. A command that has ended is no error.
+    pub fn kill(&self) -> Result<(), RuntimeError> {
+        // Without a namespace of processes there is only the group to go by.
+        if self.isolation == Isolation::Chroot {
+            let _ = self.child.signal_group(KILL);
+        }
+        self.signal(KILL)
+    }
+}
+
+const KILL: i32 = 9;
+
+impl Running {
+    /// A handle to signal the command with, from any thread.
+    #[must_use]
+    pub fn signaller(&self) -> Signaller {
+        Signaller { child: Arc::clone(&self.child), isolation: self.isolation }
+    }
+
+    /// Becomes readable when the command has ended.
+    #[must_use]
+    pub fn ended(&self) -> BorrowedFd<'_> {
+        self.child.pidfd()
+    }
+
+    /// What this machine could not give, a line each.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Waits for the end of the command. When this returns, all its processes are gone and nothing is mounted.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn wait(mut self) -> Result<Finished, RuntimeError> {
+        self.waited = true;
+        let ended = self
+            .child
+            .wait()
+            .map_err(|source| RuntimeError::Process { operation: "wait for the command", source })?;
+        if self.isolation == Isolation::Chroot {
+            let _ = self.child.signal_group(KILL);
+        }
+        let ownership = self.recorder.take().and_then(|thread| thread.join().ok()).unwrap_or_default();
+        Ok(Finished {
+            exit: exit_of(ended),
+            stubs: std::mem::take(&mut self.stubs),
+            notes: std::mem::take(&mut self.notes),
+            ownership,
+        })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.waited {
+            let _ = self.signaller().kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn exit_of(ended: Ended) -> Exit {
+    match ended {
+        Ended::Exited(code) => Exit::Code(code),
+        Ended::Killed(signal) => Exit::Signal(signal),
+    }
+}
+
+/// Sets a sandbox up and starts its command. When this returns, the command's program runs.
+///
+/// # Errors
+/// Whatever keeps the command from being started. Nothing is left mounted or running then; stubs may be left in the
+/// root, which is to be thrown away.
+pub fn start(sandbox: &Sandbox, streams: Streams) -> Result<Running, RuntimeError> {
+    let set_up = |step: &str| {
+        let step = step.to_owned();
+        move |source| RuntimeError::SetUp { step, detail: String::new(), source }
+    };
+    let description = init::Description { sandbox: sandbox.clone(), filter: filter_for(sandbox) };
+    let bytes = description.encode();
+    let description =
+        process::sealed_memory("kiln-sandbox", &bytes).map_err(set_up("pass the sandbox's description"))?;
+    let (control, far_control) = rustix::net::socketpair(
+        rustix::net::AddressFamily::UNIX,
+        rustix::net::SocketType::SEQPACKET,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(|errno| set_up("make a control socket")(errno.into()))?;
+    let own_terminal = sandbox.process.terminal != crate::sandbox::Terminal::None;
+    let ends = Ends::open(streams, own_terminal).map_err(set_up("open the command's streams"))?;
+    let (executable, _) = process::own_executable().map_err(set_up("protect kiln's own program"))?;
+    let [input, output, error] = ends.near;
+    let [far_input, far_output, far_error] = ends.far;
+    let launch = Launch {
+        executable,
+        arguments: vec![CString::from(c"kiln-init")],
+        namespaces: namespaces(sandbox),
+        descriptors: vec![input, output, error, description, far_control],
+    };
+    let child = launch.start().map_err(|source| RuntimeError::Launch { source })?;
+    let mut running = Running {
+        child: Arc::new(child),
+        isolation: sandbox.isolation,
+        stubs: Stubs::default(),
+        notes: Vec::new(),
+        recorder: None,
+        input: far_input,
+        output: far_output,
+        error: far_error,
+        terminal: None,
+        waited: false,
+    };
+    follow(&mut running, sandbox, &control)?;
+    Ok(running)
+}
+
+/// Starts a sandbox with the given streams and waits for its end.
+///
+/// # Errors
+/// As [`start`] and [`Running::wait`].
+pub fn run(sandbox: &Sandbox, streams: Streams) -> Result<Finished, RuntimeError> {
+    start(sandbox, streams)?.wait()
+}
+
+fn filter_for(sandbox: &Sandbox) -> Vec<u64> {
+    match (sandbox.security, sandbox.ownership) {
+        (Security::Insecure, OwnershipMode::Kernel) => Vec::new(),
+        (security, ownership) => crate::seccomp::filter(sandbox.process.capabilities, security, ownership),
+    }
+}
+
+fn namespaces(sandbox: &Sandbox) -> Namespaces {
+    match sandbox.isolation {
+        Isolation::Chroot => Namespaces::default(),
+        Isolation::Namespaces => Namespaces {
+            mount: true,
+            pid: true,
+            ipc: true,
+            uts: true,
+            network: sandbox.network == Network::None,
+            cgroup: false,
+        },
+    }
+}
+
+/// Reads the init's reports until it has become the command.
+fn follow(running: &mut Running, sandbox: &Sandbox, control: &OwnedFd) -> Result<(), RuntimeError> {
+    let mut message = vec![0_u8; 256 * 1024];
+    let mut ready = false;
+    loop {
+        let (length, descriptors) = terminal::receive_with_descriptors(control.as_fd(), &mut message)
+            .map_err(|source| RuntimeError::Process { operation: "read the init's report", source })?;
+        if length == 0 {
+            return if ready { Ok(()) } else { Err(RuntimeError::Died) };
+        }
+        let report = Report::decode(&message[..length]).map_err(|_| RuntimeError::Died)?;
+        let mut descriptors = descriptors.into_iter();
+        match report {
+            Report::Terminal => running.terminal = descriptors.next(),
+            Report::Listener => {
+                let failed = |source| RuntimeError::Process { operation: "start recording owners", source };
+                let listener = descriptors.next().ok_or(RuntimeError::Died)?;
+                let (pid, ended) = (running.child.pid(), running.child.pidfd());
+                let recorder = Recorder::new(sandbox, listener, pid, ended).map_err(failed)?;
+                running.recorder = Some(recorder.run().map_err(failed)?);
+                terminal::send_with_descriptors(control.as_fd(), b"!", &[]).map_err(failed)?;
+            }
+            Report::Ready { stubs, notes } => {
+                ready = true;
+                (running.stubs, running.notes) = (stubs, notes);
+                if sandbox.security == Security::Sandboxed && !crate::seccomp::is_known_processor() {
+                    running
+                        .notes
+                        .push("not isolated: there is no system call profile for this processor".to_owned());
+                }
+            }
+            Report::Failed { step, errno, detail } => {
+                let source = match errno {
+                    0 => io::Error::other(detail.clone()),
+                    errno => io::Error::from_raw_os_error(errno),
+                };
+                let detail = if errno == 0 { String::new() } else { detail };
+                return Err(RuntimeError::SetUp { step, detail, source });
+            }
+            Report::NotFound { command } => return Err(RuntimeError::CommandNotFound { command }),
+            Report::NotExecutable { command, errno } => {
+                let source = io::Error::from_raw_os_error(errno);
+                return Err(RuntimeError::CommandNotExecutable { command, source });
+            }
+        }
+    }
+}
+
+struct Ends {
+    near: [OwnedFd; 3],
+    far: [Option<OwnedFd>; 3],
+}
+
+impl Ends {
+    fn open(streams: Streams, own_terminal: bool) -> io::Result<Self> {
+        let streams = if own_terminal {
+            [Stream::Null, Stream::Null, Stream::Null]
+        } else {
+            [streams.input, streams.output, streams.error]
+        };
+        let mut number = 0;
+        let opened = streams.map(|stream| {
+            number += 1;
+            Self::end(stream, number - 1)
+        });
+        let [input, output, error] = opened;
+        let ((a, x), (b, y), (c, z)) = (input?, output?, error?);
+        Ok(Self { near: [a, b, c], far: [x, y, z] })
+    }
+
+    fn end(stream: Stream, number: usize) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
+        Ok(match stream {
+            Stream::Descriptor(given) => (given, None),
+            Stream::Null => {
+                let flags = OFlags::RDWR | OFlags::CLOEXEC;
+                (rustix::fs::open("/dev/null", flags, Mode::empty())?, None)
+            }
+            Stream::Inherit => {
+                let own = match number {
+                    0 => rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 0),
+                    1 => rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 0),
+                    _ => rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 0),
+                };
+                match own {
+                    Ok(own) => (own, None),
+                    // The caller closed it.
+                    Err(_) => return Self::end(Stream::Null, number),
+                }
+            }
+            Stream::Pipe => {
+                let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+                if number == 0 { (reader, Some(writer)) } else { (writer, Some(reader)) }
+            }
+        })
+    }
+}

@@ -1,0 +1,83 @@
+//! Stacks of layers by chain ID.
+
+use std::sync::Arc;
+
+use kiln_oci::{ChainId, DiffId};
+use rusqlite::{Connection, params};
+
+use crate::Store;
+use crate::database::{all, digest, execute};
+use crate::error::Result;
+use crate::lease::{Lease, Leased};
+
+impl Store {
+    /// The layers of a chain, from the bottom to the top; `None` if the chain was never seen.
+    pub fn chain_layers(&self, chain: ChainId) -> Result<Option<Arc<[DiffId]>>> {
+        let connection = self.database.lock();
+        self.chain_layers_in(&connection, chain)
+    }
+
+    fn chain_layers_in(&self, connection: &Connection, chain: ChainId) -> Result<Option<Arc<[DiffId]>>> {
+        let mut above = Vec::new();
+        let mut at = chain;
+        let below = loop {
+            if at == ChainId::SCRATCH {
+                break Arc::default();
+            }
+            if let Some(known) = self.chains.lock().unwrap_or_else(|e| e.into_inner()).get(&at) {
+                break Arc::clone(known);
+            }
+            let row = all(
+                connection,
+                "SELECT parent, diff_id FROM chains WHERE chain_id = ?1",
+                [at.0.as_bytes()],
+                |row| Ok((digest(row, 0)?, digest(row, 1)?)),
+            )?;
+            let Some((parent, layer)) = row.first() else { return Ok(None) };
+            above.push(DiffId(*layer));
+            at = ChainId(*parent);
+        };
+        let layers: Arc<[DiffId]> = below.iter().copied().chain(above.into_iter().rev()).collect();
+        self.chains.lock().unwrap_or_else(|e| e.into_inner()).insert(chain, Arc::clone(&layers));
+        Ok(Some(layers))
+    }
+
+    /// Leases all layers of a chain; `false` if one of them is not there, or was not written to the end before
+    /// a power cut.
+    pub(crate) fn keep_chain_in(&self, t: &Connection, lease: &Lease, chain: ChainId) -> Result<bool> {
+        if lease.has_kept(chain) {
+            return Ok(true);
+        }
+        let Some(layers) = self.chain_layers_in(t, chain)? else { return Ok(false) };
+        let mut at = ChainId::SCRATCH;
+        let mut kept = Vec::new();
+        for layer in layers.iter() {
+            at = at.with(*layer);
+            if lease.has_kept(at) {
+                continue;
+            }
+            let row = all(t, "SELECT boot FROM layers WHERE diff_id = ?1", [layer.0.as_bytes()], |row| {
+                row.get::<_, Option<String>>(0)
+            })?;
+            let trusted = row.first().is_some_and(|boot| boot.as_ref().is_none_or(|boot| *boot == self.boot));
+            if !trusted {
+                return Ok(false);
+            }
+            lease.keep_in(t, Leased::Layer(*layer))?;
+            kept.push(at);
+        }
+        lease.note_kept(kept);
+        Ok(true)
+    }
+}
+
+/// Remembers that `layer` on `parent` is a chain.
+pub(crate) fn insert_link(t: &Connection, parent: ChainId, layer: DiffId) -> Result<()> {
+    let chain = parent.with(layer);
+    execute(
+        t,
+        "INSERT INTO chains VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+        params![chain.0.as_bytes(), parent.0.as_bytes(), layer.0.as_bytes()],
+    )?;
+    Ok(())
+}

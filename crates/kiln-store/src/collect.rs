@@ -1,0 +1,424 @@
+//! Collection: removing what no name and no running command reaches.
+//!
+//! Rows go first, in one transaction that sees all tags and leases. Files go after it, in a second one that looks
+//! again whether a row has come back. A kill in between leaves files without rows, which the next collection
+//! removes.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+
+use kiln_oci::{DiffId, Digest, ImageId, Reference};
+use kiln_sys::lock::{Lock, Sharing};
+use rusqlite::{Connection, params};
+
+use crate::Store;
+use crate::database::{Durability, all, digest, execute, now};
+use crate::error::{Error, Result};
+use crate::layers::OVERLAY;
+
+/// The most bytes of layers that the build cache keeps of itself.
+const LARGEST_CACHE: u64 = 20_000_000_000;
+
+/// Which images a collection removes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ImagesToRemove {
+    /// None.
+    #[default]
+    None,
+    /// Those without a name.
+    Dangling,
+    /// All.
+    All,
+}
+
+/// How much of the build cache a collection removes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CacheToRemove {
+    /// None.
+    #[default]
+    Nothing,
+    /// The layers that were used longest ago, until no more than so many bytes of layers are left.
+    Over(u64),
+    /// All layers that no image has, and the cache mounts that no step uses.
+    Unused,
+    /// The same, and every record: the next build runs all its steps.
+    All,
+}
+
+impl CacheToRemove {
+    /// How many bytes of layers stay.
+    fn kept_bytes(self) -> u64 {
+        match self {
+            Self::Nothing => u64::MAX,
+            Self::Over(bytes) => bytes,
+            Self::Unused | Self::All => 0,
+        }
+    }
+}
+
+/// What a collection removes. Layers of images that stay, and whatever running commands use, always stay.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Collection<'a> {
+    /// Which images.
+    pub images: ImagesToRemove,
+    /// Of those, only these.
+    pub only: Option<&'a HashSet<ImageId>>,
+    /// How much of the build cache.
+    pub cache: CacheToRemove,
+    /// Only images that were made, and cache that was last used, before this time, nanoseconds since the epoch.
+    pub until: Option<i64>,
+}
+
+/// An image that a collection removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CollectedImage {
+    /// Its ID.
+    pub id: ImageId,
+    /// The names that went with it, as people write them.
+    pub names: Vec<String>,
+}
+
+/// What a collection did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Images that are gone.
+    pub images: Vec<CollectedImage>,
+    /// Layers that are gone with them.
+    pub image_layers: Vec<DiffId>,
+    /// Layers of the build cache that are gone.
+    pub cache_layers: Vec<DiffId>,
+    /// Cache mounts that are gone, by directory name.
+    pub cache_mounts: Vec<String>,
+    /// Bytes of blobs, unpacked files, indexes and cache mounts that are gone.
+    pub bytes: u64,
+}
+
+/// Rows that went; their files follow.
+#[derive(Default)]
+struct Doomed {
+    layers: Vec<DiffId>,
+    blobs: Vec<Digest>,
+    snapshots: Vec<(String, String)>,
+    bytes: u64,
+}
+
+impl Store {
+    /// Collects. One collector works at a time; another one waits.
+    pub fn collect(&self, collection: &Collection<'_>) -> Result<Collected> {
+        let _one = Lock::acquire(&self.root().join("collect.lock"), Sharing::Exclusive)?;
+        self.end_dead_leases()?;
+        let mut collected = Collected::default();
+        let doomed = self.database.write(Durability::Durable, |t| {
+            let layers = remove_images(t, collection, &mut collected)?;
+            if collection.cache == CacheToRemove::All {
+                execute(t, "DELETE FROM records", [])?;
+                execute(t, "DELETE FROM operations", [])?;
+            }
+            let doomed = doom(t, collection)?;
+            let of_image = |layer: &DiffId| layers.contains(&layer.0);
+            (collected.image_layers, collected.cache_layers) =
+                doomed.layers.iter().partition(|l| of_image(l));
+            Ok(doomed)
+        })?;
+        self.forget_indexes(&doomed.layers);
+        collected.bytes = doomed.bytes;
+        self.database.write(Durability::Relaxed, |t| self.remove_files(t, &doomed))?;
+        if matches!(collection.cache, CacheToRemove::Unused | CacheToRemove::All) {
+            self.remove_cache_mounts(collection.until, &mut collected)?;
+        }
+        self.database.write(Durability::Relaxed, |t| self.sweep(t))?;
+        self.empty_trash()?;
+        self.write_layout()?;
+        Ok(collected)
+    }
+
+    /// Trims the build cache after a build, if it has outgrown a tenth of its file system or 20 GB, whichever is less.
+    /// One query if it has not.
+    pub fn collect_if_needed(&self) -> Result<Collected> {
+        let cap = self.cache_cap()?;
+        if self.cache_bytes()? <= cap {
+            return Ok(Collected::default());
+        }
+        self.collect(&Collection { cache: CacheToRemove::Over(cap), ..Collection::default() })
+    }
+
+    /// The most bytes of layers that the build cache keeps of itself.
+    pub fn cache_cap(&self) -> Result<u64> {
+        let root = self.root();
+        let stat = rustix::fs::statvfs(root)
+            .map_err(|errno| Error::file("stat the file system of", root)(errno.into()))?;
+        Ok((stat.f_blocks.saturating_mul(stat.f_frsize) / 10).min(LARGEST_CACHE))
+    }
+
+    /// Removes the cache mounts that no step uses now.
+    fn remove_cache_mounts(&self, until: Option<i64>, collected: &mut Collected) -> Result<()> {
+        let caches = self.root().join("cache");
+        let mounts = self.database.all(
+            "SELECT directory FROM cache_mounts WHERE last_used < ?1",
+            [until.unwrap_or(i64::MAX)],
+            |row| row.get::<_, String>(0),
+        )?;
+        for directory in mounts {
+            let path = caches.join(&directory);
+            let lock_path = path.with_extension("lock");
+            let Some(_lock) = Lock::try_acquire(&lock_path, Sharing::Exclusive)? else { continue };
+            collected.bytes = collected.bytes.saturating_add(crate::usage::bytes_below(&path));
+            self.to_trash(&path)?;
+            self.database.write(Durability::Relaxed, |t| {
+                execute(t, "DELETE FROM cache_mounts WHERE directory = ?1", [&directory]).map(|_| ())
+            })?;
+            self.to_trash(&lock_path)?;
+            collected.cache_mounts.push(directory);
+        }
+        Ok(())
+    }
+
+    fn forget_indexes(&self, layers: &[DiffId]) {
+        let mut indexes = self.indexes.lock().unwrap_or_else(|e| e.into_inner());
+        for layer in layers {
+            indexes.remove(layer);
+        }
+    }
+
+    /// Removes leases whose owners are dead, with their directories.
+    pub(crate) fn end_dead_leases(&self) -> Result<()> {
+        let leases = self.database.all("SELECT id FROM leases", [], |row| row.get::<_, String>(0))?;
+        for id in leases {
+            let directory = self.root().join("tmp").join(&id);
+            if crate::lease::is_alive(&directory) {
+                continue;
+            }
+            self.database.write(Durability::Relaxed, |t| {
+                execute(t, "DELETE FROM leases WHERE id = ?1", [&id]).map(|_| ())
+            })?;
+            self.to_trash(&directory)?;
+        }
+        Ok(())
+    }
+
+    fn remove_files(&self, t: &Connection, doomed: &Doomed) -> Result<()> {
+        for layer in &doomed.layers {
+            if all(t, "SELECT 1 FROM layers WHERE diff_id = ?1", [layer.0.as_bytes()], |_| Ok(()))?.is_empty()
+            {
+                self.to_trash(&self.index_path(*layer))?;
+            }
+        }
+        for blob in &doomed.blobs {
+            if all(t, "SELECT 1 FROM blobs WHERE digest = ?1", [blob.as_bytes()], |_| Ok(()))?.is_empty() {
+                self.to_trash(&self.blob_path(blob))?;
+            }
+        }
+        let overlay = self.root().join(OVERLAY);
+        for (id, link) in &doomed.snapshots {
+            let link = overlay.join("l").join(link);
+            let _ = fs_err::remove_file(link);
+            self.to_trash(&overlay.join(id))?;
+        }
+        Ok(())
+    }
+
+    /// Removes files that no row names: what a kill left behind.
+    fn sweep(&self, t: &Connection) -> Result<()> {
+        let known = |table: &str, column: &str| -> Result<HashSet<String>> {
+            let rows = all(t, &format!("SELECT {column} FROM {table}"), [], |row| digest(row, 0))?;
+            Ok(rows.iter().map(Digest::hex).collect())
+        };
+        let layers = known("layers", "diff_id")?;
+        let blobs = known("blobs", "digest")?;
+        let snapshots: HashSet<String> =
+            all(t, "SELECT id FROM snapshots", [], |row| row.get(0))?.into_iter().collect();
+        let links: HashSet<String> =
+            all(t, "SELECT link FROM snapshots", [], |row| row.get(0))?.into_iter().collect();
+        let caches: HashSet<String> =
+            all(t, "SELECT directory FROM cache_mounts", [], |row| row.get(0))?.into_iter().collect();
+        let root = self.root();
+        self.sweep_directory(&root.join("cache"), |name| {
+            caches.contains(name.strip_suffix(".lock").unwrap_or(name))
+        })?;
+        self.sweep_directory(&root.join("index"), |name| layers.contains(name))?;
+        self.sweep_directory(&root.join("blobs/sha256"), |name| blobs.contains(name))?;
+        self.sweep_directory(&root.join(OVERLAY), |name| name == "l" || snapshots.contains(name))?;
+        self.sweep_directory(&root.join(OVERLAY).join("l"), |name| links.contains(name))
+    }
+
+    fn sweep_directory(&self, directory: &Path, known: impl Fn(&str) -> bool) -> Result<()> {
+        for entry in fs_err::read_dir(directory).map_err(Error::file("list", directory))? {
+            let entry = entry.map_err(Error::file("list", directory))?;
+            if !entry.file_name().to_str().is_some_and(&known) {
+                self.to_trash(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves something out of the way; what is gone already is no error.
+    fn to_trash(&self, path: &Path) -> Result<()> {
+        let target = self.root().join("trash").join(crate::store::random_hex(16)?);
+        match fs_err::rename(path, &target) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::file("remove", path)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn empty_trash(&self) -> Result<()> {
+        let trash = kiln_sys::root::Directory::open(&self.root().join("trash"))?;
+        Ok(trash.clear()?)
+    }
+
+    /// Bytes of the build cache: layers that no image has.
+    pub fn cache_bytes(&self) -> Result<u64> {
+        let connection = self.database.lock();
+        Ok(free_layers(&connection)?.iter().map(|layer| layer.bytes).sum())
+    }
+}
+
+/// Removes images, and gives the layers that they had.
+fn remove_images(
+    t: &Connection,
+    collection: &Collection<'_>,
+    collected: &mut Collected,
+) -> Result<HashSet<Digest>> {
+    let mut layers = HashSet::new();
+    let wanted = match collection.images {
+        ImagesToRemove::None => return Ok(layers),
+        ImagesToRemove::Dangling => "NOT EXISTS (SELECT 1 FROM tags g WHERE g.image = i.id)",
+        ImagesToRemove::All => "1",
+    };
+    let sql = format!(
+        "SELECT i.id FROM images i WHERE {wanted} AND i.created < ?1 AND NOT EXISTS \
+         (SELECT 1 FROM lease_roots r WHERE r.kind = 'image' AND r.digest = i.id)"
+    );
+    let images = all(t, &sql, [collection.until.unwrap_or(i64::MAX)], |row| digest(row, 0))?;
+    let images = images.into_iter().map(ImageId);
+    for id in images.filter(|id| collection.only.is_none_or(|only| only.contains(id))) {
+        let image = id.0.as_bytes();
+        let names = all(t, "SELECT name FROM tags WHERE image = ?1 ORDER BY name", [image], |row| {
+            row.get::<_, String>(0)
+        })?;
+        let familiar = |name: String| name.parse::<Reference>().map_or(name, |name| name.familiar());
+        layers.extend(all(t, "SELECT diff_id FROM image_layers WHERE image = ?1", [image], |row| {
+            digest(row, 0)
+        })?);
+        execute(t, "DELETE FROM tags WHERE image = ?1", [image])?;
+        execute(t, "DELETE FROM images WHERE id = ?1", [image])?;
+        collected.images.push(CollectedImage { id, names: names.into_iter().map(familiar).collect() });
+    }
+    Ok(layers)
+}
+
+struct FreeLayer {
+    diff_id: Digest,
+    bytes: u64,
+    last_used: i64,
+}
+
+/// Layers that no image and no lease has, the most recently used first.
+fn free_layers(t: &Connection) -> Result<Vec<FreeLayer>> {
+    all(
+        t,
+        "SELECT l.diff_id, l.last_used, l.index_size \
+           + coalesce((SELECT sum(b.size) FROM layer_blobs x JOIN blobs b ON b.digest = x.blob WHERE x.diff_id = l.diff_id), 0) \
+           + l.files_size * (SELECT count(*) FROM snapshots s WHERE s.diff_id = l.diff_id) \
+         FROM layers l \
+         WHERE NOT EXISTS (SELECT 1 FROM image_layers i WHERE i.diff_id = l.diff_id) \
+           AND NOT EXISTS (SELECT 1 FROM lease_roots r WHERE r.kind = 'layer' AND r.digest = l.diff_id) \
+         ORDER BY l.last_used DESC",
+        [],
+        |row| {
+            Ok(FreeLayer {
+                diff_id: digest(row, 0)?,
+                last_used: row.get(1)?,
+                bytes: row.get::<_, i64>(2)?.unsigned_abs(),
+            })
+        },
+    )
+}
+
+/// Layers that the build cache needs: those of all chains that a record has as its result and that are there.
+fn cached_layers(t: &Connection) -> Result<HashSet<Digest>> {
+    let present: HashSet<Digest> =
+        all(t, "SELECT diff_id FROM layers", [], |row| digest(row, 0))?.into_iter().collect();
+    let links: HashMap<Digest, (Digest, Digest)> =
+        all(t, "SELECT chain_id, parent, diff_id FROM chains", [], |row| {
+            Ok((digest(row, 0)?, (digest(row, 1)?, digest(row, 2)?)))
+        })?
+        .into_iter()
+        .collect();
+    let results = all(t, "SELECT DISTINCT result FROM records", [], |row| digest(row, 0))?;
+    let mut needed = HashSet::new();
+    for result in results {
+        let mut chain = Vec::new();
+        let mut at = result;
+        while let Some((parent, layer)) = links.get(&at) {
+            chain.push(*layer);
+            at = *parent;
+        }
+        if chain.iter().all(|layer| present.contains(layer)) {
+            needed.extend(chain);
+        }
+    }
+    Ok(needed)
+}
+
+/// Deletes the rows of what goes.
+fn doom(t: &Connection, collection: &Collection<'_>) -> Result<Doomed> {
+    let mut doomed = Doomed::default();
+    let cached = cached_layers(t)?;
+    let keep = collection.cache.kept_bytes();
+    let mut kept: u64 = 0;
+    for layer in free_layers(t)? {
+        if cached.contains(&layer.diff_id) {
+            let too_young = collection.until.is_some_and(|until| layer.last_used >= until);
+            if too_young || kept.saturating_add(layer.bytes) <= keep {
+                kept = kept.saturating_add(layer.bytes);
+                continue;
+            }
+        }
+        doom_layer(t, &layer, &mut doomed)?;
+    }
+    doom_blobs(t, &mut doomed)?;
+    Ok(doomed)
+}
+
+fn doom_layer(t: &Connection, layer: &FreeLayer, doomed: &mut Doomed) -> Result<()> {
+    let key = layer.diff_id.as_bytes();
+    let snapshots = all(t, "SELECT id, link FROM snapshots WHERE diff_id = ?1", [key], |row| {
+        Ok((row.get(0)?, row.get(1)?))
+    })?;
+    doomed.snapshots.extend(snapshots);
+    execute(t, "DELETE FROM snapshots WHERE diff_id = ?1", [key])?;
+    execute(t, "DELETE FROM layers WHERE diff_id = ?1", [key])?;
+    doomed.layers.push(DiffId(layer.diff_id));
+    doomed.bytes = doomed.bytes.saturating_add(layer.bytes);
+    Ok(())
+}
+
+/// Blobs that hold no layer, no config and no manifest any more.
+fn doom_blobs(t: &Connection, doomed: &mut Doomed) -> Result<()> {
+    let blobs = all(
+        t,
+        "SELECT digest, size FROM blobs b \
+         WHERE NOT EXISTS (SELECT 1 FROM layer_blobs l WHERE l.blob = b.digest) \
+           AND NOT EXISTS (SELECT 1 FROM images i WHERE i.id = b.digest) \
+           AND NOT EXISTS (SELECT 1 FROM manifests m WHERE m.digest = b.digest) \
+           AND NOT EXISTS (SELECT 1 FROM lease_roots r WHERE r.kind = 'blob' AND r.digest = b.digest)",
+        [],
+        |row| Ok((digest(row, 0)?, row.get::<_, i64>(1)?)),
+    )?;
+    for (blob, _) in &blobs {
+        execute(t, "DELETE FROM blobs WHERE digest = ?1", [blob.as_bytes()])?;
+        doomed.blobs.push(*blob);
+    }
+    Ok(())
+}
+
+/// Marks layers as used now, so that collection takes others first.
+pub(crate) fn touch_layers(t: &Connection, layers: &[DiffId]) -> Result<()> {
+    let now = now();
+    for layer in layers {
+        execute(t, "UPDATE layers SET last_used = ?1 WHERE diff_id = ?2", params![now, layer.0.as_bytes()])?;
+    }
+    Ok(())
+}

@@ -1,0 +1,222 @@
+//! `kiln.db`: opening it, and the two kinds of write transaction.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use kiln_oci::Digest;
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior};
+
+use crate::error::{Error, Result};
+
+/// "kiln".
+const APPLICATION_ID: i64 = 0x6b69_6c6e;
+const SCHEMA_VERSION: i64 = 1;
+const SCHEMA: &str = include_str!("schema.sql");
+/// How long a writer waits for another process's transaction, which takes milliseconds.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Whether what a transaction says must survive a power cut when it returns.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Durability {
+    /// Garbage at worst is lost.
+    Relaxed,
+    /// A name is published.
+    Durable,
+}
+
+/// The one connection of this process.
+pub(crate) struct Database {
+    connection: Mutex<Connection>,
+    path: PathBuf,
+}
+
+impl Database {
+    /// Opens or makes the database at `path`.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let connection = Connection::open(path).map_err(Error::database("open kiln.db"))?;
+        connection.busy_timeout(BUSY_TIMEOUT).map_err(Error::database("set the busy timeout"))?;
+        connection.set_prepared_statement_cache_capacity(128);
+        let database = Self { connection: Mutex::new(connection), path: path.to_path_buf() };
+        database.prepare()?;
+        Ok(database)
+    }
+
+    fn prepare(&self) -> Result<()> {
+        let connection = self.lock();
+        let pragma = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+        let version = pragma("user_version").map_err(Error::database("read the schema version"))?;
+        let application = pragma("application_id").map_err(Error::database("read the application ID"))?;
+        if application != 0 && application != APPLICATION_ID || application == 0 && version != 0 {
+            return Err(Error::NotKiln { path: self.path.clone(), found: application });
+        }
+        if version > SCHEMA_VERSION {
+            let path = self.path.parent().unwrap_or(&self.path).to_path_buf();
+            return Err(Error::NewerStore { path, found: version, known: SCHEMA_VERSION });
+        }
+        connection
+            .execute_batch("PRAGMA foreign_keys=ON; PRAGMA synchronous=NORMAL; PRAGMA trusted_schema=OFF;")
+            .map_err(Error::database("set up the connection"))?;
+        if version == SCHEMA_VERSION {
+            return Ok(());
+        }
+        drop(connection);
+        self.create()
+    }
+
+    /// Makes the schema. Another process may be doing the same: the version is read again inside.
+    fn create(&self) -> Result<()> {
+        let mut connection = self.lock();
+        connection
+            .pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))
+            .map_err(Error::database("switch to WAL"))?;
+        let transaction = connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(Error::database("begin"))?;
+        let version: i64 = transaction
+            .pragma_query_value(None, "user_version", |row| row.get(0))
+            .map_err(Error::database("read the schema version"))?;
+        if version == 0 {
+            transaction.execute_batch(SCHEMA).map_err(Error::database("make the schema"))?;
+            transaction
+                .execute_batch(&format!(
+                    "PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={SCHEMA_VERSION};"
+                ))
+                .map_err(Error::database("write the schema version"))?;
+        }
+        transaction.commit().map_err(Error::database("commit the schema"))
+    }
+
+    /// The connection, for reading.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Connection> {
+        self.connection.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Runs `body` in one `BEGIN IMMEDIATE` transaction, which is rolled back if it fails.
+    pub(crate) fn write<T>(
+        &self,
+        durability: Durability,
+        body: impl FnOnce(&Transaction<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let mut connection = self.lock();
+        if durability == Durability::Durable {
+            connection
+                .execute_batch("PRAGMA synchronous=FULL")
+                .map_err(Error::database("make commits durable"))?;
+        }
+        let result = Self::transact(&mut connection, body);
+        if durability == Durability::Durable {
+            connection
+                .execute_batch("PRAGMA synchronous=NORMAL")
+                .map_err(Error::database("relax commits"))?;
+        }
+        result
+    }
+
+    fn transact<T>(
+        connection: &mut Connection,
+        body: impl FnOnce(&Transaction<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let transaction = connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(Error::database("begin"))?;
+        let value = body(&transaction)?;
+        transaction.commit().map_err(Error::database("commit"))?;
+        Ok(value)
+    }
+
+    /// One row or none.
+    pub(crate) fn one<T>(
+        &self,
+        sql: &str,
+        parameters: impl rusqlite::Params,
+        read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Option<T>> {
+        let connection = self.lock();
+        let mut statement = connection.prepare_cached(sql).map_err(Error::database("prepare a query"))?;
+        statement.query_row(parameters, read).optional().map_err(Error::database("read a row"))
+    }
+
+    /// All rows.
+    pub(crate) fn all<T>(
+        &self,
+        sql: &str,
+        parameters: impl rusqlite::Params,
+        read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>> {
+        let connection = self.lock();
+        all(&connection, sql, parameters, read)
+    }
+}
+
+/// All rows, on a connection or in a transaction.
+pub(crate) fn all<T>(
+    connection: &Connection,
+    sql: &str,
+    parameters: impl rusqlite::Params,
+    read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+) -> Result<Vec<T>> {
+    let mut statement = connection.prepare_cached(sql).map_err(Error::database("prepare a query"))?;
+    let rows = statement.query_map(parameters, read).map_err(Error::database("query"))?;
+    rows.collect::<rusqlite::Result<_>>().map_err(Error::database("read rows"))
+}
+
+/// One statement in a transaction; returns how many rows changed.
+pub(crate) fn execute(
+    transaction: &Connection,
+    sql: &str,
+    parameters: impl rusqlite::Params,
+) -> Result<usize> {
+    let mut statement = transaction.prepare_cached(sql).map_err(Error::database("prepare a statement"))?;
+    statement.execute(parameters).map_err(Error::database("write a row"))
+}
+
+/// Reads a digest column.
+pub(crate) fn digest(row: &Row<'_>, column: usize) -> rusqlite::Result<Digest> {
+    row.get::<_, [u8; 32]>(column).map(Digest::from_bytes)
+}
+
+/// Nanoseconds since the epoch.
+pub(crate) fn now() -> i64 {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(elapsed.as_nanos()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_newer_store_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("kiln.db");
+        drop(Database::open(&path).unwrap());
+        Connection::open(&path).unwrap().execute_batch("PRAGMA user_version=999").unwrap();
+        let error = Database::open(&path).err().unwrap();
+        assert!(matches!(error, Error::NewerStore { found: 999, known: 1, .. }), "{error}");
+    }
+
+    #[test]
+    fn another_programs_database_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("kiln.db");
+        Connection::open(&path)
+            .unwrap()
+            .execute_batch("PRAGMA application_id=7; CREATE TABLE t (x)")
+            .unwrap();
+        assert!(matches!(Database::open(&path), Err(Error::NotKiln { found: 7, .. })));
+    }
+
+    #[test]
+    fn a_failed_transaction_changes_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let database = Database::open(&directory.path().join("kiln.db")).unwrap();
+        let failed: Result<()> = database.write(Durability::Relaxed, |t| {
+            execute(t, "INSERT INTO leases VALUES ('a', 'b', 0)", [])?;
+            Err(Error::NoImage("x".into()))
+        });
+        assert!(failed.is_err());
+        let count = database.one("SELECT count(*) FROM leases", [], |row| row.get::<_, i64>(0)).unwrap();
+        assert_eq!(count, Some(0));
+    }
+}

@@ -1,0 +1,137 @@
+//! What can go wrong in the store.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use kiln_oci::{DiffId, Digest, DigestError, DocumentError, ReferenceError};
+
+/// An error of the store. Each variant names the operation's subject.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file or directory of the store.
+    #[error("cannot {action} {}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A path; the error names it itself.
+    #[error(transparent)]
+    Path(#[from] kiln_sys::root::FileError),
+    /// A layer could not be read or written.
+    #[error(transparent)]
+    Layer(#[from] kiln_layer::Error),
+    /// SQLite.
+    #[error("store database: cannot {action}")]
+    Database {
+        /// What was tried.
+        action: &'static str,
+        /// SQLite's answer.
+        source: rusqlite::Error,
+    },
+    /// The store was written by a newer kiln.
+    #[error("the store at {} has schema version {found}; this kiln knows {known}: use a newer kiln, or another --root", path.display())]
+    NewerStore {
+        /// The store.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+        /// The newest version that is known.
+        known: i64,
+    },
+    /// `kiln.db` belongs to another program.
+    #[error("{} is not a kiln database (application_id {found:#x})", path.display())]
+    NotKiln {
+        /// The file.
+        path: PathBuf,
+        /// Its application_id.
+        found: i64,
+    },
+    /// SQLite's shared memory does not work there.
+    #[error("the store cannot be on {file_system} at {}: its locks do not hold between machines; choose a local directory with --root", path.display())]
+    NetworkFileSystem {
+        /// The store.
+        path: PathBuf,
+        /// Such as `NFS`.
+        file_system: &'static str,
+    },
+    /// No image by this name or ID.
+    #[error("No such image: {0}")]
+    NoImage(String),
+    /// Several images begin with these digits.
+    #[error("image ID {0} is ambiguous: {1} images begin with it")]
+    AmbiguousId(String, usize),
+    /// Removal by ID would take several names.
+    #[error("conflict: unable to delete {0} (must be forced) - image is referenced in multiple repositories")]
+    SeveralNames(String),
+    /// A layer is known but its data is gone.
+    #[error("layer {0} is not in the store")]
+    NoLayer(DiffId),
+    /// More layers than overlayfs stacks.
+    #[error("the image has {layers} layers; overlayfs stacks at most {most}")]
+    TooManyLayers {
+        /// How many there are.
+        layers: usize,
+        /// How many can be mounted.
+        most: usize,
+    },
+    /// A blob is not in the store.
+    #[error("blob {0} is not in the store")]
+    NoBlob(Digest),
+    /// Bytes do not have the digest that was promised.
+    #[error("{what}: digest is {found}, expected {expected}")]
+    Mismatch {
+        /// What was read.
+        what: String,
+        /// The promise.
+        expected: Digest,
+        /// What came.
+        found: Digest,
+    },
+    /// An archive that is not an image archive, or contradicts itself.
+    #[error("{archive}: {reason}")]
+    Archive {
+        /// Name of the archive.
+        archive: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A manifest, index or config.
+    #[error(transparent)]
+    Document(#[from] DocumentError),
+    /// A digest.
+    #[error(transparent)]
+    Digest(#[from] DigestError),
+    /// A reference.
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    /// The output could not be written.
+    #[error("cannot write {what}")]
+    Output {
+        /// Which output.
+        what: String,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    pub(crate) fn file(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.as_ref().to_path_buf();
+        move |source| Self::File { action, path, source }
+    }
+
+    pub(crate) fn database(action: &'static str) -> impl FnOnce(rusqlite::Error) -> Self {
+        move |source| Self::Database { action, source }
+    }
+
+    pub(crate) fn archive(archive: &str, reason: impl Into<String>) -> Self {
+        Self::Archive { archive: archive.to_owned(), reason: reason.into() }
+    }
+}
+
+/// The store's result.
+pub type Result<T> = std::result::Result<T, Error>;

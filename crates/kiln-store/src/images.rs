@@ -1,0 +1,412 @@
+//! Images and their names.
+
+use kiln_oci::{ChainId, DiffId, Digest, ImageConfig, ImageId, Reference};
+use rusqlite::{Connection, OptionalExtension, params};
+
+use crate::Store;
+use crate::collect::Collection;
+use crate::database::{Durability, all, digest, execute, now};
+use crate::error::{Error, Result};
+use crate::store::clear_marks;
+
+/// An image as the store knows it.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// Digest of the config.
+    pub id: ImageId,
+    /// The config's own bytes.
+    pub config_bytes: Vec<u8>,
+    /// The config.
+    pub config: ImageConfig,
+    /// Bytes of regular files in all layers, hard links once in each.
+    pub size: u64,
+    /// `created` of the config, nanoseconds since the epoch; 0 if it has none.
+    pub created: i64,
+    /// When the image came into the store, nanoseconds since the epoch.
+    pub stored: i64,
+}
+
+/// A name of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tag {
+    /// The full name with its tag.
+    pub name: Reference,
+    /// What it names.
+    pub image: ImageId,
+    /// When it was last moved, nanoseconds since the epoch.
+    pub updated: i64,
+}
+
+/// A line of `kiln images`: enough to list without reading configs.
+#[derive(Clone, Debug)]
+pub struct ImageSummary {
+    /// Digest of the config.
+    pub id: ImageId,
+    /// Bytes of regular files in all layers.
+    pub size: u64,
+    /// Nanoseconds since the epoch.
+    pub created: i64,
+    /// All names, sorted.
+    pub names: Vec<String>,
+}
+
+/// What removing a name did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Removed {
+    /// The name is gone.
+    Untagged(String),
+    /// The image is gone.
+    Deleted(ImageId),
+    /// A layer that only this image had is gone.
+    Layer(DiffId),
+}
+
+impl Store {
+    /// Adds an image whose layers are in the store. Idempotent; not yet durable, nor kept without a tag
+    /// or a lease.
+    pub fn put_image(&self, config_bytes: &[u8]) -> Result<ImageId> {
+        self.database.write(Durability::Relaxed, |t| insert_image(t, config_bytes))
+    }
+
+    /// Adds an image and gives it names, durably: what is on disk is synced first, and the names move in one
+    /// transaction. Does nothing at all if every name is there already.
+    pub fn publish_image(&self, config_bytes: &[u8], names: &[Reference]) -> Result<ImageId> {
+        let id = ImageId(Digest::of(config_bytes));
+        if self.is_published(id, names)? {
+            return Ok(id);
+        }
+        let marks = self.marks()?;
+        self.sync()?;
+        self.database.write(Durability::Durable, |t| {
+            insert_image(t, config_bytes)?;
+            clear_marks(t, &marks)?;
+            for name in names {
+                move_tag(t, name, id)?;
+            }
+            Ok(())
+        })?;
+        self.write_layout_for(id)?;
+        Ok(id)
+    }
+
+    /// Whether the image is there, durable, and has all these names.
+    fn is_published(&self, id: ImageId, names: &[Reference]) -> Result<bool> {
+        let connection = self.database.lock();
+        let known = connection
+            .prepare_cached("SELECT 1 FROM images WHERE id = ?1")
+            .and_then(|mut s| s.query_row([id.0.as_bytes()], |_| Ok(())).optional())
+            .map_err(Error::database("look an image up"))?;
+        if known.is_none() {
+            return Ok(false);
+        }
+        let unsynced = connection
+            .prepare_cached(
+                "SELECT 1 FROM image_layers i JOIN layers l USING (diff_id) \
+                 WHERE i.image = ?1 AND l.boot IS NOT NULL LIMIT 1",
+            )
+            .and_then(|mut s| s.query_row([id.0.as_bytes()], |_| Ok(())).optional())
+            .map_err(Error::database("look for unsynced layers"))?;
+        if unsynced.is_some() {
+            return Ok(false);
+        }
+        for name in names {
+            let same = connection
+                .prepare_cached("SELECT 1 FROM tags WHERE name = ?1 AND image = ?2")
+                .and_then(|mut s| {
+                    s.query_row(params![name.to_string(), id.0.as_bytes()], |_| Ok(())).optional()
+                })
+                .map_err(Error::database("look a tag up"))?;
+            if same.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Gives an image a further name, durably.
+    pub fn tag(&self, id: ImageId, name: &Reference) -> Result<()> {
+        let image = self.image(id)?;
+        self.publish_image(&image.config_bytes, std::slice::from_ref(name)).map(|_| ())
+    }
+
+    /// An image by ID.
+    pub fn image(&self, id: ImageId) -> Result<Image> {
+        let row = self.database.one(
+            "SELECT config, size, created, stored FROM images WHERE id = ?1",
+            [id.0.as_bytes()],
+            |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, i64>(1)?, row.get(2)?, row.get(3)?)),
+        )?;
+        let (config_bytes, size, created, stored) = row.ok_or_else(|| Error::NoImage(id.to_string()))?;
+        let config = ImageConfig::parse(&config_bytes)?;
+        Ok(Image { id, config_bytes, config, size: size.unsigned_abs(), created, stored })
+    }
+
+    /// The image that a name, a full ID or the beginning of an ID means, as Docker resolves it.
+    pub fn resolve(&self, text: &str) -> Result<ImageId> {
+        self.find(text)?.ok_or_else(|| Error::NoImage(text.to_owned()))
+    }
+
+    /// As [`Store::resolve`], with `None` if there is none.
+    pub fn find(&self, text: &str) -> Result<Option<ImageId>> {
+        let hex = text.strip_prefix("sha256:").unwrap_or(text);
+        if let Ok(digest) = Digest::from_hex(hex) {
+            return self.known(ImageId(digest));
+        }
+        if let Ok(reference) = text.parse::<Reference>()
+            && let Some(id) = self.find_name(&reference.or_latest())?
+        {
+            return Ok(Some(id));
+        }
+        self.find_prefix(hex)
+    }
+
+    /// The image that a reference names, by tag or by digest (of its config or manifest).
+    pub fn find_name(&self, reference: &Reference) -> Result<Option<ImageId>> {
+        if let Some(digest) = reference.digest {
+            let by_manifest = self.database.one(
+                "SELECT image FROM manifests WHERE digest = ?1",
+                [digest.as_bytes()],
+                |row| super::database::digest(row, 0),
+            )?;
+            return match by_manifest {
+                Some(image) => Ok(Some(ImageId(image))),
+                None => self.known(ImageId(digest)),
+            };
+        }
+        let row =
+            self.database.one("SELECT image FROM tags WHERE name = ?1", [reference.to_string()], |row| {
+                digest(row, 0)
+            })?;
+        Ok(row.map(ImageId))
+    }
+
+    fn known(&self, id: ImageId) -> Result<Option<ImageId>> {
+        let row = self.database.one("SELECT 1 FROM images WHERE id = ?1", [id.0.as_bytes()], |_| Ok(()))?;
+        Ok(row.map(|()| id))
+    }
+
+    fn find_prefix(&self, hex: &str) -> Result<Option<ImageId>> {
+        if hex.is_empty() || hex.len() > 64 || !hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            return Ok(None);
+        }
+        let bound = |fill: &str| {
+            Digest::from_hex(&format!("{hex}{}", fill.repeat(64 - hex.len()))).unwrap_or_default()
+        };
+        let (low, high) = (bound("0"), bound("f"));
+        let found = self.database.all(
+            "SELECT id FROM images WHERE id BETWEEN ?1 AND ?2 LIMIT 100",
+            params![low.as_bytes(), high.as_bytes()],
+            |row| digest(row, 0),
+        )?;
+        match found.as_slice() {
+            [] => Ok(None),
+            [one] => Ok(Some(ImageId(*one))),
+            many => Err(Error::AmbiguousId(hex.to_owned(), many.len())),
+        }
+    }
+
+    /// All tags, by name.
+    pub fn tags(&self) -> Result<Vec<Tag>> {
+        let rows = self.database.all("SELECT name, image, updated FROM tags ORDER BY name", [], |row| {
+            Ok((row.get::<_, String>(0)?, digest(row, 1)?, row.get(2)?))
+        })?;
+        rows.into_iter()
+            .map(|(name, image, updated)| Ok(Tag { name: name.parse()?, image: ImageId(image), updated }))
+            .collect()
+    }
+
+    /// The names of one image, sorted.
+    pub fn names_of(&self, id: ImageId) -> Result<Vec<Reference>> {
+        let rows = self.database.all(
+            "SELECT name FROM tags WHERE image = ?1 ORDER BY name",
+            [id.0.as_bytes()],
+            |row| row.get::<_, String>(0),
+        )?;
+        rows.iter().map(|name| Ok(name.parse()?)).collect()
+    }
+
+    /// When a name of the image last moved, nanoseconds since the epoch.
+    pub fn last_tag_time(&self, id: ImageId) -> Result<Option<i64>> {
+        let row = self.database.one(
+            "SELECT max(updated) FROM tags WHERE image = ?1",
+            [id.0.as_bytes()],
+            |row| row.get::<_, Option<i64>>(0),
+        )?;
+        Ok(row.flatten())
+    }
+
+    /// All images, newest first, with their names: one query each, no configs.
+    pub fn images(&self) -> Result<Vec<ImageSummary>> {
+        let mut images = self.database.all(
+            "SELECT id, size, created FROM images ORDER BY created DESC, id",
+            [],
+            |row| {
+                let size: i64 = row.get(1)?;
+                Ok(ImageSummary {
+                    id: ImageId(digest(row, 0)?),
+                    size: size.unsigned_abs(),
+                    created: row.get(2)?,
+                    names: Vec::new(),
+                })
+            },
+        )?;
+        let position: std::collections::HashMap<ImageId, usize> =
+            images.iter().enumerate().map(|(position, image)| (image.id, position)).collect();
+        let names = self.database.all("SELECT name, image FROM tags ORDER BY name", [], |row| {
+            Ok((row.get::<_, String>(0)?, digest(row, 1)?))
+        })?;
+        for (name, image) in names {
+            if let Some(position) = position.get(&ImageId(image)) {
+                images[*position].names.push(name);
+            }
+        }
+        Ok(images)
+    }
+
+    /// Images whose topmost layers are those of `id`: its children by layers.
+    pub fn children_of(&self, id: ImageId) -> Result<Vec<ImageId>> {
+        let image = self.image(id)?;
+        let layers = image.config.rootfs.diff_ids;
+        let Some((top, position)) = layers.last().map(|top| (top, layers.len() - 1)) else {
+            return Ok(Vec::new());
+        };
+        let candidates = self.database.all(
+            "SELECT image FROM image_layers WHERE diff_id = ?1 AND position = ?2 AND image <> ?3",
+            params![top.0.as_bytes(), position as i64, id.0.as_bytes()],
+            |row| digest(row, 0),
+        )?;
+        let mut children = Vec::new();
+        for candidate in candidates {
+            let other = self.image(ImageId(candidate))?;
+            let longer = other.config.rootfs.diff_ids.len() > layers.len();
+            if longer && other.config.rootfs.diff_ids.starts_with(&layers) {
+                children.push(other.id);
+            }
+        }
+        Ok(children)
+    }
+
+    /// Removes what `text` means, as `docker rmi` does: a name if it is not the last one, else the image
+    /// with its names; an ID with several names needs `force`.
+    pub fn remove_image(&self, text: &str, force: bool) -> Result<Vec<Removed>> {
+        let id = self.resolve(text)?;
+        let by_name = text
+            .parse::<Reference>()
+            .ok()
+            .map(Reference::or_latest)
+            .filter(|name| name.digest.is_none())
+            .filter(|name| matches!(self.find_name(name), Ok(Some(found)) if found == id));
+        let layers = self.image(id)?.config.rootfs.diff_ids;
+        let (gone, last) = self.database.write(Durability::Durable, |t| {
+            let names =
+                all(t, "SELECT name FROM tags WHERE image = ?1 ORDER BY name", [id.0.as_bytes()], |row| {
+                    row.get::<_, String>(0)
+                })?;
+            if by_name.is_none() && names.len() > 1 && !force {
+                return Err(Error::SeveralNames(id.0.short()));
+            }
+            let gone: Vec<String> = match &by_name {
+                Some(name) => vec![name.to_string()],
+                None => names.clone(),
+            };
+            let last = names.iter().all(|name| gone.contains(name));
+            for name in &gone {
+                execute(t, "DELETE FROM tags WHERE name = ?1", [name])?;
+            }
+            if last {
+                execute(t, "DELETE FROM images WHERE id = ?1", [id.0.as_bytes()])?;
+            }
+            Ok((gone, last))
+        })?;
+        let mut removed = Vec::new();
+        for name in gone {
+            removed.push(Removed::Untagged(name.parse::<Reference>()?.familiar()));
+        }
+        if last {
+            removed.push(Removed::Deleted(id));
+            let collected = self.collect(&Collection::default())?;
+            let gone = &collected.cache_layers;
+            let own = layers.iter().rev().filter(|layer| gone.contains(layer));
+            removed.extend(own.map(|layer| Removed::Layer(*layer)));
+        } else {
+            self.write_layout_for(id)?;
+        }
+        Ok(removed)
+    }
+}
+
+/// Inserts an image, its layers' order and their chains. Idempotent.
+fn insert_image(t: &Connection, config_bytes: &[u8]) -> Result<ImageId> {
+    let id = ImageId(Digest::of(config_bytes));
+    let config = ImageConfig::parse(config_bytes)?;
+    let size = image_size(t, &config.rootfs.diff_ids)?;
+    let created = config.created.as_deref().and_then(parse_time).unwrap_or(0);
+    let inserted = execute(
+        t,
+        "INSERT INTO images (id, config, chain_id, size, created, stored) VALUES (?1, ?2, ?3, ?4, ?5, ?6) \
+         ON CONFLICT DO NOTHING",
+        params![id.0.as_bytes(), config_bytes, config.chain_id().0.as_bytes(), size, created, now()],
+    )?;
+    if inserted == 0 {
+        return Ok(id);
+    }
+    for (position, layer) in config.rootfs.diff_ids.iter().enumerate() {
+        execute(
+            t,
+            "INSERT INTO image_layers VALUES (?1, ?2, ?3)",
+            params![id.0.as_bytes(), position as i64, layer.0.as_bytes()],
+        )?;
+    }
+    insert_chain(t, &config.rootfs.diff_ids)?;
+    Ok(id)
+}
+
+fn insert_chain(t: &Connection, layers: &[DiffId]) -> Result<()> {
+    let mut parent = ChainId::SCRATCH;
+    for layer in layers {
+        crate::chains::insert_link(t, parent, *layer)?;
+        parent = parent.with(*layer);
+    }
+    Ok(())
+}
+
+/// Sum over all layers; fails if one is not there, so that an image never lacks a layer.
+fn image_size(t: &Connection, layers: &[DiffId]) -> Result<i64> {
+    let mut size: i64 = 0;
+    for layer in layers {
+        let found =
+            all(t, "SELECT files_size FROM layers WHERE diff_id = ?1", [layer.0.as_bytes()], |row| {
+                row.get::<_, i64>(0)
+            })?;
+        size = size.saturating_add(*found.first().ok_or(Error::NoLayer(*layer))?);
+    }
+    Ok(size)
+}
+
+fn move_tag(t: &Connection, name: &Reference, id: ImageId) -> Result<()> {
+    execute(
+        t,
+        "INSERT INTO tags VALUES (?1, ?2, ?3) ON CONFLICT (name) DO UPDATE SET image = ?2, updated = ?3",
+        params![name.to_string(), id.0.as_bytes(), now()],
+    )?;
+    Ok(())
+}
+
+/// Nanoseconds since the epoch of an RFC 3339 time.
+pub(crate) fn parse_time(text: &str) -> Option<i64> {
+    let timestamp: jiff::Timestamp = text.parse().ok()?;
+    i64::try_from(timestamp.as_nanosecond()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read() {
+        assert_eq!(parse_time("1970-01-01T00:00:01.000000002Z"), Some(1_000_000_002));
+        assert_eq!(parse_time("1970-01-01T01:00:00+01:00"), Some(0));
+        assert_eq!(parse_time("0001-01-01T00:00:00Z"), None);
+        assert_eq!(parse_time("yesterday"), None);
+    }
+}

@@ -1,0 +1,334 @@
+//! Layers: publishing them, and reading their indexes.
+//!
+//! A layer is published in one write transaction that moves its files into place and inserts its rows. The
+//! collector moves files away only in a write transaction in which the rows are gone, so the two never meet.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use kiln_layer::{LayerIndex, RootView};
+use kiln_oci::{ChainId, DiffId, Digest};
+use rusqlite::{Connection, params};
+
+use crate::Store;
+use crate::database::{Durability, all, execute, now};
+use crate::error::{Error, Result};
+use crate::lease::{Lease, Leased};
+use crate::store::{random, random_hex};
+
+/// A layer as the database knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerInfo {
+    /// Digest of the uncompressed tar.
+    pub diff_id: DiffId,
+    /// Bytes of the uncompressed tar.
+    pub tar_size: u64,
+    /// Bytes of regular files, hard links once.
+    pub files_size: u64,
+    /// Whether its snapshot fits any chain.
+    pub stands_alone: bool,
+    /// Version of kiln's tar writer, 0 for a foreign layer.
+    pub writer: u32,
+}
+
+/// A layer to publish; its files are in the lease's directory.
+pub struct NewLayer {
+    /// The index.
+    pub index: LayerIndex,
+    /// The layer's bytes, if they are kept.
+    pub blob: Option<NewBlob>,
+    /// The unpacked files, if they are there.
+    pub snapshot: Option<PathBuf>,
+}
+
+/// A blob to publish.
+#[derive(Clone, Debug)]
+pub struct NewBlob {
+    /// Where its file is now.
+    pub path: PathBuf,
+    /// Digest of the file.
+    pub digest: Digest,
+    /// Bytes.
+    pub size: u64,
+    /// `none`, `gzip`, `zstd`, `xz`, `bzip2`.
+    pub compression: &'static str,
+}
+
+/// A blob that holds a layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerBlob {
+    /// Digest of the file.
+    pub digest: Digest,
+    /// Bytes.
+    pub size: u64,
+    /// `none`, `gzip`, `zstd`, `xz`, `bzip2`.
+    pub compression: String,
+}
+
+/// Where snapshots are.
+pub(crate) const OVERLAY: &str = "overlay2";
+
+impl Store {
+    /// Publishes a layer on `parent` and leases it. Idempotent: what is there already is kept, and the new files
+    /// go with the lease.
+    pub fn publish_layer(&self, lease: &Lease, parent: ChainId, layer: NewLayer) -> Result<DiffId> {
+        let diff_id = layer.index.diff_id();
+        let index_path = lease.fresh_path("index");
+        fs_err::write(&index_path, layer.index.bytes()).map_err(Error::file("write", &index_path))?;
+        let snapshot = match &layer.snapshot {
+            Some(path) => Some(self.stage_snapshot(lease, path)?),
+            None => None,
+        };
+        self.database.write(Durability::Relaxed, |t| {
+            self.insert_layer(t, &layer.index, &index_path)?;
+            if let Some(blob) = &layer.blob {
+                self.insert_layer_blob(t, diff_id, blob)?;
+            }
+            if let Some(staged) = &snapshot {
+                self.insert_snapshot(t, &layer.index, parent, staged)?;
+            }
+            crate::chains::insert_link(t, parent, diff_id)?;
+            lease.keep_in(t, Leased::Layer(diff_id))
+        })?;
+        let index = Arc::new(layer.index);
+        self.indexes.lock().unwrap_or_else(|e| e.into_inner()).insert(diff_id, index);
+        Ok(diff_id)
+    }
+
+    fn insert_layer(&self, t: &Connection, index: &LayerIndex, file: &std::path::Path) -> Result<()> {
+        let diff_id = index.diff_id();
+        if self.trusted(t, "layers", "diff_id", &diff_id.0)? {
+            return Ok(());
+        }
+        let path = self.index_path(diff_id);
+        fs_err::rename(file, &path).map_err(Error::file("publish", &path))?;
+        execute(
+            t,
+            "INSERT INTO layers VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9) \
+             ON CONFLICT (diff_id) DO UPDATE SET boot = ?8, created = ?9, last_used = ?9",
+            params![
+                diff_id.0.as_bytes(),
+                signed(index.tar_size()),
+                signed(index.content_size()),
+                index.entry_count(),
+                index.stands_alone(),
+                index.writer_version().unwrap_or(0),
+                signed(index.bytes().len() as u64),
+                self.boot,
+                now()
+            ],
+        )?;
+        Ok(())
+    }
+
+    fn insert_layer_blob(&self, t: &Connection, diff_id: DiffId, blob: &NewBlob) -> Result<()> {
+        self.insert_blob(t, blob)?;
+        execute(
+            t,
+            "INSERT INTO layer_blobs VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+            params![diff_id.0.as_bytes(), blob.digest.as_bytes(), blob.compression],
+        )?;
+        Ok(())
+    }
+
+    /// Moves a blob into place unless it is there.
+    pub(crate) fn insert_blob(&self, t: &Connection, blob: &NewBlob) -> Result<()> {
+        if self.trusted(t, "blobs", "digest", &blob.digest)? {
+            return Ok(());
+        }
+        let path = self.blob_path(&blob.digest);
+        fs_err::rename(&blob.path, &path).map_err(Error::file("publish", &path))?;
+        execute(
+            t,
+            "INSERT INTO blobs VALUES (?1, ?2, ?3, ?4) ON CONFLICT (digest) DO UPDATE SET boot = ?3, created = ?4",
+            params![blob.digest.as_bytes(), signed(blob.size), self.boot, now()],
+        )?;
+        Ok(())
+    }
+
+    /// Whether a row exists whose file was written to the end: in this boot, or synced.
+    pub(crate) fn trusted(&self, t: &Connection, table: &str, column: &str, digest: &Digest) -> Result<bool> {
+        let rows =
+            all(t, &format!("SELECT boot FROM {table} WHERE {column} = ?1"), [digest.as_bytes()], |row| {
+                row.get::<_, Option<String>>(0)
+            })?;
+        Ok(rows.first().is_some_and(|boot| boot.as_ref().is_none_or(|boot| *boot == self.boot)))
+    }
+
+    /// Gives a new snapshot its name and its small files, still in the lease's directory.
+    fn stage_snapshot(&self, lease: &Lease, files: &std::path::Path) -> Result<StagedSnapshot> {
+        let id = random_hex(32)?;
+        let link = short_link()?;
+        let directory = lease.fresh_path("snapshot");
+        let make = |path: &std::path::Path| fs_err::create_dir(path).map_err(Error::file("make", path));
+        make(&directory)?;
+        make(&directory.join("work"))?;
+        let diff = directory.join("diff");
+        fs_err::rename(files, &diff).map_err(Error::file("move", files))?;
+        let link_file = directory.join("link");
+        fs_err::write(&link_file, &link).map_err(Error::file("write", &link_file))?;
+        Ok(StagedSnapshot { id, link, directory })
+    }
+
+    fn insert_snapshot(
+        &self,
+        t: &Connection,
+        index: &LayerIndex,
+        parent: ChainId,
+        staged: &StagedSnapshot,
+    ) -> Result<()> {
+        let key = snapshot_key(index, parent);
+        let known = all(
+            t,
+            "SELECT boot FROM snapshots WHERE key = ?1 AND ownership = ?2",
+            params![key.as_bytes(), self.ownership().name()],
+            |row| row.get::<_, Option<String>>(0),
+        )?;
+        match known.first() {
+            Some(boot) if boot.as_ref().is_none_or(|boot| *boot == self.boot) => return Ok(()),
+            Some(_) => {
+                execute(
+                    t,
+                    "DELETE FROM snapshots WHERE key = ?1 AND ownership = ?2",
+                    params![key.as_bytes(), self.ownership().name()],
+                )?;
+            }
+            None => {}
+        }
+        self.write_lower(t, parent, &staged.directory)?;
+        let overlay = self.root().join(OVERLAY);
+        let target = overlay.join(&staged.id);
+        fs_err::rename(&staged.directory, &target).map_err(Error::file("publish", &target))?;
+        let link = overlay.join("l").join(&staged.link);
+        fs_err::os::unix::fs::symlink(format!("../{}/diff", staged.id), &link)
+            .map_err(Error::file("make the link", &link))?;
+        execute(
+            t,
+            "INSERT INTO snapshots VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            params![
+                staged.id,
+                staged.link,
+                key.as_bytes(),
+                self.ownership().name(),
+                index.diff_id().0.as_bytes(),
+                self.boot,
+                now()
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// `lower` as people know it: short links, the nearest first. Only for reading; kiln itself asks the database.
+    fn write_lower(&self, t: &Connection, parent: ChainId, directory: &std::path::Path) -> Result<()> {
+        let mut links = Vec::new();
+        let mut at = parent;
+        while at != ChainId::SCRATCH {
+            let row = all(
+                t,
+                "SELECT c.parent, s.link FROM chains c LEFT JOIN snapshots s ON s.diff_id = c.diff_id \
+                 AND s.ownership = ?2 AND s.key IN (c.diff_id, c.chain_id) WHERE c.chain_id = ?1",
+                params![at.0.as_bytes(), self.ownership().name()],
+                |row| Ok((crate::database::digest(row, 0)?, row.get::<_, Option<String>>(1)?)),
+            )?;
+            let Some((below, link)) = row.into_iter().next() else { break };
+            links.extend(link.map(|link| format!("l/{link}")));
+            at = ChainId(below);
+        }
+        if links.is_empty() {
+            return Ok(());
+        }
+        let path = directory.join("lower");
+        fs_err::write(&path, links.join(":")).map_err(Error::file("write", &path))
+    }
+
+    /// What is known of a layer, if it is there.
+    pub fn layer(&self, diff_id: DiffId) -> Result<Option<LayerInfo>> {
+        self.database.one(
+            "SELECT tar_size, files_size, stands_alone, writer FROM layers WHERE diff_id = ?1",
+            [diff_id.0.as_bytes()],
+            |row| {
+                Ok(LayerInfo {
+                    diff_id,
+                    tar_size: row.get::<_, i64>(0)?.unsigned_abs(),
+                    files_size: row.get::<_, i64>(1)?.unsigned_abs(),
+                    stands_alone: row.get(2)?,
+                    writer: row.get(3)?,
+                })
+            },
+        )
+    }
+
+    /// The blobs that hold a layer, uncompressed ones first.
+    pub fn layer_blobs(&self, diff_id: DiffId) -> Result<Vec<LayerBlob>> {
+        self.database.all(
+            "SELECT b.digest, b.size, l.compression FROM layer_blobs l JOIN blobs b ON b.digest = l.blob \
+             WHERE l.diff_id = ?1 ORDER BY l.compression <> 'none', b.created",
+            [diff_id.0.as_bytes()],
+            |row| {
+                Ok(LayerBlob {
+                    digest: crate::database::digest(row, 0)?,
+                    size: row.get::<_, i64>(1)?.unsigned_abs(),
+                    compression: row.get(2)?,
+                })
+            },
+        )
+    }
+
+    /// The diff ID of a layer that came as this blob before.
+    pub fn layer_of_blob(&self, blob: &Digest) -> Result<Option<DiffId>> {
+        let found = self.database.one(
+            "SELECT diff_id FROM layer_blobs WHERE blob = ?1",
+            [blob.as_bytes()],
+            |row| crate::database::digest(row, 0),
+        )?;
+        Ok(found.map(DiffId))
+    }
+
+    /// The index of a layer. Mapped once for each process.
+    pub fn index(&self, diff_id: DiffId) -> Result<Arc<LayerIndex>> {
+        if let Some(index) = self.indexes.lock().unwrap_or_else(|e| e.into_inner()).get(&diff_id) {
+            return Ok(Arc::clone(index));
+        }
+        let path = self.index_path(diff_id);
+        let file = fs_err::File::open(&path).map_err(|_| Error::NoLayer(diff_id))?;
+        let index = Arc::new(LayerIndex::open(file.file(), &path)?);
+        self.indexes.lock().unwrap_or_else(|e| e.into_inner()).insert(diff_id, Arc::clone(&index));
+        Ok(index)
+    }
+
+    /// The tree of a stack of layers, from the bottom to the top.
+    pub fn root_view(&self, layers: &[DiffId]) -> Result<RootView> {
+        let indexes = layers.iter().map(|layer| self.index(*layer)).collect::<Result<Vec<_>>>()?;
+        Ok(RootView::new(indexes))
+    }
+
+    pub(crate) fn index_path(&self, diff_id: DiffId) -> PathBuf {
+        self.root().join("index").join(diff_id.0.hex())
+    }
+
+    /// Where a blob's file is.
+    pub fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.root().join("blobs/sha256").join(digest.hex())
+    }
+}
+
+struct StagedSnapshot {
+    id: String,
+    link: String,
+    directory: PathBuf,
+}
+
+/// Shared by every chain if the layer stands alone, else bound to its chain.
+pub(crate) fn snapshot_key(index: &LayerIndex, parent: ChainId) -> Digest {
+    if index.stands_alone() { index.diff_id().0 } else { parent.with(index.diff_id()).0 }
+}
+
+/// 26 letters and digits, as overlay2's short links have.
+fn short_link() -> Result<String> {
+    const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
+    Ok(random(26)?.into_iter().map(|byte| char::from(ALPHABET[usize::from(byte & 31)])).collect())
+}
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,130 @@
+//! Leases: what a running command uses is not collected.
+//!
+//! A lease is a row and a locked file. A free lock means that its owner is dead, whatever PID namespaces lie
+//! between; the collector then removes the row and the directory.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use kiln_oci::{ChainId, DiffId, Digest, ImageId};
+use kiln_sys::lock::{Lock, Sharing};
+use rusqlite::{Connection, params};
+
+use crate::Store;
+use crate::database::{Database, Durability, execute, now};
+use crate::error::{Error, Result};
+
+/// A lease of this process. Dropping it removes its row and its directory.
+pub struct Lease {
+    id: String,
+    directory: PathBuf,
+    database: Arc<Database>,
+    next: AtomicU64,
+    /// Chains whose layers are all leased, so that asking again costs nothing.
+    kept: Mutex<HashSet<ChainId>>,
+    /// Released last: once it is free, the collector may sweep the directory.
+    lock: Option<Lock>,
+}
+
+/// Something that a lease keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leased {
+    /// A layer: its index, blobs and snapshots.
+    Layer(DiffId),
+    /// An image with all its layers.
+    Image(ImageId),
+    /// A blob that belongs to no layer yet.
+    Blob(Digest),
+}
+
+impl Leased {
+    fn row(self) -> (&'static str, Digest) {
+        match self {
+            Self::Layer(layer) => ("layer", layer.0),
+            Self::Image(image) => ("image", image.0),
+            Self::Blob(blob) => ("blob", blob),
+        }
+    }
+}
+
+impl Store {
+    /// Takes a lease for a command, which is named in `kiln system df -v` and in errors.
+    pub fn lease(&self, command: &str) -> Result<Lease> {
+        let id = crate::store::random_hex(8)?;
+        let directory = self.root().join("tmp").join(&id);
+        fs_err::create_dir(&directory).map_err(Error::file("make", &directory))?;
+        let lock = Lock::acquire(&directory.join("lock"), Sharing::Exclusive)?;
+        let row = self.database.write(Durability::Relaxed, |t| {
+            execute(t, "INSERT INTO leases VALUES (?1, ?2, ?3)", params![id, command, now()])
+        });
+        if let Err(error) = row {
+            let _ = fs_err::remove_dir_all(&directory);
+            return Err(error);
+        }
+        Ok(Lease {
+            id,
+            directory,
+            database: Arc::clone(&self.database),
+            next: AtomicU64::new(0),
+            kept: Mutex::default(),
+            lock: Some(lock),
+        })
+    }
+}
+
+impl Lease {
+    /// Directory for in-flight work, in the store's file system, so that it can be published by rename.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// A fresh path in the lease's directory.
+    pub fn fresh_path(&self, name: &str) -> PathBuf {
+        self.directory.join(format!("{}-{name}", self.next.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// Keeps something from collection as long as the lease lives.
+    pub fn keep(&self, what: Leased) -> Result<()> {
+        self.database.write(Durability::Relaxed, |t| self.keep_in(t, what))
+    }
+
+    pub(crate) fn has_kept(&self, chain: ChainId) -> bool {
+        self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner).contains(&chain)
+    }
+
+    pub(crate) fn note_kept(&self, chains: Vec<ChainId>) {
+        self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner).extend(chains);
+    }
+
+    /// As [`Lease::keep`], in a transaction that also found or made it.
+    pub(crate) fn keep_in(&self, t: &Connection, what: Leased) -> Result<()> {
+        let (kind, digest) = what.row();
+        execute(
+            t,
+            "INSERT INTO lease_roots VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+            params![self.id, kind, digest.as_bytes()],
+        )?;
+        Ok(())
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let _ = self
+            .database
+            .write(Durability::Relaxed, |t| execute(t, "DELETE FROM leases WHERE id = ?1", [&self.id]));
+        if let (Some(parent), Some(name)) = (self.directory.parent(), self.directory.file_name()) {
+            let _ = kiln_sys::root::Directory::open(parent).and_then(|parent| parent.remove_all(name));
+        }
+        drop(self.lock.take());
+    }
+}
+
+/// Whether the lease in this directory has a living owner. The row is made after the lock is held, so a lease
+/// with a row and a free lock is dead.
+pub(crate) fn is_alive(directory: &Path) -> bool {
+    let lock = directory.join("lock");
+    lock.exists() && matches!(Lock::try_acquire(&lock, Sharing::Exclusive), Ok(None))
+}

@@ -1,0 +1,241 @@
+//! The build cache: records by key, with their whole preimages, and claims between processes.
+
+use std::time::Duration;
+
+use kiln_oci::{ChainId, DiffId, Digest};
+use kiln_sys::lock::{Lock, Sharing};
+use rusqlite::params;
+
+use crate::Store;
+use crate::database::{Durability, all, digest, execute, now};
+use crate::error::Result;
+use crate::lease::Lease;
+
+/// One input of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordInput {
+    /// Such as `root`.
+    pub name: String,
+    /// What of it was selected.
+    pub selector: String,
+    /// Digest of the selected content, or a chain ID.
+    pub digest: Digest,
+}
+
+/// A cache record: what a step made, and from what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheRecord {
+    /// Digest of operation and inputs.
+    pub key: Digest,
+    /// Digest of the operation.
+    pub operation: Digest,
+    /// The operation's name.
+    pub operation_name: String,
+    /// The operation's canonical JSON.
+    pub operation_json: Vec<u8>,
+    /// The inputs in order.
+    pub inputs: Vec<RecordInput>,
+    /// What the step was done to; not kept, and scratch in records that were read.
+    pub parent: ChainId,
+    /// What it gave: `parent` itself, or with `layer` on top.
+    pub result: ChainId,
+    /// The layer that was made; `None` if the step made none.
+    pub layer: Option<DiffId>,
+    /// How long the step took.
+    pub wall_time: Duration,
+    /// Bytes of regular files in the layer.
+    pub bytes: u64,
+    /// When the layer was first made, nanoseconds since the epoch.
+    pub created: i64,
+    /// The step as it was shown.
+    pub name: String,
+}
+
+/// What a look-up found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CachedResult {
+    /// What the step gave.
+    pub result: ChainId,
+    /// The layer that was made; `None` if the step made none.
+    pub layer: Option<DiffId>,
+    /// Whether all layers of the result are in the store now; they are leased if so.
+    pub present: bool,
+    /// How long it took to make.
+    pub wall_time: Duration,
+    /// When the layer was first made, nanoseconds since the epoch.
+    pub created: i64,
+}
+
+/// A claim on a key: no other process works on it until this is dropped or its process dies.
+#[derive(Debug)]
+pub struct Claim {
+    _lock: Lock,
+}
+
+impl Store {
+    /// Looks a key up and, if the layers of its result are there, leases them: one transaction.
+    pub fn cached(&self, key: &Digest, lease: &Lease) -> Result<Option<CachedResult>> {
+        self.database.write(Durability::Relaxed, |t| {
+            let row = all(
+                t,
+                "SELECT result, layer, created, wall_time FROM records WHERE key = ?1",
+                [key.as_bytes()],
+                |row| {
+                    let layer: Option<[u8; 32]> = row.get(1)?;
+                    let wall_time: i64 = row.get(3)?;
+                    Ok((digest(row, 0)?, layer.map(Digest::from_bytes), row.get::<_, i64>(2)?, wall_time))
+                },
+            )?;
+            let Some((result, layer, created, wall_time)) = row.first().copied() else { return Ok(None) };
+            let result = ChainId(result);
+            let present = self.keep_chain_in(t, lease, result)?;
+            let wall_time = Duration::from_nanos(wall_time.unsigned_abs());
+            Ok(Some(CachedResult { result, layer: layer.map(DiffId), present, wall_time, created }))
+        })
+    }
+
+    /// Writes a record. A record of the same key keeps its time of creation if it has the same result.
+    pub fn record(&self, record: &CacheRecord) -> Result<()> {
+        self.database.write(Durability::Relaxed, |t| {
+            execute(
+                t,
+                "INSERT INTO operations VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+                params![record.operation.as_bytes(), record.operation_name, record.operation_json],
+            )?;
+            execute(
+                t,
+                "INSERT INTO records VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT (key) DO UPDATE SET \
+                 created = iif(result = ?3, created, ?7), result = ?3, layer = ?4, wall_time = ?5, bytes = ?6, \
+                 last_used = ?8",
+                params![
+                    record.key.as_bytes(),
+                    record.operation.as_bytes(),
+                    record.result.0.as_bytes(),
+                    record.layer.map(|layer| *layer.0.as_bytes()),
+                    i64::try_from(record.wall_time.as_nanos()).unwrap_or(i64::MAX),
+                    i64::try_from(record.bytes).unwrap_or(i64::MAX),
+                    record.created,
+                    now(),
+                    record.name
+                ],
+            )?;
+            if let Some(layer) = record.layer {
+                crate::chains::insert_link(t, record.parent, layer)?;
+            }
+            execute(t, "DELETE FROM record_inputs WHERE key = ?1", [record.key.as_bytes()])?;
+            for (position, input) in record.inputs.iter().enumerate() {
+                execute(
+                    t,
+                    "INSERT INTO record_inputs VALUES (?1, ?2, ?3, ?4, ?5)",
+                    params![
+                        record.key.as_bytes(),
+                        position as i64,
+                        input.name,
+                        input.selector,
+                        input.digest.as_bytes()
+                    ],
+                )?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Records that a miss may be compared with: those of the same operation, else of operations of the same
+    /// name, the most recently used first, at most `limit`.
+    pub fn nearest_records(
+        &self,
+        operation: &Digest,
+        operation_name: &str,
+        limit: u32,
+    ) -> Result<Vec<CacheRecord>> {
+        const COLUMNS: &str = "SELECT r.key, r.operation, o.name, o.json, r.result, r.wall_time, r.bytes, \
+                               r.created, r.name, r.layer FROM records r JOIN operations o ON o.digest = r.operation";
+        let connection = self.database.lock();
+        let same = format!("{COLUMNS} WHERE r.operation = ?1 ORDER BY r.last_used DESC LIMIT ?2");
+        let mut records = all(&connection, &same, params![operation.as_bytes(), limit], read_record)?;
+        if records.is_empty() {
+            let named = format!("{COLUMNS} WHERE o.name = ?1 ORDER BY r.last_used DESC LIMIT ?2");
+            records = all(&connection, &named, params![operation_name, limit], read_record)?;
+        }
+        for record in &mut records {
+            record.inputs = all(
+                &connection,
+                "SELECT name, selector, digest FROM record_inputs WHERE key = ?1 ORDER BY position",
+                [record.key.as_bytes()],
+                |row| Ok(RecordInput { name: row.get(0)?, selector: row.get(1)?, digest: digest(row, 2)? }),
+            )?;
+        }
+        Ok(records)
+    }
+
+    /// Marks records and their layers as used now, for collection. One transaction.
+    pub fn touch_records(&self, keys: &[Digest]) -> Result<()> {
+        let now = now();
+        self.database.write(Durability::Relaxed, |t| {
+            for key in keys {
+                execute(t, "UPDATE records SET last_used = ?1 WHERE key = ?2", params![now, key.as_bytes()])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Claims a key for this process, or `None` while another one works on it.
+    pub fn try_claim(&self, key: &Digest) -> Result<Option<Claim>> {
+        let lock = Lock::try_acquire(&self.claim_path(key), Sharing::Exclusive)?;
+        Ok(lock.map(|lock| Claim { _lock: lock }))
+    }
+
+    /// Waits until the key is free and claims it.
+    pub fn claim(&self, key: &Digest) -> Result<Claim> {
+        let lock = Lock::acquire(&self.claim_path(key), Sharing::Exclusive)?;
+        Ok(Claim { _lock: lock })
+    }
+
+    /// One of 1,024 lock files: two keys that share one wait for each other needlessly, which is harmless,
+    /// and the files never need to be removed.
+    fn claim_path(&self, key: &Digest) -> std::path::PathBuf {
+        self.root().join("claims").join(&key.hex()[..3])
+    }
+
+    /// A content digest that was computed before.
+    pub fn remembered_digest(&self, chain: ChainId, selector: &str) -> Result<Option<Digest>> {
+        self.database.one(
+            "SELECT digest FROM content_digests WHERE chain_id = ?1 AND selector = ?2",
+            params![chain.0.as_bytes(), selector],
+            |row| digest(row, 0),
+        )
+    }
+
+    /// Remembers a content digest.
+    pub fn remember_digest(&self, chain: ChainId, selector: &str, content: &Digest) -> Result<()> {
+        self.database.write(Durability::Relaxed, |t| {
+            execute(
+                t,
+                "INSERT INTO content_digests VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+                params![chain.0.as_bytes(), selector, content.as_bytes()],
+            )
+            .map(|_| ())
+        })
+    }
+}
+
+fn read_record(row: &rusqlite::Row<'_>) -> rusqlite::Result<CacheRecord> {
+    let result = digest(row, 4)?;
+    let wall_time: i64 = row.get(5)?;
+    let bytes: i64 = row.get(6)?;
+    let layer: Option<[u8; 32]> = row.get(9)?;
+    Ok(CacheRecord {
+        key: digest(row, 0)?,
+        operation: digest(row, 1)?,
+        operation_name: row.get(2)?,
+        operation_json: row.get(3)?,
+        inputs: Vec::new(),
+        parent: ChainId::SCRATCH,
+        result: ChainId(result),
+        layer: layer.map(|layer| DiffId(Digest::from_bytes(layer))),
+        wall_time: Duration::from_nanos(wall_time.unsigned_abs()),
+        bytes: bytes.unsigned_abs(),
+        created: row.get(7)?,
+        name: row.get(8)?,
+    })
+}

@@ -1,0 +1,224 @@
+//! Reading and changing the roots that stacks of layers are: files by path, parts for mounts, captured changes.
+
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use kiln_layer::{
+    Capture, Changes, ContentSource, Kind, LayerContents, LayerIndex, LayerWriter, Options, Outputs, Owners,
+    RootView, Source, Unpack, Whiteouts,
+};
+use kiln_oci::{ChainId, DiffId};
+use kiln_sys::root::Root;
+
+use crate::Store;
+use crate::error::{Error, Result};
+use crate::lease::Lease;
+
+/// The largest file that is read whole, such as passwd: 16 MiB (CVE-2024-9676: larger ones are an attack).
+const MAX_WHOLE_FILE: u64 = 16 << 20;
+
+/// What a path of a root is for a mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RootPart {
+    /// A directory: the layers' own directories, the nearest first.
+    Directories(Vec<PathBuf>),
+    /// A file, in its layer's snapshot.
+    File(PathBuf),
+}
+
+impl Store {
+    /// The files of the layer at `position` of a stack: from its snapshot if it is there, else from its blob.
+    pub fn layer_contents(&self, layers: &[DiffId], position: usize) -> Result<LayerContents> {
+        let layer = layers[position];
+        let mut sources = Vec::new();
+        if let Some(snapshot) = self.find_snapshot(ChainId::of(&layers[..position]), layer)? {
+            sources.push(ContentSource::Snapshot(Root::open(&snapshot.diff)?));
+        }
+        for blob in self.layer_blobs(layer)? {
+            let path = self.blob_path(&blob.digest);
+            let file = fs_err::File::open(&path).map_err(Error::file("open", &path))?.into_file();
+            sources.push(match blob.compression.as_str() {
+                "none" => ContentSource::Tar { file, offset: 0 },
+                _ => ContentSource::Blob(file),
+            });
+        }
+        Ok(LayerContents::new(self.index(layer)?, sources))
+    }
+
+    /// The contents of all layers of a stack.
+    pub fn contents(&self, layers: &[DiffId]) -> Result<Vec<LayerContents>> {
+        (0..layers.len()).map(|position| self.layer_contents(layers, position)).collect()
+    }
+
+    /// Reads a small file of a root, symbolic links followed inside it; `None` if there is none, or it is no
+    /// regular file.
+    pub fn read_root_file(&self, view: &RootView, layers: &[DiffId], path: &[u8]) -> Result<Option<Vec<u8>>> {
+        let Some(node) = view.resolve(path)? else { return Ok(None) };
+        let Some(file) = view.file(&node)? else { return Ok(None) };
+        if file.entry.kind() != Kind::Regular {
+            return Ok(None);
+        }
+        Ok(Some(self.layer_contents(layers, file.layer)?.read(&file.entry, MAX_WHOLE_FILE)?))
+    }
+
+    /// The directories (or the file) of snapshots that make up `path` of a root, symbolic links followed inside it;
+    /// `None` if it is not there.
+    pub fn directory_lowers(
+        &self,
+        lease: &Lease,
+        layers: &[DiffId],
+        path: &[u8],
+    ) -> Result<Option<RootPart>> {
+        let view = self.root_view(layers)?;
+        let Some(node) = view.resolve(path)? else { return Ok(None) };
+        let real = node.path().to_vec();
+        let snapshots = self.snapshots(lease, layers)?;
+        let below = |layer: usize| snapshots[layer].diff.join(std::ffi::OsStr::from_bytes(&real));
+        if !node.is_directory() {
+            return Ok(node.source().map(|(layer, _)| RootPart::File(below(layer))));
+        }
+        let mut lowers = Vec::new();
+        for layer in (0..layers.len()).rev() {
+            let index = self.index(layers[layer])?;
+            match continues(&index, &real)? {
+                Continuation::Ends => break,
+                Continuation::Hides => {
+                    lowers.push(below(layer));
+                    break;
+                }
+                Continuation::Joins => lowers.push(below(layer)),
+                Continuation::Absent => {}
+            }
+        }
+        lowers.retain(|lower| lower.is_dir());
+        if lowers.is_empty() {
+            let empty = lease.fresh_path("empty");
+            fs_err::create_dir(&empty).map_err(Error::file("make", &empty))?;
+            lowers.push(empty);
+        }
+        Ok(Some(RootPart::Directories(lowers)))
+    }
+
+    /// Walks what a step left in `upper` once, into an index; `upper` is the snapshot afterwards.
+    pub fn capture(
+        &self,
+        upper: &Path,
+        lower: &RootView,
+        owners: Owners<'_>,
+        clamp: Option<i64>,
+    ) -> Result<LayerIndex> {
+        let root = Root::open(upper)?;
+        let changes = Changes::Upper;
+        let capture = Capture { root: &root, lower, changes, owners, stubs: &[], clamp };
+        Ok(kiln_layer::capture(&capture, None)?.index)
+    }
+
+    /// Unpacks a whole root into a directory: layer after layer, whiteouts applied.
+    pub fn unpack_layers(&self, lease: &Lease, layers: &[DiffId], directory: &Path) -> Result<()> {
+        let root = Root::open(directory)?;
+        for (position, layer) in layers.iter().enumerate() {
+            let unpack = Unpack { whiteouts: Whiteouts::Apply, ..self.unpacking(&root) };
+            let (reader, _) = self.open_layer(lease, &layers[..position], *layer)?;
+            kiln_layer::walk(reader, &Options { unpack: Some(unpack), ..Options::default() })?;
+        }
+        Ok(())
+    }
+
+    /// The bytes of a layer as a tar, compressed as its blob is, and their length. A layer without a blob is made
+    /// again from its snapshot and index, and must come out with its diff ID.
+    pub fn open_layer(&self, lease: &Lease, below: &[DiffId], layer: DiffId) -> Result<(std::fs::File, u64)> {
+        let path = match self.layer_blobs(layer)?.first() {
+            Some(blob) => self.blob_path(&blob.digest),
+            None => self.remake_tar(lease, below, layer)?,
+        };
+        let file = fs_err::File::open(&path).map_err(Error::file("open", &path))?;
+        let size = file.metadata().map_err(Error::file("stat", &path))?.len();
+        Ok((file.into_file(), size))
+    }
+
+    fn remake_tar(&self, lease: &Lease, below: &[DiffId], layer: DiffId) -> Result<PathBuf> {
+        let path = lease.fresh_path("layer.tar");
+        let mut output = fs_err::File::create_new(&path).map_err(Error::file("make", &path))?;
+        self.write_tar(below, layer, &mut output)?;
+        Ok(path)
+    }
+
+    /// Writes the tar of a layer that kiln made, from snapshot and index.
+    pub(crate) fn write_tar(
+        &self,
+        below: &[DiffId],
+        layer: DiffId,
+        output: &mut (dyn io::Write + Send),
+    ) -> Result<()> {
+        let index = self.index(layer)?;
+        let snapshot = self.find_snapshot(ChainId::of(below), layer)?.ok_or(Error::NoLayer(layer))?;
+        if index.writer_version().is_none() {
+            return Err(Error::NoLayer(layer));
+        }
+        let root = Root::open(&snapshot.diff)?;
+        let mut writer = LayerWriter::new();
+        for entry in index.tree() {
+            let entry = entry?;
+            let source = if entry.kind() == Kind::Regular && entry.size() > 0 {
+                let root = &root;
+                Source::Open(Box::new(move || {
+                    let path = Path::new(std::ffi::OsStr::from_bytes(entry.path()));
+                    Ok(Box::new(root.open_file(path)?) as Box<dyn Read>)
+                }))
+            } else {
+                Source::Empty
+            };
+            writer.add(entry.path(), entry.metadata(), source)?;
+        }
+        let view = self.root_view(below)?;
+        let written = writer.finish(&view, Outputs { tar: Some(output), unpack: None })?;
+        if written.diff_id != layer {
+            let what = format!("layer {layer} made again from its snapshot");
+            return Err(Error::Mismatch { what, expected: layer.0, found: written.diff_id.0 });
+        }
+        Ok(())
+    }
+}
+
+/// What a layer says of a directory.
+enum Continuation {
+    /// It is removed, or something else, here: lower layers do not count, nor does this one.
+    Ends,
+    /// It is here, and hides lower layers.
+    Hides,
+    /// It is here, over lower layers.
+    Joins,
+    /// Nothing.
+    Absent,
+}
+
+fn continues(index: &LayerIndex, path: &[u8]) -> Result<Continuation> {
+    let mut hides = false;
+    let mut at = Vec::new();
+    let mut present = true;
+    for component in std::iter::once(&b""[..]).chain(kiln_layer::path::components(path)) {
+        if !component.is_empty() {
+            at = kiln_layer::path::join(&at, component);
+        }
+        let mut position = index.position(&at)?;
+        present = position.is_some() || at.is_empty();
+        while let Some(number) = position {
+            let entry = index.effective(number)?;
+            match entry.kind() {
+                Kind::Opaque => hides = true,
+                Kind::Directory => {}
+                _ => return Ok(Continuation::Ends),
+            }
+            position = (number + 1 < index.effective_count() && index.effective(number + 1)?.path() == at)
+                .then_some(number + 1);
+        }
+    }
+    let below = index.below(path)?;
+    Ok(match (present || !below.is_empty(), hides) {
+        (true, true) => Continuation::Hides,
+        (true, false) => Continuation::Joins,
+        (false, true) => Continuation::Ends,
+        (false, false) => Continuation::Absent,
+    })
+}

@@ -1,0 +1,174 @@
+//! The store itself: where it is, opening it, syncing it.
+
+use std::collections::HashMap;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use kiln_layer::LayerIndex;
+use kiln_oci::{ChainId, DiffId};
+use rusqlite::Connection;
+
+use crate::database::{Database, all, execute};
+use crate::error::{Error, Result};
+
+/// Who owns the files of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Ownership {
+    /// Root, with the layers' owners as they are.
+    Root,
+    /// A user namespace with subordinate IDs: the layers' owners, shifted.
+    SubIds,
+    /// One user: every file is the caller's, the layers' owners are in the index alone.
+    SingleId,
+}
+
+impl Ownership {
+    /// As it is written in the database and in keys.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Root => "root",
+            Self::SubIds => "sub-ids",
+            Self::SingleId => "single-id",
+        }
+    }
+}
+
+/// An open store. All methods may be called from several threads; other processes may use the same store.
+pub struct Store {
+    root: PathBuf,
+    ownership: Ownership,
+    pub(crate) boot: String,
+    pub(crate) database: Arc<Database>,
+    pub(crate) indexes: Mutex<HashMap<DiffId, Arc<LayerIndex>>>,
+    pub(crate) chains: Mutex<HashMap<ChainId, Arc<[DiffId]>>>,
+}
+
+impl Store {
+    /// Opens the store at `root`, making it (mode 0700) if it is not there. Nothing is cleaned up.
+    pub fn open(root: &Path, ownership: Ownership) -> Result<Self> {
+        let database_path = root.join("kiln.db");
+        if !database_path.exists() {
+            create_directories(root)?;
+        }
+        let boot = kiln_sys::publish::boot_id()?;
+        let database = Arc::new(Database::open(&database_path)?);
+        Ok(Self {
+            root: root.to_path_buf(),
+            ownership,
+            boot,
+            database,
+            indexes: Mutex::default(),
+            chains: Mutex::default(),
+        })
+    }
+
+    /// Where the store is.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Who owns the files of snapshots that this process makes and uses.
+    pub fn ownership(&self) -> Ownership {
+        self.ownership
+    }
+
+    /// Makes everything that was written before durable: one `syncfs`.
+    pub(crate) fn sync(&self) -> Result<()> {
+        let root = fs_err::File::open(&self.root).map_err(Error::file("open", &self.root))?;
+        kiln_sys::publish::sync_file_system(&root).map_err(Error::file("sync the file system of", &self.root))
+    }
+
+    /// What is marked as written in this boot and not synced. Taken before [`Store::sync`], so that what another
+    /// process writes meanwhile keeps its mark.
+    pub(crate) fn marks(&self) -> Result<Marks> {
+        let connection = self.database.lock();
+        let mut marks = Marks::default();
+        for (table, column) in MARKED {
+            let sql = format!("SELECT {column} FROM {table} WHERE boot = ?1");
+            let keys = all(&connection, &sql, [&self.boot], |row| row.get::<_, rusqlite::types::Value>(0))?;
+            marks.0.push((table, column, keys));
+        }
+        Ok(marks)
+    }
+}
+
+/// Tables whose rows stand for files, with their keys.
+const MARKED: [(&str, &str); 3] = [("blobs", "digest"), ("layers", "diff_id"), ("snapshots", "id")];
+
+/// Keys of marked rows.
+#[derive(Default)]
+pub(crate) struct Marks(Vec<(&'static str, &'static str, Vec<rusqlite::types::Value>)>);
+
+/// After a sync: what was marked before it is durable now.
+pub(crate) fn clear_marks(t: &Connection, marks: &Marks) -> Result<()> {
+    for (table, column, keys) in &marks.0 {
+        let sql = format!("UPDATE {table} SET boot = NULL WHERE {column} = ?1");
+        for key in keys {
+            execute(t, &sql, [key])?;
+        }
+    }
+    Ok(())
+}
+
+fn create_directories(root: &Path) -> Result<()> {
+    if let Some(file_system) = network_file_system(root) {
+        return Err(Error::NetworkFileSystem { path: root.to_path_buf(), file_system });
+    }
+    let make = |path: &Path| {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(Error::file("make the directory", path))
+    };
+    make(root)?;
+    // A directory that was there already may be open to others: setuid files of layers must not be
+    // reachable (CVE-2021-41091).
+    let mode = fs_err::metadata(root).map_err(Error::file("stat", root))?.permissions().mode();
+    if mode & 0o077 != 0 {
+        fs_err::set_permissions(root, std::fs::Permissions::from_mode(0o700))
+            .map_err(Error::file("set the mode of", root))?;
+    }
+    for name in ["blobs/sha256", "overlay2/l", "index", "cache", "tmp", "trash", "context", "claims"] {
+        make(&root.join(name))?;
+    }
+    Ok(())
+}
+
+/// `bytes` random bytes in hexadecimal digits.
+pub(crate) fn random_hex(bytes: usize) -> Result<String> {
+    use std::fmt::Write as _;
+    let random = random(bytes)?;
+    let mut text = String::with_capacity(bytes * 2);
+    for byte in random {
+        let _ = write!(text, "{byte:02x}");
+    }
+    Ok(text)
+}
+
+/// Random bytes from the kernel.
+pub(crate) fn random(bytes: usize) -> Result<Vec<u8>> {
+    let mut buffer = vec![0; bytes];
+    let mut filled = 0;
+    while filled < bytes {
+        let n = rustix::rand::getrandom(&mut buffer[filled..], rustix::rand::GetRandomFlags::empty())
+            .map_err(|errno| Error::file("read", "/dev/urandom")(errno.into()))?;
+        filled += n;
+    }
+    Ok(buffer)
+}
+
+/// The name of the network file system that `path` (or its nearest parent that exists) is on, if it is one.
+fn network_file_system(path: &Path) -> Option<&'static str> {
+    let stat = path.ancestors().find_map(|path| rustix::fs::statfs(path).ok())?;
+    // linux/magic.h
+    match stat.f_type as u64 & 0xffff_ffff {
+        0x6969 => Some("NFS"),
+        0x517b | 0xff53_4d42 | 0xfe53_4d42 => Some("SMB"),
+        0x0102_1997 => Some("9P"),
+        0x00c3_6400 => Some("Ceph"),
+        0x5346_414f => Some("AFS"),
+        _ => None,
+    }
+}

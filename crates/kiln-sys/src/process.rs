@@ -1,0 +1,586 @@
+//! Starting processes in new namespaces, waiting for them, ending them, and what a process does to itself before it
+//! becomes another program.
+//!
+//! A multi-threaded program must not allocate between `clone` and `exec`. [`Launch`] therefore prepares everything
+//! before, shares its memory with the child (no page table is copied, whatever the program's size) and lets the child
+//! only move descriptors and call `execveat`. All further setting up is the work of the program that is started:
+//! kiln itself, single-threaded then.
+
+#![allow(unsafe_code, reason = "system calls; each block says why it is sound")]
+
+use std::ffi::{CStr, CString, OsStr};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::{Mutex, OnceLock, mpsc};
+
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
+
+pub use crate::privilege::{
+    CapabilityBits, Credentials, ResourceLimit, become_user, bound_capabilities, capabilities,
+    forbid_new_privileges, limit, set_capabilities,
+};
+
+use crate::mount::{self, Attributes, Depth};
+
+/// The namespaces that a started process gets for itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Namespaces {
+    /// Mounts.
+    pub mount: bool,
+    /// Process identifiers; the process is the first of them.
+    pub pid: bool,
+    /// System V IPC and POSIX message queues.
+    pub ipc: bool,
+    /// Host name.
+    pub uts: bool,
+    /// Network devices, addresses and ports.
+    pub network: bool,
+    /// The view of the cgroup tree.
+    pub cgroup: bool,
+}
+
+impl Namespaces {
+    fn flags(self) -> libc::c_int {
+        [
+            (self.mount, libc::CLONE_NEWNS),
+            (self.pid, libc::CLONE_NEWPID),
+            (self.ipc, libc::CLONE_NEWIPC),
+            (self.uts, libc::CLONE_NEWUTS),
+            (self.network, libc::CLONE_NEWNET),
+            (self.cgroup, libc::CLONE_NEWCGROUP),
+        ]
+        .into_iter()
+        .filter(|(wanted, _)| *wanted)
+        .fold(0, |flags, (_, flag)| flags | flag)
+    }
+}
+
+/// A program to start; see [`Launch::start`].
+#[derive(Debug)]
+pub struct Launch {
+    /// The program's file, as [`own_executable`] gives it.
+    pub executable: OwnedFd,
+    /// The program's arguments, its name first. Its environment is empty.
+    pub arguments: Vec<CString>,
+    /// The namespaces it gets.
+    pub namespaces: Namespaces,
+    /// Its descriptors 0, 1, 2 and so on. No other descriptor survives, as far as this process marked them
+    /// close-on-exec; the program is to close what else it finds.
+    pub descriptors: Vec<OwnedFd>,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It exited with a status.
+    Exited(u8),
+    /// A signal killed it.
+    Killed(i32),
+}
+
+/// A started process. Dropping this neither waits for it nor ends it.
+#[derive(Debug)]
+pub struct Child {
+    pid: Pid,
+    pidfd: OwnedFd,
+}
+
+impl Child {
+    /// Its process identifier as this process sees it.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
+    }
+
+    /// Readable when it has ended.
+    #[must_use]
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Waits for its end. To be called once.
+    ///
+    /// # Errors
+    /// The kernel's refusal; `ECHILD` when it was waited for before.
+    pub fn wait(&self) -> io::Result<Ended> {
+        loop {
+            match rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED) {
+                Ok(Some(status)) => {
+                    return Ok(match (status.exit_status(), status.terminating_signal()) {
+                        (Some(code), _) => Ended::Exited(code as u8),
+                        (None, signal) => Ended::Killed(signal.unwrap_or(libc::SIGKILL)),
+                    });
+                }
+                Ok(None) | Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// Sends it a signal. One that has ended already is no error.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn signal(&self, signal: i32) -> io::Result<()> {
+        send_signal(self.pidfd.as_fd(), signal)
+    }
+
+    /// Sends a signal to every process of the group that it leads, if it leads one.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn signal_group(&self, signal: i32) -> io::Result<()> {
+        // SAFETY: `kill` takes numbers only.
+        match unsafe { libc::kill(-self.pid(), signal) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+/// Sends a signal to a process. One that has ended already is no error.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: the descriptor is open for the call; no signal information is given.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    let error = io::Error::last_os_error();
+    if result == 0 || error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) }
+}
+
+impl Launch {
+    /// Starts the program.
+    ///
+    /// All programs are started by one thread that lives as long as this process: the kernel's "signal me when my
+    /// parent dies" means the parent's *thread*. The started process gets that signal (`SIGKILL`) set.
+    ///
+    /// # Errors
+    /// The kernel's refusal: `EPERM` when the namespaces may not be made.
+    pub fn start(self) -> io::Result<Child> {
+        type Job = (Launch, mpsc::SyncSender<io::Result<Child>>);
+        static LAUNCHER: OnceLock<Mutex<Option<mpsc::Sender<Job>>>> = OnceLock::new();
+        let launcher = LAUNCHER.get_or_init(|| Mutex::new(None));
+        let (answer, answered) = mpsc::sync_channel(1);
+        {
+            let mut sender = launcher.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if sender.is_none() {
+                let (jobs, received) = mpsc::channel::<Job>();
+                std::thread::Builder::new().name("launcher".to_owned()).spawn(move || {
+                    for (launch, answer) in received {
+                        let _ = answer.send(launch.start_here());
+                    }
+                })?;
+                *sender = Some(jobs);
+            }
+            if let Some(jobs) = sender.as_ref() {
+                jobs.send((self, answer)).map_err(|_| io::Error::other("the launching thread is gone"))?;
+            }
+        }
+        answered.recv().map_err(|_| io::Error::other("the launching thread is gone"))?
+    }
+
+    fn start_here(mut self) -> io::Result<Child> {
+        // Sources above every target number, so that moving one never overwrites another.
+        let lowest_free = self.descriptors.len() as RawFd;
+        for descriptor in self.descriptors.iter_mut().chain(std::iter::once(&mut self.executable)) {
+            if descriptor.as_raw_fd() < lowest_free {
+                *descriptor = rustix::io::fcntl_dupfd_cloexec(&*descriptor, lowest_free)?;
+            }
+        }
+        let mut arguments: Vec<*const libc::c_char> =
+            self.arguments.iter().map(|text| text.as_ptr()).collect();
+        arguments.push(std::ptr::null());
+        let sources: Vec<RawFd> = self.descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+        let mut plan = Plan {
+            executable: self.executable.as_raw_fd(),
+            arguments: arguments.as_ptr(),
+            sources: sources.as_ptr(),
+            count: sources.len(),
+            error: 0,
+        };
+        let mut stack = vec![0_u128; 64 * 1024 / 16];
+        let mut pidfd: libc::c_int = -1;
+        let flags =
+            self.namespaces.flags() | libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
+        let blocked = block_all_signals();
+        // SAFETY: with CLONE_VFORK this thread sleeps until the child has called exec or exit, so `plan`, `stack` and
+        // all that `plan` points at outlive the child's use of them; the stack pointer is the aligned end of `stack`;
+        // `child` only makes system calls. Signals are blocked, so that no handler runs on the shared memory.
+        let pid = unsafe {
+            libc::clone(
+                child,
+                stack.as_mut_ptr().add(stack.len()).cast(),
+                flags,
+                (&raw mut plan).cast(),
+                &raw mut pidfd,
+            )
+        };
+        let error = io::Error::last_os_error();
+        restore_signals(&blocked);
+        let Some(pid) = Pid::from_raw(pid).filter(|_| pid > 0) else { return Err(error) };
+        // SAFETY: the kernel stored a new descriptor there, which nothing else owns.
+        let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+        let child = Child { pid, pidfd };
+        if plan.error != 0 {
+            child.wait()?;
+            return Err(io::Error::from_raw_os_error(plan.error));
+        }
+        Ok(child)
+    }
+}
+
+/// What the child needs between `clone` and `exec`.
+struct Plan {
+    executable: RawFd,
+    arguments: *const *const libc::c_char,
+    sources: *const RawFd,
+    count: usize,
+    error: i32,
+}
+
+extern "C" fn child(argument: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: `argument` is the `Plan` of `start_here`, whose thread sleeps until this function is done with it; all
+    // pointers in it are valid as said there. Only async-signal-safe system calls are made.
+    unsafe {
+        let plan = &mut *argument.cast::<Plan>();
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+        for target in 0..plan.count {
+            if libc::dup3(*plan.sources.add(target), target as RawFd, 0) < 0 {
+                plan.error = *libc::__errno_location();
+                libc::_exit(127);
+            }
+        }
+        let environment = [std::ptr::null::<libc::c_char>()];
+        libc::syscall(
+            libc::SYS_execveat,
+            plan.executable,
+            c"".as_ptr(),
+            plan.arguments,
+            environment.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        );
+        plan.error = *libc::__errno_location();
+        libc::_exit(127)
+    }
+}
+
+fn block_all_signals() -> libc::sigset_t {
+    // SAFETY: both sets are valid for writing; `pthread_sigmask` changes this thread's mask only.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        let mut before: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
+        before
+    }
+}
+
+fn restore_signals(mask: &libc::sigset_t) {
+    // SAFETY: the set is valid; `pthread_sigmask` changes this thread's mask only.
+    unsafe {
+        libc::pthread_sigmask(libc::SIG_SETMASK, std::ptr::from_ref(mask), std::ptr::null_mut());
+    }
+}
+
+/// Gives every signal its default action and blocks none, as a newly started program expects.
+pub fn reset_signals() {
+    // SAFETY: numbers out of range are refused by the kernel; the empty set is valid.
+    unsafe {
+        for number in 1..=64 {
+            if number != libc::SIGKILL && number != libc::SIGSTOP {
+                libc::signal(number, libc::SIG_DFL);
+            }
+        }
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+}
+
+/// How [`own_executable`] keeps the running program's file from being overwritten through `/proc/<pid>/exe`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protection {
+    /// A read-only mount that no namespace shows.
+    ReadOnlyMount,
+    /// A sealed copy in memory.
+    SealedCopy,
+}
+
+/// The running program's own file, in a form that what runs in a container cannot overwrite (CVE-2019-5736).
+///
+/// # Errors
+/// The kernel's refusal to open or copy the file.
+pub fn own_executable() -> io::Result<(OwnedFd, Protection)> {
+    static KEPT: OnceLock<Mutex<Option<(OwnedFd, Protection)>>> = OnceLock::new();
+    let mut kept =
+        KEPT.get_or_init(|| Mutex::new(None)).lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some((file, protection)) = kept.as_ref() {
+        return Ok((file.try_clone()?, *protection));
+    }
+    let (file, protection) = match read_only_executable() {
+        Ok(file) => (file, Protection::ReadOnlyMount),
+        Err(_) => (sealed_executable()?, Protection::SealedCopy),
+    };
+    *kept = Some((file.try_clone()?, protection));
+    Ok((file, protection))
+}
+
+fn read_only_executable() -> io::Result<OwnedFd> {
+    let own = mount::open_place(Path::new("/proc/self/exe"))?;
+    let tree = mount::clone_tree(own.as_fd(), Depth::Single).or_else(|_| {
+        // What was opened before this process got a mount namespace of its own can be cloned by its name only.
+        let name = rustix::fs::readlink("/proc/self/exe", Vec::new())?;
+        let named = mount::open_place(Path::new(OsStr::from_bytes(name.as_bytes())))?;
+        let (opened, running) = (rustix::fs::fstat(&named)?, rustix::fs::fstat(&own)?);
+        if (opened.st_dev, opened.st_ino) != (running.st_dev, running.st_ino) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        mount::clone_tree(named.as_fd(), Depth::Single)
+    })?;
+    mount::restrict(tree.as_fd(), Attributes { read_only: true, ..Attributes::default() }, Depth::Single)?;
+    Ok(tree)
+}
+
+fn sealed_executable() -> io::Result<OwnedFd> {
+    let own = rustix::fs::open("/proc/self/exe", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let copy = rustix::fs::memfd_create("kiln", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    while rustix::fs::sendfile(&copy, &own, None, 1 << 30)? > 0 {}
+    rustix::fs::fcntl_add_seals(
+        &copy,
+        SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL,
+    )?;
+    Ok(copy)
+}
+
+/// A file in memory that holds `content` and cannot be changed any more.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn sealed_memory(name: &str, content: &[u8]) -> io::Result<OwnedFd> {
+    let file = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let mut written = 0;
+    while written < content.len() {
+        written += rustix::io::pwrite(&file, &content[written..], written as u64)?;
+    }
+    rustix::fs::fcntl_add_seals(
+        &file,
+        SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL,
+    )?;
+    Ok(file)
+}
+
+/// Takes a descriptor that the one who started this program left under a number.
+///
+/// # Errors
+/// When nothing is open under that number.
+pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: asking for the flags of any number is harmless.
+    if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the number is open, and the contract of a started program gives it to the caller alone. Close-on-exec is
+    // a flag of the descriptor.
+    unsafe {
+        libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC);
+        Ok(OwnedFd::from_raw_fd(number))
+    }
+}
+
+/// Marks every descriptor from `first` on as to be closed by `exec`.
+///
+/// # Errors
+/// The kernel's refusal, and that of reading `/proc/self/fd` where the kernel is older than 5.11.
+pub fn close_on_exec_from(first: RawFd) -> io::Result<()> {
+    // SAFETY: numbers only; close-on-exec does not close what others own.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            first as libc::c_uint,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    if result == 0 {
+        return Ok(());
+    }
+    for entry in fs_err::read_dir("/proc/self/fd")? {
+        let number = entry?.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok());
+        if let Some(number) = number.filter(|number| *number >= first) {
+            // SAFETY: as above.
+            unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
+    }
+    Ok(())
+}
+
+/// Closes every descriptor from `first` on. Only for a process in which nothing owns such a descriptor.
+fn close_all_from(first: RawFd) {
+    // SAFETY: numbers only. The callers (a forked child about to exec) use no descriptor afterwards.
+    unsafe {
+        libc::syscall(libc::SYS_close_range, first as libc::c_uint, libc::c_uint::MAX, 0);
+    }
+}
+
+/// Becomes another program.
+///
+/// # Errors
+/// Returns only when the kernel refused.
+pub fn execute(program: &CStr, arguments: &[CString], environment: &[CString]) -> io::Error {
+    let pointers = |texts: &[CString]| -> Vec<*const libc::c_char> {
+        texts.iter().map(|text| text.as_ptr()).chain(std::iter::once(std::ptr::null())).collect()
+    };
+    let (arguments, environment) = (pointers(arguments), pointers(environment));
+    // SAFETY: all are terminated strings in lists that end with null, and live through the call.
+    unsafe {
+        libc::execve(program.as_ptr(), arguments.as_ptr(), environment.as_ptr());
+    }
+    io::Error::last_os_error()
+}
+
+/// What [`fork`] returns, in either process.
+#[derive(Debug)]
+pub enum Forked {
+    /// This is the new process.
+    Child,
+    /// This is the old one; the new one's identifier.
+    Parent(i32),
+}
+
+/// Splits a single-threaded process in two.
+///
+/// # Errors
+/// The kernel's refusal, and `EBUSY` when this process has more than one thread.
+pub fn fork() -> io::Result<Forked> {
+    require_single_thread()?;
+    // SAFETY: with a single thread no lock can be held by another, so the child may do what it likes.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Forked::Child),
+        pid => Ok(Forked::Parent(pid)),
+    }
+}
+
+/// # Errors
+/// `EBUSY` when this process has more than one thread.
+pub(crate) fn require_single_thread() -> io::Result<()> {
+    let threads = fs_err::read_dir("/proc/self/task").map_or(1, Iterator::count);
+    if threads == 1 { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EBUSY)) }
+}
+
+/// Waits for any child, or for the one named; the identifier and how it ended. For a container's first process, which
+/// inherits every orphan.
+///
+/// # Errors
+/// The kernel's refusal; `ECHILD` when there is none.
+pub fn wait_for(pid: Option<i32>) -> io::Result<(i32, Ended)> {
+    let mut status = 0;
+    loop {
+        // SAFETY: the status is valid for writing.
+        let ended = unsafe { libc::waitpid(pid.unwrap_or(-1), &raw mut status, 0) };
+        if ended > 0 {
+            let how = if libc::WIFEXITED(status) {
+                Ended::Exited(libc::WEXITSTATUS(status) as u8)
+            } else {
+                Ended::Killed(libc::WTERMSIG(status))
+            };
+            return Ok((ended, how));
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+/// Runs a program of the host and waits for it; for `newuidmap`. Only for a single-threaded process.
+pub(crate) fn execute_in_child(program: &Path, arguments: &[&OsStr]) -> io::Error {
+    let text = |text: &OsStr| CString::new(text.as_bytes()).unwrap_or_default();
+    let list: Vec<CString> =
+        std::iter::once(program.as_os_str()).chain(arguments.iter().copied()).map(text).collect();
+    close_all_from(3);
+    execute(&text(program.as_os_str()), &list, &[])
+}
+
+/// Ends this process at once, without running anything that was registered for its end.
+pub fn leave(status: u8) -> ! {
+    // SAFETY: `_exit` does not return and touches no memory.
+    unsafe { libc::_exit(i32::from(status)) }
+}
+
+/// Starts a session and process group of its own.
+///
+/// # Errors
+/// `EPERM` when this process leads a group already.
+pub fn new_session() -> io::Result<()> {
+    rustix::process::setsid().map(drop).map_err(Into::into)
+}
+
+/// Asks the kernel to kill this process when the thread that started it dies. A change of user takes that back.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn die_with_parent() -> io::Result<()> {
+    Ok(rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?)
+}
+
+/// Joins a new, empty session keyring, so that the caller's keys are out of reach.
+///
+/// # Errors
+/// `ENOSYS` without keyrings, `EDQUOT` when the user has too many.
+pub fn leave_session_keyring() -> io::Result<()> {
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
+    // SAFETY: a null name asks for an anonymous keyring.
+    let result = unsafe {
+        libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>())
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Brings the loopback device of this network namespace up.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn raise_loopback() -> io::Result<()> {
+    let socket = rustix::net::socket_with(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )?;
+    // SAFETY: the structure is plain data, its name is terminated, and the kernel reads and writes it alone.
+    unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        request.ifr_name[0] = b'l' as libc::c_char;
+        request.ifr_name[1] = b'o' as libc::c_char;
+        if libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS as _, &raw mut request) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short;
+        if libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw mut request) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Gives this thread a root directory, current directory and file mode mask of its own, so that it may change them
+/// without the process's other threads.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn separate_directories() -> io::Result<()> {
+    // SAFETY: only directories are split from other threads', nothing that memory or descriptors depend on.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS).map_err(Into::into) }
+}

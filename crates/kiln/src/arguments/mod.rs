@@ -1,0 +1,333 @@
+//! The command line's definition: commands, flags and help. Flags are spelled as Docker spells them; one that is not
+//! here is refused by name.
+
+pub(crate) mod build;
+pub(crate) mod image;
+pub(crate) mod run;
+pub(crate) mod switches;
+pub(crate) mod system;
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Builds container images from Dockerfiles, keeps and explains their layers, and runs containers from them.
+///
+/// There is no daemon: every command opens the same store, and any number of them may run at once.
+#[derive(Debug, Parser)]
+#[command(
+    name = "kiln",
+    version,
+    about = "Build, keep, explain and run container images, without a daemon",
+    subcommand_required = true,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    disable_version_flag = true,
+    after_help = "`kiln COMMAND --help` tells more about a command."
+)]
+pub(crate) struct Arguments {
+    /// Directory of the store [default: /var/lib/kiln as root, else $XDG_DATA_HOME/kiln]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "KILN_ROOT",
+        hide_env_values = true,
+        display_order = 900,
+        value_parser = clap::builder::OsStringValueParser::new(),
+    )]
+    root: Option<OsString>,
+
+    /// Print version
+    #[arg(short, short_alias = 'V', long, action = clap::ArgAction::Version)]
+    version: Option<bool>,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+impl Arguments {
+    /// The store's directory, if one was named. An empty KILN_ROOT names none.
+    pub(crate) fn root(&self) -> Option<&Path> {
+        self.root.as_deref().filter(|root| !root.is_empty()).map(Path::new)
+    }
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Build(build::Build),
+    Run(run::Run),
+    Images(image::List),
+    History(image::History),
+    Inspect(image::Inspect),
+    Tag(image::Tag),
+    Rmi(image::Remove),
+    Load(image::Load),
+    Save(image::Save),
+    Import(image::Import),
+    /// Manage images
+    #[command(subcommand, arg_required_else_help = true)]
+    Image(ImageCommand),
+    /// Look after the store
+    #[command(subcommand, arg_required_else_help = true)]
+    System(SystemCommand),
+    Info(system::Info),
+    Version(system::Version),
+}
+
+/// Commands on images. Those that stand alone too mean the same.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    #[command(visible_alias = "list")]
+    Ls(image::List),
+    Build(build::Build),
+    History(image::History),
+    Inspect(image::InspectImage),
+    Diff(image::Diff),
+    Files(image::Files),
+    Cat(image::Cat),
+    Unpack(image::Unpack),
+    Tag(image::Tag),
+    #[command(visible_alias = "remove")]
+    Rm(image::Remove),
+    Load(image::Load),
+    Save(image::Save),
+    Import(image::Import),
+    Prune(image::Prune),
+}
+
+/// Commands on the store as a whole.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SystemCommand {
+    Df(system::DiskUsage),
+    Prune(system::Prune),
+    Check(system::Check),
+    Info(system::Info),
+}
+
+/// `--format` of commands that print documents.
+#[derive(Debug, Args)]
+pub(crate) struct DocumentFormat {
+    /// Print through a Go template, or `json` for one line of JSON
+    #[arg(short, long, value_name = "TEMPLATE")]
+    pub(crate) format: Option<String>,
+}
+
+/// `--format` of commands that print rows.
+#[derive(Debug, Args)]
+pub(crate) struct RowFormat {
+    /// Print rows through a Go template: `table` (the default), `table TEMPLATE`, `json` or `TEMPLATE`
+    #[arg(long, value_name = "TEMPLATE")]
+    pub(crate) format: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn definition_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    /// Every command and every flag says what it does, in one line without a full stop.
+    #[test]
+    fn everything_has_help() {
+        fn walk(command: &clap::Command, path: &str) {
+            let path = format!("{path} {}", command.get_name());
+            let about = command.get_about().unwrap_or_else(|| panic!("{path} has no help")).to_string();
+            assert!(!about.ends_with('.'), "{path}: {about}");
+            for argument in command.get_arguments() {
+                let help = argument
+                    .get_help()
+                    .unwrap_or_else(|| panic!("{path}: {} has no help", argument.get_id()));
+                assert!(!help.to_string().ends_with('.'), "{path}: {help}");
+            }
+            command.get_subcommands().for_each(|command| walk(command, &path));
+        }
+        walk(&Arguments::command(), "");
+    }
+
+    /// The examples in long help are command lines that parse.
+    #[test]
+    fn examples_parse() {
+        fn walk(command: &clap::Command, seen: &mut usize) {
+            for help in [command.get_after_long_help(), command.get_after_help()].into_iter().flatten() {
+                let help = help.to_string();
+                let lines = help.lines().map(str::trim);
+                for line in lines.filter(|line| line.starts_with("kiln ") || line.contains("| kiln ")) {
+                    let line = line.split_once("| kiln ").map_or(line, |(_, rest)| rest);
+                    let line = line.strip_prefix("kiln ").unwrap_or(line);
+                    let line = line.split_once("   ").map_or(line, |(line, _)| line);
+                    let words = line.split([' ']).take_while(|word| !matches!(*word, "|" | ">" | "<"));
+                    let words: Vec<&str> = std::iter::once("kiln").chain(words).collect();
+                    if let Err(error) = switches::parse(&words) {
+                        panic!("{line}: {error}");
+                    }
+                    *seen += 1;
+                }
+            }
+            command.get_subcommands().for_each(|command| walk(command, seen));
+        }
+        let mut seen = 0;
+        walk(&Arguments::command(), &mut seen);
+        assert!(seen > 20, "{seen} examples");
+    }
+
+    #[track_caller]
+    fn parse(words: &[&str]) -> Command {
+        let words: Vec<&str> = std::iter::once("kiln").chain(words.iter().copied()).collect();
+        match switches::parse(&words) {
+            Ok(arguments) => arguments.command,
+            Err(error) => panic!("{words:?}: {error}"),
+        }
+    }
+
+    #[test]
+    fn the_containers_command_is_its_own() {
+        let Command::Run(run) =
+            parse(&["run", "--rm", "-it", "-e", "A=1", "-e", "B", "busybox", "sh", "-c", "--rm=x", "-e"])
+        else {
+            panic!("not run")
+        };
+        assert!(run.rm && run.interactive && run.tty);
+        assert_eq!(run.env, ["A=1", "B"]);
+        assert_eq!(run.image(), "busybox");
+        assert_eq!(run.command(), ["sh", "-c", "--rm=x", "-e"]);
+    }
+
+    #[test]
+    fn the_root_may_stand_anywhere() {
+        let root = |words: &[&str]| switches::parse(words).unwrap().root().map(Path::to_owned);
+        assert_eq!(root(&["kiln", "--root", "/a", "images"]).as_deref(), Some(Path::new("/a")));
+        assert_eq!(root(&["kiln", "images", "--root=/a"]).as_deref(), Some(Path::new("/a")));
+        assert_eq!(root(&["kiln", "--root=", "images"]), None);
+    }
+
+    #[test]
+    fn switches_take_values_as_in_docker() {
+        let rm = |words: &[&str]| match parse(words) {
+            Command::Run(run) => run.rm,
+            other => panic!("{other:?}"),
+        };
+        assert!(rm(&["run", "--rm", "x"]));
+        assert!(rm(&["run", "--rm=true", "x"]));
+        assert!(!rm(&["run", "--rm=false", "x"]));
+        assert!(!rm(&["run", "--rm=0", "x"]));
+        assert!(!rm(&["run", "x", "--rm"]));
+        let human = |words: &[&str]| match parse(words) {
+            Command::History(history) => history.human,
+            other => panic!("{other:?}"),
+        };
+        assert!(human(&["history", "x"]));
+        assert!(human(&["history", "-H", "x"]));
+        assert!(!human(&["history", "-H=false", "x"]));
+        assert!(!human(&["history", "--human=false", "x"]));
+    }
+
+    #[test]
+    fn short_and_long_names_mean_the_same() {
+        for words in [["images", "-a"].as_slice(), &["image", "ls", "-a"], &["image", "list", "--all"]] {
+            match parse(words) {
+                Command::Images(list) | Command::Image(ImageCommand::Ls(list)) => assert!(list.all),
+                other => panic!("{other:?}"),
+            }
+        }
+        for words in [
+            ["rmi", "-f", "a", "b"].as_slice(),
+            &["image", "rm", "-f", "a", "b"],
+            &["image", "remove", "--force", "a", "b"],
+        ] {
+            match parse(words) {
+                Command::Rmi(remove) | Command::Image(ImageCommand::Rm(remove)) => {
+                    assert_eq!((remove.force, remove.images), (true, vec!["a".to_owned(), "b".to_owned()]));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn build_flags() {
+        let Command::Build(build) = parse(&[
+            "build",
+            "-t",
+            "a",
+            "--tag",
+            "b:1",
+            "-f",
+            "-",
+            "--build-arg",
+            "A=1,2",
+            "--allow",
+            "network.host,security.insecure",
+            "--progress=plain",
+            ".",
+        ]) else {
+            panic!("not build")
+        };
+        assert_eq!(build.tag, ["a", "b:1"]);
+        assert_eq!(build.file.as_deref(), Some(std::path::Path::new("-")));
+        assert_eq!(build.build_arg, ["A=1,2"]);
+        assert_eq!(build.allow, ["network.host", "security.insecure"]);
+        assert_eq!(build.progress, build::ProgressMode::Plain);
+    }
+
+    #[test]
+    fn refusals() {
+        #[track_caller]
+        fn check(words: &[&str], expect: &str) {
+            let words: Vec<&str> = std::iter::once("kiln").chain(words.iter().copied()).collect();
+            let refusal = match switches::parse(&words) {
+                Err(switches::Stop::Refused(refusal)) => refusal.to_string(),
+                other => panic!("{words:?}: {other:?}"),
+            };
+            assert_eq!(refusal, expect);
+        }
+        check(
+            &["imges"],
+            "kiln: unknown command 'imges': did you mean 'images'?\nhint: `kiln --help` lists the commands\n",
+        );
+        check(
+            &["image", "prun"],
+            "kiln: unknown command 'image prun': did you mean 'prune'?\nhint: `kiln image --help` lists the commands\n",
+        );
+        check(&["zzz"], "kiln: unknown command 'zzz'\nhint: `kiln --help` lists the commands\n");
+        check(
+            &["images", "--nosuch"],
+            "kiln: unknown flag: --nosuch\nhint: `kiln images --help` lists the flags\n",
+        );
+        check(
+            &["build", "--pul", "."],
+            "kiln: unknown flag: --pul\nhint: `kiln build --help` lists the flags\n",
+        );
+        check(
+            &["build", "--targt=x", "."],
+            "kiln: unknown flag: --targt: did you mean '--target'?\nhint: `kiln build --help` lists the flags\n",
+        );
+        check(
+            &["history"],
+            "kiln: 'kiln history' needs IMAGE\nhint: usage: kiln history [OPTIONS] <IMAGE>\n",
+        );
+        check(
+            &["tag", "a"],
+            "kiln: 'kiln tag' needs TARGET_IMAGE[:TAG]\nhint: usage: kiln tag <SOURCE_IMAGE[:TAG]> <TARGET_IMAGE[:TAG]>\n",
+        );
+        check(
+            &["images", "a", "b"],
+            "kiln: unexpected argument 'b'\nhint: usage: kiln images [OPTIONS] [REPOSITORY[:TAG]]\n",
+        );
+        check(
+            &["build", "--progress=fancy", "."],
+            "kiln: invalid value 'fancy' for --progress <MODE>: expected auto, plain or tty\nhint: `kiln build --help` tells more\n",
+        );
+        check(
+            &["run", "--rm=maybe", "x"],
+            "kiln: invalid value 'maybe' for --rm: expected true or false\nhint: `kiln run --help` tells more\n",
+        );
+        check(&["build", "-f"], "kiln: --file <FILE> needs a value\nhint: `kiln build --help` tells more\n");
+    }
+}

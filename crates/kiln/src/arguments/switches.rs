@@ -1,0 +1,201 @@
+//! Parsing with Docker's rule for switches, `--rm=false`, and refusals in kiln's words.
+//!
+//! Help and usage come from the plain definition, where a switch takes no value; what is parsed is a copy in which
+//! each switch may have one.
+
+use std::ffi::OsStr;
+
+use clap::builder::PossibleValuesParser;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{ArgAction, Command, CommandFactory as _, FromArgMatches as _};
+
+use super::Arguments;
+use crate::failure::{Failure, Kind, enumerate, nearest};
+
+/// Why there is nothing to do.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// Help or the version was asked for, or no command was named.
+    Shown { text: clap::Error },
+    /// The command line was not understood.
+    Refused(Refusal),
+}
+
+/// What was not understood.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    message: String,
+    hint: String,
+}
+
+impl Refusal {
+    /// The refusal as an error of the command line.
+    pub(crate) fn into_failure(self) -> Failure {
+        Failure::new(Kind::Usage, self.message).hint(self.hint)
+    }
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "kiln: {}\nhint: {}", self.message, self.hint)
+    }
+}
+
+impl std::fmt::Display for Stop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Shown { text } => text.fmt(f),
+            Self::Refused(refusal) => refusal.fmt(f),
+        }
+    }
+}
+
+/// Parses a command line, the program's name first.
+pub(crate) fn parse<W: AsRef<OsStr>>(words: &[W]) -> Result<Arguments, Stop> {
+    let parsed = with_values(Arguments::command())
+        .try_get_matches_from(words.iter().map(AsRef::as_ref))
+        .and_then(|matches| Arguments::from_arg_matches(&matches));
+    let error = match parsed {
+        Ok(arguments) => return Ok(arguments),
+        Err(error) => error,
+    };
+    let shown = |kind| {
+        use ErrorKind::{DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, DisplayVersion};
+        matches!(kind, DisplayHelp | DisplayVersion | DisplayHelpOnMissingArgumentOrSubcommand)
+    };
+    // A switch's value is an error in the plain definition, so that its text stands only for help.
+    match Arguments::command().try_get_matches_from(words.iter().map(AsRef::as_ref)) {
+        Err(plain) if shown(plain.kind()) && shown(error.kind()) => Err(Stop::Shown { text: plain }),
+        _ if shown(error.kind()) => Err(Stop::Shown { text: error }),
+        _ => Err(Stop::Refused(refusal(&error, &command_words(words)))),
+    }
+}
+
+fn with_values(command: Command) -> Command {
+    let command = command.mut_args(|argument| match argument.get_action() {
+        ArgAction::SetTrue => argument
+            .action(ArgAction::Set)
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_value("false")
+            .default_missing_value("true")
+            .value_parser(switch()),
+        ArgAction::Set if argument.get_default_values() == ["true"] => argument.value_parser(switch()),
+        _ => argument,
+    });
+    let names: Vec<String> = command.get_subcommands().map(|child| child.get_name().to_owned()).collect();
+    names.iter().fold(command, |command, name| command.mut_subcommand(name, with_values))
+}
+
+/// Go's words for true and false.
+fn switch() -> impl clap::builder::TypedValueParser<Value = bool> {
+    use clap::builder::TypedValueParser as _;
+    let words = ["1", "t", "T", "TRUE", "true", "True", "0", "f", "F", "FALSE", "false", "False"];
+    PossibleValuesParser::new(words).map(|word| word.starts_with(['1', 't', 'T']))
+}
+
+/// The commands and subcommands among `words`: "kiln image prune".
+fn command_words<W: AsRef<OsStr>>(words: &[W]) -> String {
+    let mut at = Arguments::command();
+    let mut path = "kiln".to_owned();
+    for word in words.iter().skip(1) {
+        let Some(child) = word.as_ref().to_str().and_then(|word| at.find_subcommand(word)) else { continue };
+        path = format!("{path} {}", child.get_name());
+        at = child.clone();
+        if at.get_subcommands().next().is_none() {
+            break;
+        }
+    }
+    path
+}
+
+fn definition(path: &str) -> Command {
+    path.split(' ').skip(1).fold(Arguments::command(), |at, word| {
+        at.find_subcommand(word).cloned().unwrap_or_else(|| Command::new("kiln"))
+    })
+}
+
+fn refusal(error: &clap::Error, path: &str) -> Refusal {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => text.clone(),
+        Some(ContextValue::Strings(texts)) => texts.first().cloned().unwrap_or_default(),
+        _ => String::new(),
+    };
+    let argument = text(ContextKind::InvalidArg);
+    let flags_of =
+        |argument: &str| argument.split_once("[=").map_or(argument.to_owned(), |(name, _)| name.to_owned());
+    let usage = || {
+        let usage = definition(path).bin_name(path).render_usage().to_string();
+        format!("usage: {}", usage.trim_start_matches("Usage: "))
+    };
+    let more = || format!("`{path} --help` tells more");
+    match error.kind() {
+        ErrorKind::InvalidSubcommand => {
+            let word = text(ContextKind::InvalidSubcommand);
+            let commands = definition(path);
+            let names: Vec<&str> =
+                commands.get_subcommands().flat_map(Command::get_name_and_visible_aliases).collect();
+            let near =
+                nearest(&word, names).map_or_else(String::new, |near| format!(": did you mean '{near}'?"));
+            let full = format!("{path} {word}");
+            let full = full.trim_start_matches("kiln ");
+            Refusal {
+                message: format!("unknown command '{full}'{near}"),
+                hint: format!("`{path} --help` lists the commands"),
+            }
+        }
+        ErrorKind::UnknownArgument if argument.starts_with('-') => {
+            let command = definition(path);
+            let flags = command.get_arguments().filter_map(|argument| argument.get_long());
+            let near = nearest(argument.trim_start_matches('-'), flags)
+                .map_or_else(String::new, |near| format!(": did you mean '--{near}'?"));
+            Refusal {
+                message: format!("unknown flag: {argument}{near}"),
+                hint: format!("`{path} --help` lists the flags"),
+            }
+        }
+        ErrorKind::UnknownArgument => {
+            Refusal { message: format!("unexpected argument '{argument}'"), hint: usage() }
+        }
+        ErrorKind::MissingRequiredArgument => {
+            let missing = match error.get(ContextKind::InvalidArg) {
+                Some(ContextValue::Strings(names)) => names.clone(),
+                _ => Vec::new(),
+            };
+            let names: Vec<String> = missing
+                .iter()
+                .map(|name| name.strip_prefix('<').unwrap_or(name).replacen("]>", "]", 1))
+                .map(|name| name.trim_end_matches("...").trim_end_matches('>').to_owned())
+                .collect();
+            Refusal { message: format!("'{path}' needs {}", enumerate(&names)), hint: usage() }
+        }
+        ErrorKind::InvalidValue if text(ContextKind::InvalidValue).is_empty() => {
+            Refusal { message: format!("{} needs a value", flags_of(&argument)), hint: more() }
+        }
+        ErrorKind::InvalidValue => {
+            let expected = match error.get(ContextKind::ValidValue) {
+                Some(ContextValue::Strings(words)) if words.iter().any(|word| word == "False") => {
+                    "true or false".to_owned()
+                }
+                Some(ContextValue::Strings(words)) => enumerate(words).replace(" and ", " or "),
+                _ => "something else".to_owned(),
+            };
+            Refusal {
+                message: format!(
+                    "invalid value '{}' for {}: expected {expected}",
+                    text(ContextKind::InvalidValue),
+                    flags_of(&argument)
+                ),
+                hint: more(),
+            }
+        }
+        ErrorKind::ArgumentConflict => {
+            Refusal { message: format!("{} is given more than once", flags_of(&argument)), hint: more() }
+        }
+        _ => {
+            let text = error.to_string();
+            let line = text.lines().next().unwrap_or_default();
+            Refusal { message: line.trim_start_matches("error: ").to_owned(), hint: more() }
+        }
+    }
+}

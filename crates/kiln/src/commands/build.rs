@@ -1,0 +1,196 @@
+//! `build`.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+use kiln_build::{
+    BuildFailure, BuildRequest, Built, CacheUse, Entitlement, Error as BuildError, NetworkMode,
+};
+use kiln_graph::Cancel;
+use kiln_oci::{Platform, Reference};
+
+use crate::arguments::build::Build;
+use crate::failure::{Failure, Kind};
+use crate::progress::excerpt::{self, Source};
+use crate::progress::{FailedStep, Mode, Progress};
+use crate::session::{self, Files};
+use crate::watch::Watch;
+
+/// Builds an image.
+pub(crate) fn run(root: Option<&Path>, arguments: &Build) -> Result<u8> {
+    let request = request(arguments)?;
+    let mode = Mode::choose(arguments.progress, arguments.quiet)?;
+    let store = session::open(root, Files::Touched)?;
+    let started = Instant::now();
+    let progress = Progress::start(mode, std::io::stderr(), started);
+    let cancel = Cancel::new();
+    crate::interrupt::cancel_on_interrupt(&cancel)?;
+    let watch = Watch::new(progress.sender());
+    let result = kiln_build::build(&store, &request, &watch, &cancel);
+    drop(watch);
+    let failed = progress.finish();
+    match result {
+        Ok(built) => report(arguments, &built),
+        Err(failure) => Err(explain(&request, *failure, &failed).into()),
+    }
+}
+
+fn report(arguments: &Build, built: &Built) -> Result<u8> {
+    if let Some(path) = &arguments.iidfile {
+        fs_err::write(path, built.id.to_string())?;
+    }
+    if arguments.quiet {
+        writeln!(std::io::stdout(), "{}", built.id)?;
+    } else if !built.warnings.is_empty() {
+        write!(std::io::stderr(), "\n{}", built.warnings)?;
+    }
+    Ok(0)
+}
+
+fn request(arguments: &Build) -> Result<BuildRequest> {
+    let context = arguments.context.clone();
+    let (dockerfile, name, path) = dockerfile(arguments, &context)?;
+    let names = arguments
+        .tag
+        .iter()
+        .map(|name| Ok(name.parse::<Reference>()?.or_latest()))
+        .collect::<Result<Vec<_>>>()?;
+    let network = match arguments.network.as_str() {
+        "default" => NetworkMode::Default,
+        "none" => NetworkMode::None,
+        "host" => NetworkMode::Host,
+        other => {
+            let message = format!("cannot use the network {other:?}: expected default, none or host");
+            return Err(Failure::new(Kind::Usage, message).into());
+        }
+    };
+    let mut allowed = arguments.allow.iter().map(|name| entitlement(name)).collect::<Result<Vec<_>>>()?;
+    if network == NetworkMode::Host {
+        // Whoever runs kiln and says --network=host has allowed it.
+        allowed.push(Entitlement::NetworkHost);
+    }
+    Ok(BuildRequest {
+        ignore: ignore_file(&context, path.as_deref())?,
+        context,
+        dockerfile,
+        dockerfile_name: name,
+        target: arguments.target.clone(),
+        build_args: build_args(&arguments.build_arg),
+        labels: labels(&arguments.label),
+        names,
+        cache: if arguments.no_cache { CacheUse::Nothing } else { CacheUse::Records },
+        network,
+        allowed,
+        lent: crate::lent::read(&arguments.lend)?,
+        resolv_conf: fs_err::read("/etc/resolv.conf").unwrap_or_default(),
+        platform: Platform::host(),
+        parallelism: std::thread::available_parallelism().map_or(2, usize::from).max(2),
+    })
+}
+
+fn entitlement(name: &str) -> Result<Entitlement> {
+    let known = [Entitlement::NetworkHost, Entitlement::SecurityInsecure];
+    known.into_iter().find(|known| known.name() == name).ok_or_else(|| {
+        let message =
+            format!("cannot allow {name:?}: the entitlements are network.host and security.insecure");
+        Failure::new(Kind::Usage, message).into()
+    })
+}
+
+/// The Dockerfile's bytes, its name in messages, and its path if it has one.
+fn dockerfile(arguments: &Build, context: &Path) -> Result<(Vec<u8>, String, Option<PathBuf>)> {
+    let path = match &arguments.file {
+        Some(file) if file.as_os_str() == "-" => {
+            let mut bytes = Vec::new();
+            std::io::Read::read_to_end(&mut std::io::stdin(), &mut bytes)?;
+            return Ok((bytes, "Dockerfile".to_owned(), None));
+        }
+        Some(file) => file.clone(),
+        None => context.join("Dockerfile"),
+    };
+    let bytes = fs_err::read(&path).map_err(|error| {
+        let message = format!("cannot read the Dockerfile {}", path.display());
+        Failure::new(Kind::Input, message).caused_by(error)
+    })?;
+    let name =
+        path.file_name().map_or_else(|| "Dockerfile".to_owned(), |name| name.to_string_lossy().into_owned());
+    Ok((bytes, name, Some(path)))
+}
+
+/// `<Dockerfile>.dockerignore` if it is there, else the context's `.dockerignore`.
+fn ignore_file(context: &Path, dockerfile: Option<&Path>) -> Result<Vec<u8>> {
+    let own = dockerfile.map(|path| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(".dockerignore");
+        PathBuf::from(name)
+    });
+    for path in own.into_iter().chain([context.join(".dockerignore")]) {
+        let is_file = fs_err::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file());
+        if is_file {
+            return fs_err::read(&path).with_context(|| format!("cannot read {}", path.display()));
+        }
+    }
+    Ok(Vec::new())
+}
+
+#[expect(clippy::disallowed_methods, reason = "the binary reads the environment")]
+fn build_args(given: &[String]) -> BTreeMap<String, String> {
+    let pair = |text: &String| match text.split_once('=') {
+        Some((name, value)) => Some((name.to_owned(), value.to_owned())),
+        None => std::env::var(text).ok().map(|value| (text.clone(), value)),
+    };
+    given.iter().filter_map(pair).collect()
+}
+
+fn labels(given: &[String]) -> BTreeMap<String, String> {
+    let pair = |text: &String| {
+        let (name, value) = text.split_once('=').unwrap_or((text, ""));
+        (name.to_owned(), value.to_owned())
+    };
+    given.iter().map(pair).collect()
+}
+
+/// What failed, with the step's last output and the Dockerfile's lines.
+fn explain(request: &BuildRequest, failure: BuildFailure, failed: &[FailedStep]) -> Failure {
+    let mut shown = String::new();
+    if let Some(step) = failed.first() {
+        shown.push_str(&excerpt::last_output(step, 10));
+    }
+    if let (Some(span), false) = (&failure.span, matches!(failure.error, BuildError::Dockerfile(_))) {
+        let text = &failure.source_text;
+        let line = |offset: usize| {
+            1 + text.as_bytes()[..offset.min(text.len())].iter().filter(|b| **b == b'\n').count()
+        };
+        let lines = line(span.start)..=line(span.end.saturating_sub(1).max(span.start));
+        shown.push_str(&excerpt::source(&Source { file: &request.dockerfile_name, text, lines }));
+    }
+    let kind = match &failure.error {
+        BuildError::Store(_)
+        | BuildError::Layer(_)
+        | BuildError::Path(_)
+        | BuildError::File { .. }
+        | BuildError::Runtime(_) => Kind::World,
+        _ => Kind::Input,
+    };
+    let hint = match &failure.error {
+        BuildError::NoBase { .. } => {
+            Some("load it with `kiln load`, make it with `kiln import`, or build and tag it")
+        }
+        _ => None,
+    };
+    let status = match &failure.error {
+        BuildError::Canceled => 130,
+        _ => kind.status(),
+    };
+    let mut told = Failure::new(kind, format!("cannot build {}", request.dockerfile_name))
+        .excerpt(shown)
+        .status(status)
+        .caused_by(failure.error);
+    if let Some(hint) = hint {
+        told = told.hint(hint);
+    }
+    told
+}

@@ -1,0 +1,258 @@
+//! `--format`: Go templates over rows and over JSON documents, tables with aligned columns, and JSON.
+
+pub(crate) mod columns;
+mod functions;
+pub(crate) mod inspect;
+pub(crate) mod template;
+
+use self::template::{Documents, Markup, Template, TemplateFailure};
+use gotmpl::Value;
+
+/// How a listing is laid out, read from `--format`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// Columns under headers; the template's cells are parted by tabs.
+    Table(String),
+    /// One rendering of the template for each row.
+    Rows(String),
+}
+
+/// What the bare words of `--format` stand for in one command.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Defaults {
+    /// The template of `table`, and of no `--format` at all.
+    pub(crate) table: &'static str,
+    /// The template of `raw`.
+    pub(crate) raw: &'static str,
+}
+
+impl Layout {
+    /// Reads the value of `--format`. Escapes `\t` and `\n` stand for themselves, as they do in Docker.
+    pub(crate) fn read(format: Option<&str>, defaults: Defaults) -> Self {
+        match format.unwrap_or("table") {
+            "table" => Self::Table(defaults.table.to_owned()),
+            "raw" => Self::Rows(defaults.raw.to_owned()),
+            "json" => Self::Rows("{{json .}}".to_owned()),
+            other => match other.strip_prefix("table") {
+                Some(template) => Self::Table(unescape(template)),
+                None => Self::Rows(unescape(other)),
+            },
+        }
+    }
+
+    /// The template, for those who look whether it names a field.
+    pub(crate) fn template(&self) -> &str {
+        match self {
+            Self::Table(template) | Self::Rows(template) => template,
+        }
+    }
+
+    /// Prints `rows` in this layout.
+    ///
+    /// # Errors
+    /// The template does not parse, or a row does not have what it asks for.
+    pub(crate) fn render<R: Row>(&self, rows: &[R]) -> Result<String, TemplateFailure> {
+        let template = Template::rows(self.template(), R::SUBJECT)?;
+        let mut body = String::new();
+        for row in rows {
+            let mut fields = row.fields();
+            if matches!(self, Self::Table(_)) {
+                fields.iter_mut().for_each(|(_, text)| *text = one_cell(text));
+            }
+            body.push_str(&template.render(&record(fields))?);
+            body.push('\n');
+        }
+        match self {
+            Self::Rows(_) => Ok(body),
+            Self::Table(text) => {
+                let headers = R::HEADERS.iter().map(|(name, header)| (*name, (*header).to_owned()));
+                let head = Template::headers(text, R::SUBJECT)?.render(&record(headers))?;
+                Ok(columns::align(&format!("{head}\n{body}")))
+            }
+        }
+    }
+}
+
+/// One line of a listing: the fields that a template may name.
+pub(crate) trait Row {
+    /// What a row is, for messages: "an image".
+    const SUBJECT: &'static str;
+    /// The column header of each field that has one.
+    const HEADERS: &'static [(&'static str, &'static str)];
+
+    /// Every field with its text.
+    fn fields(&self) -> Vec<(&'static str, String)>;
+}
+
+/// The fields as a template's data.
+pub(crate) fn record(fields: impl IntoIterator<Item = (&'static str, String)>) -> Value {
+    let map = fields.into_iter().map(|(name, text)| (name.into(), Value::String(text.into()))).collect();
+    Value::Map(std::sync::Arc::new(map))
+}
+
+/// A whole document as a template's data, rows of rows for instance.
+pub(crate) fn render_document(
+    format: &str,
+    subject: &'static str,
+    document: &serde_json::Value,
+) -> Result<String, TemplateFailure> {
+    let mut documents = Documents::default();
+    let value = documents.plain(document);
+    let source = if format == "json" { "{{json .}}".to_owned() } else { unescape(format) };
+    Template::documents(&source, subject, documents, Markup::Escaped)?.render(&value)
+}
+
+fn unescape(template: &str) -> String {
+    template.trim_matches(' ').replace("\\t", "\t").replace("\\n", "\n")
+}
+
+/// Keeps a value inside its cell and away from the terminal's controls: image configs are not ours.
+fn one_cell(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\t' | '\n' => out.push(' '),
+            c if c.is_control() => out.extend(c.escape_default()),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Pair(&'static str, &'static str);
+
+    impl Row for Pair {
+        const SUBJECT: &'static str = "a pair";
+        const HEADERS: &'static [(&'static str, &'static str)] = &[("Name", "NAME"), ("Size", "SIZE")];
+
+        fn fields(&self) -> Vec<(&'static str, String)> {
+            vec![("Name", self.0.to_owned()), ("Size", self.1.to_owned()), ("Hidden", "h".to_owned())]
+        }
+    }
+
+    const DEFAULTS: Defaults =
+        Defaults { table: "{{.Name}}\t{{.Size}}", raw: "name: {{.Name}}\nsize: {{.Size}}\n" };
+
+    fn render(format: Option<&str>) -> Result<String, String> {
+        let rows = [Pair("multi", "4.42MB"), Pair("a<b", "7B")];
+        Layout::read(format, DEFAULTS).render(&rows).map_err(|failure| failure.to_string())
+    }
+
+    #[track_caller]
+    fn check(format: &str, expect: &str) {
+        assert_eq!(render(Some(format)).as_deref(), Ok(expect), "{format}");
+    }
+
+    #[test]
+    fn layouts() {
+        assert_eq!(render(None).unwrap(), "NAME      SIZE\nmulti     4.42MB\na<b       7B\n");
+        check("table", "NAME      SIZE\nmulti     4.42MB\na<b       7B\n");
+        check(r"table {{.Size}}\t{{.Name}}", "SIZE      NAME\n4.42MB    multi\n7B        a<b\n");
+        check("table {{upper .Name}}", "NAME\nMULTI\nA<B\n");
+        check("{{.Name}}", "multi\na<b\n");
+        check(r"{{.Name}}\n{{.Size}}", "multi\n4.42MB\na<b\n7B\n");
+        check("raw", "name: multi\nsize: 4.42MB\n\nname: a<b\nsize: 7B\n\n");
+        check(
+            "json",
+            "{\"Hidden\":\"h\",\"Name\":\"multi\",\"Size\":\"4.42MB\"}\n{\"Hidden\":\"h\",\"Name\":\"a\\u003cb\",\"Size\":\"7B\"}\n",
+        );
+        check("{{json .Name}}", "\"multi\"\n\"a<b\"\n");
+        check("table {{.Hidden}}", "<no value>\nh\nh\n");
+    }
+
+    #[test]
+    fn functions() {
+        #[track_caller]
+        fn first(format: &str, expect: &str) {
+            let text = render(Some(format)).unwrap_or_else(|message| panic!("{format}: {message}"));
+            assert_eq!(text.split("\n").next().unwrap(), expect, "{format}");
+        }
+        first("{{.Name | upper}}", "MULTI");
+        first("{{title .Name}}", "Multi");
+        first("{{title \"two words\"}}", "Two Words");
+        first("{{lower \"ABC\"}}", "abc");
+        first("{{len .Name}}", "5");
+        first("{{printf \"%-8s|\" .Name}}", "multi   |");
+        first("{{printf \"%q\" .Name}}", "\"multi\"");
+        first("{{if eq .Name \"multi\"}}yes{{else}}no{{end}}", "yes");
+        first("{{with .Size}}{{.}}{{end}}", "4.42MB");
+        first("{{pad .Name 1 2}}|", " multi  |");
+        first("{{pad \"\" 1 2}}|", "|");
+        first("{{truncate .Name 3}}", "mul");
+        first("{{truncate .Name 30}}", "multi");
+        first("{{truncate \"é\" 1}}|", "|");
+        first("{{split \"a/b/c\" \"/\"}}", "[a b c]");
+        first("{{split \"ab\" \"\"}}", "[a b]");
+        first("{{join (split \"a/b/c\" \"/\") \"-\"}}", "a-b-c");
+        first("{{index (split \"a/b/c\" \"/\") 1}}", "b");
+        first("{{slice .Name 1 3}}", "ul");
+        first("{{range $i, $v := split \"a,b\" \",\"}}{{$i}}={{$v}};{{end}}", "0=a;1=b;");
+        first("{{json .Size}}{{println}}", "\"4.42MB\"");
+        first("{{- .Name -}}  x", "multix");
+    }
+
+    #[test]
+    fn failures() {
+        #[track_caller]
+        fn fails(format: &str, expect: &str) {
+            assert_eq!(render(Some(format)), Err(expect.to_owned()), "{format}");
+        }
+        fails(
+            "{{.Nope}}",
+            "template parsing error: template: :1:2: executing \"\" at <.Nope>: can't evaluate field Nope in a pair",
+        );
+        fails("{{.Name", "template parsing error: template: :1: unclosed action");
+        fails("{{nope .}}", "template parsing error: template: :1: function \"nope\" not defined");
+        fails(
+            "{{join .Name}}",
+            "template parsing error: template: : executing \"\": wrong number of arguments: join expects 2, got 1",
+        );
+        fails(
+            "{{if .Name}}{{else}}{{(nope .Name).x}}{{end}}",
+            "template parsing error: template: :1: function \"nope\" not defined",
+        );
+        let near = Template::rows("{{.Nmae}}", "a pair").unwrap();
+        let failure = near.render(&record(Pair("a", "b").fields())).unwrap_err();
+        assert_eq!(failure.hint().unwrap(), "did you mean .Name? a pair has .Hidden, .Name and .Size");
+    }
+
+    #[test]
+    fn every_function_is_known() {
+        for call in [
+            "and 1 1",
+            "or 1 1",
+            "not 1",
+            "len `a`",
+            "eq 1 1",
+            "ne 1 1",
+            "lt 1 2",
+            "le 1 2",
+            "gt 1 2",
+            "ge 1 2",
+            "html `<`",
+            "js `'`",
+            "urlquery `a b`",
+            "print 1",
+            "println 1",
+            "printf `%d` 1",
+            "slice `abc` 1",
+            "index .Name 0",
+            "json .",
+        ] {
+            let rendered = Template::rows(&format!("{{{{{call}}}}}"), "a pair")
+                .and_then(|t| t.render(&record(Pair("a", "b").fields())));
+            assert!(rendered.is_ok(), "{call}: {rendered:?}");
+        }
+    }
+
+    #[test]
+    fn hostile_cells() {
+        let layout = Layout::read(None, DEFAULTS);
+        let text = layout.render(&[Pair("\x1b[2Jred", "a\tb\nc\u{9b}")]).unwrap();
+        assert_eq!(text, "NAME           SIZE\n\\u{1b}[2Jred   a b c\\u{9b}\n");
+    }
+}

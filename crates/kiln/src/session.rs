@@ -1,0 +1,100 @@
+//! What most commands begin with: where the store is, and whose its files are.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use kiln_store::{Ownership, Store};
+use kiln_sys::namespace::{Configuration, UserNamespace, enter_user_namespace, ranges};
+
+use crate::failure::{Failure, Kind};
+
+/// Whether a command reads or writes files of layers, so that it must be whoever owns them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Files {
+    /// Names, configs, indexes and records are enough.
+    Untouched,
+    /// A user namespace is entered if this is not root.
+    Touched,
+}
+
+/// Opens the store. With [`Files::Touched`] this must come before any thread is started.
+pub(crate) fn open(root: Option<&Path>, files: Files) -> Result<Store> {
+    let root = match root {
+        Some(root) => std::path::absolute(root)?,
+        None => default_root()?,
+    };
+    let ownership = match files {
+        Files::Untouched => expected_ownership(),
+        Files::Touched => enter()?,
+    };
+    Ok(Store::open(&root, ownership)?)
+}
+
+/// Becomes whoever may own the files of layers.
+pub(crate) fn enter() -> Result<Ownership> {
+    let configuration = Configuration { user: user_name(), ..Configuration::default() };
+    match enter_user_namespace(&configuration)? {
+        UserNamespace::None => Ok(expected_ownership()),
+        UserNamespace::SubIds { .. } => Ok(Ownership::SubIds),
+        UserNamespace::SingleId { .. } => Ok(Ownership::SingleId),
+        UserNamespace::Unavailable { reason } => {
+            Err(Failure::new(Kind::World, format!("cannot unpack or run images as this user: {reason}"))
+                .hint("run kiln as root, or allow user namespaces; `kiln info` tells what this machine gives")
+                .into())
+        }
+    }
+}
+
+/// Whose files this process makes, or will make once it has entered its user namespace.
+pub(crate) fn expected_ownership() -> Ownership {
+    if rustix::process::geteuid().is_root() {
+        return match mapped_users() {
+            Some(1) => Ownership::SingleId,
+            Some(count) if count < u32::MAX => Ownership::SubIds,
+            _ => Ownership::Root,
+        };
+    }
+    let uid = rustix::process::getuid().as_raw();
+    let name = user_name();
+    let listed = |file: &str| {
+        fs_err::read_to_string(file).is_ok_and(|text| !ranges(&text, name.as_deref(), uid).is_empty())
+    };
+    let helper = |program: &str| {
+        Configuration::default().helpers.iter().any(|directory| directory.join(program).is_file())
+    };
+    let sub_ids =
+        listed("/etc/subuid") && listed("/etc/subgid") && helper("newuidmap") && helper("newgidmap");
+    if sub_ids { Ownership::SubIds } else { Ownership::SingleId }
+}
+
+/// How many users this user namespace has; `None` where that cannot be read.
+fn mapped_users() -> Option<u32> {
+    let map = fs_err::read_to_string("/proc/self/uid_map").ok()?;
+    let counts = map.lines().filter_map(|line| line.split_whitespace().nth(2)?.parse::<u32>().ok());
+    Some(counts.fold(0, u32::saturating_add))
+}
+
+/// The name of the calling user, as passwd has it.
+fn user_name() -> Option<String> {
+    let uid = rustix::process::getuid().as_raw().to_string();
+    let passwd = fs_err::read_to_string("/etc/passwd").ok()?;
+    passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == uid).then(|| name.to_owned())
+    })
+}
+
+#[expect(clippy::disallowed_methods, reason = "the binary reads the environment")]
+fn default_root() -> Result<PathBuf> {
+    if rustix::process::geteuid().is_root() && mapped_users().is_none_or(|count| count == u32::MAX) {
+        return Ok(PathBuf::from("/var/lib/kiln"));
+    }
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let data = set("XDG_DATA_HOME").or_else(|| set("HOME").map(|home| home.join(".local/share")));
+    data.map(|data| data.join("kiln")).ok_or_else(|| {
+        Failure::new(Kind::World, "cannot tell where the store is: neither XDG_DATA_HOME nor HOME is set")
+            .hint("name it with --root")
+            .into()
+    })
+}

@@ -1,0 +1,70 @@
+//! From the graph's events to the display's.
+
+use std::time::Duration;
+
+use kiln_build::Watcher;
+use kiln_graph::{Event as GraphEvent, Events, Unit as GraphUnit, VertexId};
+
+use crate::progress::{Amount, Event, EventSender, TaskState, Unit};
+
+/// Hands a build's events to the display.
+pub(crate) struct Watch {
+    sender: EventSender,
+}
+
+impl Watch {
+    pub(crate) fn new(sender: EventSender) -> Self {
+        Self { sender }
+    }
+}
+
+/// The step of a vertex.
+fn step(vertex: VertexId) -> u64 {
+    vertex.index() as u64
+}
+
+/// The step of notes that belong to no vertex.
+const NOTES: u64 = u64::MAX;
+
+impl Watcher for Watch {
+    fn planned(&self, steps: &[(VertexId, String)]) {
+        for (vertex, name) in steps {
+            self.sender.send(Duration::ZERO, Event::Named { step: step(*vertex), name: name.clone() });
+        }
+    }
+
+    fn note(&self, text: &str) {
+        let at = Duration::ZERO;
+        self.sender.send(at, Event::Named { step: NOTES, name: text.to_owned() });
+        self.sender.send(at, Event::Started { step: NOTES });
+        self.sender.send(at, Event::Completed { step: NOTES });
+    }
+}
+
+impl Events for Watch {
+    fn emit(&self, at: Duration, event: GraphEvent) {
+        let event = match event {
+            GraphEvent::Started { vertex, .. } => Event::Started { step: step(vertex) },
+            GraphEvent::Cached { vertex, .. } => Event::Cached { step: step(vertex) },
+            GraphEvent::WaitingForOtherProcess { vertex, holder, .. } => {
+                Event::Waiting { step: step(vertex), holder }
+            }
+            GraphEvent::Log { vertex, bytes, .. } => Event::Log { step: step(vertex), bytes },
+            GraphEvent::Progress { vertex, current, total, unit } => {
+                let unit = match unit {
+                    GraphUnit::Bytes => Unit::Bytes,
+                    _ => Unit::Items,
+                };
+                let amount = Amount { current, total, unit, state: TaskState::Running };
+                Event::Progress { step: step(vertex), task: "copying".to_owned(), amount }
+            }
+            GraphEvent::Completed { vertex, .. } | GraphEvent::Restored { vertex, .. } => {
+                Event::Completed { step: step(vertex) }
+            }
+            GraphEvent::Failed { vertex, message, .. } => Event::Failed { step: step(vertex), message },
+            GraphEvent::Canceled { vertex, .. } => Event::Cancelled { step: step(vertex) },
+            _ => return,
+        };
+        self.sender.send(at, event);
+    }
+}

@@ -1,0 +1,200 @@
+//! The whole program on command lines that need no store: standard output, standard error and exit status.
+
+use std::process::Command;
+
+fn kiln(words: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_kiln"))
+        .args(words)
+        .env_remove("KILN_ROOT")
+        .env("COLUMNS", "100")
+        .output()
+        .expect("kiln starts");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).replace(env!("CARGO_PKG_VERSION"), "VERSION");
+    format!(
+        "$ kiln {}\n{}[stderr]\n{}[exit {}]",
+        words.join(" "),
+        text(&output.stdout),
+        text(&output.stderr),
+        output.status.code().unwrap_or(-1)
+    )
+}
+
+#[test]
+fn version() {
+    insta::assert_snapshot!(kiln(&["--version"]), @r#"
+    $ kiln --version
+    kiln VERSION
+    [stderr]
+    [exit 0]
+    "#);
+    insta::assert_snapshot!(kiln(&["-v"]), @r#"
+    $ kiln -v
+    kiln VERSION
+    [stderr]
+    [exit 0]
+    "#);
+    insta::assert_snapshot!(kiln(&["version", "-f", "{{.Client.Version}} {{.Server.Version}}"]), @r#"
+    $ kiln version -f {{.Client.Version}} {{.Server.Version}}
+    VERSION VERSION
+    [stderr]
+    [exit 0]
+    "#);
+    insta::assert_snapshot!(kiln(&["version", "-f", "{{.Cleint}}"]), @r#"
+    $ kiln version -f {{.Cleint}}
+    [stderr]
+    kiln: template parsing error: template: :1:2: executing "" at <.Cleint>: can't evaluate field Cleint in the version
+    hint: did you mean .Client? the version has .Client and .Server
+    [exit 1]
+    "#);
+    insta::assert_snapshot!(kiln(&["version", "-f", "{{"]), @r#"
+    $ kiln version -f {{
+    [stderr]
+    kiln: template parsing error: template: :1: unclosed action
+    [exit 1]
+    "#);
+}
+
+#[test]
+fn refusals() {
+    insta::assert_snapshot!(kiln(&["imges"]), @r#"
+    $ kiln imges
+    [stderr]
+    kiln: unknown command 'imges': did you mean 'images'?
+    hint: `kiln --help` lists the commands
+    [exit 125]
+    "#);
+    insta::assert_snapshot!(kiln(&["images", "--nosuch"]), @r#"
+    $ kiln images --nosuch
+    [stderr]
+    kiln: unknown flag: --nosuch
+    hint: `kiln images --help` lists the flags
+    [exit 125]
+    "#);
+    insta::assert_snapshot!(kiln(&["run", "--rm"]), @r#"
+    $ kiln run --rm
+    [stderr]
+    kiln: 'kiln run' needs IMAGE
+    hint: usage: kiln run [OPTIONS] IMAGE [COMMAND] [ARG]...
+    [exit 125]
+    "#);
+    insta::assert_snapshot!(kiln(&["tag", "a"]), @r#"
+    $ kiln tag a
+    [stderr]
+    kiln: 'kiln tag' needs TARGET_IMAGE[:TAG]
+    hint: usage: kiln tag <SOURCE_IMAGE[:TAG]> <TARGET_IMAGE[:TAG]>
+    [exit 125]
+    "#);
+    insta::assert_snapshot!(kiln(&["--root"]), @r#"
+    $ kiln --root
+    [stderr]
+    kiln: --root <DIR> needs a value
+    hint: `kiln --help` tells more
+    [exit 125]
+    "#);
+}
+
+#[test]
+fn help() {
+    insta::assert_snapshot!(kiln(&[]), @r#"
+    $ kiln 
+    [stderr]
+    Build, keep, explain and run container images, without a daemon
+
+    Usage: kiln [OPTIONS] <COMMAND>
+
+    Commands:
+      build    Build an image from a Dockerfile
+      run      Run a command in a new container
+      images   List images
+      history  Show how an image came to be, step by step
+      inspect  Show all that is known about images or containers, as JSON
+      tag      Give an image another name
+      rmi      Remove names of images, and images with their last name
+      load     Load images from an archive or an OCI directory
+      save     Write images to an archive or an OCI directory
+      import   Make an image of one layer from a tar archive of a root file system
+      image    Manage images
+      system   Look after the store
+      info     Show how kiln works on this machine, and why
+      version  Show the version
+
+    Options:
+      -v, --version     Print version
+          --root <DIR>  Directory of the store [default: /var/lib/kiln as root, else
+                        $XDG_DATA_HOME/kiln] [env: KILN_ROOT]
+      -h, --help        Print help (see more with '--help')
+
+    `kiln COMMAND --help` tells more about a command.
+    [exit 0]
+    "#);
+    insta::assert_snapshot!(kiln(&["image"]), @r#"
+    $ kiln image
+    [stderr]
+    Manage images
+
+    Usage: kiln image [OPTIONS] <COMMAND>
+
+    Commands:
+      ls       List images [alias: list]
+      build    Build an image from a Dockerfile
+      history  Show how an image came to be, step by step
+      inspect  Show all that is known about images, as JSON
+      diff     Show what differs between the files of two images
+      files    List the files of an image
+      cat      Print a file of an image
+      unpack   Write the files of an image to a directory
+      tag      Give an image another name
+      rm       Remove names of images, and images with their last name [alias: remove]
+      load     Load images from an archive or an OCI directory
+      save     Write images to an archive or an OCI directory
+      import   Make an image of one layer from a tar archive of a root file system
+      prune    Remove images without a name
+
+    Options:
+          --root <DIR>  Directory of the store [default: /var/lib/kiln as root, else
+                        $XDG_DATA_HOME/kiln] [env: KILN_ROOT]
+      -h, --help        Print help
+    [exit 0]
+    "#);
+    insta::assert_snapshot!(kiln(&["history", "--help"]), @r#"
+    $ kiln history --help
+    Show how an image came to be, step by step
+
+    Usage: kiln history [OPTIONS] <IMAGE>
+
+    Arguments:
+      <IMAGE>
+              Image: NAME, NAME:TAG or an ID
+
+    Options:
+          --format <TEMPLATE>
+              Print rows through a Go template: `table` (the default), `table TEMPLATE`, `json` or
+              `TEMPLATE`
+
+      -H, --human[=<BOOL>]
+              Show ages and rounded sizes; =false for times and bytes
+
+          --no-trunc
+              Show everything in full
+
+      -q, --quiet
+              Show only IDs
+
+          --root <DIR>
+              Directory of the store [default: /var/lib/kiln as root, else $XDG_DATA_HOME/kiln]
+              
+              [env: KILN_ROOT]
+
+      -h, --help
+              Print help (see a summary with '-h')
+
+    Examples:
+      kiln history app
+      kiln history --no-trunc app
+      kiln history -H=false --format json app
+
+    Fields: .ID .CreatedSince .CreatedAt .CreatedBy .Size .Comment
+    [stderr]
+    [exit 0]
+    "#);
+}
