@@ -41,6 +41,9 @@ struct Task {
     filter: FilterState,
 }
 
+/// What was found in a directory; the directories in it, and where they are in the listing.
+type Read = (Vec<Listed>, Vec<(Task, usize)>);
+
 struct Listed {
     name: Vec<u8>,
     found: Found,
@@ -124,7 +127,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Reads one directory: its entries, and which of them are directories to be read, too.
-    fn read(&self, task: &Task) -> Result<(Vec<Listed>, Vec<(Task, usize)>)> {
+    fn read(&self, task: &Task) -> Result<Read> {
         let from_root = join(&self.root, &task.path);
         let directory = self.context.root().open_directory(Path::new(OsStr::from_bytes(&from_root)))?;
         let mut names = directory.list()?;

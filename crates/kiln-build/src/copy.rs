@@ -331,3 +331,278 @@ impl Copier<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::{Image, Lab};
+
+    const ACCOUNTS: &[(&str, u32, &str)] = &[
+        ("etc/", 0o755, ""),
+        ("etc/passwd", 0o644, "root:x:0:0::/:/bin/sh\napp:x:1500:1600::/:/bin/sh\n"),
+        ("etc/group", 0o644, "root:x:0:\nstaff:x:50:\n"),
+    ];
+
+    fn lab() -> Lab {
+        let files = [("a.txt", "a"), ("b.txt", "b"), ("c.md", "c"), ("dir/one", "1"), ("dir/sub/two", "2")];
+        Lab::new().context(&files)
+    }
+
+    /// The tree that a Dockerfile leaves, without what the base image had.
+    fn check(lab: Lab, base: &[(&str, u32, &str)], instructions: &str, expect: &[&str]) {
+        let image = if base.is_empty() { Image::default() } else { Image::default().with(base) };
+        let (from, before) = if base.is_empty() { ("scratch", Vec::new()) } else { ("base", image.tree()) };
+        let lab = lab.base("base", image);
+        let outcome = lab.build(&format!("FROM {from}\n{instructions}\n")).expect(instructions);
+        let tree = outcome.image.tree();
+        let new: Vec<&String> = tree.iter().filter(|line| !before.contains(line)).collect();
+        assert_eq!(new, expect, "{instructions}");
+    }
+
+    fn refused(lab: Lab, base: &[(&str, u32, &str)], instructions: &str) -> Error {
+        let lab = lab.base("base", Image::default().with(base));
+        let from = if base.is_empty() { "scratch" } else { "base" };
+        match lab.build(&format!("FROM {from}\n{instructions}\n")) {
+            Ok(outcome) => panic!("{instructions}: {:?}", outcome.image.tree()),
+            Err(error) => error,
+        }
+    }
+
+    #[test]
+    fn a_destination_is_a_directory_or_a_file() {
+        let d = "d 0755 0:0 d";
+        check(lab(), &[], "COPY a.txt /d/", &[d, "f 0644 0:0 d/a.txt = a"]);
+        check(lab(), &[], "COPY a.txt /d/.", &[d, "f 0644 0:0 d/a.txt = a"]);
+        check(lab(), &[], "COPY a.txt /d", &["f 0644 0:0 d = a"]);
+        check(lab(), &[], "COPY a.txt b.txt /x", &["f 0644 0:0 x = b"]);
+        check(lab(), &[("d/", 0o700, "")], "COPY a.txt /d", &["f 0644 0:0 d/a.txt = a"]);
+        check(
+            lab(),
+            &[],
+            "COPY dir /d",
+            &[d, "f 0644 0:0 d/one = 1", "d 0755 0:0 d/sub", "f 0644 0:0 d/sub/two = 2"],
+        );
+        check(lab(), &[], "COPY dir/sub dir/one /d/", &[d, "f 0644 0:0 d/one = 1", "f 0644 0:0 d/two = 2"]);
+        check(lab(), &[], "WORKDIR /w\nCOPY a.txt ../up", &["f 0644 0:0 up = a", "d 0755 0:0 w"]);
+    }
+
+    #[test]
+    fn heredocs_are_copied() {
+        check(lab(), &[], "COPY <<x /d/\nhi\nx", &["d 0755 0:0 d", "f 0644 0:0 d/x = hi\n"]);
+        check(lab(), &[], "COPY --chmod=4711 --chown=5 <<x /y\nhi\nx", &["f 4711 5:5 y = hi\n"]);
+    }
+
+    #[test]
+    fn links_in_the_destination_stay_inside() {
+        let base = [
+            ("real/", 0o755, ""),
+            ("l", 0o777, "->real"),
+            ("out", 0o777, "->../../../../real"),
+            ("to", 0o777, "->/gone"),
+        ];
+        check(lab(), &base, "COPY a.txt /l", &["f 0644 0:0 real/a.txt = a"]);
+        check(lab(), &base, "COPY a.txt /l/x", &["f 0644 0:0 real/x = a"]);
+        check(lab(), &base, "COPY a.txt /out/x", &["f 0644 0:0 real/x = a"]);
+        check(lab(), &base, "COPY a.txt /to/x", &["d 0755 0:0 gone", "f 0644 0:0 gone/x = a"]);
+        check(lab(), &base, "COPY a.txt /to", &["f 0644 0:0 gone = a"]);
+        check(lab(), &base, "COPY --link a.txt /l/x", &["d 0755 0:0 l", "f 0644 0:0 l/x = a"]);
+        let host = tempfile::tempdir().expect("a directory");
+        let target = format!("->{}", host.path().display());
+        let image = Image::default().with(&[("escape", 0o777, &target)]);
+        let outcome = lab().base("base", image).build("FROM base\nCOPY dir /escape/\n").expect("built");
+        assert!(outcome.image.tree().iter().any(|line| line.ends_with("one = 1")));
+        assert_eq!(fs_err::read_dir(host.path()).expect("listed").count(), 0, "the host is not touched");
+        // A link where a file of the source goes is replaced, not followed.
+        let below = [("d/", 0o755, ""), ("d/one", 0o777, "->/etc/shadow")];
+        check(lab(), &below, "COPY dir/one /d/", &["f 0644 0:0 d/one = 1"]);
+    }
+
+    #[test]
+    fn what_is_in_the_way_is_refused() {
+        let base = [
+            ("f", 0o644, "x"),
+            ("d/", 0o755, ""),
+            ("d/sub", 0o777, "->/"),
+            ("e/", 0o755, ""),
+            ("e/one/", 0o755, ""),
+        ];
+        assert!(
+            matches!(refused(lab(), &base, "COPY dir /f"), Error::DirectoryOverFile(path) if path == "/f")
+        );
+        assert!(
+            matches!(refused(lab(), &base, "COPY dir /d"), Error::DirectoryOverFile(path) if path == "/d/sub")
+        );
+        assert!(
+            matches!(refused(lab(), &base, "COPY dir /e"), Error::FileOverDirectory(path) if path == "/e/one")
+        );
+        assert!(
+            matches!(refused(lab(), &base, "COPY a.txt /f/x"), Error::NotDirectory(path) if path == "/f")
+        );
+        assert!(matches!(refused(lab(), &base, "COPY a.txt /f/"), Error::NotDirectory(path) if path == "/f"));
+    }
+
+    #[test]
+    fn modes_and_owners_are_given() {
+        check(lab(), &[], "COPY --chmod=640 a.txt /p/q", &["d 0640 0:0 p", "f 0640 0:0 p/q = a"]);
+        check(
+            lab(),
+            &[],
+            "COPY --chmod=u=rwX,go= dir /d",
+            &["d 0755 0:0 d", "f 0600 0:0 d/one = 1", "d 0700 0:0 d/sub", "f 0600 0:0 d/sub/two = 2"],
+        );
+        check(lab(), ACCOUNTS, "COPY --chown=app a.txt /x", &["f 0644 1500:1600 x = a"]);
+        check(lab(), ACCOUNTS, "COPY --chown=app:staff a.txt /x", &["f 0644 1500:50 x = a"]);
+        check(lab(), ACCOUNTS, "COPY --chown=7:app a.txt /x", &["f 0644 7:7 x = a"]);
+        check(lab(), ACCOUNTS, "COPY --chown=9 a.txt /d/x", &["d 0755 9:9 d", "f 0644 9:9 d/x = a"]);
+        assert!(matches!(refused(lab(), &[], "COPY --chown=app a.txt /x"), Error::User(_)));
+        let outcome = lab().base("base", Image::default().with(ACCOUNTS));
+        let outcome = outcome.build("FROM base\nCOPY --chown=nobody:none a.txt /x\n").expect("built");
+        assert_eq!(outcome.unknown_owners, ["nobody", "none"]);
+        let links = Lab::new().context(&[("d/f", "x"), ("d/l", "->f")]);
+        check(
+            links,
+            &[],
+            "COPY --chmod=700 --chown=1:2 d /d",
+            &["d 0700 1:2 d", "f 0700 1:2 d/f = x", "l 0777 1:2 d/l -> f"],
+        );
+        // Directories made below one with the set-group-ID bit get it.
+        let layer = [("s/", 0o2755, "")];
+        check(lab(), &layer, "WORKDIR /s/t", &["d 2755 0:0 s/t"]);
+    }
+
+    #[test]
+    fn directories_are_merged() {
+        let base =
+            [("d/", 0o700, ""), ("d/keep", 0o644, "k"), ("d/one", 0o600, "old"), ("d/sub/", 0o711, "")];
+        check(
+            lab(),
+            &base,
+            "COPY dir /d",
+            &["f 0644 0:0 d/one = 1", "d 0755 0:0 d/sub", "f 0644 0:0 d/sub/two = 2"],
+        );
+    }
+
+    #[test]
+    fn excludes_and_parents_select() {
+        let one = "f 0644 0:0 d/one = 1";
+        check(lab(), &[], "COPY --exclude=sub dir /d", &["d 0755 0:0 d", one]);
+        check(
+            lab(),
+            &[],
+            "COPY --exclude=* --exclude=!sub/two dir /d",
+            &["d 0755 0:0 d", "d 0755 0:0 d/sub", "f 0644 0:0 d/sub/two = 2"],
+        );
+        check(
+            lab(),
+            &[],
+            "COPY --parents **/two /p/",
+            &["d 0755 0:0 p", "d 0755 0:0 p/dir", "d 0755 0:0 p/dir/sub", "f 0644 0:0 p/dir/sub/two = 2"],
+        );
+        check(
+            lab(),
+            &[],
+            "COPY --parents ./dir/./sub/two /p/",
+            &["d 0755 0:0 p", "d 0755 0:0 p/sub", "f 0644 0:0 p/sub/two = 2"],
+        );
+        assert!(matches!(refused(lab(), &[], "COPY --parents dir/no /p/"), Error::NoSource { .. }));
+    }
+
+    #[test]
+    fn only_what_changes_is_in_the_layer() {
+        let top = |dockerfile: &str| lab().build(dockerfile).expect(dockerfile).image.top();
+        assert!(top("FROM scratch\nCOPY a.txt /f\nCOPY a.txt /f\n").is_empty());
+        assert!(top("FROM scratch\nCOPY dir /d\nCOPY dir /d\n").is_empty());
+        assert!(top("FROM scratch\nCOPY dir /d\nWORKDIR /d\n").is_empty());
+        assert!(top("FROM scratch\nCOPY a.txt /f\nCOPY *.nothing /x/\n").is_empty());
+        assert_eq!(top("FROM scratch\nCOPY dir /d\nCOPY a.txt /d/sub/x\n"), ["d d", "d d/sub", "f d/sub/x"]);
+        assert_eq!(
+            top("FROM scratch\nCOPY dir /d\nCOPY --chmod=700 dir /d\n"),
+            ["d d", "f d/one", "d d/sub", "f d/sub/two"]
+        );
+        assert_eq!(top("FROM scratch\nCOPY a.txt /f\nCOPY --link a.txt /f\n"), ["f f"]);
+    }
+
+    #[test]
+    fn stages_are_copied_from() {
+        let lab =
+            lab().context(&[("links/abs", "->/links/f"), ("links/f", "f"), ("links/dangling", "->/no")]);
+        fs_err::hard_link(lab.context_path().join("a.txt"), lab.context_path().join("links/hard"))
+            .expect("linked");
+        fs_err::hard_link(lab.context_path().join("a.txt"), lab.context_path().join("links/hard2"))
+            .expect("linked");
+        let stage = "FROM scratch AS s\nCOPY --chown=7:8 --chmod=750 . /c\n";
+        let outcome = lab.build(&format!("{stage}FROM scratch\nCOPY --from=s /c/links /l\n")).expect("built");
+        assert_eq!(
+            outcome.image.tree(),
+            [
+                "d 0755 0:0 l",
+                "l 0777 7:8 l/abs -> /links/f",
+                "l 0777 7:8 l/dangling -> /no",
+                "f 0750 7:8 l/f = f",
+                "f 0750 7:8 l/hard = a",
+                "f 0750 7:8 l/hard2 = a",
+            ]
+        );
+        assert_eq!(outcome.image.top()[4..], ["f l/hard", "h l/hard2"]);
+        let outcome = lab
+            .build(&format!("{stage}FROM scratch\nCOPY --from=s /c/*.txt /c/dir/s* /x/\n"))
+            .expect("built");
+        assert_eq!(
+            outcome.image.tree(),
+            ["d 0755 0:0 x", "f 0750 7:8 x/a.txt = a", "f 0750 7:8 x/b.txt = b", "f 0750 7:8 x/two = 2"]
+        );
+    }
+
+    #[test]
+    fn times_are_kept_or_clamped() {
+        let lab = lab();
+        let file = fs_err::File::open(lab.context_path().join("a.txt")).expect("opened");
+        let time = std::time::UNIX_EPOCH + std::time::Duration::new(1_234_567_890, 500_000_000);
+        file.file().set_modified(time).expect("set");
+        let seconds = |dockerfile: &str, path: &str| {
+            let image = lab.build(dockerfile).expect(dockerfile).image;
+            let view = image.view();
+            let node = view.lookup(path.as_bytes()).expect("looked up").expect("there");
+            let time = view.modified(&node).expect("a time");
+            assert_eq!(time.nanoseconds, 0);
+            time.seconds
+        };
+        assert_eq!(seconds("FROM scratch\nCOPY a.txt /d/x\n", "d/x"), 1_234_567_890);
+        assert_eq!(seconds("FROM scratch\nCOPY a.txt /d/x\n", "d"), crate::lab::NOW);
+        let early = "ARG SOURCE_DATE_EPOCH=1000\nFROM scratch\nCOPY a.txt /d/x\n";
+        assert_eq!((seconds(early, "d/x"), seconds(early, "d")), (1000, 1000));
+        let late = "ARG SOURCE_DATE_EPOCH=1500000000\nFROM scratch\nCOPY a.txt /d/x\n";
+        assert_eq!(seconds(late, "d/x"), 1_234_567_890);
+    }
+
+    #[test]
+    fn a_file_that_changed_since_its_key_is_named() {
+        let lab = lab();
+        let context = lab.open();
+        let operation = CopyOperation {
+            sources: vec![crate::operation::CopySource::Path("dir".to_owned())],
+            from: crate::operation::MountSource::Context,
+            destination: "/d".to_owned(),
+            owner: None,
+            mode: None,
+            exclude: Vec::new(),
+            parents: false,
+            link: false,
+            kind: CopyKind::Plain,
+            epoch: None,
+        };
+        let mut selection = crate::select::select(&operation, &context).expect("selected");
+        fs_err::write(lab.context_path().join("dir/sub/two"), "X").expect("written");
+        let mut image = Image::default();
+        let empty = Image::default();
+        let view = empty.view();
+        let parent = ImageTree::new(&view, &empty, "");
+        let scratch = Directory::open(lab.host.path()).expect("opened");
+        let copying =
+            Copying { operation: &operation, parent: &parent, source: &context, scratch: &scratch, now: 0 };
+        let mut writer = LayerWriter::new();
+        let copied = copy(copying, &mut selection, &mut writer).expect("copied");
+        let written = image.add(writer);
+        assert_eq!(copied.changed(&written.index).expect("checked").as_deref(), Some("/dir/sub/two"));
+    }
+}

@@ -236,6 +236,7 @@ impl Lab {
             network: NetworkMode::Default,
             allowed: Vec::new(),
             lent: Lent::default(),
+            resolv_conf: Vec::new(),
             platform: Platform::host(),
             parallelism: 1,
         };

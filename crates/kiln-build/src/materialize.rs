@@ -112,3 +112,55 @@ impl Writing<'_> {
         root::set_file(&file, None, Some(metadata.mode), Some(metadata.modified)).map_err(failed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+
+    use super::*;
+    use crate::lab::Lab;
+    use crate::select::select_mount;
+
+    #[test]
+    fn a_view_holds_what_is_selected_and_nothing_else() {
+        let lab = Lab::new().context(&[
+            ("d/f", "f"),
+            ("d/.env", "secret"),
+            ("d/l", "->../outside"),
+            ("d/sub/g", "g"),
+            (".dockerignore", "**/.env"),
+        ]);
+        let context_path = lab.context_path();
+        fs_err::hard_link(context_path.join("d/f"), context_path.join("d/sub/h")).expect("linked");
+        fs_err::set_permissions(context_path.join("d/sub"), std::fs::Permissions::from_mode(0o500))
+            .expect("set");
+        fs_err::set_permissions(context_path.join("d/f"), std::fs::Permissions::from_mode(0o4711))
+            .expect("set");
+        let context = lab.open();
+        let mut selected = select_mount("/d", &context).expect("selected");
+        let directory = Directory::open(&lab.host.path().join("scratch")).expect("opened");
+        materialize(&context, &mut selected, &directory).expect("written");
+        let root = lab.host.path().join("scratch/root");
+        assert_eq!(fs_err::read_to_string(root.join("f")).expect("read"), "f");
+        assert_eq!(fs_err::metadata(root.join("f")).expect("stat").mode() & 0o7777, 0o4711);
+        assert_eq!(fs_err::metadata(root.join("sub")).expect("stat").mode() & 0o7777, 0o500);
+        assert_eq!(fs_err::read_link(root.join("l")).expect("read").to_str(), Some("../outside"));
+        assert!(!root.join(".env").exists());
+        let inode = |path: &std::path::Path| fs_err::metadata(path).expect("stat").ino();
+        assert_eq!(inode(&root.join("f")), inode(&root.join("sub/h")));
+        assert_ne!(inode(&root.join("f")), inode(&context_path.join("d/f")), "the user's file is not shared");
+        let mtime = |path: &std::path::Path| fs_err::metadata(path).expect("stat").mtime();
+        assert_eq!(mtime(&root.join("sub")), mtime(&context_path.join("d/sub")));
+    }
+
+    #[test]
+    fn a_file_that_changed_is_named() {
+        let lab = Lab::new().context(&[("f", "f")]);
+        let context = lab.open();
+        let mut selected = select_mount("f", &context).expect("selected");
+        fs_err::write(lab.context_path().join("f"), "longer").expect("written");
+        let directory = Directory::open(&lab.host.path().join("scratch")).expect("opened");
+        let error = materialize(&context, &mut selected, &directory).expect_err("changed");
+        assert!(matches!(error, Error::Changed(path) if path == "/f"));
+    }
+}

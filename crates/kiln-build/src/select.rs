@@ -299,3 +299,257 @@ fn entry_digest(metadata: &Metadata, tail: &Tail<'_>) -> Digest {
     let xattrs = metadata.xattrs.iter().map(|(name, value)| (name.as_slice(), value.as_slice()));
     content_digest(&hashed, xattrs, tail)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::time::{Duration, SystemTime};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::image_tree::ImageTree;
+    use crate::lab::{Image, Lab};
+
+    fn names(lab: &Lab, path: &str) -> Vec<String> {
+        let context = lab.open();
+        let selected = select_mount(path, &context).expect(path);
+        let RootContent::Tree { entries: Some(entries), .. } = &selected.roots[0].content else { panic!() };
+        entries.iter().map(|entry| String::from_utf8_lossy(&entry.path).into_owned()).collect()
+    }
+
+    fn digest(lab: &Lab, path: &str) -> Digest {
+        let context = lab.open();
+        let digest = select_mount(path, &context).expect(path).digest;
+        context.save().expect("saved");
+        digest
+    }
+
+    #[test]
+    fn the_ignore_file_prunes() {
+        let lab = Lab::new().context(&[
+            ("a", "1"),
+            ("secret", "2"),
+            ("d/x", "3"),
+            ("d/keep/y", "4"),
+            ("d/keep/z", "5"),
+            ("e/f/g", "6"),
+            (".dockerignore", "secret\nd\n!d/keep/y\ne/**\n"),
+        ]);
+        assert_eq!(names(&lab, "/"), ["", ".dockerignore", "a", "d", "d/keep", "d/keep/y", "e"]);
+        assert_eq!(names(&lab, "/d"), ["", "keep", "keep/y"]);
+        let context = lab.open();
+        for (path, hidden) in [("secret", true), ("/d/x", true), ("nowhere", false), ("a/b", false)] {
+            match select_mount(path, &context) {
+                Err(Error::NoSource { ignored, .. }) => assert_eq!(ignored, hidden, "{path}"),
+                other => panic!("{path}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn links_never_lead_out_of_the_context() {
+        let lab = Lab::new();
+        fs_err::write(lab.host.path().join("canary"), "secret").expect("written");
+        let canary = lab.host.path().join("canary").display().to_string();
+        let lab = lab.context(&[
+            ("absolute", &format!("->{canary}")),
+            ("up", "->../canary"),
+            ("deep/up", "->../../../../../canary"),
+            ("parent", "->.."),
+            ("loop", "->loop"),
+        ]);
+        let context = lab.open();
+        for path in ["absolute", "up", "deep/up", "parent/canary", "../canary"] {
+            assert!(matches!(select_mount(path, &context), Err(Error::NoSource { .. })), "{path}");
+        }
+        assert!(matches!(select_mount("loop", &context), Err(Error::Loop(_))));
+        // `..` stops at the context's root.
+        assert_eq!(names(&lab, "parent"), names(&lab, "/"));
+        fs_err::write(lab.context_path().join("canary"), "inside").expect("written");
+        let inside = digest(&lab, "up");
+        fs_err::write(lab.host.path().join("canary"), "changed").expect("written");
+        assert_eq!(digest(&lab, "up"), inside);
+    }
+
+    #[test]
+    fn sockets_are_no_part_of_the_context() {
+        let lab = Lab::new().context(&[("f", "1")]);
+        let _socket =
+            std::os::unix::net::UnixListener::bind(lab.context_path().join("socket")).expect("bound");
+        assert_eq!(names(&lab, "/"), ["", "f"]);
+    }
+
+    #[test]
+    fn patterns_match_by_component() {
+        let lab = Lab::new().context(&[
+            ("a/x.txt", ""),
+            ("b/x.txt", ""),
+            ("b/y.md", ""),
+            ("b/c/x.txt", ""),
+            ("l", "->b"),
+        ]);
+        let context = lab.open();
+        let found = |pattern: &str| {
+            let roots = find_roots(pattern, &cleaned(pattern), &context).expect(pattern);
+            let path = |root: &SelectedRoot| match &root.content {
+                RootContent::Tree { path, .. } => String::from_utf8_lossy(path).into_owned(),
+                RootContent::Inline(_) => panic!(),
+            };
+            roots.iter().map(path).collect::<Vec<_>>()
+        };
+        assert_eq!(found("*/x.txt"), ["a/x.txt", "b/x.txt"]);
+        assert_eq!(found("[b]/*"), ["b/c", "b/x.txt", "b/y.md"]);
+        assert_eq!(found("l/*.md"), ["b/y.md"]);
+        assert_eq!(found("l*"), ["b"]);
+        assert_eq!(found("*.none"), [""; 0]);
+        assert_eq!(found("[b"), [""; 0]);
+        assert!(find_roots("no/*", b"no/*", &context).is_err());
+    }
+
+    #[test]
+    fn a_stored_digest_equals_a_walked_one() {
+        let image = Image::default()
+            .with(&[("d/", 0o755, ""), ("d/a", 0o644, "a"), ("d/s/", 0o700, ""), ("d/s/l", 0o777, "->a")])
+            .with(&[("d/", 0o755, ""), ("d/s/", 0o711, ""), ("d/s/b", 0o600, "b")]);
+        let view = image.view();
+        let tree = ImageTree::new(&view, &image, "");
+        for path in [&b""[..], b"d", b"d/s", b"d/a", b"d/s/l"] {
+            let walked = tree.walk(path, &Filter::default()).expect("walked");
+            assert_eq!(tree.stored_digest(path).expect("stored"), Some(tree_digest(&walked)));
+        }
+    }
+
+    /// Makes everything in the context look old, so that the stat cache trusts it after one more second of patience.
+    fn age(lab: &Lab) {
+        let old = SystemTime::now() - Duration::from_secs(100);
+        for entry in fs_err::read_dir(lab.context_path()).expect("listed") {
+            let path = entry.expect("an entry").path();
+            if path.is_file() {
+                fs_err::File::open(&path).expect("opened").file().set_modified(old).expect("set");
+            }
+        }
+    }
+
+    #[test]
+    fn equal_size_and_restored_time_do_not_fool_the_cache() {
+        let lab = Lab::new().context(&[("f", "one"), ("g", "two")]);
+        age(&lab);
+        std::thread::sleep(Duration::from_millis(2100));
+        let before = digest(&lab, "/");
+        let cache = || {
+            let name = fs_err::read_dir(lab.host.path().join("caches")).expect("listed").next();
+            fs_err::read(name.expect("a cache").expect("an entry").path()).expect("read")
+        };
+        assert_eq!(cache().len(), 16 + 2 * 88, "settled files are remembered");
+        assert_eq!(digest(&lab, "/"), before, "and found again");
+        let path = lab.context_path().join("f");
+        let time = fs_err::metadata(&path).expect("stat").modified().expect("a time");
+        fs_err::write(&path, "eno").expect("written");
+        fs_err::File::open(&path).expect("opened").file().set_modified(time).expect("set");
+        let after = digest(&lab, "/");
+        assert_ne!(after, before);
+        fs_err::write(&path, "one").expect("written");
+        assert_eq!(digest(&lab, "/"), before);
+        // What is remembered is what decides: a forged record is believed, so the cache is really used.
+        let mut bytes = cache();
+        let forged = bytes.len() - 1;
+        bytes[forged] ^= 1;
+        let name = fs_err::read_dir(lab.host.path().join("caches")).expect("listed").next();
+        fs_err::write(name.expect("a cache").expect("an entry").path(), &bytes).expect("written");
+        assert_ne!(digest(&lab, "/"), before);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Edit {
+        Content(usize, u8),
+        Mode(usize, u32),
+        Rename(usize, usize),
+        Link(usize, u8),
+        Touch(usize),
+        Ignored(u8),
+        Unselected(u8),
+    }
+
+    fn edit() -> impl Strategy<Value = Edit> {
+        prop_oneof![
+            (0..4_usize, any::<u8>()).prop_map(|(file, byte)| Edit::Content(file, byte)),
+            (0..4_usize, 0..8_u32).prop_map(|(file, bits)| Edit::Mode(file, 0o600 | bits)),
+            (0..4_usize, 4..8_usize).prop_map(|(from, to)| Edit::Rename(from, to)),
+            (4..8_usize, 0..3_u8).prop_map(|(name, target)| Edit::Link(name, target)),
+            (0..4_usize).prop_map(Edit::Touch),
+            any::<u8>().prop_map(Edit::Ignored),
+            any::<u8>().prop_map(Edit::Unselected),
+        ]
+    }
+
+    /// What the selected directory holds, as plainly as can be.
+    fn content(lab: &Lab) -> Vec<String> {
+        let mut lines = Vec::new();
+        for entry in fs_err::read_dir(lab.context_path().join("d")).expect("listed") {
+            let path = entry.expect("an entry").path();
+            let metadata = path.symlink_metadata().expect("stat");
+            let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+            if name == "ignored" {
+                continue;
+            }
+            lines.push(match fs_err::read_link(&path) {
+                Ok(target) => format!("{name} -> {}", target.display()),
+                Err(_) => {
+                    let bytes = fs_err::read(&path).expect("read");
+                    format!("{name} {:o} {bytes:?}", metadata.permissions().mode())
+                }
+            });
+        }
+        lines.sort();
+        lines
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+        #[test]
+        fn the_digest_changes_with_the_selected_content_alone(edits in proptest::collection::vec(edit(), 1..12)) {
+            let lab = Lab::new().context(&[
+                ("d/0", "a"), ("d/1", "a"), ("d/2", "a"), ("d/3", "a"),
+                ("d/ignored", "a"), ("other", "a"), (".dockerignore", "d/ignored"),
+            ]);
+            let path = |name: usize| lab.context_path().join("d").join(name.to_string());
+            let mut known: Vec<(Vec<String>, Digest)> = vec![(content(&lab), digest(&lab, "d"))];
+            for edit in edits {
+                match edit {
+                    Edit::Content(file, byte) if path(file).is_file() => {
+                        let time = fs_err::metadata(path(file)).expect("stat").modified().expect("a time");
+                        fs_err::write(path(file), [byte]).expect("written");
+                        fs_err::File::open(path(file)).expect("opened").file().set_modified(time).expect("set");
+                    }
+                    Edit::Mode(file, mode) if path(file).is_file() => {
+                        fs_err::set_permissions(path(file), std::fs::Permissions::from_mode(mode)).expect("set");
+                    }
+                    Edit::Rename(from, to) if path(from).is_file() => {
+                        fs_err::rename(path(from), path(to)).expect("renamed");
+                    }
+                    Edit::Link(name, target) => {
+                        let _ = fs_err::remove_file(path(name));
+                        std::os::unix::fs::symlink(target.to_string(), path(name)).expect("linked");
+                    }
+                    Edit::Touch(file) if path(file).is_file() => {
+                        let time = SystemTime::now() - Duration::from_secs(1000);
+                        fs_err::File::open(path(file)).expect("opened").file().set_modified(time).expect("set");
+                    }
+                    Edit::Ignored(byte) => {
+                        fs_err::write(lab.context_path().join("d/ignored"), [byte]).expect("written");
+                    }
+                    Edit::Unselected(byte) => {
+                        fs_err::write(lab.context_path().join("other"), [byte]).expect("written");
+                    }
+                    _ => {}
+                }
+                let now = (content(&lab), digest(&lab, "d"));
+                for before in &known {
+                    prop_assert_eq!(before.0 == now.0, before.1 == now.1, "{:?} {:?}", before, now);
+                }
+                known.push(now);
+            }
+        }
+    }
+}

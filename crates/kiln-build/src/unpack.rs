@@ -357,3 +357,206 @@ impl Unpacking<'_, '_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::{Image, Lab};
+
+    /// One member of a test archive: flag, name, link, content.
+    type Member<'a> = (u8, &'a str, &'a str, &'a str);
+
+    fn tar(members: &[Member<'_>]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (flag, name, link, content) in members {
+            let mut header = [0_u8; 512];
+            header[..name.len()].copy_from_slice(name.as_bytes());
+            let mode: &[u8] = if *flag == b'5' { b"0000755\0" } else { b"0000640\0" };
+            header[100..108].copy_from_slice(mode);
+            header[108..116].copy_from_slice(b"0000005\0");
+            header[116..124].copy_from_slice(b"0000006\0");
+            header[124..136].copy_from_slice(format!("{:011o}\0", content.len()).as_bytes());
+            header[136..148].copy_from_slice(b"00000001750\0");
+            header[148..156].copy_from_slice(b"        ");
+            header[156] = *flag;
+            header[157..157 + link.len()].copy_from_slice(link.as_bytes());
+            header[257..265].copy_from_slice(b"ustar\x0000");
+            let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+            header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+            bytes.extend_from_slice(&header);
+            bytes.extend_from_slice(content.as_bytes());
+            bytes.resize(bytes.len().next_multiple_of(512), 0);
+        }
+        bytes.resize(bytes.len() + 1024, 0);
+        bytes
+    }
+
+    fn lab(archive: &[u8]) -> Lab {
+        let lab = Lab::new().context(&[]);
+        fs_err::write(lab.context_path().join("a"), archive).expect("written");
+        lab
+    }
+
+    fn check(base: &[(&str, u32, &str)], members: &[Member<'_>], expect: &[&str]) {
+        let image = Image::default().with(base);
+        let before = image.tree();
+        let lab = lab(&tar(members)).base("base", image);
+        let outcome = lab.build("FROM base\nADD a /x/\n").expect("built");
+        let tree = outcome.image.tree();
+        let new: Vec<&String> = tree.iter().filter(|line| !before.contains(line)).collect();
+        assert_eq!(new, expect);
+    }
+
+    const FILE: u8 = b'0';
+    const LINK: u8 = b'1';
+    const SYMLINK: u8 = b'2';
+    const DIRECTORY: u8 = b'5';
+
+    #[test]
+    fn archives_are_found_by_content() {
+        let plain = tar(&[(FILE, "f", "", "f")]);
+        let gzip = {
+            let mut encoder = kiln_layer::Compression::Gzip.encoder(Vec::new(), 6).expect("an encoder");
+            encoder.write_all(&plain).expect("written");
+            encoder.finish().expect("finished")
+        };
+        let zstd = {
+            let mut encoder = kiln_layer::Compression::Zstd.encoder(Vec::new(), 3).expect("an encoder");
+            encoder.write_all(&plain).expect("written");
+            encoder.finish().expect("finished")
+        };
+        let unpacked = ["d 0755 0:0 x", "f 0640 5:6 x/f = f"];
+        for archive in [&plain, &gzip, &zstd] {
+            let outcome = lab(archive).build("FROM scratch\nADD a /x\n").expect("built");
+            assert_eq!(outcome.image.tree(), unpacked);
+            let owned =
+                lab(archive).build("FROM scratch\nADD --chown=8:9 --chmod=600 a /x\n").expect("built");
+            assert_eq!(owned.image.tree(), ["d 0755 8:9 x", "f 0640 8:9 x/f = f"]);
+            let copied = lab(archive).build("FROM scratch\nCOPY a /x/\n").expect("built");
+            assert_eq!(copied.image.top(), ["d x", "f x/a"]);
+            let kept = lab(archive).build("FROM scratch\nADD --unpack=false a /x/\n").expect("built");
+            assert_eq!(kept.image.top(), ["d x", "f x/a"]);
+        }
+        for other in [&b"no archive"[..], &[0; 1024], b"", &gzip[..12]] {
+            let outcome = lab(other).build("FROM scratch\nADD a /x/\n").expect("built");
+            assert_eq!(outcome.image.top(), ["d x", "f x/a"]);
+        }
+    }
+
+    #[test]
+    fn hostile_names_stay_below_the_destination() {
+        let base = [
+            ("etc/", 0o755, ""),
+            ("x/", 0o755, ""),
+            ("x/there", 0o777, "->/etc"),
+            ("etc/passwd", 0o644, "mine"),
+        ];
+        check(
+            &base,
+            &[
+                (FILE, "../../etc/passwd", "", "1"),
+                (FILE, "/abs", "", "2"),
+                (SYMLINK, "out", "/etc", ""),
+                (DIRECTORY, "etc/", "", ""),
+                (FILE, "out/passwd2", "", "3"),
+                (FILE, "there/passwd3", "", "4"),
+                (SYMLINK, "up", "../../..", ""),
+                (FILE, "up/top", "", "5"),
+            ],
+            &[
+                "f 0640 5:6 x/abs = 2",
+                "d 0755 5:6 x/etc",
+                "f 0640 5:6 x/etc/passwd = 1",
+                "f 0640 5:6 x/etc/passwd2 = 3",
+                "f 0640 5:6 x/etc/passwd3 = 4",
+                "l 0777 5:6 x/out -> /etc",
+                "f 0640 5:6 x/top = 5",
+                "l 0777 5:6 x/up -> ../../..",
+            ],
+        );
+    }
+
+    #[test]
+    fn later_entries_win() {
+        let base = [
+            ("x/", 0o755, ""),
+            ("x/d/", 0o700, ""),
+            ("x/d/old", 0o644, "o"),
+            ("x/f", 0o644, "o"),
+            ("x/e/", 0o755, ""),
+            ("x/e/old", 0o644, "o"),
+        ];
+        check(
+            &base,
+            &[
+                (FILE, "d", "", "now a file"),
+                (DIRECTORY, "f/", "", ""),
+                (FILE, "f/in", "", "i"),
+                (FILE, "e", "", "file first"),
+                (DIRECTORY, "e/", "", ""),
+                (FILE, "e/new", "", "n"),
+                (FILE, "g", "", "1"),
+                (FILE, "g", "", "2"),
+                (FILE, "p/q", "", "p"),
+            ],
+            &[
+                "f 0640 5:6 x/d = now a file",
+                "d 0755 5:6 x/e",
+                "f 0640 5:6 x/e/new = n",
+                "d 0755 5:6 x/f",
+                "f 0640 5:6 x/f/in = i",
+                "f 0640 5:6 x/g = 2",
+                "d 0755 0:0 x/p",
+                "f 0640 5:6 x/p/q = p",
+            ],
+        );
+    }
+
+    #[test]
+    fn whiteouts_and_links_reach_the_parent() {
+        let base = [
+            ("x/", 0o755, ""),
+            ("x/gone", 0o644, "g"),
+            ("x/kept", 0o644, "k"),
+            ("x/o/", 0o755, ""),
+            ("x/o/hid", 0o644, "h"),
+        ];
+        let image = Image::default().with(&base);
+        let members = [
+            (FILE, ".wh.gone", "", ""),
+            (FILE, ".wh.nothing", "", ""),
+            (FILE, "o/.wh..wh..opq", "", ""),
+            (LINK, "linked", "kept", ""),
+        ];
+        let outcome = lab(&tar(&members)).base("base", image).build("FROM base\nADD a /x/\n").expect("built");
+        assert_eq!(
+            outcome.image.tree(),
+            ["d 0755 0:0 x", "f 0640 5:6 x/kept = k", "f 0640 5:6 x/linked = k", "d 0755 0:0 x/o"]
+        );
+        assert!(outcome.image.top().contains(&"h x/linked".to_owned()));
+        assert!(!outcome.image.top().iter().any(|line| line.contains("nothing")));
+    }
+
+    #[test]
+    fn what_no_root_can_hold_is_refused() {
+        let long = "n".repeat(90) + "/";
+        let refused = |members: &[Member<'_>]| match lab(&tar(members)).build("FROM scratch\nADD a /x/\n") {
+            Ok(outcome) => panic!("{:?}", outcome.image.tree()),
+            Err(error) => error,
+        };
+        for members in [
+            &[(LINK, "l", "missing", "")][..],
+            &[(DIRECTORY, "d/", "", ""), (LINK, "l", "d", "")],
+            &[(SYMLINK, "l", "", "")],
+            &[(b'3', "zero", "", "")],
+        ] {
+            assert!(matches!(refused(members), Error::ArchiveEntry { .. }), "{members:?}");
+        }
+        assert!(matches!(refused(&[(SYMLINK, "l", "l", ""), (FILE, "l/f", "", "x")]), Error::Loop(_)));
+        assert!(matches!(refused(&[(FILE, "f", "", "x"), (FILE, "f/g", "", "x")]), Error::NotDirectory(_)));
+        let mut cut = tar(&[(FILE, &long[..90], "", &"x".repeat(600))]);
+        cut.truncate(900);
+        let cut = lab(&cut).build("FROM scratch\nADD a /x/\n");
+        assert!(matches!(cut.err().expect("cut"), Error::Archive { .. }));
+    }
+}

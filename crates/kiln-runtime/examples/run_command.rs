@@ -5,7 +5,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use kiln_runtime::{OwnershipMode, ProvidedFile, RootSource, Sandbox, Streams};
+use kiln_runtime::{Isolation, OwnershipMode, ProvidedFile, RootSource, Sandbox, Streams};
 use kiln_sys::namespace::{Configuration, UserNamespace, enter_user_namespace};
 use kiln_sys::overlay::{Overlay, Upper};
 
@@ -22,8 +22,15 @@ fn main() {
     fs_err::create_dir_all(&work).expect("make the work directory");
     let userxattr = user != UserNamespace::None;
     let upper_and_work = Upper { upper: upper.clone(), work };
+    let chroot = Isolation::best() == Isolation::Chroot;
+    let plain = lower.clone();
     let overlay = Overlay { lowers: vec![lower], upper: Some(upper_and_work), userxattr, volatile: true };
     let mut sandbox = Sandbox::new(RootSource::Overlay { overlay }, command);
+    if chroot {
+        // Nothing can be mounted: the directory itself is changed.
+        sandbox.root = RootSource::Directory { path: plain };
+        sandbox.isolation = Isolation::Chroot;
+    }
     if matches!(user, UserNamespace::SingleId { .. }) {
         sandbox.ownership = OwnershipMode::Recorded;
     }

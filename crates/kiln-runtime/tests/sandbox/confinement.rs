@@ -109,7 +109,7 @@ fn chroot(fixture: &Fixture) {
     assert_eq!((ran.output.as_str(), ran.finished.exit), ("/a\nk\n", Exit::Code(6)), "{}", ran.error);
     assert!(ran.finished.notes[1].starts_with("/bin/sh is that of the root"), "{:?}", ran.finished.notes);
     ran.finished.stubs.undo(&root).expect("undo");
-    assert!(!root.join("etc").exists() && root.join("bin/sh").exists());
+    assert!(!root.join("etc").exists() && !root.join("dev").exists() && root.join("bin/sh").exists());
     assert!(ran.finished.notes[0].starts_with("not isolated: "), "{:?}", ran.finished.notes);
     assert!(root.join("file").exists());
     sandbox.network = Network::None;
