@@ -411,8 +411,11 @@ impl<'a> Scan<'a> {
         let root = self.capture.root;
         for path in &self.stale_marks {
             let directory = root.open_directory(to_system(path))?;
-            for mark in [&b"trusted.overlay.opaque"[..], b"user.overlay.opaque"] {
-                xattr::remove(&directory, OsStr::new(""), mark)?;
+            let is_mark =
+                |name: &[u8]| [&b"trusted.overlay.opaque"[..], b"user.overlay.opaque"].contains(&name);
+            // Who may not remove the one kind does not see it either.
+            for (mark, _) in xattr::list(&directory, OsStr::new(""), is_mark)? {
+                xattr::remove(&directory, OsStr::new(""), &mark)?;
             }
         }
         let below_root = || self.items.iter().rev().filter(|item| !item.path.is_empty());
