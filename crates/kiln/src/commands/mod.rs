@@ -13,6 +13,7 @@ mod load;
 mod prune;
 mod remove;
 mod run;
+mod save;
 mod tag;
 mod version;
 
@@ -46,6 +47,7 @@ pub(crate) fn dispatch(arguments: &Arguments) -> Result<u8> {
         Command::Tag(tag) | Command::Image(ImageCommand::Tag(tag)) => tag::run(root, tag),
         Command::Rmi(remove) | Command::Image(ImageCommand::Rm(remove)) => remove::run(root, remove),
         Command::Load(load) | Command::Image(ImageCommand::Load(load)) => load::run(root, load),
+        Command::Save(save) | Command::Image(ImageCommand::Save(save)) => save::run(root, save),
         Command::Import(import) | Command::Image(ImageCommand::Import(import)) => import::run(root, import),
         Command::Image(ImageCommand::Files(files)) => contents::files(root, files),
         Command::Image(ImageCommand::Cat(cat)) => contents::cat(root, cat),
