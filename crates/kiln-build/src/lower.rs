@@ -15,7 +15,7 @@ use crate::operation::{
     RunMountKind, RunOperation, SecurityMode, WorkdirOperation,
 };
 use crate::request::{BuildRequest, Entitlement, NetworkMode};
-use crate::stage::{PlannedHistory, Scope, StageState, absolute, absolute_destination};
+use crate::stage::{PlannedHistory, Scope, StageState, absolute, absolute_destination, working_directory};
 
 /// Longest chain of ONBUILD triggers that is accepted from one base image.
 const MAX_TRIGGERS: usize = 1000;
@@ -214,7 +214,9 @@ impl Lowering<'_> {
         let (mut state, triggers) = match earlier {
             Some(earlier) => {
                 self.stage(earlier, depth + 1)?;
-                (StageState::on_stage(&self.stages[&earlier]), Vec::new())
+                let (state, triggers) = StageState::on_stage(&self.stages[&earlier]);
+                steps.total += triggers.iter().filter(|trigger| trigger_makes_layer(trigger)).count();
+                (state, triggers)
             }
             None if base == "scratch" => {
                 let mut image = ImageConfig::scratch(&platform);
@@ -223,7 +225,7 @@ impl Lowering<'_> {
             }
             None => self.on_image(stage, &base, &platform, &mut steps)?,
         };
-        self.triggers(&mut state, triggers, &mut steps, stage.span)?;
+        self.triggers(&mut state, index, &triggers, &mut steps, stage.span)?;
         for instruction in &stage.instructions {
             self.instruction(&mut state, index, instruction, &mut steps)
                 .map_err(|error| at(error, instruction.span))?;
@@ -273,7 +275,8 @@ impl Lowering<'_> {
     fn triggers(
         &mut self,
         state: &mut StageState,
-        triggers: Vec<String>,
+        stage: usize,
+        triggers: &[String],
         steps: &mut Steps,
         span: Span,
     ) -> Result<()> {
@@ -284,13 +287,13 @@ impl Lowering<'_> {
         }
         steps.trigger = true;
         for trigger in triggers {
-            let instruction = kiln_dockerfile::parse_trigger(&trigger).map_err(|diagnostics| {
+            let instruction = kiln_dockerfile::parse_trigger(trigger).map_err(|diagnostics| {
                 let reason = diagnostics.first().map_or("it is empty", |first| first.message.as_str());
                 let message =
                     format!("the base image's ONBUILD trigger {trigger:?} cannot be read: {reason}");
                 instruction_error(message, span)
             })?;
-            self.instruction(state, usize::MAX, &instruction, steps).map_err(|error| at(error, span))?;
+            self.instruction(state, stage, &instruction, steps).map_err(|error| at(error, span))?;
         }
         steps.trigger = false;
         Ok(())
@@ -323,7 +326,7 @@ impl Lowering<'_> {
             Kind::Copy(copy) => self.copy(state, stage, copy)?,
             Kind::Add(add) => self.add(state, add)?,
             Kind::Workdir(path) => {
-                let path = absolute(state.directory(), &path.text);
+                let path = working_directory(state.directory(), &path.text);
                 state.image.config.working_dir = path.clone();
                 let text = history::workdir(&path);
                 if path == "/" {
@@ -436,6 +439,9 @@ impl Lowering<'_> {
         let mut inputs = Vec::new();
         let mut lowered = Vec::new();
         for mount in mounts {
+            if is_absent_secret(mount)? {
+                continue;
+            }
             let source = self.mount_source(stage, mount, span, &mut inputs)?;
             lowered.push(run_mount(state, mount, source, span)?);
         }
@@ -608,6 +614,21 @@ fn run_mount(state: &StageState, mount: &Mount, source: MountSource, span: Span)
         }
     };
     Ok(RunMount { target, kind })
+}
+
+/// There is no way yet to give secrets or an agent to a build: those that are not required are simply not there.
+fn is_absent_secret(mount: &Mount) -> Result<bool> {
+    if !matches!(mount.mount_type, MountType::Secret | MountType::Ssh) {
+        return Ok(false);
+    }
+    if mount.required {
+        let id = mount.id.as_deref().unwrap_or("default");
+        let kind = mount.mount_type.name();
+        return Err(Error::Unsupported(format!(
+            "giving {kind} {id:?} to a build, which this step requires,"
+        )));
+    }
+    Ok(true)
 }
 
 fn makes_layer(kind: &Kind) -> bool {

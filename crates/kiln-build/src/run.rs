@@ -118,7 +118,7 @@ fn sandbox(
     let user = user(engine, &operation.user, view, &prepared.layers)?;
     sandbox.process.environment = environment(engine, operation, &user);
     sandbox.process.directory = PathBuf::from(&operation.directory);
-    sandbox.process.credentials = Credentials { uid: user.uid, gid: user.gid, groups: user.additional };
+    sandbox.process.credentials = Credentials { uid: user.uid, gid: user.gid, groups: all_groups(&user) };
     sandbox.hostname = Some(HOSTNAME.into());
     sandbox.network = match operation.network {
         NetworkMode::None => Network::None,
@@ -219,6 +219,11 @@ fn mount_kind(
     }
 }
 
+/// The primary group first: a process must not lose it by changing its effective one (CVE-2022-2990).
+fn all_groups(user: &Groups) -> Vec<u32> {
+    std::iter::once(user.gid).chain(user.additional.iter().copied()).collect()
+}
+
 fn cache(engine: &Engine<'_>, id: &str, sharing: CacheSharing) -> Result<CacheMountUse> {
     let sharing = match sharing {
         CacheSharing::Shared => kiln_store::CacheMountSharing::Shared,
@@ -246,9 +251,8 @@ fn fill_cache(
         MountSource::Empty => Ok(()),
         MountSource::Context => engine.materialize(path, directory),
         MountSource::Input(position) => {
-            let layers = engine.layers(inputs[position].chain)?;
-            let _ = path;
-            Ok(engine.store.unpack_layers(engine.lease, &layers, directory)?)
+            let chain = inputs[position].chain;
+            engine.materialize_from(chain, path, directory)
         }
     }
 }

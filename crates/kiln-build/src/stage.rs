@@ -71,17 +71,17 @@ impl StageState {
         if !state.image.config.working_dir.is_empty() {
             let directory = state.image.config.working_dir.clone();
             state.image.config.working_dir = String::new();
-            state.image.config.working_dir = absolute("", &directory);
+            state.image.config.working_dir = working_directory("/", &directory);
         }
         state
     }
 
-    /// A stage on an earlier stage: everything but its ONBUILD and whether it had a CMD.
-    pub(crate) fn on_stage(base: &Self) -> Self {
+    /// A stage on an earlier stage: everything but whether it had a CMD, and its ONBUILD triggers beside it.
+    pub(crate) fn on_stage(base: &Self) -> (Self, Vec<String>) {
         let mut state = base.clone();
-        state.image.config.on_build = None;
         state.has_cmd = false;
-        state
+        let triggers = state.image.config.on_build.take().unwrap_or_default();
+        (state, triggers)
     }
 
     /// The directory of relative paths.
@@ -260,6 +260,12 @@ pub(crate) fn absolute(directory: &str, path: &str) -> String {
     kiln_dockerfile::clean_path(&joined)
 }
 
+/// The directory of a WORKDIR: an absolute path stays as it is written, a relative one is joined and cleaned
+/// (BuildKit's `NormalizeWorkdir`).
+pub(crate) fn working_directory(directory: &str, path: &str) -> String {
+    if path.starts_with('/') { path.to_owned() } else { absolute(directory, path) }
+}
+
 /// As [`absolute`], keeping a trailing `/` or `/.`, which tell COPY that the destination is a directory.
 pub(crate) fn absolute_destination(directory: &str, path: &str) -> String {
     let path = if path.is_empty() || path == "." { "./" } else { path };
@@ -288,7 +294,7 @@ pub fn apply_changes(platform: &Platform, changes: &[String]) -> Result<ImageCon
         })?;
         let kind = instruction.kind.expand(&expander, &state.environment)?.kind;
         if let Kind::Workdir(path) = &kind {
-            state.image.config.working_dir = absolute(state.directory(), &path.text);
+            state.image.config.working_dir = working_directory(state.directory(), &path.text);
         } else if matches!(kind, Kind::Arg(_)) || !state.apply(&kind, &scope)? {
             let reason = format!("{} changes more than an image's config", kind.name());
             return Err(Error::Change { change: change.clone(), reason });

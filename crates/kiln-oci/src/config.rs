@@ -94,25 +94,25 @@ pub struct Config {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub user: String,
     /// `port/protocol`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "no_members")]
     pub exposed_ports: Option<BTreeMap<String, Empty>>,
     /// `NAME=value`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "no_items")]
     pub env: Option<Vec<String>>,
     /// What is always run.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "no_items")]
     pub entrypoint: Option<Vec<String>>,
     /// The command, or the arguments of the entrypoint.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "no_items")]
     pub cmd: Option<Vec<String>>,
     /// Directories that are volumes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "no_members")]
     pub volumes: Option<BTreeMap<String, Empty>>,
     /// Where the command starts.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub working_dir: String,
     /// Labels.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "no_members")]
     pub labels: Option<BTreeMap<String, String>>,
     /// Signal that ends a container.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -124,13 +124,13 @@ pub struct Config {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub healthcheck: Option<Healthcheck>,
     /// Instructions for images built on this one (Docker's addition).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "no_items")]
     pub on_build: Option<Vec<String>>,
     /// Seconds before a container is killed (Docker's addition).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_timeout: Option<i64>,
     /// The shell of shell forms (Docker's addition).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "no_items")]
     pub shell: Option<Vec<String>>,
 }
 
@@ -156,6 +156,16 @@ pub struct Healthcheck {
     /// Failures in a row before a container is unhealthy.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub retries: i64,
+}
+
+/// Go's `omitempty`: an empty list is left out like a missing one.
+fn no_items(list: &Option<Vec<String>>) -> bool {
+    list.as_ref().is_none_or(Vec::is_empty)
+}
+
+/// As [`no_items`], of a map.
+fn no_members<T>(map: &Option<BTreeMap<String, T>>) -> bool {
+    map.as_ref().is_none_or(BTreeMap::is_empty)
 }
 
 fn is_zero(number: &i64) -> bool {
