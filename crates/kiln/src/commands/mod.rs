@@ -12,6 +12,7 @@ mod inspect;
 mod load;
 mod prune;
 mod remove;
+mod run;
 mod save;
 mod tag;
 mod version;
@@ -36,6 +37,7 @@ pub(crate) fn dispatch(arguments: &Arguments) -> Result<u8> {
     let root = arguments.root();
     match &arguments.command {
         Command::Build(build) | Command::Image(ImageCommand::Build(build)) => build::run(root, build),
+        Command::Run(arguments) => run::run(root, arguments),
         Command::Images(list) | Command::Image(ImageCommand::Ls(list)) => images::run(root, list),
         Command::History(history) | Command::Image(ImageCommand::History(history)) => {
             history::run(root, history)
