@@ -22,7 +22,7 @@ use std::io::Write as _;
 use anyhow::Result;
 
 use crate::arguments::{Arguments, Command, ImageCommand, SystemCommand};
-use crate::failure::{Convention, Failure, Kind, report};
+use crate::failure::{Convention, report};
 
 /// What a command was, for those who report its failure.
 pub(crate) fn convention(command: &Command) -> Convention {
@@ -59,7 +59,6 @@ pub(crate) fn dispatch(arguments: &Arguments) -> Result<u8> {
         Command::System(SystemCommand::Check(_)) => check::run(root),
         Command::Info(info) | Command::System(SystemCommand::Info(info)) => info::run(root, info),
         Command::Version(version) => version::show(version),
-        _ => Err(Failure::new(Kind::Usage, "this command is not part of this build").into()),
     }
 }
 
