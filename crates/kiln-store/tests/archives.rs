@@ -1,0 +1,223 @@
+//! Archives that come in and go out: hostile and broken ones change nothing, their harmless twins load.
+
+use kiln_layer::{Compression, Kind, Metadata, tar};
+use kiln_oci::{Digest, ImageId};
+use kiln_store::{ArchiveForm, Collection, Error, LoadedImage, Ownership, Store, Unpacking};
+use serde_json::{Value as Json, json};
+
+/// A member of a tar: a file's bytes, or a symbolic link's target.
+type Member = Result<Vec<u8>, &'static str>;
+
+fn archive<N: AsRef<str>>(members: &[(N, Member)]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (name, member) in members {
+        let metadata = match member {
+            Ok(bytes) => Metadata { size: bytes.len() as u64, ..Metadata::new(Kind::Regular, 0o644) },
+            Err(target) => {
+                Metadata { link: target.as_bytes().to_vec(), ..Metadata::new(Kind::Symlink, 0o777) }
+            }
+        };
+        tar::write_header(name.as_ref().as_bytes(), &metadata, &mut out);
+        let bytes = member.as_deref().unwrap_or_default();
+        out.extend_from_slice(bytes);
+        tar::pad(bytes.len() as u64, &mut out);
+    }
+    out.resize(out.len() + 1024, 0);
+    out
+}
+
+fn layer(text: &str) -> Vec<u8> {
+    archive(&[("hello", Ok(text.into()))])
+}
+
+fn config(layers: &[&[u8]]) -> Vec<u8> {
+    let diff_ids: Vec<Digest> = layers.iter().map(|layer| Digest::of(layer)).collect();
+    let rootfs = json!({ "type": "layers", "diff_ids": diff_ids });
+    json!({ "architecture": "amd64", "os": "linux", "config": {}, "rootfs": rootfs }).to_string().into()
+}
+
+fn docker(config: &str, layers: &[&str]) -> Member {
+    Ok(json!([{ "Config": config, "RepoTags": ["app:1"], "Layers": layers }]).to_string().into())
+}
+
+fn blob(bytes: &[u8]) -> String {
+    format!("blobs/sha256/{}", Digest::of(bytes).hex())
+}
+
+fn descriptor(kind: &str, bytes: &[u8]) -> Json {
+    let media_type = format!("application/vnd.oci.image.{kind}");
+    json!({ "mediaType": media_type, "digest": Digest::of(bytes), "size": bytes.len() })
+}
+
+/// An OCI archive of one layer, and its documents, after `change` was made to the manifest.
+fn oci(change: impl FnOnce(&mut Json)) -> (Vec<u8>, [Vec<u8>; 3]) {
+    let layer = layer("hello\n");
+    let config = config(&[&layer]);
+    let mut manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": descriptor("config.v1+json", &config),
+        "layers": [descriptor("layer.v1.tar", &layer)],
+    });
+    change(&mut manifest);
+    let manifest = manifest.to_string().into_bytes();
+    let mut entry = descriptor("manifest.v1+json", &manifest);
+    entry["annotations"] = json!({ "io.containerd.image.name": "docker.io/library/app:1" });
+    let index = json!({ "schemaVersion": 2, "manifests": [entry] }).to_string();
+    let documents = [manifest, config, layer];
+    let mut members: Vec<(String, Member)> = vec![("index.json".to_owned(), Ok(index.into()))];
+    members.extend(documents.iter().map(|bytes| (blob(bytes), Ok(bytes.clone()))));
+    (archive(&members), documents)
+}
+
+fn docker_archive() -> Vec<u8> {
+    let (one, two) = (layer("one"), layer("two"));
+    let config = config(&[&one, &two]);
+    archive(&[
+        ("manifest.json", docker("c.json", &["a/layer.tar", "b/layer.tar"])),
+        ("c.json", Ok(config)),
+        ("a/layer.tar", Ok(one)),
+        ("b/layer.tar", Ok(two)),
+    ])
+}
+
+struct Fixture {
+    directory: tempfile::TempDir,
+    store: Store,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        // Owners cannot be given away without privileges.
+        let root = rustix::process::geteuid().is_root();
+        let ownership = if root { Ownership::Root } else { Ownership::SingleId };
+        let store = Store::open(&directory.path().join("store"), ownership).unwrap();
+        Self { directory, store }
+    }
+
+    fn load(&self, bytes: &[u8]) -> Result<Vec<LoadedImage>, Error> {
+        let path = self.directory.path().join("archive.tar");
+        fs_err::write(&path, bytes).unwrap();
+        let lease = self.store.lease("test").unwrap();
+        self.store.load(&lease, &path, Unpacking::Now, &mut |_| {})
+    }
+}
+
+/// The archive is refused, and nothing stays.
+#[track_caller]
+fn refused(bytes: &[u8], expect: &str) {
+    let fixture = Fixture::new();
+    let error = fixture.load(bytes).expect_err("it was loaded");
+    let mut message = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(source) = cause {
+        message = format!("{message}: {source}");
+        cause = source.source();
+    }
+    assert!(message.contains(expect), "{message}");
+    assert!(fixture.store.images().unwrap().is_empty() && fixture.store.tags().unwrap().is_empty());
+    fixture.store.collect(&Collection::default()).unwrap();
+    let checked = fixture.store.check().unwrap();
+    assert_eq!((checked.faults, checked.garbage, checked.layers), (vec![], vec![], 0), "{message}");
+}
+
+#[track_caller]
+fn loaded(bytes: &[u8], layers: usize) {
+    let fixture = Fixture::new();
+    let loaded = fixture.load(bytes).unwrap();
+    let image = fixture.store.image(loaded[0].id).unwrap();
+    assert_eq!(image.config.rootfs.diff_ids.len(), layers);
+    assert_eq!(loaded[0].names[0].familiar(), "app:1");
+    assert_eq!(fixture.store.check().unwrap().faults, []);
+}
+
+#[test]
+fn well_formed_archives_load() {
+    loaded(&docker_archive(), 2);
+    loaded(&oci(|_| {}).0, 1);
+    // Old docker archives have layers that are links to other layers.
+    let one = layer("one");
+    let members = [
+        ("manifest.json", docker("c.json", &["a/layer.tar", "b/layer.tar"])),
+        ("c.json", Ok(config(&[&one, &one]))),
+        ("a/layer.tar", Ok(one)),
+        ("b/layer.tar", Err("../a/layer.tar")),
+    ];
+    loaded(&archive(&members), 2);
+}
+
+#[test]
+fn an_archive_cut_anywhere_changes_nothing() {
+    for whole in [docker_archive(), oci(|_| {}).0] {
+        // The zeros at the end, and those that fill the last member's last block, may be missing.
+        let content = whole.iter().rposition(|byte| *byte != 0).unwrap();
+        for length in (0..content).step_by(content / 12) {
+            refused(&whole[..length], "");
+        }
+    }
+}
+
+#[test]
+fn bytes_without_their_digest_are_refused() {
+    let members = [
+        ("manifest.json", docker("c.json", &["a/layer.tar"])),
+        ("c.json", Ok(config(&[&layer("one")]))),
+        ("a/layer.tar", Ok(layer("other"))),
+    ];
+    refused(&archive(&members), "expected sha256:");
+    refused(&oci(|manifest| manifest["layers"][0]["size"] = json!(7)).0, "its descriptor says 7");
+    refused(&oci(|manifest| manifest["config"]["size"] = json!(7)).0, "its descriptor says 7");
+}
+
+/// CVE-2024-3727: digests that are paths. CVE-2021-41190: documents that two readers take for different things.
+#[test]
+fn hostile_documents_are_refused() {
+    for digest in ["sha256:../../../etc/passwd", "sha512:00", "sha256:ABCD", ""] {
+        refused(&oci(|manifest| manifest["layers"][0]["digest"] = json!(digest)).0, "digest");
+    }
+    refused(&oci(|manifest| manifest["manifests"] = json!([])).0, "both manifests and layers or config");
+    refused(&oci(|manifest| manifest["Layers"] = json!([])).0, "differs from a known one only by case");
+    refused(&oci(|manifest| manifest["layers"] = json!([])).0, "has 0 layers, its config 1");
+}
+
+/// CVE-2014-9356 and CVE-2014-6407: names and links of members that lead out of the archive.
+#[test]
+fn members_stay_in_the_archive() {
+    let one = layer("one");
+    let config = config(&[&one]);
+    for hostile in ["../../../etc/hostname", "/etc/hostname"] {
+        let members = [("manifest.json", docker("c.json", &[hostile])), ("c.json", Ok(config.clone()))];
+        refused(&archive(&members), "is named but not in it");
+        let members = [("manifest.json", docker(hostile, &["l.tar"])), ("l.tar", Ok(one.clone()))];
+        refused(&archive(&members), "is named but not in it");
+    }
+    for (target, expect) in [("../../etc/hostname", "is named but not in it"), ("l.tar", "a link to itself")]
+    {
+        let manifest = ("manifest.json", docker("c.json", &["l.tar"]));
+        refused(&archive(&[manifest, ("c.json", Ok(config.clone())), ("l.tar", Err(target))]), expect);
+    }
+}
+
+#[test]
+fn an_image_keeps_its_bytes_through_load_and_save() {
+    let fixture = Fixture::new();
+    let (bytes, documents) = oci(|_| {});
+    let id = fixture.load(&bytes).unwrap()[0].id;
+    assert_eq!(id, ImageId(Digest::of(&documents[1])));
+    let images = fixture.store.images_to_save(&["app:1".to_owned()]).unwrap();
+    let lease = fixture.store.lease("test").unwrap();
+    let save = |form| {
+        let path = fixture.directory.path().join("out.tar");
+        fixture.store.save_to_file(&lease, &images, form, Compression::Plain, &path).unwrap();
+        fs_err::read(path).unwrap()
+    };
+    let saved = save(ArchiveForm::Docker);
+    assert_eq!(saved, save(ArchiveForm::Docker));
+    for document in &documents {
+        assert!(saved.windows(document.len()).any(|window| window == document.as_slice()));
+    }
+    for archive in [saved, save(ArchiveForm::Oci)] {
+        assert_eq!(Fixture::new().load(&archive).unwrap()[0].id, id);
+    }
+}

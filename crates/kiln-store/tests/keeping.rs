@@ -1,0 +1,132 @@
+//! What is kept and what goes: leases, names, collection, and what a check finds.
+
+use std::collections::HashSet;
+
+use kiln_layer::{Kind, Metadata, tar};
+use kiln_oci::{ChainId, DiffId, Digest, History, ImageConfig, ImageId, Platform};
+use kiln_store::{
+    CacheMountSharing, CacheToRemove, Collected, Collection, Fault, ImagesToRemove, Leased, Ownership,
+    Removed, Store,
+};
+
+struct Fixture {
+    _directory: tempfile::TempDir,
+    store: Store,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let root = rustix::process::geteuid().is_root();
+        let ownership = if root { Ownership::Root } else { Ownership::SingleId };
+        let store = Store::open(&directory.path().join("store"), ownership).unwrap();
+        Self { _directory: directory, store }
+    }
+
+    /// An image of one layer with one file.
+    fn image(&self, text: &str, name: Option<&str>) -> (ImageId, DiffId) {
+        let mut bytes = Vec::new();
+        let metadata = Metadata { size: text.len() as u64, ..Metadata::new(Kind::Regular, 0o644) };
+        tar::write_header(b"file", &metadata, &mut bytes);
+        bytes.extend_from_slice(text.as_bytes());
+        tar::pad(text.len() as u64, &mut bytes);
+        bytes.resize(bytes.len() + 1024, 0);
+        let path = self.store.root().join("input.tar");
+        fs_err::write(&path, &bytes).unwrap();
+        let lease = self.store.lease("test").unwrap();
+        let config = ImageConfig::scratch(&Platform::host());
+        let input = fs_err::File::open(&path).unwrap().into_file();
+        let name = name.map(|name| name.parse().unwrap());
+        let id = self.store.import(&lease, input, config, History::default(), name.as_ref()).unwrap();
+        (id, DiffId(Digest::of(&bytes)))
+    }
+
+    fn collect(&self, images: ImagesToRemove) -> Collected {
+        let cache = CacheToRemove::Unused;
+        self.store.collect(&Collection { images, cache, ..Collection::default() }).unwrap()
+    }
+
+    fn has(&self, layer: DiffId) -> bool {
+        let snapshot = |layer| self.store.find_snapshot(ChainId::SCRATCH, layer).unwrap();
+        self.store.layer(layer).unwrap().is_some() && snapshot(layer).is_some_and(|s| s.diff.is_dir())
+    }
+}
+
+#[test]
+fn a_lease_keeps_what_it_holds() {
+    let fixture = Fixture::new();
+    let (id, layer) = fixture.image("held", Some("held:1"));
+    let lease = fixture.store.lease("holder").unwrap();
+    lease.keep(Leased::Layer(layer)).unwrap();
+    let removed = fixture.store.remove_image("held:1", false).unwrap();
+    assert_eq!(removed, [Removed::Untagged("held:1".to_owned()), Removed::Deleted(id)]);
+    fixture.collect(ImagesToRemove::All);
+    assert!(fixture.has(layer));
+    drop(lease);
+    assert_eq!(fixture.collect(ImagesToRemove::All).cache_layers, [layer]);
+    assert_eq!(fixture.store.check().unwrap().garbage, Vec::<String>::new());
+}
+
+#[test]
+fn images_go_by_their_names() {
+    let fixture = Fixture::new();
+    let (id, layer) = fixture.image("one", Some("one:1"));
+    fixture.store.tag(id, &"two:2".parse().unwrap()).unwrap();
+    let error = fixture.store.remove_image(&id.0.short(), false).unwrap_err().to_string();
+    assert!(error.contains("must be forced"), "{error}");
+    assert_eq!(fixture.store.remove_image("one:1", false).unwrap(), [Removed::Untagged("one:1".to_owned())]);
+    assert!(fixture.has(layer));
+    let gone = fixture.store.remove_image(&id.to_string(), false).unwrap();
+    assert_eq!(gone, [Removed::Untagged("two:2".to_owned()), Removed::Deleted(id), Removed::Layer(layer)]);
+    assert!(matches!(fixture.store.remove_image("two:2", true), Err(kiln_store::Error::NoImage(_))));
+}
+
+#[test]
+fn collection_takes_what_was_asked_for() {
+    let fixture = Fixture::new();
+    let (named, named_layer) = fixture.image("named", Some("named:1"));
+    let (dangling, dangling_layer) = fixture.image("dangling", None);
+    let (_, spared_layer) = fixture.image("spared", None);
+    let only = HashSet::from([dangling, named]);
+    let images = ImagesToRemove::Dangling;
+    let collection = Collection { images, only: Some(&only), ..Collection::default() };
+    let collected = fixture.store.collect(&collection).unwrap();
+    assert_eq!(collected.images.iter().map(|image| image.id).collect::<Vec<_>>(), [dangling]);
+    assert_eq!(collected.image_layers, [dangling_layer]);
+    assert!(fixture.has(named_layer) && fixture.has(spared_layer) && !fixture.has(dangling_layer));
+    assert_eq!(fixture.collect(ImagesToRemove::All).images.len(), 2);
+    assert_eq!(fixture.store.check().unwrap().layers, 0);
+}
+
+#[test]
+fn cache_mounts_in_use_stay() {
+    let fixture = Fixture::new();
+    let used = fixture.store.cache_mount("used", CacheMountSharing::Locked).unwrap();
+    let idle = fixture.store.cache_mount("idle", CacheMountSharing::Shared).unwrap().path().to_path_buf();
+    fs_err::write(idle.join("file"), b"12345").unwrap();
+    let collected = fixture.collect(ImagesToRemove::None);
+    assert_eq!((collected.cache_mounts.len(), collected.bytes), (1, 5));
+    assert!(used.path().is_dir() && !idle.exists());
+    assert!(fixture.store.cache_mount("idle", CacheMountSharing::Shared).unwrap().is_fresh());
+}
+
+#[test]
+fn a_check_names_what_is_damaged() {
+    let fixture = Fixture::new();
+    let (_, layer) = fixture.image("good", Some("good:1"));
+    assert_eq!(fixture.store.check().unwrap().faults, []);
+    fs_err::write(fixture.store.root().join("blobs/sha256/stray"), b"x").unwrap();
+    let checked = fixture.store.check().unwrap();
+    assert_eq!((checked.faults, checked.garbage), (vec![], vec!["blobs/sha256/stray".to_owned()]));
+    fixture.collect(ImagesToRemove::None);
+    assert_eq!(fixture.store.check().unwrap().garbage, Vec::<String>::new());
+    let index = fixture.store.root().join("index").join(layer.0.hex());
+    fs_err::remove_file(&index).unwrap();
+    fs_err::write(&index, b"no index").unwrap();
+    let again = Store::open(fixture.store.root(), fixture.store.ownership()).unwrap();
+    let faults = again.check().unwrap().faults;
+    assert!(
+        matches!(faults.as_slice(), [Fault::Index { layer: found, .. }] if *found == layer),
+        "{faults:?}"
+    );
+}

@@ -1,0 +1,190 @@
+//! The whole program on a small store: what it prints, its exit status, and kills at any moment.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use kiln_layer::{Kind, Metadata, tar};
+use serde_json::json;
+
+struct Fixture {
+    directory: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let fixture = Self { directory: tempfile::tempdir().expect("a directory") };
+        fs_err::write(fixture.path("app.tar"), archive("app:1", "hello\n")).expect("written");
+        fs_err::write(fixture.path("new.tar"), archive("new:1", "goodbye\n")).expect("written");
+        fixture
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
+        command.args(words).env("KILN_ROOT", self.path("store")).env("TZ", "UTC");
+        command.current_dir(self.directory.path()).stdin(Stdio::null());
+        command
+    }
+
+    /// Standard output, standard error and exit status.
+    fn run(&self, words: &[&str]) -> (String, String, i32) {
+        let output = self.command(words).output().expect("kiln starts");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (text(&output.stdout), text(&output.stderr), output.status.code().unwrap_or(-1))
+    }
+
+    #[track_caller]
+    fn check(&self, words: &[&str], stdout: &str, stderr: &str, status: i32) {
+        assert_eq!(self.run(words), (stdout.to_owned(), stderr.to_owned(), status), "kiln {words:?}");
+    }
+}
+
+fn put(name: &str, bytes: &[u8], out: &mut Vec<u8>) {
+    let metadata = Metadata { size: bytes.len() as u64, ..Metadata::new(Kind::Regular, 0o644) };
+    tar::write_header(name.as_bytes(), &metadata, out);
+    out.extend_from_slice(bytes);
+    tar::pad(bytes.len() as u64, out);
+}
+
+/// A docker archive of one layer with `/hello` and `/a<newline>b`.
+fn archive(name: &str, text: &str) -> Vec<u8> {
+    let mut layer = Vec::new();
+    put("a\nb", b"", &mut layer);
+    put("hello", text.as_bytes(), &mut layer);
+    layer.resize(layer.len() + 1024, 0);
+    let config = json!({
+        "architecture": "amd64", "os": "linux", "config": { "Cmd": ["sh"], "Labels": { "a": "b" } },
+        "history": [{ "created_by": "COPY hello /" }, { "created_by": "CMD [\"sh\"]", "empty_layer": true }],
+        "rootfs": { "type": "layers", "diff_ids": [kiln_oci::Digest::of(&layer)] },
+    });
+    let mut out = Vec::new();
+    let manifest = json!([{ "Config": "c.json", "RepoTags": [name], "Layers": ["layer.tar"] }]);
+    put("manifest.json", manifest.to_string().as_bytes(), &mut out);
+    put("c.json", config.to_string().as_bytes(), &mut out);
+    put("layer.tar", &layer, &mut out);
+    out.resize(out.len() + 1024, 0);
+    out
+}
+
+#[test]
+fn commands_on_images() {
+    let kiln = Fixture::new();
+    kiln.check(&["images"], "REPOSITORY   TAG       IMAGE ID   CREATED   SIZE\n", "", 0);
+    kiln.check(&["load", "-i", "app.tar"], "Loaded image: app:1\n", "", 0);
+    let (id, _, _) = kiln.run(&["inspect", "-f", "{{.Id}}", "app:1"]);
+    let short = &id["sha256:".len()..][..12];
+    let row = format!("app          1         {short}   N/A       6B\n");
+    kiln.check(&["images"], &format!("REPOSITORY   TAG       IMAGE ID       CREATED   SIZE\n{row}"), "", 0);
+    kiln.check(&["images", "-q", "--filter", "label=a=b", "ap*"], &format!("{short}\n"), "", 0);
+    kiln.check(&["images", "-q", "--filter", "label=a=c"], "", "", 0);
+    let steps = format!("{short} 0B CMD [\"sh\"]\n<missing> 6B COPY hello /\n");
+    kiln.check(&["history", "--format", "{{.ID}} {{.Size}} {{.CreatedBy}}", "app:1"], &steps, "", 0);
+    kiln.check(
+        &["inspect", "-f", "{{.Config.Cmd}} {{.RepoTags}} {{.GraphDriver.Name}}", "app:1"],
+        "[sh] [app:1] overlay2\n",
+        "",
+        0,
+    );
+    kiln.check(&["inspect", "nope"], "[]\n", "kiln: No such object: nope\n", 1);
+    kiln.check(&["image", "inspect", "nope"], "[]\n", "kiln: No such image: nope\n", 1);
+    kiln.check(&["image", "cat", "app:1", "/hello"], "hello\n", "", 0);
+    let (files, _, status) = kiln.run(&["image", "files", "app:1"]);
+    assert!(files.contains(" /a\\nb\n") && files.contains(" /hello\n") && status == 0, "{files}");
+    kiln.check(&["load", "-i", "new.tar"], "Loaded image: new:1\n", "", 0);
+    kiln.check(&["image", "diff", "app:1", "new:1"], "C /hello\n", "", 0);
+    kiln.check(&["tag", "app:1", "x.org/y"], "", "", 0);
+    kiln.check(&["tag", "app:1", "a@sha256:0"], "", &kiln.run(&["tag", "app:1", "a@sha256:0"]).1, 1);
+    let conflict = format!(
+        "kiln: conflict: unable to delete {short} (must be forced) - image is referenced in multiple repositories\n"
+    );
+    kiln.check(&["rmi", short], "", &conflict, 1);
+    kiln.check(&["rmi", "nope", "x.org/y"], "Untagged: x.org/y:latest\n", "kiln: No such image: nope\n", 1);
+    kiln.check(&["rmi", "-f", "nope"], "", "kiln: No such image: nope\n", 0);
+    kiln.check(&["system", "check"], "2 images, 2 layers, 6 blobs: no fault\n", "", 0);
+    let (removed, _, status) = kiln.run(&["rmi", "app:1"]);
+    assert!(removed.starts_with(&format!("Untagged: app:1\nDeleted: {id}")) && status == 0, "{removed}");
+    let question =
+        "WARNING! This will remove all dangling images.\nAre you sure you want to continue? [y/N] ";
+    kiln.check(&["image", "prune"], question, "", 0);
+    kiln.check(&["image", "prune", "-f"], "Total reclaimed space: 0B\n", "", 0);
+    let (pruned, _, status) = kiln.run(&["system", "prune", "-af"]);
+    assert!(
+        pruned.starts_with("Deleted Images:\nuntagged: new:1\ndeleted: sha256:") && status == 0,
+        "{pruned}"
+    );
+    kiln.check(&["system", "check"], "0 images, 0 layers, 0 blobs: no fault\n", "", 0);
+}
+
+#[test]
+fn an_image_goes_out_and_comes_back() {
+    let kiln = Fixture::new();
+    kiln.check(&["load", "--no-unpack", "-i", "app.tar"], "Loaded image: app:1\n", "", 0);
+    kiln.check(&["inspect", "-f", "{{json .GraphDriver.Data}}", "app:1"], "null\n", "", 0);
+    for form in ["docker-archive", "oci-archive", "oci-dir"] {
+        kiln.check(&["save", "--format", form, "-o", form, "app:1"], "", "", 0);
+        let store = kiln.path(&format!("{form}-store"));
+        let root = store.to_str().expect("a name");
+        kiln.check(&["--root", root, "load", "-i", form], "Loaded image: app:1\n", "", 0);
+    }
+    let (_, told, status) = kiln.run(&["save", "-o", "none/x.tar", "app:1"]);
+    assert!(told.starts_with("kiln: cannot save to none/x.tar: ") && status == 1, "{told}");
+    kiln.check(&["save", "-o", "x.tar", "nope"], "", "kiln: No such image: nope\n", 1);
+    assert!(!kiln.path("x.tar").exists());
+    kiln.check(&["image", "unpack", "app:1", "root"], "", "", 0);
+    assert_eq!(fs_err::read_to_string(kiln.path("root/hello")).expect("read"), "hello\n");
+}
+
+/// A store outlives what is killed in it: it opens, keeps its names, and has no fault.
+#[test]
+fn kills_lose_nothing() {
+    let kiln = Fixture::new();
+    kiln.check(&["load", "-i", "app.tar"], "Loaded image: app:1\n", "", 0);
+    for round in 0..24_u64 {
+        let words: &[&str] =
+            if round % 3 == 2 { &["system", "prune", "-f"] } else { &["load", "-q", "-i", "new.tar"] };
+        let mut child =
+            kiln.command(words).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("started");
+        std::thread::sleep(Duration::from_micros(round * 700));
+        child.kill().expect("killed");
+        child.wait().expect("waited");
+        if round % 3 == 1 {
+            kiln.run(&["rmi", "new:1"]);
+        }
+        kiln.check(&["image", "cat", "app:1", "hello"], "hello\n", "", 0);
+    }
+    let (_, told, status) = kiln.run(&["system", "prune", "-f"]);
+    assert_eq!((told.as_str(), status), ("", 0));
+    let (checked, _, status) = kiln.run(&["system", "check"]);
+    assert!(checked.ends_with(": no fault\n") && !checked.contains("unused") && status == 0, "{checked}");
+    assert!(is_empty(&kiln.path("store/tmp")) && is_empty(&kiln.path("store/trash")));
+}
+
+/// Several processes on one store.
+#[test]
+fn processes_share_a_store() {
+    let kiln = Fixture::new();
+    let words: [&[&str]; 4] = [
+        &["load", "-i", "app.tar"],
+        &["load", "-i", "new.tar"],
+        &["load", "-i", "app.tar"],
+        &["system", "prune", "-f"],
+    ];
+    for _ in 0..3 {
+        let children: Vec<_> = words
+            .iter()
+            .map(|words| kiln.command(words).stdout(Stdio::null()).spawn().expect("started"))
+            .collect();
+        for mut child in children {
+            assert!(child.wait().expect("waited").success());
+        }
+    }
+    kiln.check(&["system", "check"], "2 images, 2 layers, 6 blobs: no fault\n", "", 0);
+}
+
+fn is_empty(directory: &Path) -> bool {
+    fs_err::read_dir(directory).expect("listed").next().is_none()
+}
