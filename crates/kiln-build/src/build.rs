@@ -1,6 +1,8 @@
 //! The whole way: parse, lower, solve, export.
 
+use std::collections::HashSet;
 use std::num::NonZeroUsize;
+use std::sync::{Mutex, OnceLock};
 
 use kiln_dockerfile::{Dockerfile, Severity, Span, parse, render_all};
 use kiln_graph::{Cancel, Events, Graph, NoCache, Request, Solution, SolveError, VertexId, solve};
@@ -10,7 +12,7 @@ use kiln_store::{Lease, Leased, Store};
 use crate::engine::{Engine, Step};
 use crate::error::{Error, Result};
 use crate::lower::{BaseImage, Bases, Lowered, lower};
-use crate::operation::Operation;
+use crate::operation::{Operation, ROOT};
 use crate::request::{BuildRequest, CacheUse};
 
 /// What a build made.
@@ -72,14 +74,25 @@ pub fn build<W: Watcher>(
     let lowered =
         plan(store, &lease, &parsed.dockerfile, request).map_err(|error| fail(error, None, None))?;
     watcher.planned(&steps(&lowered.graph));
-    let engine = Engine { store, lease: &lease, request, platform: request.platform.to_string() };
-    let (layers, solution) = run(&engine, &lowered, watcher, cancel).map_err(|error| match error {
+    let engine = Engine {
+        store,
+        lease: &lease,
+        request,
+        platform: request.platform.to_string(),
+        stood_on: stood_on(&lowered.graph),
+        opened: OnceLock::new(),
+        selections: Mutex::default(),
+    };
+    let (layers, solution) = run(&engine, &lowered, watcher, cancel).map_err(|error| match *error {
         SolveError::Canceled => fail(Error::Canceled, None, None),
         SolveError::Failed { vertex, name, error, .. } => {
             let span = lowered.graph.vertex(vertex).span.clone();
             fail(error, Some(name), span)
         }
     })?;
+    if let Some(context) = engine.opened.get() {
+        context.save().map_err(|error| fail(error, None, None))?;
+    }
     let executions = solution.as_ref().map_or(0, Solution::executions);
     let id = export(store, request, lowered, &layers, solution.as_ref())
         .map_err(|error| fail(error, None, None))?;
@@ -95,6 +108,18 @@ fn span_of(error: &Error) -> Option<Span> {
 
 fn steps(graph: &Graph<Operation>) -> Vec<(VertexId, String)> {
     graph.vertices().map(|(id, vertex)| (id, vertex.name.clone())).collect()
+}
+
+/// The vertices on whose roots a RUN stands, directly or through steps that only copy.
+fn stood_on(graph: &Graph<Operation>) -> HashSet<VertexId> {
+    let mut found = HashSet::new();
+    let vertices: Vec<_> = graph.vertices().collect();
+    for (id, vertex) in vertices.into_iter().rev() {
+        if matches!(vertex.operation, Operation::Run(_)) || found.contains(&id) {
+            found.extend(vertex.inputs().iter().filter(|edge| edge.role == ROOT).map(|edge| edge.vertex));
+        }
+    }
+    found
 }
 
 fn plan(store: &Store, lease: &Lease, dockerfile: &Dockerfile, request: &BuildRequest) -> Result<Lowered> {
@@ -137,7 +162,7 @@ fn run<W: Watcher>(
     lowered: &Lowered,
     watcher: &W,
     cancel: &Cancel,
-) -> std::result::Result<Solved, SolveError<Error>> {
+) -> std::result::Result<Solved, Box<SolveError<Error>>> {
     let Some(target) = lowered.target else { return Ok((Vec::new(), None)) };
     let parallelism = NonZeroUsize::new(engine.request.parallelism).unwrap_or(NonZeroUsize::MIN);
     let no_cache = match engine.request.cache {

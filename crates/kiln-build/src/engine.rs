@@ -1,17 +1,24 @@
 //! What the graph asks: keys, records, and doing operations.
 
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use kiln_graph::{
     Claim, Context, Done, Entry, Executor, Given, Identity, Input, Key, Preimage, Record, Records, Stop,
+    VertexId,
 };
 use kiln_oci::{ChainId, DiffId, Digest};
 use kiln_store::{CacheRecord, Lease, RecordInput, Store};
+use kiln_sys::root::Directory;
 
+use crate::context::BuildContext;
 use crate::error::{Error, Result};
 use crate::operation::{MountSource, Operation, ROOT, RunMountKind};
 use crate::request::BuildRequest;
+use crate::select::Selection;
+use crate::transfer::Form;
 
 /// How many records a miss is compared with.
 const CANDIDATES: u32 = 32;
@@ -33,9 +40,30 @@ pub(crate) struct Engine<'a> {
     pub(crate) lease: &'a Lease,
     pub(crate) request: &'a BuildRequest,
     pub(crate) platform: String,
+    /// Vertices whose layers a RUN will stand on.
+    pub(crate) stood_on: HashSet<VertexId>,
+    /// The context, opened when it is first looked at.
+    pub(crate) opened: OnceLock<BuildContext>,
+    /// What was selected for a key, kept for the copying that may follow.
+    pub(crate) selections: Mutex<HashMap<VertexId, Selection>>,
 }
 
 impl Engine<'_> {
+    /// The build context.
+    pub(crate) fn context(&self) -> Result<&BuildContext> {
+        if let Some(context) = self.opened.get() {
+            return Ok(context);
+        }
+        let caches = Directory::open(&self.store.root().join("context")).ok();
+        let context = BuildContext::open(&self.request.context, &self.request.ignore, caches)?;
+        Ok(self.opened.get_or_init(|| context))
+    }
+
+    /// In which form a vertex's layer is wanted.
+    pub(crate) fn form(&self, vertex: VertexId) -> Form {
+        if self.stood_on.contains(&vertex) { Form::Snapshot } else { Form::Tar }
+    }
+
     /// The layers of a chain, from the bottom to the top.
     pub(crate) fn layers(&self, chain: ChainId) -> Result<Vec<DiffId>> {
         let layers = self.store.chain_layers(chain)?;
@@ -132,7 +160,7 @@ impl Executor<Operation> for Engine<'_> {
         &self,
         operation: &Operation,
         inputs: &[Given<'_, Step>],
-        _context: &Context<'_>,
+        context: &Context<'_>,
     ) -> std::result::Result<Identity, Stop<Error>> {
         let fixed = operation.key_operation(&self.platform, self.store.ownership().name());
         let mut keyed = Vec::new();
@@ -141,7 +169,7 @@ impl Executor<Operation> for Engine<'_> {
         }
         match operation {
             Operation::Base(_) | Operation::Workdir(_) => {}
-            Operation::Copy(copy) => match self.copy_input(copy, inputs)? {
+            Operation::Copy(copy) => match self.copy_input(copy, inputs, context)? {
                 Some(input) => keyed.push(input),
                 None => return Ok(Identity::NeedsData(vec![1])),
             },
@@ -185,10 +213,10 @@ impl Executor<Operation> for Engine<'_> {
                 Ok(self.made(steps[0].chain, layer).into())
             }
             Operation::Workdir(workdir) => {
-                let layer = self.workdir(workdir, steps[0].chain)?;
+                let layer = self.workdir(workdir, steps[0].chain, context)?;
                 Ok(self.made(steps[0].chain, layer).into())
             }
-            Operation::Copy(copy) => self.copy(copy, preimage, &steps),
+            Operation::Copy(copy) => self.copy(copy, preimage, &steps, context),
         }
     }
 }
@@ -204,45 +232,4 @@ impl Engine<'_> {
 fn now() -> i64 {
     let elapsed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(elapsed.as_nanos()).unwrap_or(i64::MAX)
-}
-
-impl Engine<'_> {
-    fn copy_input(
-        &self,
-        _copy: &crate::operation::CopyOperation,
-        _inputs: &[Given<'_, Step>],
-    ) -> Result<Option<Input>> {
-        Err(Error::Unsupported("COPY".to_owned()))
-    }
-
-    fn mount_input(
-        &self,
-        _target: &str,
-        _source: MountSource,
-        _path: &str,
-        _inputs: &[Given<'_, Step>],
-    ) -> Result<Option<Input>> {
-        Err(Error::Unsupported("bind".to_owned()))
-    }
-
-    fn workdir(&self, _workdir: &crate::operation::WorkdirOperation, _parent: ChainId) -> Result<DiffId> {
-        Err(Error::Unsupported("WORKDIR".to_owned()))
-    }
-
-    fn copy(
-        &self,
-        _copy: &crate::operation::CopyOperation,
-        _preimage: &Preimage,
-        _steps: &[Step],
-    ) -> std::result::Result<Done<Step>, Stop<Error>> {
-        Err(Error::Unsupported("COPY".to_owned()).into())
-    }
-
-    pub(crate) fn materialize(&self, _path: &str, _directory: &std::path::Path) -> Result<()> {
-        Err(Error::Unsupported("bind".to_owned()))
-    }
-
-    pub(crate) fn materialize_bind(&self, _path: &str, _directory: &std::path::Path) -> Result<PathBuf> {
-        Err(Error::Unsupported("bind".to_owned()))
-    }
 }

@@ -42,6 +42,53 @@ pub enum Error {
     /// A file changed while it was read, twice.
     #[error("{0} changed while it was read")]
     Changed(String),
+    /// `--chmod`
+    #[error("{0:?} is no mode: expected an octal number from 0 to 7777, or changes such as u=rwX,go-w")]
+    Mode(String),
+    /// A path of the image goes through something that is no directory.
+    #[error("{0} is not a directory")]
+    NotDirectory(String),
+    /// A directory would be copied onto something else.
+    #[error("cannot copy a directory over {0}, which is not a directory")]
+    DirectoryOverFile(String),
+    /// Something else would be copied onto a directory.
+    #[error("cannot copy a file over {0}, which is a directory")]
+    FileOverDirectory(String),
+    /// Something that should be a regular file.
+    #[error("{0} is not a regular file")]
+    NotFile(String),
+    /// A file that is read whole.
+    #[error("{path} is larger than {limit} bytes")]
+    TooLarge {
+        /// Which.
+        path: String,
+        /// In bytes.
+        limit: u64,
+    },
+    /// Symbolic links lead in a circle.
+    #[error("{0}: too many levels of symbolic links")]
+    Loop(String),
+    /// An archive that ADD unpacks.
+    #[error("cannot unpack {path}")]
+    Archive {
+        /// Which.
+        path: String,
+        /// What is wrong with it.
+        source: kiln_layer::Error,
+    },
+    /// An entry of an archive that ADD unpacks.
+    #[error("cannot unpack {path}: entry {entry}: {problem}")]
+    ArchiveEntry {
+        /// Which archive.
+        path: String,
+        /// Its entry.
+        entry: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A layer could not be made or read.
+    #[error(transparent)]
+    Layer(#[from] kiln_layer::Error),
     /// A RUN step ended with a status other than 0.
     #[error("process {command:?} did not complete successfully: exit code: {status}")]
     Exit {
@@ -83,9 +130,6 @@ pub enum Error {
     /// The store.
     #[error(transparent)]
     Store(#[from] kiln_store::Error),
-    /// A layer.
-    #[error(transparent)]
-    Layer(#[from] kiln_layer::Error),
     /// A path.
     #[error(transparent)]
     Path(#[from] kiln_sys::root::FileError),

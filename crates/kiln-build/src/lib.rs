@@ -7,14 +7,31 @@
 #![forbid(unsafe_code)]
 
 mod build;
+mod context;
+mod context_walk;
+mod copy;
 mod engine;
 mod error;
 mod export;
+mod filter;
+mod image_tree;
+#[cfg(test)]
+mod lab;
 mod lower;
+mod materialize;
+mod mode;
 mod operation;
+mod owner;
 mod request;
 mod run;
+mod select;
 mod stage;
+mod staging;
+mod stat_cache;
+mod transfer;
+mod tree;
+mod unpack;
+mod workdir;
 
 pub use build::{BuildFailure, Built, Watcher, build};
 pub use error::{Error, Result};

@@ -20,6 +20,9 @@ use crate::stage::{PlannedHistory, Scope, StageState, absolute, absolute_destina
 /// Longest chain of ONBUILD triggers that is accepted from one base image.
 const MAX_TRIGGERS: usize = 1000;
 
+/// Longest chain of stages, each needing the next.
+const MAX_STAGES_DEEP: usize = 500;
+
 /// A base image as the caller found it.
 #[derive(Clone, Debug)]
 pub(crate) struct BaseImage {
@@ -64,6 +67,7 @@ pub(crate) fn lower(
         expander,
         global_args,
         epoch,
+        depth: 0,
         graph: Graph::new(),
         stages: BTreeMap::new(),
         images: BTreeMap::new(),
@@ -152,6 +156,8 @@ struct Lowering<'a> {
     expander: Expander,
     global_args: Vec<(String, String)>,
     epoch: Option<i64>,
+    /// How many stages are being lowered, each for the one before.
+    depth: usize,
     graph: Graph<Operation>,
     /// Stages that are lowered to their end.
     stages: BTreeMap<usize, StageState>,
@@ -184,6 +190,11 @@ impl Lowering<'_> {
             return Ok(());
         }
         let stage = &self.dockerfile.stages[index];
+        if depth > MAX_STAGES_DEEP {
+            let message = format!("more than {MAX_STAGES_DEEP} stages are built on one another");
+            return Err(instruction_error(message, stage.span));
+        }
+        self.depth = depth;
         let base = self.expander.word(&stage.base.text, &self.global_args)?.text;
         if base.is_empty() {
             return Err(instruction_error(
@@ -218,6 +229,7 @@ impl Lowering<'_> {
                 .map_err(|error| at(error, instruction.span))?;
         }
         self.stages.insert(index, state);
+        self.depth = depth.saturating_sub(1);
         Ok(())
     }
 
@@ -371,7 +383,8 @@ impl Lowering<'_> {
     fn source(&mut self, asking: usize, source: StageSource, span: Span) -> Result<VertexId> {
         match source {
             StageSource::Stage(index) if index < asking => {
-                self.stage(index, 1)?;
+                let depth = self.depth + 1;
+                self.stage(index, depth)?;
                 Ok(match self.stages[&index].vertex {
                     Some(vertex) => vertex,
                     None => self.scratch(),

@@ -34,7 +34,10 @@ enum Section {
     Trees = 4,
     Xattrs = 5,
     Facts = 6,
+    Frames = 7,
 }
+
+const SECTIONS: usize = 7;
 
 #[derive(Debug)]
 enum Bytes {
@@ -49,7 +52,7 @@ enum Bytes {
 #[derive(Debug)]
 pub struct LayerIndex {
     bytes: Bytes,
-    sections: [Range<usize>; 6],
+    sections: [Range<usize>; SECTIONS],
 }
 
 /// Where the content of a hard link is.
@@ -86,7 +89,7 @@ impl LayerIndex {
     }
 
     fn check(bytes: Bytes) -> Result<Self> {
-        let mut index = Self { bytes, sections: [const { 0..0 }; 6] };
+        let mut index = Self { bytes, sections: [const { 0..0 }; SECTIONS] };
         let all = index.bytes();
         if all.len() < HEADER || &all[..8] != MAGIC {
             return Err(Error::Index("no index file"));
@@ -101,7 +104,7 @@ impl LayerIndex {
         let count = u32_at(all, 12) as usize;
         let table = all.get(HEADER..).and_then(|rest| rest.get(..count.checked_mul(SECTION)?));
         let table = table.ok_or(Error::Index("section table outside of the file"))?;
-        let mut sections = [const { 0..0 }; 6];
+        let mut sections = [const { 0..0 }; SECTIONS];
         for section in table.chunks_exact(SECTION) {
             let (id, version) = (u32_at(section, 0), u32_at(section, 4));
             let Some(slot) = (id as usize).checked_sub(1).and_then(|slot| sections.get_mut(slot)) else {
@@ -125,6 +128,48 @@ impl LayerIndex {
         }
         index.sections = sections;
         Ok(index)
+    }
+
+    /// The same index with a further section.
+    fn with_section(&self, section: Section, content: &[u8]) -> Result<Self> {
+        let all = self.bytes();
+        let count = u32_at(all, 12) as usize;
+        let table_end = HEADER + count * SECTION;
+        let mut file = Vec::with_capacity(all.len() + SECTION + content.len());
+        file.extend_from_slice(&all[..12]);
+        file.extend_from_slice(&(count as u32 + 1).to_le_bytes());
+        file.extend_from_slice(&all[16..56]);
+        let total = all.len() + SECTION + content.len();
+        file.extend_from_slice(&(total as u64).to_le_bytes());
+        file.extend_from_slice(&all[64..HEADER]);
+        for entry in all[HEADER..table_end].chunks_exact(SECTION) {
+            file.extend_from_slice(&entry[..8]);
+            file.extend_from_slice(&(u64_at(entry, 8) + SECTION as u64).to_le_bytes());
+            file.extend_from_slice(&entry[16..]);
+        }
+        for number in [section as u32, 1] {
+            file.extend_from_slice(&number.to_le_bytes());
+        }
+        file.extend_from_slice(&((all.len() + SECTION) as u64).to_le_bytes());
+        file.extend_from_slice(&(content.len() as u64).to_le_bytes());
+        file.extend_from_slice(&all[table_end..]);
+        file.extend_from_slice(content);
+        Self::from_bytes(file)
+    }
+
+    /// The index with the frames of its tar: see [`crate::frames`].
+    pub(crate) fn with_frames(&self, compressed: &[u8]) -> Result<Self> {
+        self.with_section(Section::Frames, compressed)
+    }
+
+    /// The compressed frames, if the index keeps them.
+    pub(crate) fn frames(&self) -> Option<&[u8]> {
+        Some(self.section(Section::Frames)).filter(|frames| !frames.is_empty())
+    }
+
+    /// Whether the tar can be made again from this index and the layer's snapshot, though it is foreign.
+    pub fn has_frames(&self) -> bool {
+        self.frames().is_some()
     }
 
     /// The file's bytes, for storing it.

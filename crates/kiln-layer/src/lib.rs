@@ -13,6 +13,7 @@ pub mod contents;
 pub mod diff;
 pub mod error;
 pub mod facts;
+pub mod frames;
 pub mod index;
 pub mod metadata;
 pub mod path;

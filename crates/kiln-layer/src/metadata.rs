@@ -99,33 +99,43 @@ impl Metadata {
 }
 
 /// What a content digest is made from, beside the bytes.
-pub(crate) struct Hashed<'a> {
-    pub(crate) kind: Kind,
-    pub(crate) mode: u32,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    pub(crate) size: u64,
-    pub(crate) device: (u32, u32),
-    pub(crate) link: &'a [u8],
+pub struct Hashed<'a> {
+    /// What the entry is; a hard link counts as a regular file.
+    pub kind: Kind,
+    /// The low twelve mode bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Size of a regular file.
+    pub size: u64,
+    /// Device numbers.
+    pub device: (u32, u32),
+    /// Target of a symbolic link.
+    pub link: &'a [u8],
 }
 
 /// What the digest ends with.
-pub(crate) enum Tail<'a> {
+pub enum Tail<'a> {
+    /// Anything else.
     Nothing,
     /// The content of a regular file.
     Content(&'a Digest),
+    /// What a directory holds.
     Children(&'a Children),
 }
 
 /// The children of a directory as they enter its digest.
 #[derive(Default)]
-pub(crate) struct Children {
+pub struct Children {
     count: u32,
     bytes: Vec<u8>,
 }
 
 impl Children {
-    pub(crate) fn add(&mut self, prefix: &[u8], name: &[u8], digest: &Digest) {
+    /// Adds the next child in order of name; the name is `prefix` and `name` together.
+    pub fn add(&mut self, prefix: &[u8], name: &[u8], digest: &Digest) {
         self.count += 1;
         self.bytes.extend_from_slice(&((prefix.len() + name.len()) as u32).to_le_bytes());
         self.bytes.extend_from_slice(prefix);
@@ -137,7 +147,7 @@ impl Children {
 const PREFIX: &[u8] = b"kiln-content-1\n";
 
 /// The content digest of an entry.
-pub(crate) fn content_digest<'a>(
+pub fn content_digest<'a>(
     hashed: &Hashed<'_>,
     xattrs: impl ExactSizeIterator<Item = (&'a [u8], &'a [u8])>,
     tail: &Tail<'_>,

@@ -260,8 +260,11 @@ impl RootView {
             let mut next: Option<&[u8]> = None;
             for part in parts.iter().filter(|part| !part.range.is_empty()) {
                 let path = self.layers[part.layer].effective_path(part.range.start)?;
-                let below = path.get(skip..).ok_or(Error::Index("order"))?;
-                let name = below.split(|byte| *byte == b'/').next().unwrap_or_default();
+                let below = Some(path)
+                    .filter(|path| is_below(path, &directory.path))
+                    .and_then(|path| path.get(skip..));
+                let name = below.and_then(|below| below.split(|byte| *byte == b'/').next());
+                let name = name.filter(|name| !name.is_empty()).ok_or(Error::Index("order"))?;
                 if next.is_none_or(|next| name < next) {
                     next = Some(name);
                 }
@@ -269,7 +272,7 @@ impl RootView {
             let Some(name) = next else { return Ok(children) };
             let path = path::join(&directory.path, name);
             let mut found = Found::default();
-            let mut hidden = false;
+            let (mut hidden, mut progress) = (false, false);
             for part in parts.iter_mut().filter(|part| !part.range.is_empty()) {
                 let index = &self.layers[part.layer];
                 let start = part.range.start;
@@ -277,11 +280,15 @@ impl RootView {
                     other == path.as_slice() || is_below(other, &path)
                 })?;
                 if start < end {
+                    progress = true;
                     part.range.start = end;
                     if !hidden {
                         hidden = found.add(self, &path, part.layer, start..end)? == Below::Hidden;
                     }
                 }
+            }
+            if !progress {
+                return Err(Error::Index("order"));
             }
             children.extend(found.node(path));
         }

@@ -6,11 +6,16 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use kiln_runtime::{Network, RootSource, Sandbox, Streams};
+use kiln_runtime::{Network, OwnershipMode, RootSource, Sandbox, Streams};
+use kiln_sys::namespace::UserNamespace;
 use kiln_sys::overlay::{Overlay, Upper};
 
 fn main() {
     kiln_runtime::init_if_asked();
+    let configuration = kiln_sys::namespace::Configuration::default();
+    let begin = Instant::now();
+    let user = kiln_sys::namespace::enter_user_namespace(&configuration).expect("enter a user namespace");
+    println!("{user:?}, entered in {:?}", begin.elapsed());
     let mut arguments = std::env::args().skip(1);
     let busybox = PathBuf::from(arguments.next().unwrap_or_else(|| "/bin/busybox".to_owned()));
     let rounds: usize = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(200);
@@ -23,7 +28,7 @@ fn main() {
     fs_err::copy(busybox, lower.join("bin/true")).expect("copy busybox");
     for network in [Network::Host, Network::None] {
         let mut times: Vec<Duration> =
-            (0..rounds).map(|round| once(directory.path(), &lower, network, round)).collect();
+            (0..rounds).map(|round| once(directory.path(), &lower, &user, network, round)).collect();
         times.sort();
         let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e3;
         println!(
@@ -35,7 +40,7 @@ fn main() {
     }
 }
 
-fn once(directory: &Path, lower: &Path, network: Network, round: usize) -> Duration {
+fn once(directory: &Path, lower: &Path, user: &UserNamespace, network: Network, round: usize) -> Duration {
     let holder = directory.join(format!("{network:?}{round}"));
     let (upper, work) = (holder.join("upper"), holder.join("work"));
     fs_err::create_dir_all(&upper).expect("make an upper");
@@ -43,11 +48,14 @@ fn once(directory: &Path, lower: &Path, network: Network, round: usize) -> Durat
     let overlay = Overlay {
         lowers: vec![lower.to_owned()],
         upper: Some(Upper { upper, work }),
-        userxattr: !rustix::process::getuid().is_root(),
+        userxattr: *user != UserNamespace::None,
         volatile: true,
     };
     let mut sandbox = Sandbox::new(RootSource::Overlay { overlay }, vec!["/bin/true".into()]);
     sandbox.network = network;
+    if matches!(user, UserNamespace::SingleId { .. }) {
+        sandbox.ownership = OwnershipMode::Recorded;
+    }
     let begin = Instant::now();
     let finished = kiln_runtime::run(&sandbox, Streams::inherit()).expect("run true");
     let time = begin.elapsed();

@@ -1,12 +1,14 @@
 //! A sandbox where neither namespaces nor mounts are to be had: a changed root directory, and a list of what that does
 //! not isolate.
 
-use std::os::fd::AsFd;
+use std::path::Path;
 
+use crate::capability::bits;
 use crate::failure::{Failure, at};
-use crate::sandbox::{Network, RootSource, Sandbox};
-use crate::target::Tree;
-use kiln_sys::mount;
+use crate::filesystems::NODES;
+use crate::sandbox::{Network, RootSource, Sandbox, Security};
+use crate::target::{Missing, Tree};
+use kiln_sys::{mount, process};
 
 /// Changes the root, and says what is not isolated.
 pub(crate) fn set_up(sandbox: &Sandbox, notes: &mut Vec<String>) -> Result<Tree, Failure> {
@@ -27,13 +29,39 @@ pub(crate) fn set_up(sandbox: &Sandbox, notes: &mut Vec<String>) -> Result<Tree,
          directory is the command's own"
             .to_owned(),
     );
-    if !sandbox.files.is_empty() {
-        notes
-            .push("the files that kiln provides (such as /etc/resolv.conf) are those of the root".to_owned());
+    let administrator = process::capabilities().is_ok_and(|(own, _)| own & bits::SYS_ADMIN != 0);
+    if !administrator && sandbox.security == Security::Sandboxed {
+        notes.push(
+            "set-user-ID programs give no privileges: without CAP_SYS_ADMIN the filter demands that"
+                .to_owned(),
+        );
     }
     let root = mount::open_place(path).map_err(at(&format!("open the root {}", path.display())))?;
     rustix::process::fchdir(&root).map_err(|errno| at("enter the root")(errno.into()))?;
     rustix::process::chroot(c".").map_err(|errno| at("change the root directory")(errno.into()))?;
-    let _ = root.as_fd();
-    Tree::new(root).map_err(at("look at the root"))
+    let mut tree = Tree::new(root).map_err(at("look at the root"))?;
+    for file in &sandbox.files {
+        let filled = tree.fill(&file.target, &file.contents);
+        if !filled.map_err(at(&format!("provide {}", file.target.display())))? {
+            notes.push(format!(
+                "{} is that of the root, not the one that kiln provides",
+                file.target.display()
+            ));
+        }
+    }
+    provide_devices(&mut tree, notes);
+    Ok(tree)
+}
+
+/// Makes the usual device nodes where the root has none: hardly a script does without `/dev/null`.
+fn provide_devices(tree: &mut Tree, notes: &mut Vec<String>) {
+    for (name, major, minor) in NODES {
+        if let Err(error) = tree.device("dev", name, rustix::fs::makedev(major, minor)) {
+            notes.push(format!("/dev/{name} and other devices are missing: {error}"));
+            break;
+        }
+    }
+    if tree.resolve(Path::new("/proc/self"), Missing::Refuse).is_err() {
+        notes.push("/proc is empty".to_owned());
+    }
 }

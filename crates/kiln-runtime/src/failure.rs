@@ -11,7 +11,7 @@ use crate::report::Report;
 pub(crate) struct Failure(pub(crate) Report);
 
 /// Names the step at which an error occurred.
-pub(crate) fn at(step: &str) -> impl FnOnce(io::Error) -> Failure {
+pub(crate) fn at(step: &str) -> impl FnOnce(io::Error) -> Failure + use<> {
     let step = step.to_owned();
     move |error| {
         // An error of fs_err carries the system's as its source's number.

@@ -30,7 +30,7 @@ const MASKED_IN_SYS: [&str; 2] = ["devices/virtual/powercap", "firmware"];
 const READ_ONLY_IN_PROC: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
 
 /// Nodes of `/dev`: name, major, minor.
-const NODES: [(&str, u32, u32); 6] =
+pub(crate) const NODES: [(&str, u32, u32); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 
 const LINKS: [(&str, &str); 6] = [

@@ -328,7 +328,15 @@ fn install_filter(description: &Description, control: BorrowedFd<'_>) -> Result<
         OwnershipMode::Kernel => Listener::None,
         OwnershipMode::Recorded => Listener::Notify,
     };
-    let listening = seccomp::install(&program, listener).map_err(at("install the system call filter"))?;
+    let listening = seccomp::install(&program, listener).or_else(|error| match error.kind() {
+        // Without CAP_SYS_ADMIN a filter is for those alone who can gain no privileges.
+        io::ErrorKind::PermissionDenied => {
+            process::forbid_new_privileges()?;
+            seccomp::install(&program, listener)
+        }
+        _ => Err(error),
+    });
+    let listening = listening.map_err(at("install the system call filter"))?;
     if let Some(listening) = listening {
         terminal::send_with_descriptors(control, &Report::Listener.encode(), &[listening.as_fd()])
             .map_err(at("hand the system call listener out"))?;

@@ -13,8 +13,10 @@ mod error;
 mod failure;
 mod filesystems;
 mod first;
+mod foreground;
 mod init;
 mod launch;
+mod machine;
 mod recorder;
 mod report;
 mod sandbox;
@@ -24,8 +26,10 @@ mod wire;
 
 pub use capability::Capabilities;
 pub use error::RuntimeError;
+pub use foreground::{Foreground, run_in_foreground};
 pub use init::init_if_asked;
 pub use launch::{Exit, Finished, Running, Signaller, Stream, Streams, run, start};
+pub use machine::{Availability, Cgroups, Machine, capabilities_of_this_machine};
 pub use recorder::{Birth, DeviceNode, Ownership, Record};
 pub use sandbox::{
     BindSource, FirstProcess, Isolation, Mount, MountKind, Network, OwnershipMode, Process, ProvidedFile,

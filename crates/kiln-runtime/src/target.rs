@@ -36,6 +36,8 @@ pub enum StubKind {
     File,
     /// A directory.
     Directory,
+    /// A character device, where none could be mounted.
+    Device,
 }
 
 /// Something made in the root so that there is a place to mount on.
@@ -45,6 +47,8 @@ pub struct Stub {
     pub path: PathBuf,
     /// What it is.
     pub kind: StubKind,
+    /// The size of a file: 0, unless it was filled because nothing could be mounted on it.
+    pub size: u64,
 }
 
 /// The times of a directory in which stubs were made.
@@ -70,8 +74,8 @@ pub struct Stubs {
 }
 
 wire_struct!(Moment { seconds, nanoseconds });
-wire_enum!(StubKind { 0 => File, 1 => Directory });
-wire_struct!(Stub { path, kind });
+wire_enum!(StubKind { 0 => File, 1 => Directory, 2 => Device });
+wire_struct!(Stub { path, kind, size });
 wire_struct!(TouchedParent { path, accessed, modified, modified_by_stubs });
 wire_struct!(Stubs { made, parents });
 
@@ -122,18 +126,19 @@ impl Stubs {
 fn remove_stub(holder: BorrowedFd<'_>, stub: &Stub) {
     let (Some(parent), Some(name)) = (stub.path.parent(), stub.path.file_name()) else { return };
     let Ok(parent) = open_below(holder, parent, OFlags::PATH | OFlags::DIRECTORY) else { return };
-    match stub.kind {
-        StubKind::Directory => {
-            let _ = rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR);
+    let found = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW);
+    let as_made = found.is_ok_and(|found| {
+        let kind = FileType::from_raw_mode(found.st_mode);
+        match stub.kind {
+            StubKind::Directory => kind == FileType::Directory,
+            StubKind::File => kind == FileType::RegularFile && u64::try_from(found.st_size) == Ok(stub.size),
+            StubKind::Device => kind == FileType::CharacterDevice,
         }
-        StubKind::File => {
-            let empty = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| {
-                FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size == 0
-            });
-            if empty {
-                let _ = rustix::fs::unlinkat(&parent, name, AtFlags::empty());
-            }
-        }
+    });
+    if as_made {
+        let how = if stub.kind == StubKind::Directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        // A directory that was filled stays.
+        let _ = rustix::fs::unlinkat(&parent, name, how);
     }
 }
 
@@ -269,6 +274,22 @@ impl Tree {
         if stat(found.as_fd())?.kind == FileType::Directory { Ok(found) } else { Err(Errno::NOTDIR.into()) }
     }
 
+    /// Makes a file that is to be taken back, with a content. Says whether it did: not if there is one.
+    pub(crate) fn fill(&mut self, path: &Path, contents: &[u8]) -> io::Result<bool> {
+        let before = self.stubs.made.len();
+        self.resolve(path, Missing::Stub(StubKind::File))?;
+        let Some(stub) = self.stubs.made.get_mut(before..).and_then(<[Stub]>::last_mut) else {
+            return Ok(false);
+        };
+        stub.size = contents.len() as u64;
+        let file = open_below(self.root.as_fd(), &stub.path, OFlags::WRONLY)?;
+        let mut rest = contents;
+        while !rest.is_empty() {
+            rest = &rest[rustix::io::write(&file, rest)?..];
+        }
+        Ok(true)
+    }
+
     fn make(&mut self, trail: &Trail, name: &OsStr, missing: Missing, last: bool) -> io::Result<OwnedFd> {
         let parent = trail.passed.last().map_or(self.root.as_fd(), |(directory, _)| directory.as_fd());
         let status = stat(parent)?;
@@ -283,23 +304,44 @@ impl Tree {
                     OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o644))?;
             }
+            StubKind::Device => return Err(Errno::INVAL.into()),
         }
         let made = open_name(parent, name)?;
         if matches!(missing, Missing::Stub(_)) && status.mount == self.mount {
-            let path = trail.path();
-            let known = self.stubs.made.iter().any(|stub| stub.path == path)
-                || self.stubs.parents.iter().any(|parent| parent.path == path);
-            if !known {
-                self.stubs.parents.push(TouchedParent {
-                    path: path.clone(),
-                    accessed: status.accessed,
-                    modified: status.modified,
-                    modified_by_stubs: status.modified,
-                });
-            }
-            self.stubs.made.push(Stub { path: path.join(name), kind });
+            self.note(trail.path(), name, kind, status);
         }
         Ok(made)
+    }
+
+    /// Makes a character device that is to be taken back, in a directory right below the root. Says whether it did: not
+    /// if there is something.
+    pub(crate) fn device(&mut self, directory: &str, name: &str, number: u64) -> io::Result<bool> {
+        let parent = self.own_directory(directory)?;
+        let status = stat(parent.as_fd())?;
+        let mode = Mode::from_raw_mode(0o666);
+        match rustix::fs::mknodat(&parent, name, FileType::CharacterDevice, mode, number) {
+            Ok(()) => {
+                self.note(PathBuf::from(directory), OsStr::new(name), StubKind::Device, status);
+                Ok(true)
+            }
+            Err(Errno::EXIST) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Notes what was made in a directory whose status before is given.
+    fn note(&mut self, directory: PathBuf, name: &OsStr, kind: StubKind, before: Status) {
+        let known = self.stubs.made.iter().any(|stub| stub.path == directory)
+            || self.stubs.parents.iter().any(|parent| parent.path == directory);
+        self.stubs.made.push(Stub { path: directory.join(name), kind, size: 0 });
+        if !known {
+            self.stubs.parents.push(TouchedParent {
+                path: directory,
+                accessed: before.accessed,
+                modified: before.modified,
+                modified_by_stubs: before.modified,
+            });
+        }
     }
 
     /// What was made, with the times that the parents have now.

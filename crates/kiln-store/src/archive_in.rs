@@ -10,7 +10,7 @@ use std::sync::Arc;
 use kiln_layer::archive::{Archive, Entry, EntryType};
 use kiln_layer::{Compression, Options};
 use kiln_oci::{
-    ChainId, Descriptor, DiffId, Digest, Document, Hasher, ImageConfig, ImageId, MAX_DOCUMENT_SIZE, Manifest,
+    ChainId, Descriptor, DiffId, Digest, Document, ImageConfig, ImageId, MAX_DOCUMENT_SIZE, Manifest,
     Platform, Reference, media_type,
 };
 use kiln_sys::root::{Directory, Root};
@@ -42,6 +42,8 @@ pub struct LoadedImage {
     pub id: ImageId,
     /// The names that it was given.
     pub names: Vec<Reference>,
+    /// Those of its names that another image had before, and which.
+    pub moved: Vec<(Reference, ImageId)>,
 }
 
 /// What happens while images come in.
@@ -171,8 +173,13 @@ impl Store {
         }
         let mut loaded = Vec::new();
         for image in found {
+            let mut moved = Vec::new();
+            for name in &image.names {
+                moved.extend(self.find_name(name)?.map(|old| (name.clone(), old)));
+            }
             let id = self.publish_loaded(lease, &image)?;
-            loaded.push(LoadedImage { id, names: image.names });
+            moved.retain(|(_, old)| *old != id);
+            loaded.push(LoadedImage { id, names: image.names, moved });
         }
         Ok(loaded)
     }
@@ -282,12 +289,12 @@ impl Store {
             }
             Unpacking::Later => None,
         };
-        let unpack = snapshot.as_ref().map(|(root, _)| self.unpack_into(root));
+        let unpack = snapshot.as_ref().map(|(root, _)| self.unpacking(root));
         let walk = kiln_layer::walk(file, &Options { unpack, ..Options::default() })?;
         if let Some((root, _)) = &snapshot
             && !walk.index.stands_alone()
         {
-            self.complete_snapshot(lease, below, &walk.index, root)?;
+            self.complete_snapshot(below, &walk.index, root)?;
         }
         let blob = NewBlob {
             path: path.to_path_buf(),
@@ -598,13 +605,6 @@ impl Read for Window {
         self.offset += read as u64;
         Ok(read)
     }
-}
-
-/// The digest of a whole stream.
-pub(crate) fn digest_of(mut reader: impl Read) -> io::Result<Digest> {
-    let mut hasher = Hasher::new();
-    io::copy(&mut reader, &mut hasher)?;
-    Ok(hasher.finish())
 }
 
 /// Whether a directory is an OCI layout.

@@ -5,9 +5,9 @@
 //! removes.
 
 use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use kiln_oci::{DiffId, Digest, ImageId};
+use kiln_oci::{DiffId, Digest, ImageId, Reference};
 use kiln_sys::lock::{Lock, Sharing};
 use rusqlite::{Connection, params};
 
@@ -16,10 +16,14 @@ use crate::database::{Durability, all, digest, execute, now};
 use crate::error::{Error, Result};
 use crate::layers::OVERLAY;
 
+/// The most bytes of layers that the build cache keeps of itself.
+const LARGEST_CACHE: u64 = 20_000_000_000;
+
 /// Which images a collection removes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ImagesToRemove {
     /// None.
+    #[default]
     None,
     /// Those without a name.
     Dangling,
@@ -27,27 +31,65 @@ pub enum ImagesToRemove {
     All,
 }
 
+/// How much of the build cache a collection removes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CacheToRemove {
+    /// None.
+    #[default]
+    Nothing,
+    /// The layers that were used longest ago, until no more than so many bytes of layers are left.
+    Over(u64),
+    /// All layers that no image has, and the cache mounts that no step uses.
+    Unused,
+    /// The same, and every record: the next build runs all its steps.
+    All,
+}
+
+impl CacheToRemove {
+    /// How many bytes of layers stay.
+    fn kept_bytes(self) -> u64 {
+        match self {
+            Self::Nothing => u64::MAX,
+            Self::Over(bytes) => bytes,
+            Self::Unused | Self::All => 0,
+        }
+    }
+}
+
 /// What a collection removes. Layers of images that stay, and whatever running commands use, always stay.
-#[derive(Clone, Copy, Debug)]
-pub struct Collection {
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Collection<'a> {
     /// Which images.
     pub images: ImagesToRemove,
-    /// How many bytes of build cache stay, the most recently used first; `None` leaves the cache alone.
-    pub keep_cache_bytes: Option<u64>,
-    /// Only what was made before this time, nanoseconds since the epoch.
+    /// Of those, only these.
+    pub only: Option<&'a HashSet<ImageId>>,
+    /// How much of the build cache.
+    pub cache: CacheToRemove,
+    /// Only images that were made, and cache that was last used, before this time, nanoseconds since the epoch.
     pub until: Option<i64>,
+}
+
+/// An image that a collection removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CollectedImage {
+    /// Its ID.
+    pub id: ImageId,
+    /// The names that went with it, as people write them.
+    pub names: Vec<String>,
 }
 
 /// What a collection did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
-    /// Names that went with their images, as people write them.
-    pub untagged: Vec<String>,
     /// Images that are gone.
-    pub images: Vec<ImageId>,
-    /// Layers that are gone, of images or of the build cache.
-    pub layers: Vec<DiffId>,
-    /// Bytes of blobs, unpacked files and indexes that are gone.
+    pub images: Vec<CollectedImage>,
+    /// Layers that are gone with them.
+    pub image_layers: Vec<DiffId>,
+    /// Layers of the build cache that are gone.
+    pub cache_layers: Vec<DiffId>,
+    /// Cache mounts that are gone, by directory name.
+    pub cache_mounts: Vec<String>,
+    /// Bytes of blobs, unpacked files, indexes and cache mounts that are gone.
     pub bytes: u64,
 }
 
@@ -62,22 +104,73 @@ struct Doomed {
 
 impl Store {
     /// Collects. One collector works at a time; another one waits.
-    pub fn collect(&self, collection: &Collection) -> Result<Collected> {
+    pub fn collect(&self, collection: &Collection<'_>) -> Result<Collected> {
         let _one = Lock::acquire(&self.root().join("collect.lock"), Sharing::Exclusive)?;
         self.end_dead_leases()?;
         let mut collected = Collected::default();
         let doomed = self.database.write(Durability::Durable, |t| {
-            remove_images(t, collection, &mut collected)?;
-            doom(t, collection)
+            let layers = remove_images(t, collection, &mut collected)?;
+            if collection.cache == CacheToRemove::All {
+                execute(t, "DELETE FROM records", [])?;
+                execute(t, "DELETE FROM operations", [])?;
+            }
+            let doomed = doom(t, collection)?;
+            let of_image = |layer: &DiffId| layers.contains(&layer.0);
+            (collected.image_layers, collected.cache_layers) =
+                doomed.layers.iter().partition(|l| of_image(l));
+            Ok(doomed)
         })?;
         self.forget_indexes(&doomed.layers);
         collected.bytes = doomed.bytes;
-        collected.layers.clone_from(&doomed.layers);
         self.database.write(Durability::Relaxed, |t| self.remove_files(t, &doomed))?;
+        if matches!(collection.cache, CacheToRemove::Unused | CacheToRemove::All) {
+            self.remove_cache_mounts(collection.until, &mut collected)?;
+        }
         self.database.write(Durability::Relaxed, |t| self.sweep(t))?;
         self.empty_trash()?;
         self.write_layout()?;
         Ok(collected)
+    }
+
+    /// Trims the build cache after a build, if it has outgrown a tenth of its file system or 20 GB, whichever is less.
+    /// One query if it has not.
+    pub fn collect_if_needed(&self) -> Result<Collected> {
+        let cap = self.cache_cap()?;
+        if self.cache_bytes()? <= cap {
+            return Ok(Collected::default());
+        }
+        self.collect(&Collection { cache: CacheToRemove::Over(cap), ..Collection::default() })
+    }
+
+    /// The most bytes of layers that the build cache keeps of itself.
+    pub fn cache_cap(&self) -> Result<u64> {
+        let root = self.root();
+        let stat = rustix::fs::statvfs(root)
+            .map_err(|errno| Error::file("stat the file system of", root)(errno.into()))?;
+        Ok((stat.f_blocks.saturating_mul(stat.f_frsize) / 10).min(LARGEST_CACHE))
+    }
+
+    /// Removes the cache mounts that no step uses now.
+    fn remove_cache_mounts(&self, until: Option<i64>, collected: &mut Collected) -> Result<()> {
+        let caches = self.root().join("cache");
+        let mounts = self.database.all(
+            "SELECT directory FROM cache_mounts WHERE last_used < ?1",
+            [until.unwrap_or(i64::MAX)],
+            |row| row.get::<_, String>(0),
+        )?;
+        for directory in mounts {
+            let path = caches.join(&directory);
+            let lock_path = path.with_extension("lock");
+            let Some(_lock) = Lock::try_acquire(&lock_path, Sharing::Exclusive)? else { continue };
+            collected.bytes = collected.bytes.saturating_add(crate::usage::bytes_below(&path));
+            self.to_trash(&path)?;
+            self.database.write(Durability::Relaxed, |t| {
+                execute(t, "DELETE FROM cache_mounts WHERE directory = ?1", [&directory]).map(|_| ())
+            })?;
+            self.to_trash(&lock_path)?;
+            collected.cache_mounts.push(directory);
+        }
+        Ok(())
     }
 
     fn forget_indexes(&self, layers: &[DiffId]) {
@@ -136,7 +229,12 @@ impl Store {
             all(t, "SELECT id FROM snapshots", [], |row| row.get(0))?.into_iter().collect();
         let links: HashSet<String> =
             all(t, "SELECT link FROM snapshots", [], |row| row.get(0))?.into_iter().collect();
+        let caches: HashSet<String> =
+            all(t, "SELECT directory FROM cache_mounts", [], |row| row.get(0))?.into_iter().collect();
         let root = self.root();
+        self.sweep_directory(&root.join("cache"), |name| {
+            caches.contains(name.strip_suffix(".lock").unwrap_or(name))
+        })?;
         self.sweep_directory(&root.join("index"), |name| layers.contains(name))?;
         self.sweep_directory(&root.join("blobs/sha256"), |name| blobs.contains(name))?;
         self.sweep_directory(&root.join(OVERLAY), |name| name == "l" || snapshots.contains(name))?;
@@ -176,9 +274,15 @@ impl Store {
     }
 }
 
-fn remove_images(t: &Connection, collection: &Collection, collected: &mut Collected) -> Result<()> {
+/// Removes images, and gives the layers that they had.
+fn remove_images(
+    t: &Connection,
+    collection: &Collection<'_>,
+    collected: &mut Collected,
+) -> Result<HashSet<Digest>> {
+    let mut layers = HashSet::new();
     let wanted = match collection.images {
-        ImagesToRemove::None => return Ok(()),
+        ImagesToRemove::None => return Ok(layers),
         ImagesToRemove::Dangling => "NOT EXISTS (SELECT 1 FROM tags g WHERE g.image = i.id)",
         ImagesToRemove::All => "1",
     };
@@ -187,29 +291,34 @@ fn remove_images(t: &Connection, collection: &Collection, collected: &mut Collec
          (SELECT 1 FROM lease_roots r WHERE r.kind = 'image' AND r.digest = i.id)"
     );
     let images = all(t, &sql, [collection.until.unwrap_or(i64::MAX)], |row| digest(row, 0))?;
-    for image in images {
-        let names = all(t, "SELECT name FROM tags WHERE image = ?1", [image.as_bytes()], |row| {
+    let images = images.into_iter().map(ImageId);
+    for id in images.filter(|id| collection.only.is_none_or(|only| only.contains(id))) {
+        let image = id.0.as_bytes();
+        let names = all(t, "SELECT name FROM tags WHERE image = ?1 ORDER BY name", [image], |row| {
             row.get::<_, String>(0)
         })?;
-        collected.untagged.extend(names);
-        execute(t, "DELETE FROM tags WHERE image = ?1", [image.as_bytes()])?;
-        execute(t, "DELETE FROM images WHERE id = ?1", [image.as_bytes()])?;
-        collected.images.push(ImageId(image));
+        let familiar = |name: String| name.parse::<Reference>().map_or(name, |name| name.familiar());
+        layers.extend(all(t, "SELECT diff_id FROM image_layers WHERE image = ?1", [image], |row| {
+            digest(row, 0)
+        })?);
+        execute(t, "DELETE FROM tags WHERE image = ?1", [image])?;
+        execute(t, "DELETE FROM images WHERE id = ?1", [image])?;
+        collected.images.push(CollectedImage { id, names: names.into_iter().map(familiar).collect() });
     }
-    Ok(())
+    Ok(layers)
 }
 
 struct FreeLayer {
     diff_id: Digest,
     bytes: u64,
-    created: i64,
+    last_used: i64,
 }
 
 /// Layers that no image and no lease has, the most recently used first.
 fn free_layers(t: &Connection) -> Result<Vec<FreeLayer>> {
     all(
         t,
-        "SELECT l.diff_id, l.created, l.index_size \
+        "SELECT l.diff_id, l.last_used, l.index_size \
            + coalesce((SELECT sum(b.size) FROM layer_blobs x JOIN blobs b ON b.digest = x.blob WHERE x.diff_id = l.diff_id), 0) \
            + l.files_size * (SELECT count(*) FROM snapshots s WHERE s.diff_id = l.diff_id) \
          FROM layers l \
@@ -220,7 +329,7 @@ fn free_layers(t: &Connection) -> Result<Vec<FreeLayer>> {
         |row| {
             Ok(FreeLayer {
                 diff_id: digest(row, 0)?,
-                created: row.get(1)?,
+                last_used: row.get(1)?,
                 bytes: row.get::<_, i64>(2)?.unsigned_abs(),
             })
         },
@@ -254,14 +363,14 @@ fn cached_layers(t: &Connection) -> Result<HashSet<Digest>> {
 }
 
 /// Deletes the rows of what goes.
-fn doom(t: &Connection, collection: &Collection) -> Result<Doomed> {
+fn doom(t: &Connection, collection: &Collection<'_>) -> Result<Doomed> {
     let mut doomed = Doomed::default();
     let cached = cached_layers(t)?;
-    let keep = collection.keep_cache_bytes.unwrap_or(u64::MAX);
+    let keep = collection.cache.kept_bytes();
     let mut kept: u64 = 0;
     for layer in free_layers(t)? {
         if cached.contains(&layer.diff_id) {
-            let too_young = collection.until.is_some_and(|until| layer.created >= until);
+            let too_young = collection.until.is_some_and(|until| layer.last_used >= until);
             if too_young || kept.saturating_add(layer.bytes) <= keep {
                 kept = kept.saturating_add(layer.bytes);
                 continue;
@@ -312,9 +421,4 @@ pub(crate) fn touch_layers(t: &Connection, layers: &[DiffId]) -> Result<()> {
         execute(t, "UPDATE layers SET last_used = ?1 WHERE diff_id = ?2", params![now, layer.0.as_bytes()])?;
     }
     Ok(())
-}
-
-/// Paths that a check may look at.
-pub(crate) fn directories(root: &Path) -> [PathBuf; 3] {
-    [root.join("index"), root.join("blobs/sha256"), root.join(OVERLAY)]
 }

@@ -11,7 +11,8 @@ use crate::error::{Error, Result};
 
 /// "kiln".
 const APPLICATION_ID: i64 = 0x6b69_6c6e;
-const SCHEMA_VERSION: i64 = 1;
+/// The version of the schema that this kiln writes, and the newest that it reads.
+pub const SCHEMA_VERSION: u32 = 1;
 const SCHEMA: &str = include_str!("schema.sql");
 /// How long a writer waits for another process's transaction, which takes milliseconds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -50,14 +51,14 @@ impl Database {
         if application != 0 && application != APPLICATION_ID || application == 0 && version != 0 {
             return Err(Error::NotKiln { path: self.path.clone(), found: application });
         }
-        if version > SCHEMA_VERSION {
+        if version > i64::from(SCHEMA_VERSION) {
             let path = self.path.parent().unwrap_or(&self.path).to_path_buf();
-            return Err(Error::NewerStore { path, found: version, known: SCHEMA_VERSION });
+            return Err(Error::NewerStore { path, found: version, known: SCHEMA_VERSION.into() });
         }
         connection
             .execute_batch("PRAGMA foreign_keys=ON; PRAGMA synchronous=NORMAL; PRAGMA trusted_schema=OFF;")
             .map_err(Error::database("set up the connection"))?;
-        if version == SCHEMA_VERSION {
+        if version == i64::from(SCHEMA_VERSION) {
             return Ok(());
         }
         drop(connection);

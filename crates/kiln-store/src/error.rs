@@ -64,9 +64,9 @@ pub enum Error {
     /// Several images begin with these digits.
     #[error("image ID {0} is ambiguous: {1} images begin with it")]
     AmbiguousId(String, usize),
-    /// Removal would take what is in use.
-    #[error("conflict: unable to remove image {0} ({1})")]
-    ImageInUse(String, String),
+    /// Removal by ID would take several names.
+    #[error("conflict: unable to delete {0} (must be forced) - image is referenced in multiple repositories")]
+    SeveralNames(String),
     /// A layer is known but its data is gone.
     #[error("layer {0} is not in the store")]
     NoLayer(DiffId),

@@ -4,7 +4,7 @@ use kiln_oci::{ChainId, DiffId, Digest, ImageConfig, ImageId, Reference};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::Store;
-use crate::collect::{Collection, ImagesToRemove};
+use crate::collect::Collection;
 use crate::database::{Durability, all, digest, execute, now};
 use crate::error::{Error, Result};
 use crate::store::clear_marks;
@@ -57,6 +57,8 @@ pub enum Removed {
     Untagged(String),
     /// The image is gone.
     Deleted(ImageId),
+    /// A layer that only this image had is gone.
+    Layer(DiffId),
 }
 
 impl Store {
@@ -292,32 +294,42 @@ impl Store {
             .parse::<Reference>()
             .ok()
             .map(Reference::or_latest)
+            .filter(|name| name.digest.is_none())
             .filter(|name| matches!(self.find_name(name), Ok(Some(found)) if found == id));
-        let names = self.names_of(id)?;
-        if by_name.is_none() && names.len() > 1 && !force {
-            let reason = "must be forced) - image is referenced in multiple repositories".trim_end();
-            return Err(Error::ImageInUse(id.0.short(), reason.trim_end_matches(')').to_owned()));
-        }
-        let gone: Vec<Reference> = match &by_name {
-            Some(name) if name.digest.is_none() => vec![name.clone()],
-            _ => names.clone(),
-        };
-        let last = gone.len() >= names.len();
-        self.database.write(Durability::Durable, |t| {
+        let layers = self.image(id)?.config.rootfs.diff_ids;
+        let (gone, last) = self.database.write(Durability::Durable, |t| {
+            let names =
+                all(t, "SELECT name FROM tags WHERE image = ?1 ORDER BY name", [id.0.as_bytes()], |row| {
+                    row.get::<_, String>(0)
+                })?;
+            if by_name.is_none() && names.len() > 1 && !force {
+                return Err(Error::SeveralNames(id.0.short()));
+            }
+            let gone: Vec<String> = match &by_name {
+                Some(name) => vec![name.to_string()],
+                None => names.clone(),
+            };
+            let last = names.iter().all(|name| gone.contains(name));
             for name in &gone {
-                execute(t, "DELETE FROM tags WHERE name = ?1", [name.to_string()])?;
+                execute(t, "DELETE FROM tags WHERE name = ?1", [name])?;
             }
             if last {
                 execute(t, "DELETE FROM images WHERE id = ?1", [id.0.as_bytes()])?;
             }
-            Ok(())
+            Ok((gone, last))
         })?;
-        if last {
-            self.collect(&Collection { images: ImagesToRemove::None, keep_cache_bytes: None, until: None })?;
+        let mut removed = Vec::new();
+        for name in gone {
+            removed.push(Removed::Untagged(name.parse::<Reference>()?.familiar()));
         }
-        let mut removed: Vec<Removed> = gone.iter().map(|name| Removed::Untagged(name.familiar())).collect();
         if last {
             removed.push(Removed::Deleted(id));
+            let collected = self.collect(&Collection::default())?;
+            let gone = &collected.cache_layers;
+            let own = layers.iter().rev().filter(|layer| gone.contains(layer));
+            removed.extend(own.map(|layer| Removed::Layer(*layer)));
+        } else {
+            self.write_layout_for(id)?;
         }
         Ok(removed)
     }

@@ -84,7 +84,7 @@ impl Store {
             if let Some(blob) = &layer.blob {
                 self.insert_layer_blob(t, diff_id, blob)?;
             }
-            if let Some(staged) = snapshot {
+            if let Some(staged) = &snapshot {
                 self.insert_snapshot(t, &layer.index, parent, staged)?;
             }
             crate::chains::insert_link(t, parent, diff_id)?;
@@ -175,7 +175,7 @@ impl Store {
         t: &Connection,
         index: &LayerIndex,
         parent: ChainId,
-        staged: StagedSnapshot,
+        staged: &StagedSnapshot,
     ) -> Result<()> {
         let key = snapshot_key(index, parent);
         let known = all(

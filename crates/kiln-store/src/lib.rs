@@ -9,6 +9,7 @@
 mod archive_in;
 mod cache_mounts;
 mod chains;
+mod check;
 mod collect;
 mod database;
 mod error;
@@ -21,10 +22,13 @@ mod records;
 mod roots;
 mod snapshots;
 mod store;
+mod usage;
 
 pub use archive_in::{LoadEvent, LoadedImage, Unpacking, is_layout};
 pub use cache_mounts::{CacheMountSharing, CacheMountUse};
-pub use collect::{Collected, Collection, ImagesToRemove};
+pub use check::{Checked, Fault};
+pub use collect::{CacheToRemove, Collected, CollectedImage, Collection, ImagesToRemove};
+pub use database::SCHEMA_VERSION;
 pub use error::{Error, Result};
 pub use images::{Image, ImageSummary, Removed, Tag};
 pub use layers::{LayerBlob, LayerInfo, NewBlob, NewLayer};
@@ -33,3 +37,4 @@ pub use records::{CacheRecord, CachedResult, Claim, RecordInput};
 pub use roots::RootPart;
 pub use snapshots::{PreparedRoot, SnapshotPaths};
 pub use store::{Ownership, Store};
+pub use usage::{CacheItem, CacheItemKind, DiskUsage, ImageUsage};

@@ -1,13 +1,12 @@
 //! Reading and changing the roots that stacks of layers are: files by path, parts for mounts, captured changes.
 
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use kiln_layer::view::Resolved;
 use kiln_layer::{
-    Capture, Changes, Compression, Kind, LayerIndex, LayerWriter, Options, Outputs, Owners, RootView, Source,
-    Unpack, Whiteouts,
+    Capture, Changes, ContentSource, Kind, LayerContents, LayerIndex, LayerWriter, Options, Outputs, Owners,
+    RootView, Source, Unpack, Whiteouts,
 };
 use kiln_oci::{ChainId, DiffId};
 use kiln_sys::root::Root;
@@ -29,72 +28,27 @@ pub enum RootPart {
 }
 
 impl Store {
-    /// Opens a regular file of a root. The bytes are those that the index describes.
-    pub fn open_file(&self, layers: &[DiffId], file: &Resolved<'_>) -> Result<Box<dyn Read + Send>> {
-        let layer = layers[file.layer];
-        let entry = &file.entry;
-        if let Some(bytes) = self.index(layer)?.fact(entry.number())? {
-            return Ok(Box::new(io::Cursor::new(bytes.to_vec())));
+    /// The files of the layer at `position` of a stack: from its snapshot if it is there, else from its blob.
+    pub fn layer_contents(&self, layers: &[DiffId], position: usize) -> Result<LayerContents> {
+        let layer = layers[position];
+        let mut sources = Vec::new();
+        if let Some(snapshot) = self.find_snapshot(ChainId::of(&layers[..position]), layer)? {
+            sources.push(ContentSource::Snapshot(Root::open(&snapshot.diff)?));
         }
-        let parent = ChainId::of(&layers[..file.layer]);
-        if let Some(snapshot) = self.find_snapshot(parent, layer)? {
-            let root = Root::open(&snapshot.diff)?;
-            let path = Path::new(std::ffi::OsStr::from_bytes(entry.path()));
-            return Ok(Box::new(root.open_file(path)?));
+        for blob in self.layer_blobs(layer)? {
+            let path = self.blob_path(&blob.digest);
+            let file = fs_err::File::open(&path).map_err(Error::file("open", &path))?.into_file();
+            sources.push(match blob.compression.as_str() {
+                "none" => ContentSource::Tar { file, offset: 0 },
+                _ => ContentSource::Blob(file),
+            });
         }
-        self.open_in_blob(layer, file)
+        Ok(LayerContents::new(self.index(layer)?, sources))
     }
 
-    fn open_in_blob(&self, layer: DiffId, file: &Resolved<'_>) -> Result<Box<dyn Read + Send>> {
-        let blob = self.layer_blobs(layer)?.into_iter().next().ok_or(Error::NoLayer(layer))?;
-        let path = self.blob_path(&blob.digest);
-        let error = |source| Error::File { action: "read", path: path.clone(), source };
-        let mut tar = fs_err::File::open(&path).map_err(error)?;
-        let offset = file.entry.content_offset();
-        if file.entry.is_sparse() {
-            return self
-                .read_sparse(tar.into_file(), &blob.compression, file)
-                .map(|bytes| Box::new(io::Cursor::new(bytes)) as Box<dyn Read + Send>);
-        }
-        if blob.compression == "none" {
-            tar.seek(SeekFrom::Start(offset)).map_err(error)?;
-            return Ok(Box::new(tar.take(file.entry.size())));
-        }
-        let mut decoder = decoder(&blob.compression, io::BufReader::with_capacity(1 << 16, tar.into_file()))?;
-        io::copy(&mut decoder.by_ref().take(offset), &mut io::sink()).map_err(error)?;
-        let mut bytes = Vec::new();
-        decoder.take(file.entry.size()).read_to_end(&mut bytes).map_err(error)?;
-        Ok(Box::new(io::Cursor::new(bytes)))
-    }
-
-    /// A sparse file goes through the tar parser, which knows its holes.
-    fn read_sparse(&self, tar: std::fs::File, compression: &str, file: &Resolved<'_>) -> Result<Vec<u8>> {
-        use kiln_layer::archive::{Archive, Entry, Piece};
-        let mut reader = decoder(compression, io::BufReader::new(tar))?;
-        let offset = file.entry.content_offset();
-        io::copy(&mut reader.by_ref().take(offset), &mut io::sink()).map_err(|source| Error::File {
-            action: "read",
-            path: "layer".into(),
-            source,
-        })?;
-        let mut archive = Archive::at(io::BufReader::new(reader), offset);
-        let mut entry = Entry::default();
-        archive.next_entry(&mut entry)?;
-        let mut bytes = Vec::new();
-        loop {
-            let length = match archive.piece(1 << 16)? {
-                Piece::Data(data) => {
-                    bytes.extend_from_slice(data);
-                    data.len()
-                }
-                Piece::Hole(length) => {
-                    bytes.resize(bytes.len() + usize::try_from(length).unwrap_or(0), 0);
-                    0
-                }
-                Piece::End => return Ok(bytes),
-            };
-            archive.consume(length);
-        }
+    /// The contents of all layers of a stack.
+    pub fn contents(&self, layers: &[DiffId]) -> Result<Vec<LayerContents>> {
+        (0..layers.len()).map(|position| self.layer_contents(layers, position)).collect()
     }
 
     /// Reads a small file of a root, symbolic links followed inside it; `None` if there is none, or it is no
@@ -105,14 +59,7 @@ impl Store {
         if file.entry.kind() != Kind::Regular {
             return Ok(None);
         }
-        let mut bytes = Vec::new();
-        let reader = self.open_file(layers, &file)?;
-        reader.take(MAX_WHOLE_FILE).read_to_end(&mut bytes).map_err(|source| Error::File {
-            action: "read",
-            path: String::from_utf8_lossy(path).into_owned().into(),
-            source,
-        })?;
-        Ok(Some(bytes))
+        Ok(Some(self.layer_contents(layers, file.layer)?.read(&file.entry, MAX_WHOLE_FILE)?))
     }
 
     /// The directories (or the file) of snapshots that make up `path` of a root, symbolic links followed inside it;
@@ -171,7 +118,7 @@ impl Store {
     pub fn unpack_layers(&self, lease: &Lease, layers: &[DiffId], directory: &Path) -> Result<()> {
         let root = Root::open(directory)?;
         for (position, layer) in layers.iter().enumerate() {
-            let unpack = Unpack { whiteouts: Whiteouts::Apply, ..self.unpack_into(&root) };
+            let unpack = Unpack { whiteouts: Whiteouts::Apply, ..self.unpacking(&root) };
             let (reader, _) = self.open_layer(lease, &layers[..position], *layer)?;
             kiln_layer::walk(reader, &Options { unpack: Some(unpack), ..Options::default() })?;
         }
@@ -274,17 +221,4 @@ fn continues(index: &LayerIndex, path: &[u8]) -> Result<Continuation> {
         (false, true) => Continuation::Ends,
         (false, false) => Continuation::Absent,
     })
-}
-
-/// A decoder by the name that the database has.
-pub(crate) fn decoder<'a>(
-    compression: &str,
-    reader: impl io::BufRead + Send + 'a,
-) -> Result<Box<dyn Read + Send + 'a>> {
-    let compression =
-        [Compression::Plain, Compression::Gzip, Compression::Zstd, Compression::Xz, Compression::Bzip2]
-            .into_iter()
-            .find(|known| known.name() == compression)
-            .unwrap_or(Compression::Plain);
-    Ok(compression.decoder(reader)?)
 }

@@ -49,8 +49,8 @@ impl Store {
         }
     }
 
-    /// How layers are unpacked into `root`.
-    pub(crate) fn unpack_into<'a>(&self, root: &'a Root) -> Unpack<'a> {
+    /// How layers are unpacked into `root`, a snapshot.
+    pub fn unpacking<'a>(&self, root: &'a Root) -> Unpack<'a> {
         let ownership = match self.ownership() {
             Ownership::Root | Ownership::SubIds => kiln_layer::Ownership::Keep,
             Ownership::SingleId => kiln_layer::Ownership::Ignore,
@@ -111,13 +111,13 @@ impl Store {
         fs_err::create_dir(&directory).map_err(Error::file("make", &directory))?;
         let root = Root::open(&directory)?;
         let walk =
-            kiln_layer::walk(file, &Options { unpack: Some(self.unpack_into(&root)), ..Options::default() })?;
+            kiln_layer::walk(file, &Options { unpack: Some(self.unpacking(&root)), ..Options::default() })?;
         if walk.diff_id != layer {
             let what = format!("layer {layer} in the store");
             return Err(Error::Mismatch { what, expected: layer.0, found: walk.diff_id.0 });
         }
         if !walk.index.stands_alone() {
-            self.complete_snapshot(lease, below, &walk.index, &root)?;
+            self.complete_snapshot(below, &walk.index, &root)?;
         }
         let new = NewLayer { index: walk.index, blob: None, snapshot: Some(directory) };
         self.publish_layer(lease, parent, new)?;
@@ -127,12 +127,14 @@ impl Store {
     /// Gives a snapshot what its layer only implies: metadata of directories, files of lower layers that it links to.
     pub(crate) fn complete_snapshot(
         &self,
-        _lease: &Lease,
-        _below: &[DiffId],
-        _index: &kiln_layer::LayerIndex,
-        _root: &Root,
+        below: &[DiffId],
+        index: &kiln_layer::LayerIndex,
+        root: &Root,
     ) -> Result<()> {
-        Ok(())
+        let view = self.root_view(below)?;
+        let contents = self.contents(below)?;
+        let open = |layer: usize, entry: &kiln_layer::index::Entry<'_>| contents[layer].open(entry);
+        Ok(kiln_layer::complete(index, &view, &self.unpacking(root), &open)?)
     }
 
     /// Prepares a root over a stack of layers, with a fresh place for changes.

@@ -11,6 +11,7 @@ pub mod mmap;
 pub mod mount;
 pub mod namespace;
 pub mod overlay;
+mod privilege;
 pub mod process;
 pub mod publish;
 pub mod root;

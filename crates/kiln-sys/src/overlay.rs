@@ -32,7 +32,8 @@ pub struct Overlay {
     pub upper: Option<Upper>,
     /// Marks are kept in `user.overlay.*` instead of `trusted.overlay.*`: needed in a user namespace (kernel 5.11).
     pub userxattr: bool,
-    /// Nothing is synchronised to disk, where the kernel knows that (5.10).
+    /// Nothing is synchronised to disk, where the kernel knows that (5.10). The kernel refuses the same work directory
+    /// a second time then.
     pub volatile: bool,
 }
 
@@ -62,10 +63,19 @@ impl Overlay {
         match self.mount_new(&names, attributes) {
             Err(error) if error.source.raw_os_error() == Some(libc::EINVAL) => {
                 // Kernels before 6.8 know no `lowerdir+`; a refusal for another reason is refused here again.
-                self.mount_old(attributes).map_err(|_| error)
+                self.mount_old(attributes).map_err(|_| self.explained(error))
             }
             other => other,
         }
+    }
+
+    /// Adds the reason that the kernel tells its own log alone.
+    fn explained(&self, mut error: FilesystemRefused) -> FilesystemRefused {
+        let mark = self.upper.as_ref().map(|upper| upper.work.join("work/incompat/volatile"));
+        if mark.is_some_and(|mark| rustix::fs::access(mark, rustix::fs::Access::EXISTS).is_ok()) {
+            error.log = "the upper was in a volatile mount before; a new work directory is needed".to_owned();
+        }
+        error
     }
 
     /// The kernel refuses an overlay of one lower and no upper: a read-only clone of the directory is the same.
@@ -255,4 +265,87 @@ impl Drop for Returning {
 fn detach(place: BorrowedFd<'_>) -> io::Result<()> {
     let name = format!("/proc/self/fd/{}", place.as_raw_fd());
     Ok(rustix::mount::unmount(name, rustix::mount::UnmountFlags::DETACH)?)
+}
+
+#[cfg(test)]
+#[allow(clippy::print_stderr, reason = "a test that is skipped says so")]
+mod tests {
+    use super::*;
+    use rustix::thread::UnshareFlags;
+
+    /// Runs on a thread with a mount namespace of its own; says so and skips without the privilege.
+    fn in_own_namespace(test: impl FnOnce(&Path) + Send + 'static) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().to_owned();
+        let thread = std::thread::spawn(move || {
+            crate::process::separate_directories().expect("a root of its own");
+            // SAFETY: mounts only; memory and descriptors are not split.
+            if let Err(errno) = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) } {
+                eprintln!("SKIPPED: a mount namespace needs root: {errno}");
+                return;
+            }
+            mount::make_everything_private().expect("private");
+            test(&path);
+        });
+        thread.join().expect("the test passes");
+    }
+
+    fn overlay(holder: &Path, lowers: usize) -> Overlay {
+        let make = |name: String| {
+            let path = holder.join(name);
+            fs_err::create_dir_all(&path).expect("make");
+            path
+        };
+        let lowers: Vec<PathBuf> =
+            (0..lowers).map(|number| make(format!("{}/{number}", "x".repeat(120)))).collect();
+        for (number, lower) in lowers.iter().enumerate() {
+            fs_err::write(lower.join(format!("file{number}")), "").expect("write");
+        }
+        let upper = Some(Upper { upper: make("upper".to_owned()), work: make("work".to_owned()) });
+        Overlay { lowers, upper, userxattr: false, volatile: true }
+    }
+
+    fn entries(mounted: &OwnedFd) -> usize {
+        let directory = rustix::fs::openat(mounted, c".", OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
+            .expect("open");
+        rustix::fs::Dir::read_from(&directory).expect("list").count() - 2
+    }
+
+    #[test]
+    fn the_old_interface_takes_five_hundred_lowers() {
+        in_own_namespace(|holder| {
+            let before = fs_err::read_to_string("/proc/self/mounts").expect("read");
+            let overlay = overlay(holder, MOST_LOWERS);
+            let mounted = overlay.mount_old(Attributes::default()).expect("mounts");
+            assert_eq!(entries(&mounted), MOST_LOWERS);
+            rustix::fs::mkdirat(&mounted, c"new", Mode::RWXU).expect("writable");
+            assert!(holder.join("upper/new").is_dir());
+            assert_eq!(fs_err::read_to_string("/proc/self/mounts").expect("read"), before);
+        });
+    }
+
+    #[test]
+    fn both_interfaces_show_the_same() {
+        in_own_namespace(|holder| {
+            for lowers in [1, 2, 17] {
+                let overlay = overlay(&holder.join(format!("new{lowers}")), lowers);
+                assert_eq!(entries(&overlay.mount(Attributes::default()).expect("mounts")), lowers);
+                let overlay = self::overlay(&holder.join(format!("old{lowers}")), lowers);
+                assert_eq!(entries(&overlay.mount_old(Attributes::default()).expect("mounts")), lowers);
+            }
+        });
+    }
+
+    #[test]
+    fn refusals_name_the_reason() {
+        let none = Overlay { lowers: Vec::new(), upper: None, userxattr: false, volatile: false };
+        assert!(none.mount(Attributes::default()).expect_err("no lower").to_string().contains("lower"));
+        in_own_namespace(|holder| {
+            let mut overlay = overlay(holder, 2);
+            overlay.lowers.push(holder.join("missing"));
+            let error = overlay.mount(Attributes::default()).expect_err("a lower is missing");
+            assert_eq!(error.source.raw_os_error(), Some(libc::ENOENT), "{error}");
+            assert!(Overlay::probe(&overlay.lowers[0].join("none"), false).is_err());
+        });
+    }
 }

@@ -8,6 +8,7 @@ mod failure;
 mod filters;
 mod format;
 mod interrupt;
+mod lent;
 mod listing;
 mod progress;
 mod prompt;

@@ -30,10 +30,14 @@ pub(crate) fn open(root: Option<&Path>, files: Files) -> Result<Store> {
     Ok(Store::open(&root, ownership)?)
 }
 
+/// Where this user's subordinate IDs are looked for.
+pub(crate) fn namespace_configuration() -> Configuration {
+    Configuration { user: user_name(), ..Configuration::default() }
+}
+
 /// Becomes whoever may own the files of layers.
 pub(crate) fn enter() -> Result<Ownership> {
-    let configuration = Configuration { user: user_name(), ..Configuration::default() };
-    match enter_user_namespace(&configuration)? {
+    match enter_user_namespace(&namespace_configuration())? {
         UserNamespace::None => Ok(expected_ownership()),
         UserNamespace::SubIds { .. } => Ok(Ownership::SubIds),
         UserNamespace::SingleId { .. } => Ok(Ownership::SingleId),

@@ -458,10 +458,11 @@ impl Builder {
         }
         file.extend_from_slice(&self.fact_bytes);
         let mut end = start;
-        let sections = lengths.map(|length| {
+        let mut sections = [const { 0..0 }; super::SECTIONS];
+        for (section, length) in sections.iter_mut().zip(lengths) {
             end += length;
-            end - length..end
-        });
+            *section = end - length..end;
+        }
         LayerIndex { bytes: super::Bytes::Owned(file), sections }
     }
 

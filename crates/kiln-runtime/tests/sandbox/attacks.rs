@@ -11,6 +11,7 @@ pub(crate) const CASES: &[Case] = &[
     ("working_directory_by_descriptor", working_directory_by_descriptor),
     ("working_directory_through_links", working_directory_through_links),
     ("mount_targets_through_links", mount_targets_through_links),
+    ("mount_targets_that_race", mount_targets_that_race),
     ("mount_sources_through_links", mount_sources_through_links),
     ("special_directories_as_links", special_directories_as_links),
     ("stubs_replaced_by_links", stubs_replaced_by_links),
@@ -93,6 +94,45 @@ fn mount_targets_through_links(fixture: &Fixture) {
     unharmed(&canary);
     sandbox.mounts = vec![tmpfs("/loop/x")];
     assert!(run(&sandbox).is_err());
+}
+
+fn mount_targets_that_race(fixture: &Fixture) {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    // Another sandbox shares a volume and swaps a directory in it for a link to the host (CVE-2021-30465).
+    let canary = canary(fixture);
+    let shared = fixture.empty("shared");
+    fs_err::create_dir(shared.join("a")).expect("make");
+    fs_err::os::unix::fs::symlink(&canary, shared.join("b")).expect("link");
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let directory =
+                rustix::fs::open(&shared, rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).expect("open");
+            let exchange = rustix::fs::RenameFlags::EXCHANGE;
+            while !over.load(Ordering::Relaxed) {
+                rustix::fs::renameat_with(&directory, c"a", &directory, c"b", exchange).expect("swapped");
+            }
+        });
+        let mut mounted = 0;
+        for _ in 0..60 {
+            let mut sandbox = fixture.shell("echo evil > /v/a/x/secret; echo evil > /v/b/x/secret; true");
+            sandbox.mounts = vec![
+                Mount {
+                    kind: MountKind::Bind {
+                        source: BindSource::Host { path: shared.clone() },
+                        read_only: false,
+                        recursive: false,
+                    },
+                    target: "/v".into(),
+                },
+                Mount { kind: MountKind::Tmpfs { size: None, mode: 0o755 }, target: "/v/a/x".into() },
+            ];
+            mounted += usize::from(run(&sandbox).is_ok());
+        }
+        over.store(true, Ordering::Relaxed);
+        assert!(mounted > 0);
+    });
+    unharmed(&canary);
 }
 
 fn mount_sources_through_links(fixture: &Fixture) {

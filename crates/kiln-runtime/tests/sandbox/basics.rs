@@ -26,6 +26,7 @@ pub(crate) const CASES: &[Case] = &[
     ("working_directory_is_made", working_directory),
     ("five_hundred_lowers", five_hundred_lowers),
     ("read_only_overlays", read_only_overlays),
+    ("volatile_uppers_need_a_new_work_directory", volatile_again),
     ("directory_root", directory_root),
     ("kill_ends_everything", kill),
     ("dropping_kills", dropping),
@@ -215,6 +216,17 @@ fn read_only_overlays(fixture: &Fixture) {
         let ran = run(&root.shell("echo x > /x || echo refused")).expect("starts");
         assert_eq!(ran.output, "refused\n", "{lowers} lowers");
     }
+}
+
+fn volatile_again(fixture: &Fixture) {
+    let mut root = fixture.root(&[]);
+    assert_eq!(run(&root.shell("true")).expect("starts").finished.exit, Exit::Code(0));
+    let error = run(&root.shell("true")).map(|ran| ran.finished.exit).expect_err("the kernel forbids it");
+    assert!(error.to_string().contains("volatile"), "{error}");
+    let work = root.upper.with_file_name("fresh");
+    fs_err::create_dir(&work).expect("make");
+    root.overlay.upper = Some(kiln_sys::overlay::Upper { upper: root.upper.clone(), work });
+    assert_eq!(run(&root.shell("true")).expect("starts").finished.exit, Exit::Code(0));
 }
 
 fn directory_root(fixture: &Fixture) {

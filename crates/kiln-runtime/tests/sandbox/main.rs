@@ -7,7 +7,9 @@
 
 mod attacks;
 mod basics;
+mod confinement;
 mod fixture;
+mod owners;
 mod terminals;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,7 +24,9 @@ fn main() {
     let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
     let configuration = kiln_sys::namespace::Configuration::default();
     let user = kiln_sys::namespace::enter_user_namespace(&configuration).expect("a user namespace, or none");
-    println!("user namespace: {user:?}");
+    if user != kiln_sys::namespace::UserNamespace::None {
+        println!("in a user namespace: {user:?}");
+    }
     let fixture = match Fixture::new(&user) {
         Ok(fixture) => fixture,
         Err(reason) => {
@@ -30,7 +34,10 @@ fn main() {
             return;
         }
     };
-    let cases = [basics::CASES, attacks::CASES, terminals::CASES].concat();
+    if std::env::args().any(|argument| argument == "--endless") {
+        return confinement::endless(&fixture);
+    }
+    let cases = [basics::CASES, attacks::CASES, confinement::CASES, owners::CASES, terminals::CASES].concat();
     let mut failed = Vec::new();
     let mut run = 0;
     for (name, case) in cases {
@@ -45,6 +52,28 @@ fn main() {
         }
     }
     println!("{run} cases, {} failed {failed:?}", failed.len());
+    if user == kiln_sys::namespace::UserNamespace::None && !again_as_nobody() {
+        failed.push("all of it as an ordinary user");
+    }
     assert!(run > 0, "no case has that word in its name");
     assert!(failed.is_empty(), "failed: {failed:?}");
+}
+
+/// Runs all of this once more as a user who has no sub-identifiers.
+fn again_as_nobody() -> bool {
+    use std::os::unix::process::CommandExt;
+    const NOBODY: u32 = 65534;
+    // A directory that this user can reach, with the program in it: the build's own may be closed.
+    let directory = tempfile::Builder::new().prefix("nobody").tempdir_in("/tmp").expect("a directory");
+    let program = directory.path().join("sandbox");
+    fs_err::copy(std::env::current_exe().expect("a name"), &program).expect("copied");
+    std::os::unix::fs::chown(directory.path(), Some(NOBODY), Some(NOBODY)).expect("given away");
+    let status = std::process::Command::new(&program)
+        .args(std::env::args_os().skip(1))
+        .env("TMPDIR", directory.path())
+        .current_dir("/")
+        .uid(NOBODY)
+        .gid(NOBODY)
+        .status();
+    status.expect("starts").success()
 }

@@ -1,12 +1,19 @@
 //! Terminals.
 
-use kiln_runtime::{Streams, Terminal};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use kiln_runtime::{Exit, Foreground, Sandbox, Streams, Terminal, run_in_foreground};
 
 use crate::Case;
 use crate::fixture::Fixture;
 
-pub(crate) const CASES: &[Case] = &[("a_terminal_is_the_sandboxes_own", own_terminal)];
+pub(crate) const CASES: &[Case] = &[
+    ("a_terminal_is_the_sandboxes_own", own_terminal),
+    ("a_watcher_sees_the_terminal", watcher),
+    ("keys_reach_a_command_without_a_terminal", keys_without_terminal),
+    ("the_third_request_kills", third_request),
+];
 
 fn own_terminal(fixture: &Fixture) {
     let mut sandbox =
@@ -33,4 +40,102 @@ fn own_terminal(fixture: &Fixture) {
     for expect in ["/dev/pts/0", "33 77", "got hello", "10 20", "\r\n1\r\n"] {
         assert!(seen.contains(expect), "{expect} in {seen}");
     }
+}
+
+/// The watcher's terminal: the side that a person would sit at, and the one that kiln gets.
+fn watching() -> (OwnedFd, OwnedFd) {
+    let flags =
+        rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY | rustix::pty::OpenptFlags::CLOEXEC;
+    let person = rustix::pty::openpt(flags).expect("a terminal");
+    rustix::pty::unlockpt(&person).expect("unlocked");
+    let side = rustix::pty::ioctl_tiocgptpeer(&person, flags).expect("its other side");
+    (person, side)
+}
+
+fn read_until(side: &OwnedFd, seen: &mut String, word: &str) {
+    let mut bytes = [0_u8; 256];
+    let begin = Instant::now();
+    while !seen.contains(word) && begin.elapsed() < Duration::from_secs(20) {
+        let mut polled = [rustix::event::PollFd::new(side, rustix::event::PollFlags::IN)];
+        let second = rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 };
+        if rustix::event::poll(&mut polled, Some(&second)) == Ok(0) {
+            continue;
+        }
+        match rustix::io::read(side, &mut bytes[..]) {
+            Ok(count) if count > 0 => seen.push_str(&String::from_utf8_lossy(&bytes[..count])),
+            _ => return,
+        }
+    }
+}
+
+fn foreground(sandbox: &Sandbox, side: &OwnedFd, own_terminal: bool) -> Exit {
+    let (input, output, error) = (side.as_fd(), side.as_fd(), side.as_fd());
+    let watcher = Foreground { input, output, error, interactive: true, own_terminal };
+    run_in_foreground(sandbox, watcher).expect("runs").exit
+}
+
+fn is_raw(side: &OwnedFd) -> bool {
+    let modes = rustix::termios::tcgetattr(side).expect("modes").local_modes;
+    !modes.contains(rustix::termios::LocalModes::ICANON)
+}
+
+fn watcher(fixture: &Fixture) {
+    let (person, side) = watching();
+    let size = kiln_sys::terminal::Winsize { ws_row: 12, ws_col: 34, ws_xpixel: 0, ws_ypixel: 0 };
+    kiln_sys::terminal::set_size(side.as_fd(), size).expect("sized");
+    let script = "stty size; read l; echo got $l; until stty size | grep 21; do sleep 0.05; done; cat; echo over; exit 5";
+    let sandbox = fixture.shell(script);
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| foreground(&sandbox, &side, true));
+        let mut seen = String::new();
+        read_until(&person, &mut seen, "12 34");
+        rustix::io::write(&person, b"hello\r").expect("types");
+        read_until(&person, &mut seen, "got hello");
+        assert!(is_raw(&side));
+        let size = kiln_sys::terminal::Winsize { ws_row: 21, ws_col: 43, ws_xpixel: 0, ws_ypixel: 0 };
+        kiln_sys::terminal::set_size(side.as_fd(), size).expect("resized");
+        // A terminal tells its foreground processes, and this test has none of its own.
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::WINCH)
+            .expect("told");
+        read_until(&person, &mut seen, "21 43");
+        rustix::io::write(&person, b"x\r\x04").expect("types");
+        read_until(&person, &mut seen, "over");
+        assert_eq!(running.join().expect("lives"), Exit::Code(5), "{seen}");
+        for expect in ["12 34", "got hello", "21 43", "x\r\nx\r\n", "over"] {
+            assert!(seen.contains(expect), "{expect} in {seen:?}");
+        }
+    });
+    assert!(!is_raw(&side));
+}
+
+fn keys_without_terminal(fixture: &Fixture) {
+    let (person, side) = watching();
+    let sandbox = fixture.shell("test -t 0 || echo none; while read l; do echo got $l; done; echo over");
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| foreground(&sandbox, &side, false));
+        let mut seen = String::new();
+        read_until(&person, &mut seen, "none");
+        rustix::io::write(&person, b"one\ntwo\n\x04").expect("types");
+        read_until(&person, &mut seen, "over");
+        assert_eq!(running.join().expect("lives"), Exit::Code(0));
+        assert!(seen.contains("got one") && seen.contains("got two"), "{seen:?}");
+    });
+}
+
+fn third_request(fixture: &Fixture) {
+    let (person, side) = watching();
+    let sandbox = fixture.shell("trap 'echo no' TERM; echo ready; while :; do sleep 0.05; done");
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| foreground(&sandbox, &side, false));
+        let mut seen = String::new();
+        read_until(&person, &mut seen, "ready");
+        for _ in 0..3 {
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM)
+                .expect("sent");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        assert_eq!(running.join().expect("lives"), Exit::Signal(9));
+        read_until(&person, &mut seen, "no");
+        assert!(seen.contains("no"), "{seen:?}");
+    });
 }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use crate::lent::Loan;
+
 /// Build an image from a Dockerfile
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
@@ -12,6 +14,7 @@ Examples:
   kiln build -t app:1 -t app:latest --build-arg VERSION=1 .
   kiln build -f docker/Dockerfile --target test --progress plain .
   kiln build -q --iidfile app.id .
+  kiln build --lend ca,proxy,pip -t app .
   tar c . | kiln build -t app -
 
 The image ID goes to --iidfile, and to standard output with -q; progress goes to standard error.")]
@@ -59,6 +62,10 @@ pub(crate) struct Build {
     /// Permit what a Dockerfile may not do by itself: network.host, security.insecure; may be repeated
     #[arg(long, value_name = "ENTITLEMENT", value_delimiter = ',')]
     pub(crate) allow: Vec<String>,
+
+    /// Lend RUN steps this machine's settings, without a trace in layer, history or cache key; may be repeated
+    #[arg(long, value_name = "WHAT", value_delimiter = ',')]
+    pub(crate) lend: Vec<Loan>,
 
     /// Directory with the build's files, or - for a tar archive or a Dockerfile on standard input
     #[arg(value_name = "CONTEXT")]

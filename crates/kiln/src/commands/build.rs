@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use kiln_build::{
-    BuildFailure, BuildRequest, Built, CacheUse, Entitlement, Error as BuildError, Lent, NetworkMode,
+    BuildFailure, BuildRequest, Built, CacheUse, Entitlement, Error as BuildError, NetworkMode,
 };
 use kiln_graph::Cancel;
 use kiln_oci::{Platform, Reference};
@@ -84,7 +84,7 @@ fn request(arguments: &Build) -> Result<BuildRequest> {
         cache: if arguments.no_cache { CacheUse::Nothing } else { CacheUse::Records },
         network,
         allowed,
-        lent: Lent::default(),
+        lent: crate::lent::read(&arguments.lend)?,
         resolv_conf: fs_err::read("/etc/resolv.conf").unwrap_or_default(),
         platform: Platform::host(),
         parallelism: std::thread::available_parallelism().map_or(2, usize::from).max(2),

@@ -1,13 +1,26 @@
 //! The commands. Each module takes its arguments and prints its outcome; what it does is a library's work.
 
 mod build;
+mod check;
+mod contents;
+mod disk_usage;
+mod history;
+mod images;
 mod import;
+mod info;
+mod inspect;
+mod load;
+mod prune;
+mod remove;
+mod tag;
 mod version;
+
+use std::io::Write as _;
 
 use anyhow::Result;
 
-use crate::arguments::{Arguments, Command, ImageCommand};
-use crate::failure::{Convention, Failure, Kind};
+use crate::arguments::{Arguments, Command, ImageCommand, SystemCommand};
+use crate::failure::{Convention, Failure, Kind, report};
 
 /// What a command was, for those who report its failure.
 pub(crate) fn convention(command: &Command) -> Convention {
@@ -19,14 +32,38 @@ pub(crate) fn convention(command: &Command) -> Convention {
 
 /// Does what was asked for and gives the exit status.
 pub(crate) fn dispatch(arguments: &Arguments) -> Result<u8> {
+    let root = arguments.root();
     match &arguments.command {
-        Command::Build(build) | Command::Image(ImageCommand::Build(build)) => {
-            build::run(arguments.root(), build)
+        Command::Build(build) | Command::Image(ImageCommand::Build(build)) => build::run(root, build),
+        Command::Images(list) | Command::Image(ImageCommand::Ls(list)) => images::run(root, list),
+        Command::History(history) | Command::Image(ImageCommand::History(history)) => {
+            history::run(root, history)
         }
-        Command::Import(import) | Command::Image(ImageCommand::Import(import)) => {
-            import::run(arguments.root(), import)
-        }
+        Command::Inspect(inspect) => inspect::run(root, inspect),
+        Command::Image(ImageCommand::Inspect(inspect)) => inspect::image(root, inspect),
+        Command::Tag(tag) | Command::Image(ImageCommand::Tag(tag)) => tag::run(root, tag),
+        Command::Rmi(remove) | Command::Image(ImageCommand::Rm(remove)) => remove::run(root, remove),
+        Command::Load(load) | Command::Image(ImageCommand::Load(load)) => load::run(root, load),
+        Command::Import(import) | Command::Image(ImageCommand::Import(import)) => import::run(root, import),
+        Command::Image(ImageCommand::Files(files)) => contents::files(root, files),
+        Command::Image(ImageCommand::Cat(cat)) => contents::cat(root, cat),
+        Command::Image(ImageCommand::Diff(diff)) => contents::diff(root, diff),
+        Command::Image(ImageCommand::Unpack(unpack)) => contents::unpack(root, unpack),
+        Command::Image(ImageCommand::Prune(prune)) => prune::images(root, prune),
+        Command::System(SystemCommand::Prune(prune)) => prune::system(root, prune),
+        Command::System(SystemCommand::Df(usage)) => disk_usage::run(root, usage),
+        Command::System(SystemCommand::Check(_)) => check::run(root),
+        Command::Info(info) | Command::System(SystemCommand::Info(info)) => info::run(root, info),
         Command::Version(version) => version::show(version),
         _ => Err(Failure::new(Kind::Usage, "this command is not part of this build").into()),
     }
+}
+
+/// Tells of every failure of a command that goes on after one; the exit status is 0 if there is none, else 1.
+fn report_all(failures: &[anyhow::Error]) -> u8 {
+    for failure in failures {
+        // Nobody is left to tell if standard error is gone.
+        let _ = std::io::stderr().write_all(report(failure, Convention::Plain).text.as_bytes());
+    }
+    u8::from(!failures.is_empty())
 }

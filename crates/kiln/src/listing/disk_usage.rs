@@ -41,6 +41,8 @@ pub(crate) struct CacheEntry {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct DiskUsage {
     pub(crate) images: Usage,
+    /// The layers as they came, which Docker does not keep.
+    pub(crate) blobs: Usage,
     pub(crate) containers: Usage,
     pub(crate) cache: Usage,
     pub(crate) image_list: Vec<Image>,
@@ -63,6 +65,7 @@ impl DiskUsage {
             UsageRow { kind: "Containers", usage: self.containers, share: true },
             UsageRow { kind: "Local Volumes", usage: Usage::default(), share: true },
             UsageRow { kind: "Build Cache", usage: self.cache, share: false },
+            UsageRow { kind: "Layer Blobs", usage: self.blobs, share: true },
         ];
         Layout::read(format, Defaults { table: TABLE, raw: RAW }).render(&rows)
     }
@@ -222,6 +225,7 @@ mod tests {
         };
         DiskUsage {
             images: Usage { count: 5, active: 0, size: 176_200_000, reclaimable: 176_200_000 },
+            blobs: Usage { count: 4, active: 4, size: 90_000_000, reclaimable: 0 },
             containers: Usage::default(),
             cache: Usage { count: 2, active: 0, size: 345, reclaimable: 345 },
             image_list: vec![
@@ -247,18 +251,20 @@ mod tests {
              Images          5         0         176.2MB   176.2MB (100%)\n\
              Containers      0         0         0B        0B\n\
              Local Volumes   0         0         0B        0B\n\
-             Build Cache     2         0         345B      345B\n",
+             Build Cache     2         0         345B      345B\n\
+             Layer Blobs     4         4         90MB      0B (0%)\n",
         );
         check(
             Some("json"),
             "{\"Active\":\"0\",\"Reclaimable\":\"176.2MB (100%)\",\"Size\":\"176.2MB\",\"TotalCount\":\"5\",\"Type\":\"Images\"}\n\
              {\"Active\":\"0\",\"Reclaimable\":\"0B\",\"Size\":\"0B\",\"TotalCount\":\"0\",\"Type\":\"Containers\"}\n\
              {\"Active\":\"0\",\"Reclaimable\":\"0B\",\"Size\":\"0B\",\"TotalCount\":\"0\",\"Type\":\"Local Volumes\"}\n\
-             {\"Active\":\"0\",\"Reclaimable\":\"345B\",\"Size\":\"345B\",\"TotalCount\":\"2\",\"Type\":\"Build Cache\"}\n",
+             {\"Active\":\"0\",\"Reclaimable\":\"345B\",\"Size\":\"345B\",\"TotalCount\":\"2\",\"Type\":\"Build Cache\"}\n\
+             {\"Active\":\"4\",\"Reclaimable\":\"0B (0%)\",\"Size\":\"90MB\",\"TotalCount\":\"4\",\"Type\":\"Layer Blobs\"}\n",
         );
         check(
             Some("table {{.Type}}\\t{{.Size}}"),
-            "TYPE            SIZE\nImages          176.2MB\nContainers      0B\nLocal Volumes   0B\nBuild Cache     345B\n",
+            "TYPE            SIZE\nImages          176.2MB\nContainers      0B\nLocal Volumes   0B\nBuild Cache     345B\nLayer Blobs     90MB\n",
         );
     }
 

@@ -1,0 +1,319 @@
+//! The build context: a directory of the user's, seen through its ignore file, never followed out of.
+//!
+//! Everything in it belongs to 0:0, has times in whole seconds and no extended attributes (what BuildKit's transfer of a
+//! context leaves of them never reaches an image). Sockets are not part of it. Of a directory that the ignore file leaves
+//! out only what a `!` pattern takes back is there.
+
+use std::ffi::OsStr;
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kiln_dockerfile::{IgnoreMatcher, IgnoreState};
+use kiln_layer::{Kind, Metadata};
+use kiln_oci::{Digest, Hasher};
+use kiln_sys::root::{Directory, FileError, Root, Time};
+use rustix::fs::{FileType, Stat};
+
+use crate::context_walk::Walk;
+use crate::error::{Error, Result};
+use crate::filter::Filter;
+use crate::stat_cache::StatCache;
+use crate::tree::{Below, Found, SourceTree, Stamp, split};
+
+/// How many threads walk and hash.
+pub(crate) const WORKERS: usize = 2;
+/// How often a file that changes under the reader is read again.
+const ATTEMPTS: usize = 3;
+const BUFFER: usize = 128 << 10;
+
+/// The directory that COPY, ADD and bind mounts see.
+#[derive(Debug)]
+pub(crate) struct BuildContext {
+    root: Root,
+    ignore: IgnoreMatcher,
+    cache: Mutex<StatCache>,
+    /// The directory that was opened last: files are mostly opened in order.
+    last: Mutex<Option<(Vec<u8>, Arc<Directory>)>>,
+}
+
+impl BuildContext {
+    /// Opens the context at `path`. `ignore` holds the bytes of the ignore file; `caches`, if given, is the store's
+    /// directory of context stat caches.
+    ///
+    /// # Errors
+    /// When the directory cannot be opened or a pattern of the ignore file is malformed.
+    pub(crate) fn open(path: &Path, ignore: &[u8], caches: Option<Directory>) -> Result<Self> {
+        let root = Root::open(path)?;
+        let ignore = IgnoreMatcher::parse(ignore)?;
+        let stat = root.directory().stat_self()?;
+        let cache = Mutex::new(StatCache::open(caches, (stat.st_dev, stat.st_ino)));
+        Ok(Self { root, ignore, cache, last: Mutex::new(None) })
+    }
+
+    /// Keeps what was learned of unchanged files for later builds. Losing a race with another build loses only speed.
+    ///
+    /// # Errors
+    /// When the cache file cannot be written.
+    pub(crate) fn save(&self) -> Result<()> {
+        Ok(self.cache().save()?)
+    }
+
+    fn cache(&self) -> std::sync::MutexGuard<'_, StatCache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn root(&self) -> &Root {
+        &self.root
+    }
+
+    pub(crate) fn ignore(&self) -> &IgnoreMatcher {
+        &self.ignore
+    }
+
+    /// The ignore rules' state at `path`.
+    fn ignore_state(&self, path: &[u8]) -> IgnoreState {
+        let mut state = self.ignore.root();
+        if !path.is_empty() {
+            let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(end, _)| end);
+            for end in ends.chain([path.len()]) {
+                state = self.ignore.child(&state, &path[..end]);
+            }
+        }
+        state
+    }
+
+    fn stat(&self, path: &[u8]) -> Result<Option<(Arc<Directory>, Stat)>> {
+        if path.is_empty() {
+            return Ok(Some((self.directory(b"")?, self.root.directory().stat_self()?)));
+        }
+        let (parent, name) = split(path);
+        let stat = self.directory(parent).and_then(|parent| {
+            let stat = parent.stat(OsStr::from_bytes(name))?;
+            Ok((parent, stat))
+        });
+        match stat {
+            Err(Error::Path(error)) if is_missing(&error) => Ok(None),
+            stat => stat.map(Some),
+        }
+    }
+
+    fn directory(&self, path: &[u8]) -> Result<Arc<Directory>> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, directory)) = &*last
+            && known == path
+        {
+            return Ok(Arc::clone(directory));
+        }
+        let directory = Arc::new(self.root.open_directory(Path::new(OsStr::from_bytes(path)))?);
+        *last = Some((path.to_vec(), Arc::clone(&directory)));
+        Ok(directory)
+    }
+
+    fn open_regular(&self, path: &[u8]) -> Result<(std::fs::File, Stamp)> {
+        let (parent, name) = split(path);
+        let file = self.directory(parent)?.open_file(OsStr::from_bytes(name))?;
+        let stamp = self.stamp_of(&file, path)?;
+        Ok((file, stamp))
+    }
+
+    fn stamp_of(&self, file: &std::fs::File, path: &[u8]) -> Result<Stamp> {
+        let stat = rustix::fs::fstat(file).map_err(|error| self.failed("stat", path, error.into()))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(Error::Changed(self.shown(path)));
+        }
+        Ok(Stamp::of(&stat))
+    }
+
+    fn shown(&self, path: &[u8]) -> String {
+        self.root.directory().name().join(OsStr::from_bytes(path)).display().to_string()
+    }
+
+    fn failed(&self, action: &'static str, path: &[u8], source: io::Error) -> Error {
+        Error::File { action, path: self.shown(path), source }
+    }
+
+    /// Hashes a file that holds still meanwhile.
+    fn hash_file(&self, path: &[u8], buffer: &mut [u8]) -> Result<(Digest, Stamp, Time)> {
+        for _ in 0..ATTEMPTS {
+            let start = now();
+            let (mut file, before) = self.open_regular(path)?;
+            let mut hasher = Hasher::new();
+            loop {
+                match file.read(buffer) {
+                    Ok(0) => break,
+                    Ok(length) => hasher.update(&buffer[..length]),
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(self.failed("read", path, error)),
+                }
+            }
+            if self.stamp_of(&file, path)? == before {
+                return Ok((hasher.finish(), before, start));
+            }
+        }
+        Err(Error::Changed(self.shown(path)))
+    }
+
+    /// Hashes the files that the stat cache does not know, in chunks that threads take in turn.
+    fn hash_missing(&self, root: &[u8], missing: &mut [&mut Below]) -> Result<()> {
+        const CHUNK: usize = 32;
+        let workers = if missing.len() > CHUNK { WORKERS } else { 1 };
+        let chunks = Mutex::new(missing.chunks_mut(CHUNK));
+        let next = || chunks.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let work = || {
+            let mut buffer = vec![0; BUFFER];
+            let mut learned = Vec::new();
+            while let Some(chunk) = next() {
+                for below in chunk {
+                    let path = crate::tree::join(root, &below.path);
+                    let (digest, stamp, start) = self.hash_file(&path, &mut buffer)?;
+                    below.found.content = Some(digest);
+                    if below.found.stamp != Some(stamp) {
+                        below.found.stamp = Some(stamp);
+                        below.found.metadata.mode = stamp.mode & 0o7777;
+                        below.found.metadata.size = stamp.size;
+                        below.found.metadata.modified.seconds = stamp.modified.0;
+                    }
+                    learned.push((stamp, digest, start));
+                }
+            }
+            Ok::<_, Error>(learned)
+        };
+        let learned = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect::<Result<Vec<_>>>()
+        })?;
+        let mut cache = self.cache();
+        for (stamp, digest, start) in learned.into_iter().flatten() {
+            cache.learn(stamp, digest, start);
+        }
+        Ok(())
+    }
+
+    /// An entry as the context shows it; none for sockets.
+    pub(crate) fn found(parent: &Directory, name: &OsStr, stat: &Stat) -> Result<Option<Found>> {
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => Kind::Regular,
+            FileType::Directory => Kind::Directory,
+            FileType::Symlink => Kind::Symlink,
+            FileType::CharacterDevice => Kind::CharacterDevice,
+            FileType::BlockDevice => Kind::BlockDevice,
+            FileType::Fifo => Kind::Fifo,
+            FileType::Socket | FileType::Unknown => return Ok(None),
+        };
+        let mut metadata = Metadata::new(kind, stat.st_mode & 0o7777);
+        metadata.modified = Time { seconds: stat.st_mtime, nanoseconds: 0 };
+        let mut found = Found { metadata, content: None, group: None, stamp: None };
+        match kind {
+            Kind::Regular => {
+                found.metadata.size = stat.st_size.unsigned_abs();
+                found.group = (stat.st_nlink > 1).then_some((stat.st_dev, stat.st_ino));
+                found.stamp = Some(Stamp::of(stat));
+            }
+            Kind::Symlink => {
+                found.metadata.mode = 0o777;
+                found.metadata.link = parent.read_link(name)?.as_bytes().to_vec();
+            }
+            Kind::CharacterDevice | Kind::BlockDevice => {
+                found.metadata.device = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+            }
+            _ => {}
+        }
+        Ok(Some(found))
+    }
+}
+
+impl Stamp {
+    pub(crate) fn of(stat: &Stat) -> Self {
+        Self {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            size: stat.st_size.unsigned_abs(),
+            modified: (stat.st_mtime, stat.st_mtime_nsec as u32),
+            changed: (stat.st_ctime, stat.st_ctime_nsec as u32),
+            mode: stat.st_mode,
+        }
+    }
+}
+
+impl SourceTree for BuildContext {
+    fn find(&self, path: &[u8]) -> Result<Option<Found>> {
+        let state = self.ignore_state(path);
+        let Some((parent, stat)) = self.stat(path)? else { return Ok(None) };
+        let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        if state.is_ignored() {
+            // An ignored directory is there for the sake of what a pattern takes back below it.
+            let enter = is_directory && self.ignore.may_include_below(path);
+            if !enter || Walk::new(self, path, state, &Filter::default()).run()?.is_empty() {
+                return Ok(None);
+            }
+        }
+        Self::found(&parent, OsStr::from_bytes(split(path).1), &stat)
+    }
+
+    fn children(&self, directory: &[u8]) -> Result<Vec<Vec<u8>>> {
+        let parent = self.ignore_state(directory);
+        let mut names = Vec::new();
+        for found in self.directory(directory)?.list()? {
+            let name = found.name.as_bytes();
+            let path = crate::tree::join(directory, name);
+            let state = self.ignore.child(&parent, &path);
+            if !state.is_ignored() || self.ignore.may_include_below(&path) && self.find(&path)?.is_some() {
+                names.push(name.to_vec());
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn open(&self, path: &[u8]) -> Result<(Box<dyn Read + Send + '_>, Option<Stamp>)> {
+        let (file, stamp) = self.open_regular(path)?;
+        Ok((Box::new(file), Some(stamp)))
+    }
+
+    fn stored_digest(&self, _path: &[u8]) -> Result<Option<Digest>> {
+        Ok(None)
+    }
+
+    fn walk(&self, path: &[u8], filter: &Filter) -> Result<Vec<Below>> {
+        let Some(found) = self.find(path)? else { return Ok(Vec::new()) };
+        let is_directory = found.metadata.kind == Kind::Directory;
+        let mut below = vec![Below { path: Box::default(), found, is_implied: false }];
+        if is_directory {
+            below.extend(Walk::new(self, path, self.ignore_state(path), filter).run()?);
+        }
+        Ok(below)
+    }
+
+    fn hash(&self, path: &[u8], entries: &mut [Below]) -> Result<()> {
+        let mut files: Vec<&mut Below> = entries
+            .iter_mut()
+            .filter(|below| below.found.metadata.kind == Kind::Regular && below.found.content.is_none())
+            .collect();
+        self.cache().fill_in(&mut files);
+        files.retain(|below| below.found.content.is_none());
+        if files.is_empty() { Ok(()) } else { self.hash_missing(path, &mut files) }
+    }
+
+    fn hides(&self, path: &[u8]) -> bool {
+        self.ignore.is_ignored(path) && self.root.resolve_link(Path::new(OsStr::from_bytes(path))).is_ok()
+    }
+
+    fn place(&self) -> String {
+        "the build context".to_owned()
+    }
+}
+
+/// Whether nothing is there.
+pub(crate) fn is_missing(error: &FileError) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+fn now() -> Time {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    Time { seconds: now.tv_sec, nanoseconds: u32::try_from(now.tv_nsec).unwrap_or_default() }
+}

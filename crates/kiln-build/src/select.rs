@@ -1,0 +1,555 @@
+//! What COPY, ADD and bind mounts select, and the digest of it that enters the cache key.
+
+use kiln_dockerfile::{glob_match, has_wildcards};
+use kiln_layer::metadata::{Children, Hashed, Tail, content_digest};
+use kiln_layer::{Kind, Metadata};
+use kiln_oci::{Digest, Hasher};
+
+use crate::error::{Error, Result};
+use crate::filter::Filter;
+use crate::operation::{CopyOperation, CopySource};
+use crate::tree::{Below, LastLink, SourceTree, cleaned, join, resolve_in, shown, split};
+
+/// What an operation selects: one member for each of its sources, in order.
+#[derive(Debug)]
+pub(crate) struct Selection {
+    pub(crate) sources: Vec<SelectedSource>,
+}
+
+/// What one source of COPY or ADD, or one bind mount, selects.
+#[derive(Debug)]
+pub(crate) struct SelectedSource {
+    /// The source as written, with its filters.
+    pub(crate) selector: String,
+    /// Of names and content of all that was selected.
+    pub(crate) digest: Digest,
+    pub(crate) roots: Vec<SelectedRoot>,
+}
+
+/// A file or directory that a source stands for.
+#[derive(Debug)]
+pub(crate) struct SelectedRoot {
+    /// What it is called inside of a directory that it is copied into.
+    pub(crate) name: Vec<u8>,
+    pub(crate) content: RootContent,
+}
+
+/// Where the bytes are.
+#[derive(Debug)]
+pub(crate) enum RootContent {
+    /// A heredoc.
+    Inline(Vec<u8>),
+    /// In the source tree.
+    Tree {
+        /// Without symbolic links.
+        path: Vec<u8>,
+        /// Read late when the digest was stored.
+        entries: Option<Vec<Below>>,
+    },
+}
+
+/// Selects what a COPY or ADD takes from `source`.
+///
+/// # Errors
+/// [`Error::NoSource`] when a source without wildcards is not there, or the directory before the first wildcard.
+pub(crate) fn select(operation: &CopyOperation, source: &dyn SourceTree) -> Result<Selection> {
+    let sources = operation.sources.iter().map(|written| match written {
+        CopySource::Inline { name, content } => select_inline(name, content),
+        CopySource::Path(path) if operation.parents => select_parents(path, &operation.exclude, source),
+        CopySource::Path(path) => {
+            let filter = Filter::new(&operation.exclude, None)?;
+            let selector = selector(path, &operation.exclude, "");
+            let roots = find_roots(path, &cleaned(path), source)?;
+            finish(selector, roots, &filter, source)
+        }
+    });
+    Ok(Selection { sources: sources.collect::<Result<_>>()? })
+}
+
+/// Selects what a bind mount shows.
+///
+/// # Errors
+/// [`Error::NoSource`] when nothing is there.
+pub(crate) fn select_mount(path: &str, source: &dyn SourceTree) -> Result<SelectedSource> {
+    let root = literal_root(path, &cleaned(path), source)?;
+    finish(selector(path, &[], ""), vec![root], &Filter::default(), source)
+}
+
+impl Selection {
+    /// The sources as written, with their filters.
+    pub(crate) fn selector(&self) -> String {
+        let selectors: Vec<&str> = self.sources.iter().map(|source| source.selector.as_str()).collect();
+        selectors.join("\n")
+    }
+
+    /// Of everything that was selected, in order.
+    pub(crate) fn digest(&self) -> Digest {
+        roots_digest(self.sources.iter().map(|source| (source.selector.as_bytes(), source.digest)))
+    }
+}
+
+impl SelectedRoot {
+    /// The entries of a root in the tree, read now if they were not needed before.
+    pub(crate) fn load(&mut self, source: &dyn SourceTree) -> Result<&[Below]> {
+        match &mut self.content {
+            RootContent::Inline(_) => Ok(&[]),
+            RootContent::Tree { path, entries } => {
+                if entries.is_none() {
+                    *entries = Some(source.walk(path, &Filter::default())?);
+                }
+                Ok(entries.as_deref().unwrap_or_default())
+            }
+        }
+    }
+}
+
+fn selector(path: &str, exclude: &[String], mark: &str) -> String {
+    let mut selector = format!("{path}{mark}");
+    for pattern in exclude {
+        selector.push_str("\n!");
+        selector.push_str(pattern);
+    }
+    selector
+}
+
+fn select_inline(name: &str, content: &str) -> Result<SelectedSource> {
+    let bytes = content.as_bytes().to_vec();
+    let metadata = Metadata { size: bytes.len() as u64, ..Metadata::new(Kind::Regular, 0o644) };
+    let digest = entry_digest(&metadata, &Tail::Content(&Digest::of(&bytes)));
+    let name = split(&cleaned(name)).1.to_vec();
+    let digest = roots_digest([(name.as_slice(), digest)]);
+    let root = SelectedRoot { name: name.clone(), content: RootContent::Inline(bytes) };
+    Ok(SelectedSource {
+        selector: format!("<<{}", String::from_utf8_lossy(&name)),
+        digest,
+        roots: vec![root],
+    })
+}
+
+/// `COPY --parents`: what is before `/./` is left out of the destination, what is behind it is a pattern below that.
+fn select_parents(path: &str, exclude: &[String], source: &dyn SourceTree) -> Result<SelectedSource> {
+    let (pivot, pattern) = path.split_once("/./").unwrap_or(("", path));
+    let pattern = String::from_utf8_lossy(&cleaned(pattern)).into_owned();
+    if !has_wildcards(pivot) && !has_wildcards(&pattern) {
+        literal_root(path, &cleaned(&format!("{pivot}/{pattern}")), source)?;
+    }
+    let filter = Filter::new(exclude, Some(&pattern))?;
+    let roots = find_roots(path, &cleaned(pivot), source)?;
+    finish(selector(path, exclude, "\nparents"), roots, &filter, source)
+}
+
+/// Completes a source: walks what must be walked, and makes the digest.
+fn finish(
+    selector: String,
+    mut roots: Vec<SelectedRoot>,
+    filter: &Filter,
+    source: &dyn SourceTree,
+) -> Result<SelectedSource> {
+    let mut digests = Vec::with_capacity(roots.len());
+    for root in &mut roots {
+        let RootContent::Tree { path, entries } = &mut root.content else { continue };
+        if filter.is_empty()
+            && let Some(digest) = source.stored_digest(path)?
+        {
+            digests.push(digest);
+            continue;
+        }
+        let mut walked = source.walk(path, filter)?;
+        source.hash(path, &mut walked)?;
+        digests.push(tree_digest(&walked));
+        *entries = Some(walked);
+    }
+    let named = roots.iter().map(|root| root.name.as_slice()).zip(digests);
+    let digest = roots_digest(named);
+    Ok(SelectedSource { selector, digest, roots })
+}
+
+/// The files and directories that a path or pattern stands for. None at all is fine for a pattern alone.
+fn find_roots(written: &str, path: &[u8], source: &dyn SourceTree) -> Result<Vec<SelectedRoot>> {
+    let text = String::from_utf8_lossy(path).into_owned();
+    if !has_wildcards(&text) {
+        return Ok(vec![literal_root(written, path, source)?]);
+    }
+    let components: Vec<&str> = text.split('/').collect();
+    let first = components.iter().position(|component| has_wildcards(component)).unwrap_or_default();
+    let base = components[..first].join("/").into_bytes();
+    let base = resolve_source(written, &base, source)?;
+    if source.find(&base)?.is_none() {
+        return Err(no_source(written, &base, source));
+    }
+    let mut matches = Vec::new();
+    expand(source, &base, &components[first..], &mut matches)?;
+    matches
+        .iter()
+        .map(|path| {
+            let name = split(path).1.to_vec();
+            let resolved = resolve_source(written, path, source)?;
+            if source.find(&resolved)?.is_none() {
+                return Err(no_source(written, path, source));
+            }
+            Ok(SelectedRoot { name, content: RootContent::Tree { path: resolved, entries: None } })
+        })
+        .collect()
+}
+
+/// Collects the paths below `directory` that match the patterns, one for each component; symbolic links on the way are
+/// not followed (fsutil's `ResolveWildcards`).
+fn expand(
+    source: &dyn SourceTree,
+    directory: &[u8],
+    patterns: &[&str],
+    matches: &mut Vec<Vec<u8>>,
+) -> Result<()> {
+    let Some((pattern, rest)) = patterns.split_first() else { return Ok(()) };
+    if source.find(directory)?.is_none_or(|found| found.metadata.kind != Kind::Directory) {
+        return Ok(());
+    }
+    for name in source.children(directory)? {
+        // A malformed pattern matches nothing.
+        if glob_match(pattern, &String::from_utf8_lossy(&name)).unwrap_or(false) {
+            let path = join(directory, &name);
+            if rest.is_empty() {
+                matches.push(path);
+            } else {
+                expand(source, &path, rest, matches)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn literal_root(written: &str, path: &[u8], source: &dyn SourceTree) -> Result<SelectedRoot> {
+    let resolved = resolve_source(written, path, source)?;
+    if source.find(&resolved)?.is_none() {
+        return Err(no_source(written, &resolved, source));
+    }
+    let name = split(path).1.to_vec();
+    Ok(SelectedRoot { name, content: RootContent::Tree { path: resolved, entries: None } })
+}
+
+fn resolve_source(written: &str, path: &[u8], source: &dyn SourceTree) -> Result<Vec<u8>> {
+    resolve_in(source, path, LastLink::Follow).map_err(|error| match error {
+        Error::NotDirectory(_) => no_source(written, path, source),
+        error => error,
+    })
+}
+
+fn no_source(written: &str, path: &[u8], source: &dyn SourceTree) -> Error {
+    let ignored = source.hides(path);
+    let path = if written.is_empty() { shown(path) } else { written.to_owned() };
+    Error::NoSource { path, place: source.place(), ignored }
+}
+
+/// The digest of selected roots: their names and content digests, in order (docs/formats.md, section 6).
+fn roots_digest<'a>(roots: impl IntoIterator<Item = (&'a [u8], Digest)>) -> Digest {
+    let mut hasher = Hasher::new();
+    hasher.update(b"kiln-selection-1\n");
+    for (name, digest) in roots {
+        hasher.update(&(name.len() as u32).to_le_bytes());
+        hasher.update(name);
+        hasher.update(digest.as_bytes());
+    }
+    hasher.finish()
+}
+
+/// The content digest of a tree (docs/formats.md, section 3), whose entries are in path order, the root first.
+pub(crate) fn tree_digest(entries: &[Below]) -> Digest {
+    let mut rest = entries;
+    match entries.first() {
+        Some(_) => take_digest(&mut rest),
+        None => Digest::default(),
+    }
+}
+
+/// The digest of the first entry with everything below it, which is taken off.
+fn take_digest(entries: &mut &[Below]) -> Digest {
+    let Some((first, rest)) = entries.split_first() else { return Digest::default() };
+    *entries = rest;
+    match first.found.metadata.kind {
+        Kind::Directory => {
+            let mut children = Children::default();
+            while let Some(next) = entries.first().filter(|next| is_below(&next.path, &first.path)) {
+                let digest = take_digest(entries);
+                children.add(b"", split(&next.path).1, &digest);
+            }
+            entry_digest(&first.found.metadata, &Tail::Children(&children))
+        }
+        Kind::Regular => {
+            let content = first.found.content.unwrap_or_default();
+            entry_digest(&first.found.metadata, &Tail::Content(&content))
+        }
+        _ => entry_digest(&first.found.metadata, &Tail::Nothing),
+    }
+}
+
+fn is_below(path: &[u8], directory: &[u8]) -> bool {
+    kiln_layer::path::is_below(path, directory)
+}
+
+fn entry_digest(metadata: &Metadata, tail: &Tail<'_>) -> Digest {
+    let hashed = Hashed {
+        kind: metadata.kind,
+        mode: metadata.mode,
+        uid: metadata.uid,
+        gid: metadata.gid,
+        size: metadata.size,
+        device: metadata.device,
+        link: &metadata.link,
+    };
+    let xattrs = metadata.xattrs.iter().map(|(name, value)| (name.as_slice(), value.as_slice()));
+    content_digest(&hashed, xattrs, tail)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::time::{Duration, SystemTime};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::image_tree::ImageTree;
+    use crate::lab::{Image, Lab};
+
+    fn names(lab: &Lab, path: &str) -> Vec<String> {
+        let context = lab.open();
+        let selected = select_mount(path, &context).expect(path);
+        let RootContent::Tree { entries: Some(entries), .. } = &selected.roots[0].content else { panic!() };
+        entries.iter().map(|entry| String::from_utf8_lossy(&entry.path).into_owned()).collect()
+    }
+
+    fn digest(lab: &Lab, path: &str) -> Digest {
+        let context = lab.open();
+        let digest = select_mount(path, &context).expect(path).digest;
+        context.save().expect("saved");
+        digest
+    }
+
+    #[test]
+    fn the_ignore_file_prunes() {
+        let lab = Lab::new().context(&[
+            ("a", "1"),
+            ("secret", "2"),
+            ("d/x", "3"),
+            ("d/keep/y", "4"),
+            ("d/keep/z", "5"),
+            ("e/f/g", "6"),
+            (".dockerignore", "secret\nd\n!d/keep/y\ne/**\n"),
+        ]);
+        assert_eq!(names(&lab, "/"), ["", ".dockerignore", "a", "d", "d/keep", "d/keep/y", "e"]);
+        assert_eq!(names(&lab, "/d"), ["", "keep", "keep/y"]);
+        let context = lab.open();
+        for (path, hidden) in [("secret", true), ("/d/x", true), ("nowhere", false), ("a/b", false)] {
+            match select_mount(path, &context) {
+                Err(Error::NoSource { ignored, .. }) => assert_eq!(ignored, hidden, "{path}"),
+                other => panic!("{path}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn links_never_lead_out_of_the_context() {
+        let lab = Lab::new();
+        fs_err::write(lab.host.path().join("canary"), "secret").expect("written");
+        let canary = lab.host.path().join("canary").display().to_string();
+        let lab = lab.context(&[
+            ("absolute", &format!("->{canary}")),
+            ("up", "->../canary"),
+            ("deep/up", "->../../../../../canary"),
+            ("parent", "->.."),
+            ("loop", "->loop"),
+        ]);
+        let context = lab.open();
+        for path in ["absolute", "up", "deep/up", "parent/canary", "../canary"] {
+            assert!(matches!(select_mount(path, &context), Err(Error::NoSource { .. })), "{path}");
+        }
+        assert!(matches!(select_mount("loop", &context), Err(Error::Loop(_))));
+        // `..` stops at the context's root.
+        assert_eq!(names(&lab, "parent"), names(&lab, "/"));
+        fs_err::write(lab.context_path().join("canary"), "inside").expect("written");
+        let inside = digest(&lab, "up");
+        fs_err::write(lab.host.path().join("canary"), "changed").expect("written");
+        assert_eq!(digest(&lab, "up"), inside);
+    }
+
+    #[test]
+    fn sockets_are_no_part_of_the_context() {
+        let lab = Lab::new().context(&[("f", "1")]);
+        let _socket =
+            std::os::unix::net::UnixListener::bind(lab.context_path().join("socket")).expect("bound");
+        assert_eq!(names(&lab, "/"), ["", "f"]);
+    }
+
+    #[test]
+    fn patterns_match_by_component() {
+        let lab = Lab::new().context(&[
+            ("a/x.txt", ""),
+            ("b/x.txt", ""),
+            ("b/y.md", ""),
+            ("b/c/x.txt", ""),
+            ("l", "->b"),
+        ]);
+        let context = lab.open();
+        let found = |pattern: &str| {
+            let roots = find_roots(pattern, &cleaned(pattern), &context).expect(pattern);
+            let path = |root: &SelectedRoot| match &root.content {
+                RootContent::Tree { path, .. } => String::from_utf8_lossy(path).into_owned(),
+                RootContent::Inline(_) => panic!(),
+            };
+            roots.iter().map(path).collect::<Vec<_>>()
+        };
+        assert_eq!(found("*/x.txt"), ["a/x.txt", "b/x.txt"]);
+        assert_eq!(found("[b]/*"), ["b/c", "b/x.txt", "b/y.md"]);
+        assert_eq!(found("l/*.md"), ["b/y.md"]);
+        assert_eq!(found("l*"), ["b"]);
+        assert_eq!(found("*.none"), [""; 0]);
+        assert_eq!(found("[b"), [""; 0]);
+        assert!(find_roots("no/*", b"no/*", &context).is_err());
+    }
+
+    #[test]
+    fn a_stored_digest_equals_a_walked_one() {
+        let image = Image::default()
+            .with(&[("d/", 0o755, ""), ("d/a", 0o644, "a"), ("d/s/", 0o700, ""), ("d/s/l", 0o777, "->a")])
+            .with(&[("d/", 0o755, ""), ("d/s/", 0o711, ""), ("d/s/b", 0o600, "b")]);
+        let view = image.view();
+        let tree = ImageTree::new(&view, &image, "");
+        for path in [&b""[..], b"d", b"d/s", b"d/a", b"d/s/l"] {
+            let walked = tree.walk(path, &Filter::default()).expect("walked");
+            assert_eq!(tree.stored_digest(path).expect("stored"), Some(tree_digest(&walked)));
+        }
+    }
+
+    /// Makes everything in the context look old, so that the stat cache trusts it after one more second of patience.
+    fn age(lab: &Lab) {
+        let old = SystemTime::now() - Duration::from_secs(100);
+        for entry in fs_err::read_dir(lab.context_path()).expect("listed") {
+            let path = entry.expect("an entry").path();
+            if path.is_file() {
+                fs_err::File::open(&path).expect("opened").file().set_modified(old).expect("set");
+            }
+        }
+    }
+
+    #[test]
+    fn equal_size_and_restored_time_do_not_fool_the_cache() {
+        let lab = Lab::new().context(&[("f", "one"), ("g", "two")]);
+        age(&lab);
+        std::thread::sleep(Duration::from_millis(2100));
+        let before = digest(&lab, "/");
+        let cache = || {
+            let name = fs_err::read_dir(lab.host.path().join("caches")).expect("listed").next();
+            fs_err::read(name.expect("a cache").expect("an entry").path()).expect("read")
+        };
+        assert_eq!(cache().len(), 16 + 2 * 88, "settled files are remembered");
+        assert_eq!(digest(&lab, "/"), before, "and found again");
+        let path = lab.context_path().join("f");
+        let time = fs_err::metadata(&path).expect("stat").modified().expect("a time");
+        fs_err::write(&path, "eno").expect("written");
+        fs_err::File::open(&path).expect("opened").file().set_modified(time).expect("set");
+        let after = digest(&lab, "/");
+        assert_ne!(after, before);
+        fs_err::write(&path, "one").expect("written");
+        assert_eq!(digest(&lab, "/"), before);
+        // What is remembered is what decides: a forged record is believed, so the cache is really used.
+        let mut bytes = cache();
+        let forged = bytes.len() - 1;
+        bytes[forged] ^= 1;
+        let name = fs_err::read_dir(lab.host.path().join("caches")).expect("listed").next();
+        fs_err::write(name.expect("a cache").expect("an entry").path(), &bytes).expect("written");
+        assert_ne!(digest(&lab, "/"), before);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Edit {
+        Content(usize, u8),
+        Mode(usize, u32),
+        Rename(usize, usize),
+        Link(usize, u8),
+        Touch(usize),
+        Ignored(u8),
+        Unselected(u8),
+    }
+
+    fn edit() -> impl Strategy<Value = Edit> {
+        prop_oneof![
+            (0..4_usize, any::<u8>()).prop_map(|(file, byte)| Edit::Content(file, byte)),
+            (0..4_usize, 0..8_u32).prop_map(|(file, bits)| Edit::Mode(file, 0o600 | bits)),
+            (0..4_usize, 4..8_usize).prop_map(|(from, to)| Edit::Rename(from, to)),
+            (4..8_usize, 0..3_u8).prop_map(|(name, target)| Edit::Link(name, target)),
+            (0..4_usize).prop_map(Edit::Touch),
+            any::<u8>().prop_map(Edit::Ignored),
+            any::<u8>().prop_map(Edit::Unselected),
+        ]
+    }
+
+    /// What the selected directory holds, as plainly as can be.
+    fn content(lab: &Lab) -> Vec<String> {
+        let mut lines = Vec::new();
+        for entry in fs_err::read_dir(lab.context_path().join("d")).expect("listed") {
+            let path = entry.expect("an entry").path();
+            let metadata = path.symlink_metadata().expect("stat");
+            let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+            if name == "ignored" {
+                continue;
+            }
+            lines.push(match fs_err::read_link(&path) {
+                Ok(target) => format!("{name} -> {}", target.display()),
+                Err(_) => {
+                    let bytes = fs_err::read(&path).expect("read");
+                    format!("{name} {:o} {bytes:?}", metadata.permissions().mode())
+                }
+            });
+        }
+        lines.sort();
+        lines
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+        #[test]
+        fn the_digest_changes_with_the_selected_content_alone(edits in proptest::collection::vec(edit(), 1..12)) {
+            let lab = Lab::new().context(&[
+                ("d/0", "a"), ("d/1", "a"), ("d/2", "a"), ("d/3", "a"),
+                ("d/ignored", "a"), ("other", "a"), (".dockerignore", "d/ignored"),
+            ]);
+            let path = |name: usize| lab.context_path().join("d").join(name.to_string());
+            let mut known: Vec<(Vec<String>, Digest)> = vec![(content(&lab), digest(&lab, "d"))];
+            for edit in edits {
+                match edit {
+                    Edit::Content(file, byte) if path(file).is_file() => {
+                        let time = fs_err::metadata(path(file)).expect("stat").modified().expect("a time");
+                        fs_err::write(path(file), [byte]).expect("written");
+                        fs_err::File::open(path(file)).expect("opened").file().set_modified(time).expect("set");
+                    }
+                    Edit::Mode(file, mode) if path(file).is_file() => {
+                        fs_err::set_permissions(path(file), std::fs::Permissions::from_mode(mode)).expect("set");
+                    }
+                    Edit::Rename(from, to) if path(from).is_file() => {
+                        fs_err::rename(path(from), path(to)).expect("renamed");
+                    }
+                    Edit::Link(name, target) => {
+                        let _ = fs_err::remove_file(path(name));
+                        std::os::unix::fs::symlink(target.to_string(), path(name)).expect("linked");
+                    }
+                    Edit::Touch(file) if path(file).is_file() => {
+                        let time = SystemTime::now() - Duration::from_secs(1000);
+                        fs_err::File::open(path(file)).expect("opened").file().set_modified(time).expect("set");
+                    }
+                    Edit::Ignored(byte) => {
+                        fs_err::write(lab.context_path().join("d/ignored"), [byte]).expect("written");
+                    }
+                    Edit::Unselected(byte) => {
+                        fs_err::write(lab.context_path().join("other"), [byte]).expect("written");
+                    }
+                    _ => {}
+                }
+                let now = (content(&lab), digest(&lab, "d"));
+                for before in &known {
+                    prop_assert_eq!(before.0 == now.0, before.1 == now.1, "{:?} {:?}", before, now);
+                }
+                known.push(now);
+            }
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! COPY, ADD, WORKDIR and bind mounts between graph and store: what is selected goes into keys, what is copied becomes
+//! a layer.
+
+use std::io::{BufWriter, Read};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use kiln_graph::{Context, Done, Given, Input, Preimage, Stop, Stream};
+use kiln_layer::index::Entry;
+use kiln_layer::{LayerContents, LayerIndex, LayerWriter, Outputs, RootView};
+use kiln_oci::{ChainId, DiffId};
+use kiln_store::{NewBlob, NewLayer, Store};
+use kiln_sys::root::{Directory, Root};
+
+use crate::copy::{Copying, copy};
+use crate::engine::{Engine, Step};
+use crate::error::{Error, Result};
+use crate::image_tree::{Contents, ImageTree};
+use crate::operation::{CopyOperation, MountSource, WorkdirOperation};
+use crate::select::{Selection, select, select_mount};
+use crate::tree::SourceTree;
+use crate::workdir::workdir;
+
+/// Role of the edge to what COPY reads.
+const SOURCE: &str = "source";
+
+/// A root in the store, opened layer by layer when a file is read.
+pub(crate) struct StoredRoot<'a> {
+    store: &'a Store,
+    layers: Vec<DiffId>,
+    view: RootView,
+    opened: Vec<OnceLock<LayerContents>>,
+}
+
+impl<'a> StoredRoot<'a> {
+    pub(crate) fn new(store: &'a Store, layers: Vec<DiffId>) -> Result<Self> {
+        let view = store.root_view(&layers)?;
+        let opened = layers.iter().map(|_| OnceLock::new()).collect();
+        Ok(Self { store, layers, view, opened })
+    }
+
+    pub(crate) fn tree(&self, name: &str) -> ImageTree<'_> {
+        ImageTree::new(&self.view, self, name)
+    }
+}
+
+impl Contents for StoredRoot<'_> {
+    fn open<'b>(
+        &'b self,
+        _view: &'b RootView,
+        layer: usize,
+        entry: Entry<'b>,
+    ) -> Result<Box<dyn Read + Send + 'b>> {
+        let slot = &self.opened[layer];
+        let contents = match slot.get() {
+            Some(contents) => contents,
+            None => {
+                let contents = self.store.layer_contents(&self.layers, layer)?;
+                slot.get_or_init(|| contents)
+            }
+        };
+        Ok(contents.open(&entry)?)
+    }
+}
+
+/// Where a layer that is made goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// A RUN will need its files.
+    Snapshot,
+    /// Nothing needs its files yet: a tar is written faster.
+    Tar,
+}
+
+impl Engine<'_> {
+    /// What COPY or ADD selects, for its key; `None` if the source's index is gone.
+    pub(crate) fn copy_input(
+        &self,
+        operation: &CopyOperation,
+        inputs: &[Given<'_, Step>],
+        context: &Context<'_>,
+    ) -> Result<Option<Input>> {
+        let selection =
+            match self.with_source(operation.from, inputs.iter().map(|input| input.result), |tree| {
+                select(operation, tree)
+            }) {
+                Err(Error::Store(kiln_store::Error::NoLayer(_))) => return Ok(None),
+                other => other?,
+            };
+        let input =
+            Input { name: SOURCE.to_owned(), selector: selection.selector(), digest: selection.digest() };
+        self.selections.lock().unwrap_or_else(|e| e.into_inner()).insert(context.vertex(), selection);
+        Ok(Some(input))
+    }
+
+    /// What a mount shows, for its step's key; `None` if the source's index is gone.
+    pub(crate) fn mount_input(
+        &self,
+        target: &str,
+        source: MountSource,
+        path: &str,
+        inputs: &[Given<'_, Step>],
+    ) -> Result<Option<Input>> {
+        let selected = match self
+            .with_source(source, inputs.iter().map(|input| input.result), |tree| select_mount(path, tree))
+        {
+            Err(Error::Store(kiln_store::Error::NoLayer(_))) => return Ok(None),
+            other => other?,
+        };
+        Ok(Some(Input {
+            name: format!("mount {target}"),
+            selector: selected.selector,
+            digest: selected.digest,
+        }))
+    }
+
+    fn with_source<T>(
+        &self,
+        source: MountSource,
+        mut inputs: impl Iterator<Item = Step>,
+        body: impl FnOnce(&dyn SourceTree) -> Result<T>,
+    ) -> Result<T> {
+        match source {
+            MountSource::Context => body(self.context()?),
+            MountSource::Empty => body(&StoredRoot::new(self.store, Vec::new())?.tree("an empty root")),
+            MountSource::Input(position) => {
+                let chain = inputs.nth(position).map_or(ChainId::SCRATCH, |step| step.chain);
+                let root = StoredRoot::new(self.store, self.layers(chain)?)?;
+                body(&root.tree("the source stage or image"))
+            }
+        }
+    }
+
+    /// Does a COPY or ADD. A file that changed since the key was made makes it begin again, once, under its new key.
+    pub(crate) fn copy(
+        &self,
+        operation: &CopyOperation,
+        preimage: &Preimage,
+        inputs: &[Step],
+        context: &Context<'_>,
+    ) -> std::result::Result<Done<Step>, Stop<Error>> {
+        let known = self.selections.lock().unwrap_or_else(|e| e.into_inner()).remove(&context.vertex());
+        let selected = |tree: &dyn SourceTree| select(operation, tree);
+        let first = match known {
+            Some(selection) => selection,
+            None => self.with_source(operation.from, inputs.iter().copied(), selected)?,
+        };
+        match self.copy_once(operation, first, inputs, context) {
+            Err(Error::Changed(_)) => {
+                let again = self.with_source(operation.from, inputs.iter().copied(), selected)?;
+                let mut preimage = preimage.clone();
+                for input in preimage.inputs.iter_mut().filter(|input| input.name == SOURCE) {
+                    input.digest = again.digest();
+                }
+                let layer = self.copy_once(operation, again, inputs, context)?;
+                Ok(Done { result: self.made(inputs[0].chain, layer), preimage: Some(preimage) })
+            }
+            other => Ok(self.made(inputs[0].chain, other?).into()),
+        }
+    }
+
+    fn copy_once(
+        &self,
+        operation: &CopyOperation,
+        mut selection: Selection,
+        inputs: &[Step],
+        context: &Context<'_>,
+    ) -> Result<DiffId> {
+        let parent = inputs[0].chain;
+        let parent_root = StoredRoot::new(self.store, self.layers(parent)?)?;
+        let parent_tree = parent_root.tree("the image");
+        let scratch = Directory::open(self.lease.directory())?;
+        self.with_source(operation.from, inputs.iter().copied(), |source| {
+            let mut writer = LayerWriter::new();
+            let now = operation.epoch.unwrap_or_else(seconds);
+            let copying = Copying { operation, parent: &parent_tree, source, scratch: &scratch, now };
+            let copied = copy(copying, &mut selection, &mut writer)?;
+            for name in &copied.unknown_owners {
+                let text = format!("--chown: the image does not know {name:?}: the files belong to root\n");
+                context.log(Stream::Error, text.as_bytes());
+            }
+            let layer = self.write_layer(parent, writer, &parent_root.view, context)?;
+            match copied.changed(&layer.index)? {
+                Some(path) => Err(Error::Changed(path)),
+                None => Ok(self.store.publish_layer(self.lease, parent, layer)?),
+            }
+        })
+    }
+
+    /// Makes the directory of a WORKDIR.
+    pub(crate) fn workdir(
+        &self,
+        operation: &WorkdirOperation,
+        parent: ChainId,
+        context: &Context<'_>,
+    ) -> Result<DiffId> {
+        let root = StoredRoot::new(self.store, self.layers(parent)?)?;
+        let tree = root.tree("the image");
+        let mut writer = LayerWriter::new();
+        let now = operation.epoch.unwrap_or_else(seconds);
+        for name in workdir(operation, &tree, now, &mut writer)? {
+            let text = format!("USER: the image does not know {name:?}: the directory belongs to root\n");
+            context.log(Stream::Error, text.as_bytes());
+        }
+        let layer = self.write_layer(parent, writer, &root.view, context)?;
+        Ok(self.store.publish_layer(self.lease, parent, layer)?)
+    }
+
+    /// Writes what was collected, in the form that is wanted next.
+    fn write_layer(
+        &self,
+        parent: ChainId,
+        writer: LayerWriter<'_>,
+        lower: &RootView,
+        context: &Context<'_>,
+    ) -> Result<NewLayer> {
+        let _ = parent;
+        match self.form(context.vertex()) {
+            Form::Snapshot => {
+                let directory = self.fresh_directory("snapshot")?;
+                let root = Root::open(&directory)?;
+                let unpack = self.store.unpacking(&root);
+                let index = finish(writer, lower, Outputs { tar: None, unpack: Some(unpack) })?.0;
+                Ok(NewLayer { index, blob: None, snapshot: Some(directory) })
+            }
+            Form::Tar => {
+                let path = self.lease.fresh_path("layer.tar");
+                let file = fs_err::File::create_new(&path).map_err(|source| Error::File {
+                    action: "make",
+                    path: path.display().to_string(),
+                    source,
+                })?;
+                let mut file = BufWriter::with_capacity(1 << 20, file);
+                let (index, size) = finish(writer, lower, Outputs { tar: Some(&mut file), unpack: None })?;
+                std::io::Write::flush(&mut file).map_err(|source| Error::File {
+                    action: "write",
+                    path: path.display().to_string(),
+                    source,
+                })?;
+                let blob = NewBlob { path, digest: index.diff_id().0, size, compression: "none" };
+                Ok(NewLayer { index, blob: Some(blob), snapshot: None })
+            }
+        }
+    }
+
+    /// Copies what a new cache mount with `from=` of the context begins with.
+    pub(crate) fn materialize(&self, path: &str, directory: &Path) -> Result<()> {
+        let made = self.materialize_bind(path, &self.fresh_directory("context")?)?;
+        for entry in fs_err::read_dir(&made).map_err(|source| read_error(&made, source))? {
+            let entry = entry.map_err(|source| read_error(&made, source))?;
+            let target = directory.join(entry.file_name());
+            fs_err::rename(entry.path(), &target).map_err(|source| read_error(&target, source))?;
+        }
+        Ok(())
+    }
+
+    /// A filtered copy of what a bind mount of the context shows; gives its path.
+    pub(crate) fn materialize_bind(&self, path: &str, directory: &Path) -> Result<PathBuf> {
+        let context = self.context()?;
+        let mut selected = select_mount(path, context)?;
+        crate::materialize::materialize(context, &mut selected, &Directory::open(directory)?)?;
+        Ok(directory.join(crate::materialize::NAME))
+    }
+}
+
+fn finish(writer: LayerWriter<'_>, lower: &RootView, outputs: Outputs<'_>) -> Result<(LayerIndex, u64)> {
+    match writer.finish(lower, outputs) {
+        Ok(written) => Ok((written.index, written.tar_size)),
+        Err(kiln_layer::Error::Changed { path, .. }) => Err(Error::Changed(path)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn read_error(path: &Path, source: std::io::Error) -> Error {
+    Error::File { action: "move into", path: path.display().to_string(), source }
+}
+
+fn seconds() -> i64 {
+    let elapsed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,221 @@
+//! What COPY, ADD and bind mounts read from: the build context, or the root of an image or stage.
+
+use std::io::Read;
+use std::sync::Arc;
+
+use kiln_layer::{Kind, Metadata};
+use kiln_oci::Digest;
+
+use crate::error::{Error, Result};
+use crate::filter::{Filter, FilterState, Wanted};
+
+/// As many symbolic links as BuildKit follows in one path.
+const LINKS: usize = 255;
+
+/// One entry of a tree.
+#[derive(Clone, Debug)]
+pub(crate) struct Found {
+    /// Never a hard link: `group` says which entries are one file.
+    pub(crate) metadata: Metadata,
+    /// SHA-256 of a regular file's bytes, if it is known.
+    pub(crate) content: Option<Digest>,
+    /// Entries of one tree with the same identity are hard links of each other.
+    pub(crate) group: Option<(u64, u64)>,
+    /// How the file looked when it was found; the context alone needs it.
+    pub(crate) stamp: Option<Stamp>,
+}
+
+/// A file of the context as `stat(2)` shows it: it is the same content as long as nothing of this changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
+    pub(crate) size: u64,
+    pub(crate) modified: (i64, u32),
+    pub(crate) changed: (i64, u32),
+    pub(crate) mode: u32,
+}
+
+/// An entry below a walked directory.
+#[derive(Clone, Debug)]
+pub(crate) struct Below {
+    /// Relative to the walked directory; empty for that itself.
+    pub(crate) path: Box<[u8]>,
+    pub(crate) found: Found,
+    /// The directory itself is filtered out, but something below it is not.
+    pub(crate) is_implied: bool,
+}
+
+/// A tree to copy from. Paths are cleaned and relative to the root, which is the empty path; no method follows a
+/// symbolic link.
+pub(crate) trait SourceTree: Sync {
+    /// What is at `path`. Idempotent.
+    fn find(&self, path: &[u8]) -> Result<Option<Found>>;
+
+    /// The names in a directory, sorted. Idempotent.
+    fn children(&self, directory: &[u8]) -> Result<Vec<Vec<u8>>>;
+
+    /// The bytes of a regular file, and how it looks just now if that can change.
+    fn open(&self, path: &[u8]) -> Result<(Box<dyn Read + Send + '_>, Option<Stamp>)>;
+
+    /// The content digest of everything at and below `path`, if it is stored. Idempotent.
+    fn stored_digest(&self, path: &[u8]) -> Result<Option<Digest>>;
+
+    /// Everything at and below `path` that `filter` wants, in path order.
+    fn walk(&self, path: &[u8], filter: &Filter) -> Result<Vec<Below>> {
+        let mut below = Vec::new();
+        if let Some(found) = self.find(path)? {
+            let is_directory = found.metadata.kind == Kind::Directory;
+            below.push(Below { path: Box::default(), found, is_implied: false });
+            if is_directory {
+                descend(self, path, &mut Vec::new(), filter, &filter.root(), &mut below)?;
+            }
+        }
+        Ok(below)
+    }
+
+    /// Fills in the missing content digests of the regular files among `entries`, which are below `path`.
+    fn hash(&self, path: &[u8], entries: &mut [Below]) -> Result<()>;
+
+    /// Whether something is at `path` that the tree does not show. Idempotent.
+    fn hides(&self, path: &[u8]) -> bool;
+
+    /// How messages call the tree.
+    fn place(&self) -> String;
+}
+
+fn descend<T: SourceTree + ?Sized>(
+    tree: &T,
+    root: &[u8],
+    relative: &mut Vec<u8>,
+    filter: &Filter,
+    state: &FilterState,
+    below: &mut Vec<Below>,
+) -> Result<()> {
+    let directory = join(root, relative);
+    let length = relative.len();
+    for name in tree.children(&directory)? {
+        if length > 0 {
+            relative.push(b'/');
+        }
+        relative.extend_from_slice(&name);
+        if let Some(found) = tree.find(&join(root, relative))? {
+            let is_directory = found.metadata.kind == Kind::Directory;
+            let (wanted, state) = filter.child(state, relative, is_directory);
+            let at = below.len();
+            if wanted != Wanted::No {
+                let is_implied = wanted == Wanted::Below;
+                below.push(Below { path: relative.as_slice().into(), found, is_implied });
+                if is_directory {
+                    descend(tree, root, relative, filter, &state, below)?;
+                }
+                if is_implied && below.len() == at + 1 {
+                    below.pop();
+                }
+            }
+        }
+        relative.truncate(length);
+    }
+    Ok(())
+}
+
+/// Whether a symbolic link as the last component of a path is followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LastLink {
+    Follow,
+    Keep,
+}
+
+/// Resolves the symbolic links of `path` inside the tree that `find` shows. What does not exist is taken as it is
+/// written, as containerd's `RootPath` does.
+pub(crate) fn resolve(
+    mut find: impl FnMut(&[u8]) -> Result<Option<(Kind, Arc<[u8]>)>>,
+    path: &[u8],
+    last: LastLink,
+) -> Result<Vec<u8>> {
+    let mut resolved: Vec<u8> = Vec::with_capacity(path.len());
+    let mut pending: Vec<Vec<u8>> = stacked(path);
+    let mut followed = 0;
+    while let Some(component) = pending.pop() {
+        match component.as_slice() {
+            b"." => continue,
+            b".." => {
+                resolved.truncate(split(&resolved).0.len());
+                continue;
+            }
+            _ => {}
+        }
+        let parent = resolved.len();
+        if parent > 0 {
+            resolved.push(b'/');
+        }
+        resolved.extend_from_slice(&component);
+        if pending.is_empty() && last == LastLink::Keep {
+            break;
+        }
+        match find(&resolved)? {
+            Some((Kind::Symlink, target)) => {
+                followed += 1;
+                if followed > LINKS {
+                    return Err(Error::Loop(shown(path)));
+                }
+                resolved.truncate(if target.starts_with(b"/") { 0 } else { parent });
+                pending.extend(stacked(&target));
+            }
+            Some((Kind::Directory, _)) | None => {}
+            Some(_) if pending.is_empty() => {}
+            Some(_) => return Err(Error::NotDirectory(shown(&resolved))),
+        }
+    }
+    Ok(resolved)
+}
+
+/// Resolves the symbolic links of `path` inside `tree`.
+pub(crate) fn resolve_in(tree: &dyn SourceTree, path: &[u8], last: LastLink) -> Result<Vec<u8>> {
+    let find = |path: &[u8]| {
+        let found = tree.find(path)?;
+        Ok(found.map(|found| (found.metadata.kind, Arc::from(found.metadata.link.as_slice()))))
+    };
+    resolve(find, path, last)
+}
+
+fn stacked(path: &[u8]) -> Vec<Vec<u8>> {
+    let mut components: Vec<Vec<u8>> =
+        path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect();
+    components.reverse();
+    components
+}
+
+/// The parent and the last component of a path.
+pub(crate) fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(slash) => (&path[..slash], &path[slash + 1..]),
+        None => (b"", path),
+    }
+}
+
+/// `relative` below `directory`; either may be empty.
+pub(crate) fn join(directory: &[u8], relative: &[u8]) -> Vec<u8> {
+    let mut path = Vec::with_capacity(directory.len() + relative.len() + 1);
+    path.extend_from_slice(directory);
+    if !directory.is_empty() && !relative.is_empty() {
+        path.push(b'/');
+    }
+    path.extend_from_slice(relative);
+    path
+}
+
+/// A cleaned path inside a root, without its leading slash.
+pub(crate) fn cleaned(path: &str) -> Vec<u8> {
+    kiln_dockerfile::clean_path(&format!("/{path}")).into_bytes().split_off(1)
+}
+
+/// A path for people.
+pub(crate) fn shown(path: &[u8]) -> String {
+    format!("/{}", String::from_utf8_lossy(path))
+}
+
+/// A path as the system's type.
+pub(crate) fn to_path(path: &[u8]) -> &std::path::Path {
+    kiln_layer::path::to_system(path)
+}

@@ -1,0 +1,562 @@
+//! ADD of a local archive: its entries, staged below the destination.
+//!
+//! The destination is the root of everything the archive says, as if chrooted: `..`, absolute names and symbolic links,
+//! the archive's own or those that were there, never lead out of it.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, BufReader, Read, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+
+use kiln_layer::archive::{Archive, Entry, EntryType, Piece};
+use kiln_layer::path::{OPAQUE, WHITEOUT, clean};
+use kiln_layer::{Compression, Kind, Metadata};
+use kiln_oci::{Digest, Hasher};
+use kiln_sys::publish::create_temporary;
+use kiln_sys::root::Directory;
+
+use crate::error::{Error, Result};
+use crate::staging::{Bytes, Making, Staged, Staging};
+use crate::tree::{LastLink, SourceTree, join, shown, split};
+
+const BUFFER: usize = 256 << 10;
+/// As the kernel has them.
+const LONGEST_PATH: usize = 4095;
+const LONGEST_NAME: usize = 255;
+const DEEPEST: usize = 1000;
+/// The most that one archive may unpack to, in bytes and entries.
+const MOST_BYTES: u64 = 256 << 30;
+const MOST_ENTRIES: usize = 4_000_000;
+
+/// A nameless file with the bytes of everything that is unpacked.
+pub(crate) struct Spool<'a> {
+    directory: &'a Directory,
+    /// The file, and the same opened for reading.
+    file: Option<(io::BufWriter<File>, File)>,
+    length: u64,
+}
+
+/// The spool once all is unpacked.
+pub(crate) struct Spooled(Option<Arc<File>>);
+
+impl<'a> Spool<'a> {
+    /// An empty spool, whose file is made in `directory` when it is needed.
+    pub(crate) fn new(directory: &'a Directory) -> Self {
+        Self { directory, file: None, length: 0 }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let (file, _) = match &mut self.file {
+            Some(file) => file,
+            empty => {
+                let (name, file) = create_temporary(self.directory, 0o600)?;
+                let reopened = self.directory.open_file(&name)?;
+                self.directory.unlink(&name)?;
+                empty.insert((io::BufWriter::with_capacity(BUFFER, file), reopened))
+            }
+        };
+        self.length += bytes.len() as u64;
+        file.write_all(bytes).map_err(|source| spool_error(self.directory, "write", source))
+    }
+
+    pub(crate) fn finish(self) -> Result<Spooled> {
+        let Some((mut file, reader)) = self.file else { return Ok(Spooled(None)) };
+        file.flush().map_err(|source| spool_error(self.directory, "write", source))?;
+        Ok(Spooled(Some(Arc::new(reader))))
+    }
+}
+
+fn spool_error(directory: &Directory, action: &'static str, source: io::Error) -> Error {
+    Error::File { action, path: directory.name().display().to_string(), source }
+}
+
+impl Spooled {
+    /// Part of the spool as a layer's source.
+    pub(crate) fn source<'w>(&self, offset: u64, size: u64) -> kiln_layer::Source<'w> {
+        let Some(file) = self.0.clone().filter(|_| size > 0) else { return kiln_layer::Source::Empty };
+        kiln_layer::Source::Open(Box::new(move || {
+            let part: Box<dyn Read + 'w> = Box::new(Part { file, offset, left: size });
+            Ok(part)
+        }))
+    }
+}
+
+struct Part {
+    file: Arc<File>,
+    offset: u64,
+    left: u64,
+}
+
+impl Read for Part {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let most = bytes.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let length = self.file.read_at(&mut bytes[..most], self.offset)?;
+        self.offset += length as u64;
+        self.left -= length as u64;
+        Ok(length)
+    }
+}
+
+fn open_archive<'a>(source: &'a dyn SourceTree, path: &[u8]) -> Result<Archive<impl io::BufRead + use<'a>>> {
+    let failed = |source| Error::Archive { path: shown(path), source };
+    let (reader, _) = source.open(path)?;
+    let mut reader = BufReader::with_capacity(BUFFER, reader);
+    let first = io::BufRead::fill_buf(&mut reader);
+    let first = first.map_err(|source| Error::File { action: "read", path: shown(path), source })?;
+    let compression = Compression::detect(first);
+    let decoder = compression.decoder(reader).map_err(failed)?;
+    Ok(Archive::new(BufReader::with_capacity(BUFFER, decoder)))
+}
+
+/// Whether the first header of an archive can be read: the file's name does not matter.
+fn is_archive(source: &dyn SourceTree, path: &[u8]) -> Result<bool> {
+    let found = source.find(path)?;
+    if found.is_none_or(|found| found.metadata.kind != Kind::Regular) {
+        return Ok(false);
+    }
+    let Ok(mut archive) = open_archive(source, path) else { return Ok(false) };
+    Ok(archive.next_entry(&mut Entry::default()).unwrap_or(false))
+}
+
+/// Unpacks the file at `path` of `source` to `destination` if it is an archive; false if it is none.
+pub(crate) fn unpack(
+    staging: &mut Staging<'_>,
+    source: &dyn SourceTree,
+    path: &[u8],
+    destination: &[u8],
+    owner: Option<(u32, u32)>,
+    spool: &mut Spool<'_>,
+) -> Result<bool> {
+    if !is_archive(source, path)? {
+        return Ok(false);
+    }
+    let root = staging.resolve(destination, LastLink::Follow)?;
+    staging.make_directories(&root, Making { mode: 0o755, owner })?;
+    let failed = |source| Error::Archive { path: shown(path), source };
+    let mut archive = open_archive(source, path)?;
+    let mut unpacking =
+        Unpacking { staging, root, owner, archive: shown(path), bytes: 0, names: HashMap::new() };
+    let mut entry = Entry::default();
+    let mut entries = 0;
+    while archive.next_entry(&mut entry).map_err(failed)? {
+        entries += 1;
+        if entries > MOST_ENTRIES {
+            return Err(failed(kiln_layer::Error::Limit { what: "entries", limit: MOST_ENTRIES as u64 }));
+        }
+        let content = match entry.kind {
+            EntryType::Regular => unpacking.content(&mut archive, entry.size, spool)?,
+            _ => (Bytes::None, None),
+        };
+        unpacking.entry(&entry, content)?;
+    }
+    Ok(true)
+}
+
+struct Unpacking<'a, 'p> {
+    staging: &'a mut Staging<'p>,
+    /// Where everything goes.
+    root: Vec<u8>,
+    owner: Option<(u32, u32)>,
+    /// For messages.
+    archive: String,
+    bytes: u64,
+    /// The names of files that have several.
+    names: HashMap<usize, Vec<Vec<u8>>>,
+}
+
+impl Unpacking<'_, '_> {
+    fn refused(&self, entry: &Entry, problem: &'static str) -> Error {
+        let entry = String::from_utf8_lossy(&entry.name).into_owned();
+        Error::ArchiveEntry { path: self.archive.clone(), entry, problem }
+    }
+
+    fn content<R: io::BufRead>(
+        &mut self,
+        archive: &mut Archive<R>,
+        size: u64,
+        spool: &mut Spool<'_>,
+    ) -> Result<(Bytes, Option<Digest>)> {
+        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        let failed = |path: &str, source| Error::Archive { path: path.to_owned(), source };
+        self.bytes = self.bytes.saturating_add(size);
+        if self.bytes > MOST_BYTES {
+            let source = kiln_layer::Error::Limit { what: "bytes in files", limit: MOST_BYTES };
+            return Err(failed(&self.archive, source));
+        }
+        let offset = spool.length;
+        let mut hasher = Hasher::new();
+        loop {
+            let length = match archive.piece(BUFFER).map_err(|error| failed(&self.archive, error))? {
+                Piece::Data(bytes) => {
+                    hasher.update(bytes);
+                    spool.write(bytes)?;
+                    bytes.len()
+                }
+                Piece::Hole(mut length) => {
+                    while length > 0 {
+                        let now = length.min(ZEROS.len() as u64) as usize;
+                        hasher.update(&ZEROS[..now]);
+                        spool.write(&ZEROS[..now])?;
+                        length -= now as u64;
+                    }
+                    0
+                }
+                Piece::End => break,
+            };
+            archive.consume(length);
+        }
+        Ok((Bytes::Spool(offset), Some(hasher.finish())))
+    }
+
+    fn entry(&mut self, entry: &Entry, (bytes, content): (Bytes, Option<Digest>)) -> Result<()> {
+        let mut name = Vec::new();
+        clean(&entry.name, &mut name);
+        if name.is_empty() {
+            // The archive's root says nothing of a directory that is there.
+            return Ok(());
+        }
+        self.check_length(entry, &name)?;
+        let path = self.place(&name)?;
+        if self.mark(&path) {
+            return Ok(());
+        }
+        let staged = match entry.kind {
+            EntryType::HardLink => return self.link(entry, &path),
+            _ => Staged { metadata: self.metadata(entry)?, bytes, content, group: None },
+        };
+        self.put(&path, staged)
+    }
+
+    /// Puts an entry in place of what is there; directories are merged.
+    fn put(&mut self, path: &[u8], staged: Staged) -> Result<()> {
+        if let Some(seen) = self.staging.find(path)? {
+            let both = seen.metadata.kind == Kind::Directory && staged.metadata.kind == Kind::Directory;
+            if !both {
+                self.staging.remove(path);
+            }
+        }
+        self.staging.put(path, staged)
+    }
+
+    fn check_length(&self, entry: &Entry, name: &[u8]) -> Result<()> {
+        let components = || kiln_layer::path::components(name);
+        if name.len() > LONGEST_PATH || components().any(|name| name.len() > LONGEST_NAME) {
+            return Err(self.refused(entry, "its path is too long"));
+        }
+        if components().count() > DEEPEST {
+            return Err(self.refused(entry, "its path is too deep"));
+        }
+        Ok(())
+    }
+
+    /// The resolved path of a cleaned name; directories on the way are made.
+    fn place(&mut self, name: &[u8]) -> Result<Vec<u8>> {
+        let (parent, last) = split(name);
+        let parent = self.staging.resolve_below(&self.root, parent, LastLink::Follow)?;
+        let making = Making { mode: 0o755, owner: Some(self.owner.unwrap_or_default()) };
+        self.staging.make_directories(&parent, making)?;
+        Ok(join(&parent, last))
+    }
+
+    /// Names that mean a whiteout to whoever applies the layer.
+    fn mark(&mut self, path: &[u8]) -> bool {
+        let (parent, name) = split(path);
+        if name == OPAQUE {
+            self.staging.mark(parent.to_vec(), Kind::Opaque);
+        } else if let Some(hidden) = name.strip_prefix(WHITEOUT) {
+            if !matches!(hidden, b"" | b"." | b"..") && !hidden.starts_with(WHITEOUT) {
+                self.staging.mark(join(parent, hidden), Kind::Whiteout);
+            }
+        } else {
+            return false;
+        }
+        true
+    }
+
+    fn metadata(&self, entry: &Entry) -> Result<Metadata> {
+        let kind = match entry.kind {
+            EntryType::Regular => Kind::Regular,
+            EntryType::Directory => Kind::Directory,
+            EntryType::Symlink => Kind::Symlink,
+            EntryType::HardLink => Kind::HardLink,
+            EntryType::CharacterDevice if entry.device == (0, 0) => {
+                return Err(self.refused(entry, "a device that overlay file systems take for a whiteout"));
+            }
+            EntryType::CharacterDevice => Kind::CharacterDevice,
+            EntryType::BlockDevice => Kind::BlockDevice,
+            EntryType::Fifo => Kind::Fifo,
+        };
+        let mut metadata = Metadata::new(kind, entry.mode & 0o7777);
+        (metadata.uid, metadata.gid) = self.owner.unwrap_or((entry.uid, entry.gid));
+        metadata.modified = self.staging.time(entry.seconds);
+        let capability = entry.xattrs.iter().filter(|(name, _)| name == b"security.capability");
+        metadata.xattrs = capability.cloned().collect();
+        match kind {
+            Kind::Regular => metadata.size = entry.size,
+            Kind::Symlink if entry.link.is_empty() => {
+                return Err(self.refused(entry, "a link without a target"));
+            }
+            Kind::Symlink if entry.link.len() > LONGEST_PATH => {
+                return Err(self.refused(entry, "its link is too long"));
+            }
+            Kind::Symlink => {
+                metadata.mode = 0o777;
+                metadata.link.clone_from(&entry.link);
+            }
+            Kind::CharacterDevice | Kind::BlockDevice => metadata.device = entry.device,
+            _ => {}
+        }
+        Ok(metadata)
+    }
+
+    /// Another name for a file of the archive or of the parent, whose owner, mode and time it sets anew.
+    fn link(&mut self, entry: &Entry, path: &[u8]) -> Result<()> {
+        let mut target = Vec::new();
+        clean(&entry.link, &mut target);
+        let (parent, last) = split(&target);
+        let parent = self.staging.resolve_below(&self.root, parent, LastLink::Follow)?;
+        let target = join(&parent, last);
+        if target == path {
+            return Err(self.refused(entry, "a hard link to itself"));
+        }
+        let Some(seen) = self.staging.find(&target)? else {
+            return Err(self.refused(entry, "a hard link to nothing"));
+        };
+        let mut metadata = seen.metadata;
+        if metadata.kind == Kind::Directory {
+            return Err(self.refused(entry, "a hard link to a directory"));
+        }
+        (metadata.uid, metadata.gid) = self.owner.unwrap_or((entry.uid, entry.gid));
+        metadata.modified = self.staging.time(entry.seconds);
+        if metadata.kind != Kind::Regular {
+            return self.put(path, Staged::plain(metadata));
+        }
+        metadata.mode = entry.mode & 0o7777;
+        let (bytes, group) = match seen.staged {
+            Some((bytes, group)) => (bytes, group),
+            None => (Bytes::Parent(Arc::from(target.as_slice())), None),
+        };
+        let group = group.unwrap_or_else(|| self.staging.new_group());
+        let staged = Staged { metadata, bytes, content: seen.content, group: Some(group) };
+        self.put(path, staged.clone())?;
+        let mut names = self.names.remove(&group).unwrap_or_default();
+        // A name that was given to something else since is no longer one of them.
+        for name in &names {
+            let seen = self.staging.find(name)?;
+            if seen.is_some_and(|seen| seen.staged.is_some_and(|(_, known)| known == Some(group))) {
+                self.staging.put(name, staged.clone())?;
+            }
+        }
+        if !names.contains(&target) {
+            self.staging.put(&target, staged)?;
+            names.push(target);
+        }
+        names.push(path.to_vec());
+        self.names.insert(group, names);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::{Image, Lab};
+
+    /// One member of a test archive: flag, name, link, content.
+    type Member<'a> = (u8, &'a str, &'a str, &'a str);
+
+    fn tar(members: &[Member<'_>]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (flag, name, link, content) in members {
+            let mut header = [0_u8; 512];
+            header[..name.len()].copy_from_slice(name.as_bytes());
+            let mode: &[u8] = if *flag == b'5' { b"0000755\0" } else { b"0000640\0" };
+            header[100..108].copy_from_slice(mode);
+            header[108..116].copy_from_slice(b"0000005\0");
+            header[116..124].copy_from_slice(b"0000006\0");
+            header[124..136].copy_from_slice(format!("{:011o}\0", content.len()).as_bytes());
+            header[136..148].copy_from_slice(b"00000001750\0");
+            header[148..156].copy_from_slice(b"        ");
+            header[156] = *flag;
+            header[157..157 + link.len()].copy_from_slice(link.as_bytes());
+            header[257..265].copy_from_slice(b"ustar\x0000");
+            let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+            header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+            bytes.extend_from_slice(&header);
+            bytes.extend_from_slice(content.as_bytes());
+            bytes.resize(bytes.len().next_multiple_of(512), 0);
+        }
+        bytes.resize(bytes.len() + 1024, 0);
+        bytes
+    }
+
+    fn lab(archive: &[u8]) -> Lab {
+        let lab = Lab::new().context(&[]);
+        fs_err::write(lab.context_path().join("a"), archive).expect("written");
+        lab
+    }
+
+    fn check(base: &[(&str, u32, &str)], members: &[Member<'_>], expect: &[&str]) {
+        let image = Image::default().with(base);
+        let before = image.tree();
+        let lab = lab(&tar(members)).base("base", image);
+        let outcome = lab.build("FROM base\nADD a /x/\n").expect("built");
+        let tree = outcome.image.tree();
+        let new: Vec<&String> = tree.iter().filter(|line| !before.contains(line)).collect();
+        assert_eq!(new, expect);
+    }
+
+    const FILE: u8 = b'0';
+    const LINK: u8 = b'1';
+    const SYMLINK: u8 = b'2';
+    const DIRECTORY: u8 = b'5';
+
+    #[test]
+    fn archives_are_found_by_content() {
+        let plain = tar(&[(FILE, "f", "", "f")]);
+        let gzip = {
+            let mut encoder = kiln_layer::Compression::Gzip.encoder(Vec::new(), 6).expect("an encoder");
+            encoder.write_all(&plain).expect("written");
+            encoder.finish().expect("finished")
+        };
+        let zstd = {
+            let mut encoder = kiln_layer::Compression::Zstd.encoder(Vec::new(), 3).expect("an encoder");
+            encoder.write_all(&plain).expect("written");
+            encoder.finish().expect("finished")
+        };
+        let unpacked = ["d 0755 0:0 x", "f 0640 5:6 x/f = f"];
+        for archive in [&plain, &gzip, &zstd] {
+            let outcome = lab(archive).build("FROM scratch\nADD a /x\n").expect("built");
+            assert_eq!(outcome.image.tree(), unpacked);
+            let owned =
+                lab(archive).build("FROM scratch\nADD --chown=8:9 --chmod=600 a /x\n").expect("built");
+            assert_eq!(owned.image.tree(), ["d 0755 8:9 x", "f 0640 8:9 x/f = f"]);
+            let copied = lab(archive).build("FROM scratch\nCOPY a /x/\n").expect("built");
+            assert_eq!(copied.image.top(), ["d x", "f x/a"]);
+            let kept = lab(archive).build("FROM scratch\nADD --unpack=false a /x/\n").expect("built");
+            assert_eq!(kept.image.top(), ["d x", "f x/a"]);
+        }
+        for other in [&b"no archive"[..], &[0; 1024], b"", &gzip[..12]] {
+            let outcome = lab(other).build("FROM scratch\nADD a /x/\n").expect("built");
+            assert_eq!(outcome.image.top(), ["d x", "f x/a"]);
+        }
+    }
+
+    #[test]
+    fn hostile_names_stay_below_the_destination() {
+        let base = [
+            ("etc/", 0o755, ""),
+            ("x/", 0o755, ""),
+            ("x/there", 0o777, "->/etc"),
+            ("etc/passwd", 0o644, "mine"),
+        ];
+        check(
+            &base,
+            &[
+                (FILE, "../../etc/passwd", "", "1"),
+                (FILE, "/abs", "", "2"),
+                (SYMLINK, "out", "/etc", ""),
+                (DIRECTORY, "etc/", "", ""),
+                (FILE, "out/passwd2", "", "3"),
+                (FILE, "there/passwd3", "", "4"),
+                (SYMLINK, "up", "../../..", ""),
+                (FILE, "up/top", "", "5"),
+            ],
+            &[
+                "f 0640 5:6 x/abs = 2",
+                "d 0755 5:6 x/etc",
+                "f 0640 5:6 x/etc/passwd = 1",
+                "f 0640 5:6 x/etc/passwd2 = 3",
+                "f 0640 5:6 x/etc/passwd3 = 4",
+                "l 0777 5:6 x/out -> /etc",
+                "f 0640 5:6 x/top = 5",
+                "l 0777 5:6 x/up -> ../../..",
+            ],
+        );
+    }
+
+    #[test]
+    fn later_entries_win() {
+        let base = [
+            ("x/", 0o755, ""),
+            ("x/d/", 0o700, ""),
+            ("x/d/old", 0o644, "o"),
+            ("x/f", 0o644, "o"),
+            ("x/e/", 0o755, ""),
+            ("x/e/old", 0o644, "o"),
+        ];
+        check(
+            &base,
+            &[
+                (FILE, "d", "", "now a file"),
+                (DIRECTORY, "f/", "", ""),
+                (FILE, "f/in", "", "i"),
+                (FILE, "e", "", "file first"),
+                (DIRECTORY, "e/", "", ""),
+                (FILE, "e/new", "", "n"),
+                (FILE, "g", "", "1"),
+                (FILE, "g", "", "2"),
+                (FILE, "p/q", "", "p"),
+            ],
+            &[
+                "f 0640 5:6 x/d = now a file",
+                "d 0755 5:6 x/e",
+                "f 0640 5:6 x/e/new = n",
+                "d 0755 5:6 x/f",
+                "f 0640 5:6 x/f/in = i",
+                "f 0640 5:6 x/g = 2",
+                "d 0755 0:0 x/p",
+                "f 0640 5:6 x/p/q = p",
+            ],
+        );
+    }
+
+    #[test]
+    fn whiteouts_and_links_reach_the_parent() {
+        let base = [
+            ("x/", 0o755, ""),
+            ("x/gone", 0o644, "g"),
+            ("x/kept", 0o644, "k"),
+            ("x/o/", 0o755, ""),
+            ("x/o/hid", 0o644, "h"),
+        ];
+        let image = Image::default().with(&base);
+        let members = [
+            (FILE, ".wh.gone", "", ""),
+            (FILE, ".wh.nothing", "", ""),
+            (FILE, "o/.wh..wh..opq", "", ""),
+            (LINK, "linked", "kept", ""),
+        ];
+        let outcome = lab(&tar(&members)).base("base", image).build("FROM base\nADD a /x/\n").expect("built");
+        assert_eq!(
+            outcome.image.tree(),
+            ["d 0755 0:0 x", "f 0640 5:6 x/kept = k", "f 0640 5:6 x/linked = k", "d 0755 0:0 x/o"]
+        );
+        assert!(outcome.image.top().contains(&"h x/linked".to_owned()));
+        assert!(!outcome.image.top().iter().any(|line| line.contains("nothing")));
+    }
+
+    #[test]
+    fn what_no_root_can_hold_is_refused() {
+        let long = "n".repeat(90) + "/";
+        let refused = |members: &[Member<'_>]| match lab(&tar(members)).build("FROM scratch\nADD a /x/\n") {
+            Ok(outcome) => panic!("{:?}", outcome.image.tree()),
+            Err(error) => error,
+        };
+        for members in [
+            &[(LINK, "l", "missing", "")][..],
+            &[(DIRECTORY, "d/", "", ""), (LINK, "l", "d", "")],
+            &[(SYMLINK, "l", "", "")],
+            &[(b'3', "zero", "", "")],
+        ] {
+            assert!(matches!(refused(members), Error::ArchiveEntry { .. }), "{members:?}");
+        }
+        assert!(matches!(refused(&[(SYMLINK, "l", "l", ""), (FILE, "l/f", "", "x")]), Error::Loop(_)));
+        assert!(matches!(refused(&[(FILE, "f", "", "x"), (FILE, "f/g", "", "x")]), Error::NotDirectory(_)));
+        let mut cut = tar(&[(FILE, &long[..90], "", &"x".repeat(600))]);
+        cut.truncate(900);
+        let cut = lab(&cut).build("FROM scratch\nADD a /x/\n");
+        assert!(matches!(cut.err().expect("cut"), Error::Archive { .. }));
+    }
+}

@@ -1,0 +1,296 @@
+//! A step's changes on a real overlay: what is captured, what the upper directory is afterwards, and what a view says.
+
+mod support;
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kiln_layer::{
+    Capture, Change, Changes, Kind, LayerIndex, Limits, Options, Owner, Owners, RootView, Stub, Whiteouts,
+    capture, diff, walk,
+};
+use kiln_sys::root::Root;
+use support::{Tar, describe, unpack};
+
+fn base() -> Tar {
+    Tar::new()
+        .dir("etc", 0o755)
+        .file("etc/passwd", b"root")
+        .file("etc/group", b"root")
+        .dir("gone", 0o755)
+        .file("gone/file", b"x")
+        .dir("remade", 0o755)
+        .file("remade/old", b"x")
+        .dir("untouched", 0o755)
+        .file("untouched/file", b"x")
+        .file("touched", b"same")
+        .file("mode", b"same")
+        .file("replaced", b"old")
+        .symlink("/etc", "link")
+}
+
+/// What a step does, in a root that looks like [`base`].
+fn step(root: &Path) {
+    let at = |path: &str| root.join(path);
+    let write = |path: &str, text: &str| fs_err::write(at(path), text).expect(path);
+    write("etc/passwd", "root and more");
+    write("new", "new");
+    fs_err::hard_link(at("new"), at("new-link")).expect("linked");
+    fs_err::remove_dir_all(at("gone")).expect("removed");
+    fs_err::remove_dir_all(at("remade")).expect("removed");
+    fs_err::create_dir(at("remade")).expect("made");
+    write("remade/new", "new");
+    write("temporary", "");
+    fs_err::remove_file(at("temporary")).expect("removed");
+    // Changed and changed back: copied up, yet the same.
+    for path in ["touched", "untouched/file", "untouched"] {
+        let mode = fs_err::metadata(at(path)).expect(path).permissions();
+        fs_err::set_permissions(at(path), std::fs::Permissions::from_mode(0o700)).expect(path);
+        fs_err::set_permissions(at(path), mode).expect(path);
+    }
+    fs_err::set_permissions(at("mode"), std::fs::Permissions::from_mode(0o600)).expect("set");
+    fs_err::remove_file(at("replaced")).expect("removed");
+    fs_err::create_dir(at("replaced")).expect("made");
+    fs_err::remove_file(at("link")).expect("removed");
+    drop(std::os::unix::net::UnixListener::bind(at("socket")).expect("bound"));
+    write("etc/resolv.conf", "");
+}
+
+fn entries(index: &LayerIndex) -> Vec<(String, Kind)> {
+    let shown = |path: &[u8]| String::from_utf8_lossy(path).into_owned();
+    index.tree().map(|entry| entry.expect("read")).map(|entry| (shown(entry.path()), entry.kind())).collect()
+}
+
+struct Mounted {
+    target: PathBuf,
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.target, rustix::mount::UnmountFlags::empty());
+    }
+}
+
+#[test]
+fn an_upper_directory_becomes_layer_and_snapshot() {
+    if !support::is_root() {
+        support::skipped("needs root to mount an overlay");
+        return;
+    }
+    let host = tempfile::tempdir().expect("a temporary directory");
+    let at = |name: &str| host.path().join(name);
+    for name in ["lower", "upper", "work", "merged", "again"] {
+        fs_err::create_dir(at(name)).expect("made");
+    }
+    let lower = unpack(&base().end(), &at("lower"), Whiteouts::OverlayTrusted).expect("unpacked");
+    let view = RootView::new(vec![Arc::new(lower.index)]);
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={},index=off,metacopy=off,redirect_dir=nofollow",
+        at("lower").display(),
+        at("upper").display(),
+        at("work").display()
+    );
+    let options = std::ffi::CString::new(options).expect("no NUL");
+    let mounted = rustix::mount::mount(
+        "overlay",
+        at("merged"),
+        "overlay",
+        rustix::mount::MountFlags::empty(),
+        Some(options.as_c_str()),
+    );
+    if let Err(error) = mounted {
+        support::skipped(&format!("an overlay cannot be mounted here: {error}"));
+        return;
+    }
+    let mounted = Mounted { target: at("merged") };
+    step(&at("merged"));
+    drop(mounted);
+
+    let root = Root::open(&at("upper")).expect("opened");
+    root.directory().set_self(Some(0o755), None, None).expect("set");
+    let stub = Stub { path: b"etc/resolv.conf".to_vec(), parent: None };
+    let request = Capture {
+        root: &root,
+        lower: &view,
+        changes: Changes::Upper,
+        owners: Owners::Files,
+        stubs: std::slice::from_ref(&stub),
+        clamp: None,
+    };
+    let mut tar = Vec::new();
+    let captured = capture(&request, Some(&mut tar)).expect("captured");
+    let expected: Vec<(String, Kind)> = [
+        ("etc", Kind::Directory),
+        ("etc/passwd", Kind::Regular),
+        ("gone", Kind::Whiteout),
+        ("link", Kind::Whiteout),
+        ("mode", Kind::Regular),
+        ("new", Kind::Regular),
+        ("new-link", Kind::HardLink),
+        ("remade", Kind::Directory),
+        ("remade", Kind::Opaque),
+        ("remade/new", Kind::Regular),
+        ("replaced", Kind::Directory),
+    ]
+    .map(|(path, kind)| (path.to_owned(), kind))
+    .into();
+    assert_eq!(entries(&captured.index), expected);
+    assert!(captured.index.stands_alone());
+
+    // The tar says the same, and unpacked it is what the upper directory is now.
+    let walked = unpack(&tar, &at("again"), Whiteouts::OverlayTrusted).expect("unpacked");
+    assert_eq!(walked.diff_id, captured.diff_id);
+    let (mut upper, mut again) = (describe(&at("upper")), describe(&at("again")));
+    upper.remove("");
+    again.remove("");
+    assert_eq!(upper, again);
+
+    // Captured again, it is the same layer.
+    let twice = capture(&Capture { stubs: &[], ..request }, None).expect("captured");
+    assert_eq!(twice.diff_id, captured.diff_id);
+
+    let both = RootView::new(vec![Arc::clone(&view.layers()[0]), Arc::new(captured.index)]);
+    let exists = |path: &str| both.lookup(path.as_bytes()).expect("read").is_some();
+    assert!(exists("etc/group") && exists("remade/new") && exists("new-link"));
+    assert!(!exists("gone") && !exists("gone/file") && !exists("remade/old") && !exists("link"));
+    let changes: Vec<(String, Change)> = diff(&view, &both)
+        .expect("compared")
+        .into_iter()
+        .map(|difference| (String::from_utf8_lossy(&difference.path).into_owned(), difference.change))
+        .collect();
+    let expected = [
+        ("etc/passwd", Change::Modified),
+        ("gone", Change::Deleted),
+        ("gone/file", Change::Deleted),
+        ("link", Change::Deleted),
+        ("mode", Change::Modified),
+        ("new", Change::Added),
+        ("new-link", Change::Added),
+        ("remade/new", Change::Added),
+        ("remade/old", Change::Deleted),
+        ("replaced", Change::Modified),
+    ]
+    .map(|(path, change)| (path.to_owned(), change));
+    assert_eq!(changes, expected);
+    // The digest does not depend on how the layers are cut.
+    let whole = walk(&base().end()[..], &Options::default()).expect("walked");
+    let alone = RootView::new(vec![Arc::new(whole.index)]);
+    assert_eq!(view.content_digest(b"").expect("read"), alone.content_digest(b"").expect("read"));
+    assert_eq!(
+        both.content_digest(b"untouched").expect("read"),
+        view.content_digest(b"untouched").expect("read")
+    );
+    assert_ne!(both.content_digest(b"etc").expect("read"), view.content_digest(b"etc").expect("read"));
+}
+
+#[test]
+fn a_copied_root_is_compared() {
+    let host = tempfile::tempdir().expect("a temporary directory");
+    let walked = unpack(&base().end(), host.path(), Whiteouts::Apply).expect("unpacked");
+    let view = RootView::new(vec![Arc::new(walked.index)]);
+    let root = Root::open(host.path()).expect("opened");
+    root.directory().set_self(Some(0o755), None, None).expect("set");
+    step(host.path());
+    let recorded = |stat: &rustix::fs::Stat| {
+        (stat.st_size == 13).then_some(Owner { uid: 7, gid: 8, special: Some(0o4000) })
+    };
+    let request = Capture {
+        root: &root,
+        lower: &view,
+        changes: Changes::Tree,
+        owners: Owners::Recorded(&recorded),
+        stubs: &[],
+        clamp: Some(1_600_000_000),
+    };
+    let captured = capture(&request, None).expect("captured");
+    let found = entries(&captured.index);
+    let has = |path: &str, kind: Kind| found.contains(&(path.to_owned(), kind));
+    assert!(
+        has("gone", Kind::Whiteout) && has("remade/old", Kind::Whiteout) && has("remade/new", Kind::Regular)
+    );
+    assert!(has("replaced", Kind::Directory) && has("mode", Kind::Regular) && has("link", Kind::Whiteout));
+    assert!(
+        !found.iter().any(|(path, _)| path.starts_with("untouched") || path == "touched" || path == "socket")
+    );
+    let passwd = captured.index.find(b"etc/passwd").expect("read").expect("found");
+    assert_eq!((passwd.uid(), passwd.gid(), passwd.mode()), (7, 8, 0o4644));
+    assert_eq!(passwd.modified().seconds, 1_600_000_000);
+    assert_eq!(
+        fs_err::metadata(host.path().join("new")).expect("stat").uid(),
+        rustix::process::geteuid().as_raw()
+    );
+}
+
+#[test]
+fn views_follow_links_inside() {
+    let lower =
+        Tar::new().dir("usr", 0o755).dir("usr/lib", 0o755).file("usr/lib/f", b"x").symlink("usr/lib", "lib");
+    let lower = lower
+        .symlink("../../../usr", "up")
+        .symlink("/lib/../lib/f", "usr/lib/g")
+        .symlink("b", "a")
+        .symlink("a", "b");
+    let upper = Tar::new().link("usr/lib/f", "h").file("usr/lib/.wh.none", b"");
+    let index = |tar: Tar| Arc::new(walk(&tar.end()[..], &Options::default()).expect("walked").index);
+    let view = RootView::new(vec![index(lower), index(upper)]);
+    for (path, expected) in [
+        ("lib/f", Some("usr/lib/f")),
+        ("up/lib/g", Some("usr/lib/f")),
+        ("../../lib/../lib/f", Some("usr/lib/f")),
+        ("lib", Some("usr/lib")),
+        ("h", Some("h")),
+        ("lib/none", None),
+    ] {
+        let found = view.resolve(path.as_bytes()).expect("read");
+        let found = found.map(|node| String::from_utf8_lossy(node.path()).into_owned());
+        assert_eq!(found.as_deref(), expected, "{path}");
+    }
+    view.resolve(b"a").expect_err("a circle");
+    let linked = view.lookup(b"h").expect("read").expect("found");
+    let file = view.file(&linked).expect("read").expect("resolved");
+    assert_eq!((file.layer, file.entry.path()), (0, &b"usr/lib/f"[..]));
+    assert_eq!(
+        view.digest(&linked).expect("read"),
+        view.content_digest(b"usr/lib/f").expect("read").expect("found")
+    );
+    assert!(!view.layers()[1].stands_alone());
+}
+
+#[test]
+fn bombs_are_bounded() {
+    use std::io::Read;
+    let limits = Limits { bytes: 1 << 20, entries: 100 };
+    let refused = |name: &str, bytes: &[u8]| {
+        let error = walk(bytes, &Options { limits, unpack: None });
+        assert!(error.is_err(), "{name} must be refused");
+    };
+    let mut zeros = Vec::new();
+    let mut encoder = flate2::write::GzEncoder::new(&mut zeros, flate2::Compression::fast());
+    std::io::copy(&mut std::io::repeat(0).take(64 << 20), &mut encoder).expect("compressed");
+    encoder.finish().expect("compressed");
+    refused("zeros", &zeros);
+    let mut many = Tar::new();
+    for number in 0..101 {
+        many = many.file(&format!("{number}"), b"");
+    }
+    refused("entries", &many.end());
+    let deep = "d/".repeat(1001);
+    refused("depth", &Tar::new().pax(&[("path", deep.as_bytes())]).dir("d", 0o755).end());
+    let long = "d".repeat(256);
+    refused("name", &Tar::new().pax(&[("path", long.as_bytes())]).file("d", b"").end());
+    let huge = vec![b'1'; (1 << 20) + 1];
+    refused("pax header", &Tar::new().extended(b'x', &huge).file("f", b"").end());
+    let hole = [("GNU.sparse.size", &b"9223372036854775807"[..]), ("GNU.sparse.map", b"0,1")];
+    refused("hole", &Tar::new().pax(&hole).file("f", b"x").end());
+    let overlap = [("GNU.sparse.size", &b"100"[..]), ("GNU.sparse.map", b"0,3,2,1")];
+    refused("overlap", &Tar::new().pax(&overlap).file("f", b"abcd").end());
+    let mut trailing = Vec::new();
+    let mut encoder = flate2::write::GzEncoder::new(&mut trailing, flate2::Compression::fast());
+    std::io::Write::write_all(&mut encoder, &Tar::new().file("f", b"").end()).expect("compressed");
+    encoder.finish().expect("compressed");
+    let both = [trailing.as_slice(), trailing.as_slice()].concat();
+    walk(&both[..], &Options { limits, unpack: None }).expect("two members are one stream");
+    trailing.extend_from_slice(b"garbage");
+    refused("trailing bytes", &trailing);
+}

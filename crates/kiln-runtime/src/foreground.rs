@@ -1,0 +1,210 @@
+//! Running a command for someone who watches: keys go in, output comes out, signals and the window's size are handed on.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use kiln_sys::terminal::{self, RawMode, Signals};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use crate::error::RuntimeError;
+use crate::launch::{Finished, Running, Signaller, Stream, Streams, start};
+use crate::sandbox::{Sandbox, Terminal};
+
+/// Who watches. All three may be the same terminal.
+#[derive(Clone, Copy, Debug)]
+pub struct Foreground<'a> {
+    /// Where keys come from.
+    pub input: BorrowedFd<'a>,
+    /// Where output goes.
+    pub output: BorrowedFd<'a>,
+    /// Where errors go.
+    pub error: BorrowedFd<'a>,
+    /// Whether the command reads `input` at all (`-i`); otherwise it finds the end of the file.
+    pub interactive: bool,
+    /// Whether the command gets a terminal of its own (`-t`). Then errors go to `output`, and keys are not interpreted
+    /// outside of it.
+    pub own_terminal: bool,
+}
+
+/// Signals that are handed on: all that end a process by default and can be caught, and the window's.
+const HANDED_ON: [i32; 9] = [HUP, INT, QUIT, 10, 12, 14, TERM, 18, WINDOW];
+const HUP: i32 = 1;
+const INT: i32 = 2;
+const QUIT: i32 = 3;
+const TERM: i32 = 15;
+const WINDOW: i32 = 28;
+/// After so many requests to end, the command is killed: process 1 ignores what it does not handle.
+const PATIENCE: usize = 3;
+
+/// Starts a sandbox in the foreground and waits for its end. Until then this process's signals are handed to the
+/// command, and the third `SIGINT`, `SIGTERM` or `SIGQUIT` kills it.
+///
+/// # Errors
+/// As [`start`] and [`Running::wait`], and when the terminal cannot be handled.
+pub fn run_in_foreground(sandbox: &Sandbox, watcher: Foreground<'_>) -> Result<Finished, RuntimeError> {
+    let failed = |operation: &'static str| move |source| RuntimeError::Process { operation, source };
+    let mut sandbox = sandbox.clone();
+    let watched = terminal::is_terminal(watcher.input);
+    if watcher.own_terminal {
+        let size = [watcher.input, watcher.output].into_iter().find_map(|side| terminal::size(side).ok());
+        sandbox.process.terminal = match size {
+            Some(size) => Terminal::Own { rows: size.ws_row, columns: size.ws_col },
+            None => Terminal::Own { rows: 0, columns: 0 },
+        };
+    }
+    let duplicate = |side: BorrowedFd<'_>| side.try_clone_to_owned().map(Stream::Descriptor);
+    let input = match watcher.interactive {
+        false => Stream::Null,
+        // The command has a session of its own, which may not read another session's terminal.
+        true if watched => Stream::Pipe,
+        true => duplicate(watcher.input).map_err(failed("pass standard input"))?,
+    };
+    let streams = Streams {
+        input,
+        output: duplicate(watcher.output).map_err(failed("pass standard output"))?,
+        error: duplicate(watcher.error).map_err(failed("pass standard error"))?,
+    };
+    let signals = Signals::take_over(&HANDED_ON).map_err(failed("take over signals"))?;
+    let mut running = start(&sandbox, streams)?;
+    let raw = if watcher.own_terminal && watcher.interactive && watched {
+        Some(RawMode::enter(watcher.input).map_err(failed("put the terminal into raw mode"))?)
+    } else {
+        None
+    };
+    let mut exchange =
+        Exchange::new(&mut running, watcher).map_err(failed("follow the command's terminal"))?;
+    exchange.follow(&running, &signals);
+    drop(raw);
+    running.wait()
+}
+
+/// What flows between the watcher and the command.
+struct Exchange<'a> {
+    watcher: Foreground<'a>,
+    /// The watcher's side of the command's terminal.
+    terminal: Option<OwnedFd>,
+    /// Where keys go: the terminal or a pipe.
+    keys: Option<OwnedFd>,
+    /// Keys that were read and could not be written yet.
+    pending: Vec<u8>,
+    signaller: Signaller,
+    requests: usize,
+}
+
+impl<'a> Exchange<'a> {
+    fn new(running: &mut Running, watcher: Foreground<'a>) -> std::io::Result<Self> {
+        let terminal = running.terminal.take();
+        let keys = match (&terminal, watcher.interactive) {
+            (Some(terminal), true) => Some(terminal.try_clone()?),
+            _ => running.input.take(),
+        };
+        // A command that does not read must not keep its output from being read.
+        for side in terminal.iter().chain(&keys) {
+            let flags = rustix::fs::fcntl_getfl(side)?;
+            rustix::fs::fcntl_setfl(side, flags | OFlags::NONBLOCK)?;
+        }
+        let signaller = running.signaller();
+        Ok(Self { watcher, terminal, keys, pending: Vec::new(), signaller, requests: 0 })
+    }
+
+    /// Until the command has ended and all that it wrote has been shown.
+    fn follow(&mut self, running: &Running, signals: &Signals) {
+        loop {
+            let mut polled = vec![
+                PollFd::from_borrowed_fd(running.ended(), PollFlags::IN),
+                PollFd::from_borrowed_fd(signals.descriptor(), PollFlags::IN),
+            ];
+            let keys_at = self.keys.as_ref().map(|keys| {
+                polled.push(if self.pending.is_empty() {
+                    PollFd::from_borrowed_fd(self.watcher.input, PollFlags::IN)
+                } else {
+                    PollFd::from_borrowed_fd(keys.as_fd(), PollFlags::OUT)
+                });
+                polled.len() - 1
+            });
+            let output_at = self.terminal.as_ref().map(|terminal| {
+                polled.push(PollFd::from_borrowed_fd(terminal.as_fd(), PollFlags::IN));
+                polled.len() - 1
+            });
+            match poll(&mut polled, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(_) => return,
+            }
+            let came = |at: Option<usize>| at.is_some_and(|at| !polled[at].revents().is_empty());
+            let (ended, signalled) = (came(Some(0)), came(Some(1)));
+            let (keys, output) = (came(keys_at), came(output_at));
+            if output {
+                self.show();
+            }
+            if keys {
+                self.pass_keys();
+            }
+            if signalled {
+                self.hand_on(signals);
+            }
+            if ended {
+                self.show();
+                return;
+            }
+        }
+    }
+
+    /// Copies what there is of the terminal's output.
+    fn show(&mut self) {
+        let mut bytes = [0_u8; 16 * 1024];
+        while let Some(terminal) = &self.terminal {
+            match rustix::io::read(terminal, &mut bytes[..]) {
+                Ok(count) if count > 0 => {
+                    let mut rest = &bytes[..count];
+                    while !rest.is_empty() {
+                        match rustix::io::write(self.watcher.output, rest) {
+                            Ok(written) => rest = &rest[written..],
+                            Err(Errno::INTR) => {}
+                            // Nobody watches any more: the command may go on.
+                            Err(_) => break,
+                        }
+                    }
+                }
+                Err(Errno::AGAIN | Errno::INTR) => return,
+                // EIO: no process has the terminal open any more.
+                _ => self.terminal = None,
+            }
+        }
+    }
+
+    fn pass_keys(&mut self) {
+        if self.pending.is_empty() {
+            let mut bytes = [0_u8; 4096];
+            match rustix::io::read(self.watcher.input, &mut bytes[..]) {
+                Ok(count) if count > 0 => self.pending.extend_from_slice(&bytes[..count]),
+                Err(Errno::AGAIN | Errno::INTR) => return,
+                // The end of the file: the command sees it when the pipe closes.
+                _ => {
+                    self.keys = None;
+                    return;
+                }
+            }
+        }
+        let Some(keys) = &self.keys else { return };
+        match rustix::io::write(keys, &self.pending) {
+            Ok(count) => drop(self.pending.drain(..count)),
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(_) => self.keys = None,
+        }
+    }
+
+    fn hand_on(&mut self, signals: &Signals) {
+        for signal in signals.pending() {
+            if signal == WINDOW {
+                if let (Some(terminal), Ok(size)) = (&self.terminal, terminal::size(self.watcher.input)) {
+                    let _ = terminal::set_size(terminal.as_fd(), size);
+                }
+                continue;
+            }
+            self.requests += usize::from([INT, TERM, QUIT].contains(&signal));
+            let _ =
+                if self.requests >= PATIENCE { self.signaller.kill() } else { self.signaller.signal(signal) };
+        }
+    }
+}

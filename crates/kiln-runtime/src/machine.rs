@@ -1,0 +1,138 @@
+//! What this machine lets kiln do, found by trying; for `kiln info`, on demand only.
+
+use std::path::Path;
+
+use kiln_sys::overlay::Overlay;
+use kiln_sys::process::{self, Protection};
+use kiln_sys::seccomp;
+
+use crate::capability::{Capabilities, bits};
+use crate::sandbox::Isolation;
+
+/// Whether something can be had here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Availability {
+    /// It can.
+    Yes,
+    /// It cannot, and why.
+    No {
+        /// The reason, such as the kernel's answer.
+        reason: String,
+    },
+}
+
+/// The cgroup hierarchies of this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cgroups {
+    /// Version 1 alone.
+    One,
+    /// Version 2 alone.
+    Two,
+    /// Version 1 with an empty version 2 beside it.
+    Hybrid,
+    /// None is mounted.
+    None,
+}
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// How a command can be isolated.
+    pub isolation: Isolation,
+    /// Why not better, if it is not by namespaces.
+    pub isolation_reason: Option<String>,
+    /// Whether overlays with an upper work in the probed directory.
+    pub overlay: Availability,
+    /// Whether there is a system call profile for this processor and a kernel that takes it.
+    pub seccomp: Availability,
+    /// Whether owners can be recorded where there is a single identifier.
+    pub recorded_ownership: Availability,
+    /// How kiln's own program is protected from what runs in a container.
+    pub protection: Option<Protection>,
+    /// The capabilities that kiln itself lacks of those that a container gets by default.
+    pub missing_capabilities: Capabilities,
+    /// The cgroup hierarchies.
+    pub cgroups: Cgroups,
+    /// The kernel's release.
+    pub kernel: String,
+}
+
+/// Tries what this process, as it is now, can do. `scratch` is an empty, writable directory where the store is, and is
+/// left empty. Costs a few milliseconds.
+#[must_use]
+pub fn capabilities_of_this_machine(scratch: &Path, userxattr: bool) -> Machine {
+    let own = process::capabilities().map_or(0, |(effective, _)| effective);
+    let (isolation, isolation_reason) = best_isolation(own);
+    let answer =
+        |problem: Option<String>| problem.map_or(Availability::Yes, |reason| Availability::No { reason });
+    let overlay = Overlay::probe(scratch, userxattr).err().map(|refused| refused.to_string());
+    let processor =
+        (!crate::seccomp::is_known_processor()).then(|| "no profile for this processor".to_owned());
+    let notify = (!seccomp::can_notify()).then(|| "the kernel cannot hand system calls over".to_owned());
+    Machine {
+        isolation,
+        isolation_reason,
+        overlay: answer(overlay),
+        seccomp: answer(processor.clone()),
+        recorded_ownership: answer(processor.or(notify)),
+        protection: process::own_executable().ok().map(|(_, protection)| protection),
+        missing_capabilities: Capabilities::DEFAULT.difference(Capabilities::from_bits(own)),
+        cgroups: cgroups(&fs_err::read_to_string("/proc/self/mounts").unwrap_or_default()),
+        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+    }
+}
+
+fn best_isolation(own: u64) -> (Isolation, Option<String>) {
+    if own & bits::SYS_ADMIN != 0 {
+        (Isolation::Namespaces, None)
+    } else if own & bits::SYS_CHROOT != 0 {
+        (Isolation::Chroot, Some("CAP_SYS_ADMIN is missing and a user namespace was not entered".to_owned()))
+    } else {
+        (
+            Isolation::Chroot,
+            Some("neither CAP_SYS_ADMIN nor CAP_SYS_CHROOT: no command can be run here".to_owned()),
+        )
+    }
+}
+
+impl Isolation {
+    /// The best that this process can do, without trying anything.
+    #[must_use]
+    pub fn best() -> Self {
+        best_isolation(process::capabilities().map_or(0, |(effective, _)| effective)).0
+    }
+}
+
+fn cgroups(mounts: &str) -> Cgroups {
+    let has = |kind: &str| mounts.lines().any(|line| line.split(' ').nth(2) == Some(kind));
+    match (has("cgroup"), has("cgroup2")) {
+        (true, true) => Cgroups::Hybrid,
+        (true, false) => Cgroups::One,
+        (false, true) => Cgroups::Two,
+        (false, false) => Cgroups::None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cgroups_are_told_apart() {
+        let one = "cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n";
+        let two = "cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
+        assert_eq!(cgroups(one), Cgroups::One);
+        assert_eq!(cgroups(two), Cgroups::Two);
+        assert_eq!(cgroups(&[one, two].concat()), Cgroups::Hybrid);
+        assert_eq!(cgroups("proc /cgroup proc rw 0 0\n"), Cgroups::None);
+    }
+
+    #[test]
+    fn isolation_follows_capabilities() {
+        assert_eq!(best_isolation(u64::MAX), (Isolation::Namespaces, None));
+        let (isolation, reason) = best_isolation(bits::SYS_CHROOT);
+        assert!(isolation == Isolation::Chroot && reason.is_some());
+        let (_, reason) = best_isolation(0);
+        assert!(reason.is_some_and(|reason| reason.contains("no command")));
+    }
+}

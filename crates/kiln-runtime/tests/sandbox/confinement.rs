@@ -1,0 +1,168 @@
+//! System call filters, with programs that make the calls themselves; and sandboxes without namespaces.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use kiln_runtime::{
+    Capabilities, Exit, Isolation, Mount, MountKind, Network, ProvidedFile, RootSource, Security,
+};
+use kiln_sys::namespace::UserNamespace;
+
+use crate::Case;
+use crate::fixture::{Fixture, run};
+
+pub(crate) const CASES: &[Case] = &[
+    ("a_filter_is_installed", filter_installed),
+    ("dangerous_calls_are_refused", dangerous_calls),
+    ("programs_of_32_bits_run", narrow_programs),
+    ("chroot_says_what_it_does_not_isolate", chroot),
+    ("death_of_kiln_ends_the_command", death_of_kiln),
+    ("this_machine_is_described", machine),
+];
+
+fn filter_installed(fixture: &Fixture) {
+    assert_eq!(fixture.output("grep Seccomp: /proc/self/status"), "Seccomp:\t2");
+    let mut sandbox =
+        fixture.shell("grep -E 'Seccomp:|CapBnd' /proc/self/status; mount -t tmpfs x /tmp && echo mounted");
+    sandbox.security = Security::Insecure;
+    let output = run(&sandbox).expect("starts").output;
+    assert!(output.ends_with("mounted\n"), "{output}");
+    if !matches!(fixture.user, UserNamespace::SingleId { .. }) {
+        assert!(output.contains("Seccomp:\t0"), "{output}");
+    }
+    let script = "mount -t tmpfs x /tmp 2>/dev/null && echo mounted; unshare -m true && echo unshared";
+    assert_eq!(run(&fixture.shell(script)).expect("starts").output, "");
+    let mut sandbox = fixture.shell(script);
+    sandbox.process.capabilities =
+        Capabilities::DEFAULT.union(Capabilities::named("SYS_ADMIN").expect("known"));
+    assert_eq!(run(&sandbox).expect("starts").output, "mounted\nunshared\n");
+    let mut sandbox = fixture.shell("grep NoNewPrivs /proc/self/status");
+    sandbox.process.no_new_privileges = true;
+    assert_eq!(run(&sandbox).expect("starts").output, "NoNewPrivs:\t1\n");
+}
+
+/// Compiles a program without a library for the given width, or says why not.
+fn compile(fixture: &Fixture, name: &str, width: &str) -> Option<PathBuf> {
+    let directory = fixture.empty("program");
+    let source = directory.join("program.c");
+    fs_err::write(&source, include_str!("calls.c")).expect("write");
+    fs_err::create_dir(directory.join("bin")).expect("make");
+    let program = directory.join("bin").join(name);
+    let compiler = Command::new("gcc")
+        .args([width, "-nostdlib", "-static", "-ffreestanding", "-fno-stack-protector", "-O1", "-o"])
+        .args([&program, &source])
+        .output();
+    match compiler {
+        Ok(output) if output.status.success() => Some(directory),
+        Ok(output) => {
+            println!(
+                "SKIPPED {name}: {}",
+                String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or_default()
+            );
+            None
+        }
+        Err(error) => {
+            println!("SKIPPED {name}: gcc: {error}");
+            None
+        }
+    }
+}
+
+fn calls(fixture: &Fixture, width: &str) -> Option<String> {
+    if !cfg!(target_arch = "x86_64") {
+        println!("SKIPPED: the program's calls are written for x86");
+        return None;
+    }
+    let directory = compile(fixture, "calls", width)?;
+    let ran = run(&fixture.root(&[&directory]).shell("calls; echo $?")).expect("starts");
+    Some(ran.output)
+}
+
+fn dangerous_calls(fixture: &Fixture) {
+    let Some(output) = calls(fixture, "-m64") else { return };
+    let expect = "inet ok\nalg -1\nvsock -1\nkeyctl -1\nunshare -1\nclone3 -38\nx32 answered\n0\n";
+    assert_eq!(output, expect);
+}
+
+fn narrow_programs(fixture: &Fixture) {
+    let Some(output) = calls(fixture, "-m32") else { return };
+    let expect = "inet ok\nalg -1\nvsock -1\nkeyctl -1\nunshare -1\nclone3 -38\nsocketcall ok\n0\n";
+    assert_eq!(output, expect);
+}
+
+fn chroot(fixture: &Fixture) {
+    let root = fixture.empty("plain");
+    fs_err::create_dir(root.join("bin")).expect("make");
+    fs_err::copy(fixture.root(&[]).overlay.lowers[0].join("bin/busybox"), root.join("bin/sh")).expect("copy");
+    let mut sandbox = fixture.shell("pwd; echo inside > /file; exit 6");
+    sandbox.isolation = Isolation::Chroot;
+    sandbox.process.directory = "/a".into();
+    let error = run(&sandbox).map(|ran| ran.finished.exit).expect_err("an overlay needs mounts");
+    assert!(error.to_string().contains("copied directory"), "{error}");
+    sandbox.root = RootSource::Directory { path: root.clone() };
+    let file =
+        |target: &str| ProvidedFile { target: target.into(), contents: b"k\n".to_vec(), read_only: true };
+    sandbox.files = vec![file("/etc/resolv.conf"), file("/bin/sh")];
+    sandbox.process.arguments[2] =
+        "pwd; read l < /etc/resolv.conf; echo $l; echo inside > /file; exit 6".into();
+    let ran = run(&sandbox).expect("starts");
+    assert_eq!((ran.output.as_str(), ran.finished.exit), ("/a\nk\n", Exit::Code(6)), "{}", ran.error);
+    assert!(ran.finished.notes[1].starts_with("/bin/sh is that of the root"), "{:?}", ran.finished.notes);
+    ran.finished.stubs.undo(&root).expect("undo");
+    assert!(!root.join("etc").exists() && !root.join("dev").exists() && root.join("bin/sh").exists());
+    assert!(ran.finished.notes[0].starts_with("not isolated: "), "{:?}", ran.finished.notes);
+    assert!(root.join("file").exists());
+    sandbox.network = Network::None;
+    assert!(run(&sandbox).is_err());
+    sandbox.network = Network::Host;
+    sandbox.mounts = vec![Mount { kind: MountKind::Tmpfs { size: None, mode: 0o755 }, target: "/t".into() }];
+    assert!(run(&sandbox).is_err());
+}
+
+fn death_of_kiln(fixture: &Fixture) {
+    // Another kiln, which starts a command that never ends and is then killed: the command holds a pipe open.
+    if fixture.user != UserNamespace::None {
+        return;
+    }
+    for round in 0..20 {
+        let marker = fixture.empty("marker");
+        let program = std::env::current_exe().expect("a name");
+        let mut kiln = Command::new(program)
+            .arg("--endless")
+            .env("TMPDIR", &marker)
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let mut output = kiln.stdout.take().expect("a pipe");
+        if round % 2 == 0 {
+            // Half of the time it is killed while it sets the sandbox up.
+            std::io::Read::read_exact(&mut output, &mut [0_u8; 6]).expect("it says hello");
+        } else {
+            std::thread::sleep(std::time::Duration::from_micros(700 * round));
+        }
+        kiln.kill().expect("killed");
+        kiln.wait().expect("waited");
+        // Its end comes only when nobody is left who could write.
+        let begin = std::time::Instant::now();
+        std::io::Read::read_to_end(&mut output, &mut Vec::new()).expect("the end");
+        assert!(begin.elapsed() < std::time::Duration::from_secs(5));
+    }
+    let mounts = fs_err::read_to_string("/proc/self/mounts").expect("read");
+    assert!(!mounts.contains(fixture.directory.path().to_str().expect("a name")));
+}
+
+/// What the other kiln of the case above does.
+pub(crate) fn endless(fixture: &Fixture) {
+    let sandbox = fixture.shell("echo hello; while :; do sleep 1; done");
+    let running = kiln_runtime::start(&sandbox, kiln_runtime::Streams::inherit()).expect("starts");
+    let _ = running.wait();
+}
+
+fn machine(fixture: &Fixture) {
+    let scratch = fixture.empty("scratch");
+    let userxattr = fixture.user != UserNamespace::None;
+    let machine = kiln_runtime::capabilities_of_this_machine(&scratch, userxattr);
+    assert_eq!(machine.isolation, Isolation::Namespaces);
+    assert_eq!(machine.overlay, kiln_runtime::Availability::Yes);
+    assert_eq!(fs_err::read_dir(&scratch).expect("list").count(), 0);
+}

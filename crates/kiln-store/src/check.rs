@@ -1,0 +1,262 @@
+//! `system check`: everything in the store against its digest.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+use kiln_oci::{ChainId, DiffId, Digest, Hasher, ImageId};
+use rusqlite::params;
+
+use crate::Store;
+use crate::database::digest;
+use crate::error::{Error, Result};
+use crate::layers::OVERLAY;
+
+/// Something that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// SQLite finds its file damaged.
+    Database {
+        /// What SQLite says.
+        message: String,
+    },
+    /// An image whose config does not have its digest, or cannot be read.
+    Config {
+        /// The image.
+        image: ImageId,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A layer of an image that is not there.
+    MissingLayer {
+        /// The image.
+        image: ImageId,
+        /// The layer.
+        layer: DiffId,
+    },
+    /// A layer whose index cannot be read or is another layer's.
+    Index {
+        /// The layer.
+        layer: DiffId,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A layer that has neither a blob nor a snapshot that it can be made from.
+    NoSource {
+        /// The layer.
+        layer: DiffId,
+    },
+    /// A layer that comes out of its snapshot with another digest, or not at all.
+    Snapshot {
+        /// The layer.
+        layer: DiffId,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A blob whose file is gone, or is not what it was.
+    Blob {
+        /// The blob.
+        blob: Digest,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Database { message } => write!(f, "kiln.db: {message}"),
+            Self::Config { image, reason } => write!(f, "image {image}: {reason}"),
+            Self::MissingLayer { image, layer } => {
+                write!(f, "image {image}: layer {layer} is not in the store")
+            }
+            Self::Index { layer, reason } => write!(f, "index of layer {layer}: {reason}"),
+            Self::NoSource { layer } => write!(f, "layer {layer}: neither a blob nor a snapshot holds it"),
+            Self::Snapshot { layer, reason } => write!(f, "snapshot of layer {layer}: {reason}"),
+            Self::Blob { blob, reason } => write!(f, "blob {blob}: {reason}"),
+        }
+    }
+}
+
+/// What a check found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Checked {
+    /// What is wrong.
+    pub faults: Vec<Fault>,
+    /// Files that nothing names, relative to the store: what a kill left behind, and the next collection removes.
+    pub garbage: Vec<String>,
+    /// How many images were looked at.
+    pub images: u64,
+    /// How many layers.
+    pub layers: u64,
+    /// How many blobs were hashed.
+    pub blobs: u64,
+}
+
+impl Store {
+    /// Reads everything and compares it with its digest. Changes nothing.
+    pub fn check(&self) -> Result<Checked> {
+        let mut checked = Checked::default();
+        self.check_database(&mut checked)?;
+        self.check_images(&mut checked)?;
+        self.check_blobs(&mut checked)?;
+        self.check_layers(&mut checked)?;
+        checked.garbage = self.garbage()?;
+        Ok(checked)
+    }
+
+    fn check_database(&self, checked: &mut Checked) -> Result<()> {
+        let messages = self.database.all("PRAGMA integrity_check", [], |row| row.get::<_, String>(0))?;
+        let damaged = messages.into_iter().filter(|message| message != "ok");
+        checked.faults.extend(damaged.map(|message| Fault::Database { message }));
+        Ok(())
+    }
+
+    fn check_images(&self, checked: &mut Checked) -> Result<()> {
+        for summary in self.images()? {
+            checked.images += 1;
+            let id = summary.id;
+            let image = match self.image(id) {
+                Ok(image) => image,
+                Err(error) => {
+                    let reason = error.to_string();
+                    checked.faults.push(Fault::Config { image: id, reason });
+                    continue;
+                }
+            };
+            let found = Digest::of(&image.config_bytes);
+            if found != id.0 {
+                let reason = format!("its config has the digest {found}");
+                checked.faults.push(Fault::Config { image: id, reason });
+            }
+            for layer in image.config.rootfs.diff_ids {
+                if self.layer(layer)?.is_none() {
+                    checked.faults.push(Fault::MissingLayer { image: id, layer });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_blobs(&self, checked: &mut Checked) -> Result<()> {
+        let blobs = self.database.all("SELECT digest, size FROM blobs ORDER BY digest", [], |row| {
+            Ok((digest(row, 0)?, row.get::<_, i64>(1)?.unsigned_abs()))
+        })?;
+        for (blob, size) in blobs {
+            checked.blobs += 1;
+            if let Some(reason) = self.blob_fault(&blob, size) {
+                checked.faults.push(Fault::Blob { blob, reason });
+            }
+        }
+        Ok(())
+    }
+
+    fn blob_fault(&self, blob: &Digest, size: u64) -> Option<String> {
+        let hash = || -> io::Result<(Digest, u64)> {
+            let mut hasher = Hasher::new();
+            let mut file = fs_err::File::open(self.blob_path(blob))?;
+            let length = io::copy(&mut file, &mut hasher)?;
+            Ok((hasher.finish(), length))
+        };
+        match hash() {
+            Err(error) => Some(error.to_string()),
+            Ok((_, length)) if length != size => Some(format!("it has {length} bytes, expected {size}")),
+            Ok((found, _)) if found != *blob => Some(format!("its bytes have the digest {found}")),
+            Ok(_) => None,
+        }
+    }
+
+    fn check_layers(&self, checked: &mut Checked) -> Result<()> {
+        for layer in self.all_layers()? {
+            checked.layers += 1;
+            match self.index(layer) {
+                Ok(index) if index.diff_id() == layer => {}
+                Ok(index) => {
+                    let reason = format!("it is that of {}", index.diff_id());
+                    checked.faults.push(Fault::Index { layer, reason });
+                    continue;
+                }
+                Err(error) => {
+                    checked.faults.push(Fault::Index { layer, reason: error.to_string() });
+                    continue;
+                }
+            }
+            let has_blob = !self.layer_blobs(layer)?.is_empty();
+            let made_here = self.layer(layer)?.is_some_and(|info| info.writer != 0);
+            match self.chain_with_snapshot(layer)? {
+                Some(below) if made_here => {
+                    if let Err(error) = self.write_tar(&below, layer, &mut io::sink()) {
+                        let reason = error.to_string();
+                        checked.faults.push(Fault::Snapshot { layer, reason });
+                    }
+                }
+                None if !has_blob => checked.faults.push(Fault::NoSource { layer }),
+                Some(_) if !has_blob => checked.faults.push(Fault::NoSource { layer }),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The layers below `layer` in a stack where it is unpacked.
+    fn chain_with_snapshot(&self, layer: DiffId) -> Result<Option<Vec<DiffId>>> {
+        let parents = self.database.all(
+            "SELECT parent FROM chains WHERE diff_id = ?1",
+            params![layer.0.as_bytes()],
+            |row| digest(row, 0).map(ChainId),
+        )?;
+        for parent in parents {
+            let Some(below) = self.chain_layers(parent)? else { continue };
+            let whole = below.iter().all(|layer| matches!(self.layer(*layer), Ok(Some(_))));
+            let snapshot = self.find_snapshot(parent, layer)?;
+            if whole && snapshot.is_some_and(|snapshot| snapshot.diff.is_dir()) {
+                return Ok(Some(below.to_vec()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Files that no row names.
+    fn garbage(&self) -> Result<Vec<String>> {
+        let hex = |sql: &str| -> Result<HashSet<String>> {
+            let rows = self.database.all(sql, [], |row| digest(row, 0))?;
+            Ok(rows.iter().map(Digest::hex).collect())
+        };
+        let text = |sql: &str| -> Result<HashSet<String>> {
+            Ok(self.database.all(sql, [], |row| row.get(0))?.into_iter().collect())
+        };
+        let mut snapshots = text("SELECT id FROM snapshots")?;
+        snapshots.insert("l".to_owned());
+        let mut caches = text("SELECT directory FROM cache_mounts")?;
+        caches.extend(caches.clone().into_iter().map(|name| name + ".lock"));
+        let known = [
+            ("index", hex("SELECT diff_id FROM layers")?),
+            ("blobs/sha256", hex("SELECT digest FROM blobs")?),
+            (OVERLAY, snapshots),
+            ("overlay2/l", text("SELECT link FROM snapshots")?),
+            ("cache", caches),
+            ("tmp", text("SELECT id FROM leases")?),
+            ("trash", HashSet::new()),
+        ];
+        let mut garbage = Vec::new();
+        for (directory, known) in known {
+            let path = self.root().join(directory);
+            garbage.extend(unknown(&path, &known)?.into_iter().map(|name| format!("{directory}/{name}")));
+        }
+        garbage.sort();
+        Ok(garbage)
+    }
+}
+
+fn unknown(directory: &Path, known: &HashSet<String>) -> Result<Vec<String>> {
+    let mut unknown = Vec::new();
+    for entry in fs_err::read_dir(directory).map_err(Error::file("list", directory))? {
+        let entry = entry.map_err(Error::file("list", directory))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !known.contains(&name) {
+            unknown.push(name);
+        }
+    }
+    Ok(unknown)
+}

@@ -1,0 +1,218 @@
+//! What takes space in the store. Sizes come from the database; only cache mounts, whose files are the steps', are
+//! looked through.
+
+use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use kiln_oci::{DiffId, Digest, ImageId};
+
+use crate::Store;
+use crate::database::{all, digest};
+use crate::error::Result;
+
+/// What takes space.
+#[derive(Clone, Debug, Default)]
+pub struct DiskUsage {
+    /// Images, newest first.
+    pub images: Vec<ImageUsage>,
+    /// Bytes of unpacked files of all images' layers, each layer once.
+    pub image_bytes: u64,
+    /// How many blobs of layers there are.
+    pub blobs: u64,
+    /// How many of them hold a layer of an image.
+    pub blobs_of_images: u64,
+    /// Bytes of all blobs of layers.
+    pub blob_bytes: u64,
+    /// Bytes of those that hold no layer of an image.
+    pub unused_blob_bytes: u64,
+    /// The build cache.
+    pub cache: Vec<CacheItem>,
+}
+
+/// What an image takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageUsage {
+    /// Digest of the config.
+    pub id: ImageId,
+    /// All names, sorted.
+    pub names: Vec<String>,
+    /// Nanoseconds since the epoch.
+    pub created: i64,
+    /// Bytes of files in all layers.
+    pub size: u64,
+    /// Bytes of files in layers that other images have too.
+    pub shared: u64,
+}
+
+/// What an item of the build cache is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheItemKind {
+    /// The layer that a step made.
+    Layer,
+    /// The directory of a cache mount.
+    Mount,
+}
+
+/// A layer or a directory of the build cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheItem {
+    /// What it is.
+    pub kind: CacheItemKind,
+    /// Hexadecimal digits of the layer's diff ID, or the directory's name.
+    pub id: String,
+    /// The step, or the mount's id.
+    pub description: String,
+    /// Bytes that its removal gives back.
+    pub size: u64,
+    /// Nanoseconds since the epoch.
+    pub created: i64,
+    /// Nanoseconds since the epoch.
+    pub last_used: i64,
+    /// How many records have it.
+    pub records: u64,
+    /// Whether a running command uses it.
+    pub in_use: bool,
+    /// Whether an image has it, too, so that nothing is gained by removing it.
+    pub shared: bool,
+}
+
+impl Store {
+    /// What takes space, and what of it could go.
+    pub fn disk_usage(&self) -> Result<DiskUsage> {
+        let mut usage = DiskUsage { images: self.image_usage()?, ..DiskUsage::default() };
+        let connection = self.database.lock();
+        let number = |sql: &str| -> Result<Vec<u64>> {
+            let row = all(&connection, sql, [], |row| {
+                (0..row.as_ref().column_count())
+                    .map(|column| row.get::<_, Option<i64>>(column).map(|n| n.unwrap_or(0).unsigned_abs()))
+                    .collect()
+            })?;
+            Ok(row.into_iter().next().unwrap_or_default())
+        };
+        const OF_IMAGES: &str =
+            "SELECT l.blob FROM layer_blobs l JOIN image_layers i ON i.diff_id = l.diff_id";
+        usage.image_bytes =
+            number("SELECT sum(files_size) FROM layers WHERE diff_id IN (SELECT diff_id FROM image_layers)")?
+                [0];
+        let blobs =
+            number("SELECT count(*), sum(size) FROM blobs WHERE digest IN (SELECT blob FROM layer_blobs)")?;
+        let used = number(&format!("SELECT count(*), sum(size) FROM blobs WHERE digest IN ({OF_IMAGES})"))?;
+        (usage.blobs, usage.blob_bytes) = (blobs[0], blobs[1]);
+        usage.blobs_of_images = used[0];
+        usage.unused_blob_bytes = blobs[1].saturating_sub(used[1]);
+        drop(connection);
+        usage.cache = self.cached_layer_items()?;
+        usage.cache.extend(self.cache_mount_items()?);
+        Ok(usage)
+    }
+
+    fn image_usage(&self) -> Result<Vec<ImageUsage>> {
+        let rows = self.database.all(
+            "SELECT i.image, i.diff_id, l.files_size FROM image_layers i JOIN layers l USING (diff_id)",
+            [],
+            |row| Ok((digest(row, 0)?, digest(row, 1)?, row.get::<_, i64>(2)?.unsigned_abs())),
+        )?;
+        let mut owners: HashMap<Digest, Vec<Digest>> = HashMap::new();
+        for (image, layer, _) in &rows {
+            let owners = owners.entry(*layer).or_default();
+            if owners.last() != Some(image) {
+                owners.push(*image);
+            }
+        }
+        let mut shared: HashMap<Digest, u64> = HashMap::new();
+        for (image, layer, size) in &rows {
+            if owners.get(layer).is_some_and(|owners| owners.len() > 1) {
+                *shared.entry(*image).or_default() += size;
+            }
+        }
+        let images = self.images()?;
+        let usage = |image: crate::ImageSummary| ImageUsage {
+            id: image.id,
+            names: image.names,
+            created: image.created,
+            size: image.size,
+            shared: shared.get(&image.id.0).copied().unwrap_or(0),
+        };
+        Ok(images.into_iter().map(usage).collect())
+    }
+
+    /// Layers that records have, and layers that nothing has.
+    fn cached_layer_items(&self) -> Result<Vec<CacheItem>> {
+        self.database.all(
+            "SELECT l.diff_id, coalesce(max(r.name), ''), l.created, l.last_used, count(r.key), \
+               EXISTS (SELECT 1 FROM lease_roots x WHERE x.kind = 'layer' AND x.digest = l.diff_id), \
+               EXISTS (SELECT 1 FROM image_layers i WHERE i.diff_id = l.diff_id) AS shared, \
+               l.index_size + l.files_size * (SELECT count(*) FROM snapshots s WHERE s.diff_id = l.diff_id) \
+               + coalesce((SELECT sum(b.size) FROM layer_blobs y JOIN blobs b ON b.digest = y.blob \
+                           WHERE y.diff_id = l.diff_id), 0) \
+             FROM layers l LEFT JOIN records r ON r.layer = l.diff_id \
+             GROUP BY l.diff_id HAVING count(r.key) > 0 OR shared = 0 ORDER BY l.last_used, l.diff_id",
+            [],
+            |row| {
+                Ok(CacheItem {
+                    kind: CacheItemKind::Layer,
+                    id: digest(row, 0)?.hex(),
+                    description: row.get(1)?,
+                    created: row.get(2)?,
+                    last_used: row.get(3)?,
+                    records: row.get::<_, i64>(4)?.unsigned_abs(),
+                    in_use: row.get(5)?,
+                    shared: row.get(6)?,
+                    size: row.get::<_, i64>(7)?.unsigned_abs(),
+                })
+            },
+        )
+    }
+
+    fn cache_mount_items(&self) -> Result<Vec<CacheItem>> {
+        let caches = self.root().join("cache");
+        self.database.all(
+            "SELECT directory, id, created, last_used FROM cache_mounts ORDER BY last_used",
+            [],
+            |row| {
+                let directory: String = row.get(0)?;
+                let id: String = row.get(1)?;
+                // The id is behind the ownership mode, and before the number of a private sibling.
+                let shown = id.split('\0').nth(1).unwrap_or_default();
+                let path = caches.join(&directory);
+                let lock = path.with_extension("lock");
+                let free = kiln_sys::lock::Lock::try_acquire(&lock, kiln_sys::lock::Sharing::Exclusive);
+                Ok(CacheItem {
+                    kind: CacheItemKind::Mount,
+                    description: format!("cache mount {shown}"),
+                    size: bytes_below(&path),
+                    created: row.get(2)?,
+                    last_used: row.get(3)?,
+                    records: 1,
+                    in_use: matches!(free, Ok(None)),
+                    shared: false,
+                    id: directory,
+                })
+            },
+        )
+    }
+
+    /// Layers that are in the store, by diff ID.
+    pub(crate) fn all_layers(&self) -> Result<Vec<DiffId>> {
+        self.database.all("SELECT diff_id FROM layers ORDER BY diff_id", [], |row| digest(row, 0).map(DiffId))
+    }
+}
+
+/// Bytes of regular files below a directory, hard links counted for each name. What cannot be read counts nothing.
+pub(crate) fn bytes_below(directory: &Path) -> u64 {
+    let mut pending = vec![directory.to_path_buf()];
+    let mut bytes: u64 = 0;
+    while let Some(directory) = pending.pop() {
+        let Ok(entries) = fs_err::read_dir(&directory) else { continue };
+        for entry in entries.flatten() {
+            let Ok(metadata) = entry.metadata() else { continue };
+            if metadata.is_dir() {
+                pending.push(entry.path());
+            } else if metadata.is_file() {
+                bytes = bytes.saturating_add(metadata.size());
+            }
+        }
+    }
+    bytes
+}

@@ -1,0 +1,207 @@
+//! `info`: how kiln works on this machine, and why.
+
+use std::io::Write as _;
+use std::path::Path;
+
+use anyhow::Result;
+use kiln_store::Store;
+use kiln_sys::namespace::{Configuration, UserNamespace, enter_user_namespace};
+use kiln_sys::overlay::Overlay;
+use serde_json::{Value as Json, json};
+
+use crate::arguments::system::Info;
+use crate::failure::Failure;
+use crate::format::inspect::Inspect;
+use crate::session::{self, Files};
+use crate::units::{Clock, binary_size};
+
+/// One thing that can be done in several ways: the way here, and the reason if it is not the best one.
+struct Way {
+    way: &'static str,
+    reason: Option<String>,
+}
+
+impl Way {
+    fn shown(&self) -> String {
+        match &self.reason {
+            Some(reason) => format!("{} ({reason})", self.way),
+            None => self.way.to_owned(),
+        }
+    }
+
+    fn json(&self) -> Json {
+        json!({ "Way": self.way, "Reason": self.reason })
+    }
+}
+
+/// Prints what kiln finds, as lines or through a template.
+pub(crate) fn run(root: Option<&Path>, arguments: &Info) -> Result<u8> {
+    let format = arguments.format.format.as_deref().map(|f| if f == "json" { "{{json .}}" } else { f });
+    let inspect = Inspect::read(format).map_err(Failure::from)?;
+    // Before any thread; without a namespace the rest is still told.
+    let owners = owners(&session::namespace_configuration());
+    let store = session::open(root, Files::Untouched)?;
+    let facts = facts(&store, &owners)?;
+    let mut out = std::io::stdout().lock();
+    if format.is_none_or(str::is_empty) {
+        out.write_all(lines(&facts, &owners).as_bytes())?;
+        return Ok(0);
+    }
+    let inspected = inspect.render(&[facts.json(&owners)], "the information", &Clock::system());
+    match inspected.failures.into_iter().next() {
+        Some(failure) => return Err(Failure::from(failure).into()),
+        None => out.write_all(inspected.text.as_bytes())?,
+    }
+    Ok(0)
+}
+
+fn owners(configuration: &Configuration) -> Way {
+    match enter_user_namespace(configuration) {
+        Ok(UserNamespace::None) => Way { way: "kept by the kernel, as root", reason: None },
+        Ok(UserNamespace::SubIds { .. }) => {
+            Way { way: "kept by the kernel, in a user namespace with subordinate IDs", reason: None }
+        }
+        Ok(UserNamespace::SingleId { reason }) => {
+            Way { way: "recorded, in a user namespace with one ID", reason: Some(reason) }
+        }
+        Ok(UserNamespace::Unavailable { reason }) => {
+            Way { way: "not kept: only names, configs and indexes work", reason: Some(reason) }
+        }
+        Err(error) => {
+            Way { way: "not kept: only names, configs and indexes work", reason: Some(error.to_string()) }
+        }
+    }
+}
+
+struct Facts {
+    root: String,
+    file_system: &'static str,
+    images: usize,
+    cache: u64,
+    cache_cap: u64,
+    roots: Way,
+    network: Way,
+    kernel: String,
+    system: String,
+    name: String,
+    architecture: &'static str,
+    processors: usize,
+    memory: u64,
+    store_schema: u32,
+}
+
+fn facts(store: &Store, owners: &Way) -> Result<Facts> {
+    let uname = rustix::system::uname();
+    let text = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();
+    Ok(Facts {
+        root: store.root().display().to_string(),
+        file_system: file_system(store.root()),
+        images: store.images()?.len(),
+        cache: store.cache_bytes()?,
+        cache_cap: store.cache_cap()?,
+        roots: roots(store, owners)?,
+        network: Way {
+            way: "the host's",
+            reason: Some("kiln has no networks of its own yet; --network=none cuts off".to_owned()),
+        },
+        kernel: text(uname.release()),
+        system: operating_system(),
+        name: text(uname.nodename()),
+        architecture: std::env::consts::ARCH,
+        processors: std::thread::available_parallelism().map_or(1, usize::from),
+        memory: memory(),
+        store_schema: kiln_store::SCHEMA_VERSION,
+    })
+}
+
+/// How a step's root is put together: tried, not guessed.
+fn roots(store: &Store, owners: &Way) -> Result<Way> {
+    let lease = store.lease("info")?;
+    let directory = lease.fresh_path("probe");
+    fs_err::create_dir(&directory)?;
+    let userxattr = store.ownership() != kiln_store::Ownership::Root;
+    Ok(match Overlay::probe(&directory, userxattr) {
+        Ok(()) => Way { way: "overlay2", reason: None },
+        Err(error) if owners.way.starts_with("not kept") => {
+            Way { way: "none", reason: Some(error.to_string()) }
+        }
+        Err(error) => Way { way: "overlay2 is refused", reason: Some(error.to_string()) },
+    })
+}
+
+impl Facts {
+    /// Docker's names where it has the same thing.
+    fn json(&self, owners: &Way) -> Json {
+        json!({
+            "Images": self.images,
+            "Driver": "overlay2",
+            "DriverStatus": [["Backing Filesystem", self.file_system]],
+            "KernelVersion": self.kernel,
+            "OperatingSystem": self.system,
+            "OSType": "linux",
+            "Architecture": self.architecture,
+            "NCPU": self.processors,
+            "MemTotal": self.memory,
+            "DockerRootDir": self.root,
+            "Name": self.name,
+            "ServerVersion": env!("CARGO_PKG_VERSION"),
+            "SecurityOptions": ["name=seccomp,profile=builtin"],
+            "StoreSchema": self.store_schema,
+            "BuildCache": { "Bytes": self.cache, "Cap": self.cache_cap },
+            "Ways": { "Owners": owners.json(), "Roots": self.roots.json(), "Network": self.network.json() },
+        })
+    }
+}
+
+fn lines(facts: &Facts, owners: &Way) -> String {
+    let rows = [
+        ("Server Version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("Images", facts.images.to_string()),
+        ("Storage Driver", facts.roots.shown()),
+        (" Backing Filesystem", facts.file_system.to_owned()),
+        (" Store Schema", facts.store_schema.to_string()),
+        ("Build Cache", format!("{}, kept to {}", binary_size(facts.cache), binary_size(facts.cache_cap))),
+        ("File Owners", owners.shown()),
+        ("Network", facts.network.shown()),
+        ("Security Options", "seccomp (builtin profile)".to_owned()),
+        ("Kernel Version", facts.kernel.clone()),
+        ("Operating System", facts.system.clone()),
+        ("OSType", "linux".to_owned()),
+        ("Architecture", facts.architecture.to_owned()),
+        ("CPUs", facts.processors.to_string()),
+        ("Total Memory", binary_size(facts.memory)),
+        ("Name", facts.name.clone()),
+        ("Docker Root Dir", facts.root.clone()),
+    ];
+    rows.iter().map(|(name, value)| format!("{name}: {value}\n")).collect()
+}
+
+fn operating_system() -> String {
+    let text = fs_err::read_to_string("/etc/os-release").unwrap_or_default();
+    let name = text.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    name.map_or_else(|| "unknown".to_owned(), |name| name.trim_matches('"').to_owned())
+}
+
+fn memory() -> u64 {
+    let text = fs_err::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    total
+        .and_then(|total| total.trim().trim_end_matches(" kB").parse::<u64>().ok())
+        .map_or(0, |kib| kib * 1024)
+}
+
+/// Docker's names of file systems.
+fn file_system(path: &Path) -> &'static str {
+    let Ok(stat) = rustix::fs::statfs(path) else { return "unknown" };
+    // linux/magic.h
+    match stat.f_type as u64 & 0xffff_ffff {
+        0xef53 => "extfs",
+        0x5846_5342 => "xfs",
+        0x9123_683e => "btrfs",
+        0x0102_1994 => "tmpfs",
+        0x794c_7630 => "overlayfs",
+        0x2fc1_2fc1 => "zfs",
+        0xf2f5_2010 => "f2fs",
+        _ => "unknown",
+    }
+}

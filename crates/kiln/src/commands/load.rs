@@ -1,0 +1,83 @@
+//! `load`.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use kiln_store::{LoadEvent, LoadedImage, Unpacking};
+
+use crate::arguments::image::Load;
+use crate::failure::{Failure, Kind};
+use crate::session::{self, Files};
+
+/// Loads the images of an archive or of an OCI directory.
+pub(crate) fn run(root: Option<&Path>, arguments: &Load) -> Result<u8> {
+    let (files, unpacking) = match arguments.no_unpack {
+        true => (Files::Untouched, Unpacking::Later),
+        false => (Files::Touched, Unpacking::Now),
+    };
+    let input = match arguments.input.as_deref().filter(|path| path.as_os_str() != "-") {
+        Some(path) => {
+            fs_err::metadata(path).map_err(|error| {
+                Failure::new(Kind::Input, format!("cannot load {}", path.display())).caused_by(error)
+            })?;
+            Some(path)
+        }
+        None => None,
+    };
+    let stdin = std::io::stdin();
+    if input.is_none() && rustix::termios::isatty(stdin.as_fd()) {
+        return Err(Failure::new(Kind::Usage, "no archive to load: standard input is a terminal")
+            .hint("name a file with -i, or pipe an archive into `kiln load`")
+            .into());
+    }
+    let store = session::open(root, files)?;
+    let lease = store.lease("load")?;
+    let shown = !arguments.quiet && rustix::termios::isatty(std::io::stderr().as_fd());
+    let mut progress = |event: LoadEvent| {
+        if shown {
+            tell(&event);
+        }
+    };
+    let loaded = match input {
+        Some(path) => store.load(&lease, path, unpacking, &mut progress),
+        None => {
+            let input = File::from(stdin.as_fd().try_clone_to_owned()?);
+            store.load_stream(&lease, "standard input", input, unpacking, &mut progress)
+        }
+    };
+    let name = input.map_or_else(|| "standard input".to_owned(), |path| path.display().to_string());
+    let loaded = loaded.with_context(|| format!("cannot load {name}"))?;
+    report(&loaded)?;
+    Ok(0)
+}
+
+/// A line for each layer, on a terminal only.
+fn tell(event: &LoadEvent) {
+    let LoadEvent::Layer { position, count, layer, known } = event;
+    let note = if *known { " (already here)" } else { "" };
+    // Progress that cannot be shown is no failure.
+    let _ = writeln!(std::io::stderr(), "layer {position}/{count} {}{note}", layer.0.short());
+}
+
+fn report(loaded: &[LoadedImage]) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    for image in loaded {
+        for (name, old) in &image.moved {
+            let name = name.familiar();
+            writeln!(
+                out,
+                "The image {name} already exists, renaming the old one with ID {old} to empty string"
+            )?;
+        }
+        for name in &image.names {
+            writeln!(out, "Loaded image: {}", name.familiar())?;
+        }
+        if image.names.is_empty() {
+            writeln!(out, "Loaded image ID: {}", image.id)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,146 @@
+//! `build --lend`: what the machine lends to RUN steps while they run, as behind a company's proxy.
+//!
+//! Files appear under `/run/kiln` and are gone with the step; variables are seen by the process alone. Neither is in a
+//! layer, in the history or in a cache key.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::ValueEnum;
+use kiln_build::Lent;
+
+use crate::failure::{Failure, Kind};
+
+/// Where lent files appear.
+const PLACE: &str = "/run/kiln";
+/// Where systems keep their CA bundle: Debian, Fedora, Alpine and openSUSE.
+const BUNDLES: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/cert.pem",
+    "/etc/ssl/ca-bundle.pem",
+];
+/// Variables by which programs find a CA bundle.
+const BUNDLE_VARIABLES: [&str; 9] = [
+    "SSL_CERT_FILE",
+    "CURL_CA_BUNDLE",
+    "REQUESTS_CA_BUNDLE",
+    "PIP_CERT",
+    "NODE_EXTRA_CA_CERTS",
+    "GIT_SSL_CAINFO",
+    "CARGO_HTTP_CAINFO",
+    "AWS_CA_BUNDLE",
+    "NIX_SSL_CERT_FILE",
+];
+
+/// What can be lent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Loan {
+    /// The CA bundle that the machine trusts.
+    Ca,
+    /// Proxy variables.
+    Proxy,
+    /// apt's settings for fetching.
+    Apt,
+    /// pip's index settings.
+    Pip,
+    /// npm's settings.
+    Npm,
+    /// Go's module proxy settings.
+    Go,
+}
+
+/// Reads what is to be lent from the machine's own configuration.
+pub(crate) fn read(loans: &[Loan]) -> Result<Lent> {
+    let mut lent = Lent::default();
+    let mut apt = String::new();
+    for loan in loans {
+        match loan {
+            Loan::Ca => lend_bundle(&mut lent, &mut apt)?,
+            Loan::Proxy => lend_variables(&mut lent, kiln_dockerfile::predefined::is_proxy_arg),
+            Loan::Apt => apt.push_str(&apt_settings()?),
+            Loan::Pip => {
+                let names =
+                    ["PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST", "PIP_DEFAULT_TIMEOUT"];
+                lend_variables(&mut lent, |name| names.contains(&name));
+                let files = ["/etc/pip.conf", "~/.config/pip/pip.conf", "~/.pip/pip.conf"];
+                lend_file(&mut lent, "pip.conf", "PIP_CONFIG_FILE", &files)?;
+            }
+            Loan::Npm => {
+                lend_variables(&mut lent, |name| name.eq_ignore_ascii_case("npm_config_registry"));
+                lend_file(&mut lent, "npmrc", "NPM_CONFIG_USERCONFIG", &["~/.npmrc"])?;
+            }
+            Loan::Go => {
+                let names = ["GOPROXY", "GOSUMDB", "GONOSUMDB", "GONOSUMCHECK", "GOPRIVATE", "GONOPROXY"];
+                lend_variables(&mut lent, |name| names.contains(&name));
+            }
+        }
+    }
+    if !apt.is_empty() {
+        lend(&mut lent, "apt.conf", "APT_CONFIG", apt.into_bytes());
+    }
+    Ok(lent)
+}
+
+fn lend(lent: &mut Lent, name: &str, variable: &str, bytes: Vec<u8>) {
+    let path = format!("{PLACE}/{name}");
+    lent.environment.push((variable.to_owned(), path.clone()));
+    lent.files.push((path, bytes));
+}
+
+#[expect(clippy::disallowed_methods, reason = "the binary reads the environment")]
+fn lend_bundle(lent: &mut Lent, apt: &mut String) -> Result<()> {
+    let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
+    let known = BUNDLES.iter().map(PathBuf::from);
+    let Some(bundle) = named.into_iter().chain(known).find(|path| path.is_file()) else {
+        let message = format!("cannot lend a CA bundle: none of {} is there", BUNDLES.join(", "));
+        return Err(Failure::new(Kind::World, message).hint("name one with SSL_CERT_FILE").into());
+    };
+    let path = format!("{PLACE}/ca-certificates.crt");
+    lent.files.push((path.clone(), fs_err::read(&bundle)?));
+    lent.environment.extend(BUNDLE_VARIABLES.map(|name| (name.to_owned(), path.clone())));
+    apt.push_str(&format!("Acquire::https::CaInfo \"{path}\";\n"));
+    Ok(())
+}
+
+#[expect(clippy::disallowed_methods, reason = "the binary reads the environment")]
+fn lend_variables(lent: &mut Lent, wanted: impl Fn(&str) -> bool) {
+    lent.environment.extend(std::env::vars().filter(|(name, _)| wanted(name)));
+}
+
+/// Lends the first of these files that is there.
+fn lend_file(lent: &mut Lent, name: &str, variable: &str, files: &[&str]) -> Result<()> {
+    let found = files.iter().filter_map(|file| at_home(file)).find(|path| path.is_file());
+    if let Some(path) = found {
+        lend(lent, name, variable, fs_err::read(path)?);
+    }
+    Ok(())
+}
+
+#[expect(clippy::disallowed_methods, reason = "the binary reads the environment")]
+fn at_home(file: &str) -> Option<PathBuf> {
+    match file.strip_prefix("~/") {
+        Some(rest) => std::env::var_os("HOME").map(|home| Path::new(&home).join(rest)),
+        None => Some(PathBuf::from(file)),
+    }
+}
+
+/// The lines of apt's configuration that say how to fetch; nothing of what it does on the machine.
+fn apt_settings() -> Result<String> {
+    let mut files = vec![PathBuf::from("/etc/apt/apt.conf")];
+    if let Ok(entries) = fs_err::read_dir("/etc/apt/apt.conf.d") {
+        files.extend(entries.filter_map(|entry| entry.ok().map(|entry| entry.path())));
+    }
+    files.sort();
+    let mut settings = String::new();
+    for file in files.iter().filter(|file| file.is_file()) {
+        let text = fs_err::read_to_string(file)?;
+        for line in text.lines().map(str::trim) {
+            if line.starts_with("Acquire::") && line.ends_with(';') && line.contains('"') {
+                settings.push_str(line);
+                settings.push('\n');
+            }
+        }
+    }
+    Ok(settings)
+}
