@@ -4,6 +4,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods, clippy::exit)]
 
 mod bench;
+mod count;
 mod demo;
 mod machine;
 mod test;
@@ -17,7 +18,8 @@ const USAGE: &str = "usage: cargo xtask CHORE
          runs it once and prints its history
   test   formatting, lints, tidiness and all tests
   tidy   the house's rules alone
-  bench  kiln beside other engines; `cargo xtask bench --help` tells more";
+  bench  kiln beside other engines; `cargo xtask bench --help` tells more
+  count  instructions of fixed work, compared with crates/xtask/instructions.json; --accept writes it";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -25,6 +27,8 @@ fn main() -> ExitCode {
         ["demo"] => demo::run_demo(),
         ["test"] => test::run(),
         ["tidy"] => tidy::run(),
+        ["count"] => count::run(count::Purpose::Compare),
+        ["count", "--accept"] => count::run(count::Purpose::Accept),
         ["bench", ..] => bench::run(&arguments[1..]),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");

@@ -143,6 +143,7 @@ fn start(
         Some(program) => program.canonicalize().with_context(|| program.display().to_string())?,
         None => build_kiln()?,
     };
+    engines::daemon::stop_on_signals()?;
     let mut engines: Vec<Box<dyn Engine>> = vec![Box::new(Kiln::new(program, place))];
     for peer in peers {
         match engines::start(*peer, place) {

@@ -2,7 +2,7 @@
 
 mod buildkit;
 mod containers;
-mod daemon;
+pub(crate) mod daemon;
 mod docker;
 mod kiln;
 mod umoci;
