@@ -83,7 +83,8 @@ pub(crate) struct Unpacker<'a> {
     /// The directories of `place`, from the root's first component down, with the length of their paths.
     held: Vec<(usize, Directory)>,
     place: Vec<u8>,
-    directories: BTreeMap<Vec<u8>, Placed>,
+    /// What directories get at the end, and whether they were made with their mode.
+    directories: BTreeMap<Vec<u8>, (Placed, ModeSet)>,
     /// In a flat tree: what this layer made, which its own marks must not remove.
     made: HashSet<Vec<u8>>,
     open: Option<Open>,
@@ -119,7 +120,7 @@ impl<'a> Unpacker<'a> {
             return match placed.kind {
                 Kind::Opaque => self.opaque(&placed.path),
                 _ => {
-                    self.directories.insert(Vec::new(), placed);
+                    self.directories.insert(Vec::new(), (placed, ModeSet::No));
                     Ok(())
                 }
             };
@@ -254,16 +255,21 @@ impl<'a> Unpacker<'a> {
         let name = OsStr::from_bytes(name);
         // Our own access comes first; the real mode is set at the end.
         let mode = placed.mode & 0o777 | 0o700;
-        match self.parent(parent)?.make_directory(name, mode) {
+        let mode_set = match self.parent(parent)?.make_directory(name, mode) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 let stat = self.parent(parent)?.stat(name)?;
                 if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
                     self.replace_by_directory(&placed.path, mode, self.is_whiteout(&stat))?;
                 }
+                // It may have been implied, or given before with another mode.
+                ModeSet::No
             }
-            result => result?,
-        }
-        self.directories.insert(placed.path.clone(), placed);
+            result => {
+                result?;
+                if self.own_umask { ModeSet::Yes } else { ModeSet::No }
+            }
+        };
+        self.directories.insert(placed.path.clone(), (placed, mode_set));
         Ok(())
     }
 
@@ -394,16 +400,17 @@ impl<'a> Unpacker<'a> {
     pub(crate) fn finish(mut self) -> Result<()> {
         self.close()?;
         let directories = std::mem::take(&mut self.directories);
-        for (path, placed) in directories.iter().rev() {
+        for (path, (placed, mode_set)) in directories.iter().rev() {
             let Some(directory) = self.find(path)? else { continue };
             let directory = directory.try_clone()?;
             set_xattrs(&directory, OsStr::new(""), &placed.xattrs, self.to.ownership)?;
             let mode = match self.to.ownership {
                 Ownership::Keep => placed.mode,
-                Ownership::Ignore => placed.mode & 0o777 | 0o700,
+                // The sticky bit means nobody else.
+                Ownership::Ignore => placed.mode & 0o1777 | 0o700,
             };
-            let made_so = self.own_umask && mode & !0o777 == 0 && mode & 0o700 == 0o700 && !path.is_empty();
-            let mode = (!made_so || self.to.whiteouts == Whiteouts::Apply).then_some(mode);
+            let made_so = *mode_set == ModeSet::Yes && mode & !0o777 == 0 && mode & 0o700 == 0o700;
+            let mode = (!made_so).then_some(mode);
             directory.set_self(mode, self.owner(placed), Some(self.time(placed)))?;
         }
         Ok(())
@@ -502,6 +509,13 @@ impl<'a> Unpacker<'a> {
             _ => Err(error.into()),
         }
     }
+}
+
+/// Whether a directory already has its mode, special bits apart.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ModeSet {
+    Yes,
+    No,
 }
 
 /// What happens when a directory on the way is missing.

@@ -294,3 +294,38 @@ fn bombs_are_bounded() {
     trailing.extend_from_slice(b"garbage");
     refused("trailing bytes", &trailing);
 }
+
+#[test]
+fn a_snapshot_is_completed_from_below() {
+    use kiln_layer::{ContentSource, LayerContents, Ownership, Unpack, complete};
+    use std::io::Write;
+    let lower = Tar::new().dir("usr", 0o711).file_mode("usr/f", b"from below", 0o640).end();
+    let upper = Tar::new().link("usr/f", "usr/h").link("usr/f", "d/i").file("usr/x", b"x").end();
+    let mut blob = tempfile::tempfile().expect("a temporary file");
+    blob.write_all(&lower).expect("written");
+    let below = Arc::new(walk(&lower[..], &Options::default()).expect("walked").index);
+    let contents = LayerContents::new(Arc::clone(&below), vec![ContentSource::Blob(blob)]);
+    let view = RootView::new(vec![below]);
+    let host = tempfile::tempdir().expect("a temporary directory");
+    let walked = unpack(&upper, host.path(), Whiteouts::OverlayUser).expect("unpacked");
+    assert!(!walked.index.stands_alone());
+    assert!(!host.path().join("usr/h").exists(), "what is below is not known yet");
+    let root = Root::open(host.path()).expect("opened");
+    let ownership = if support::is_root() { Ownership::Keep } else { Ownership::Ignore };
+    let to = Unpack { root: &root, whiteouts: Whiteouts::OverlayUser, ownership, clamp: None };
+    std::thread::scope(|scope| {
+        let completing = || complete(&walked.index, &view, &to, &|_, entry| contents.open(entry));
+        scope.spawn(completing).join().expect("joined").expect("completed");
+    });
+    let stat = |path: &str| fs_err::metadata(host.path().join(path)).expect(path);
+    assert_eq!(fs_err::read_to_string(host.path().join("usr/h")).expect("read"), "from below");
+    assert_eq!(stat("usr/h").ino(), stat("d/i").ino());
+    assert_eq!(
+        (stat("usr").mode() & 0o777, stat("d").mode() & 0o777, stat("usr/h").mode() & 0o777),
+        (0o711, 0o755, 0o640)
+    );
+    assert_eq!(
+        (stat("usr").mtime(), stat("d").mtime(), stat("usr/x").mtime()),
+        (1_700_000_000, 0, 1_700_000_000)
+    );
+}

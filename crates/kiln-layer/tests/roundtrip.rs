@@ -10,7 +10,7 @@ use std::sync::Arc;
 use kiln_layer::metadata::Time;
 use kiln_layer::{
     Capture, Changes, ContentSource, Kind, LayerContents, LayerWriter, Metadata, Options, Outputs, Owners,
-    Ownership, RootView, Source, Unpack, Whiteouts, Written, capture, walk,
+    RootView, Source, Unpack, Whiteouts, Written, capture, walk,
 };
 use kiln_sys::root::Root;
 use proptest::prelude::*;
@@ -353,6 +353,11 @@ fn unpacked(tar: &[u8]) -> (tempfile::TempDir, BTreeMap<String, String>) {
     (directory, description)
 }
 
+/// Without privileges every file is ours, and means 0:0.
+fn owners() -> Owners<'static> {
+    if support::is_root() { Owners::Files } else { Owners::Recorded(&|_| None) }
+}
+
 fn marks() -> Whiteouts {
     if support::is_root() { Whiteouts::OverlayTrusted } else { Whiteouts::OverlayUser }
 }
@@ -415,7 +420,7 @@ proptest! {
         for made in &entries {
             writer.add(made.path.as_bytes(), made.metadata.clone(), Source::Bytes(made.content.clone())).expect("added");
         }
-        let unpack = Unpack { root: &root, whiteouts: marks(), ownership: Ownership::Keep, clamp: None };
+        let unpack = Unpack { root: &root, whiteouts: marks(), ownership: support::ownership(), clamp: None };
         let again = writer.finish(&empty, Outputs { tar: None, unpack: Some(unpack) }).expect("written");
         prop_assert_eq!(again.diff_id, written.diff_id);
         let mut described = support::describe(beside.path());
@@ -426,7 +431,7 @@ proptest! {
         let root = Root::open(directory.path()).expect("opened");
         root.directory().set_self(Some(0o755), None, None).expect("set");
         for changes in [Changes::Upper, Changes::Tree] {
-            let request = Capture { root: &root, lower: &empty, changes, owners: Owners::Files, stubs: &[], clamp: None };
+            let request = Capture { root: &root, lower: &empty, changes, owners: owners(), stubs: &[], clamp: None };
             let captured = capture(&request, None).expect("captured");
             prop_assert_eq!(captured.diff_id, written.diff_id);
             prop_assert_eq!(captured.index.bytes(), written.index.bytes());
@@ -435,7 +440,7 @@ proptest! {
         // Over itself, as a copied root, nothing has changed.
         let view = RootView::new(vec![Arc::new(walked.index)]);
         let request =
-            Capture { root: &root, lower: &view, changes: Changes::Tree, owners: Owners::Files, stubs: &[], clamp: None };
+            Capture { root: &root, lower: &view, changes: Changes::Tree, owners: owners(), stubs: &[], clamp: None };
         let nothing = capture(&request, None).expect("captured");
         prop_assert_eq!(nothing.index.entry_count(), 0);
 

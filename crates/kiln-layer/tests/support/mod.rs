@@ -141,7 +141,7 @@ pub fn index(bytes: &[u8]) -> Result<Walk> {
 
 /// Walks and unpacks below `directory`.
 pub fn unpack(bytes: &[u8], directory: &Path, whiteouts: Whiteouts) -> Result<Walk> {
-    unpack_as(bytes, directory, whiteouts, Ownership::Keep)
+    unpack_as(bytes, directory, whiteouts, ownership())
 }
 
 pub fn unpack_as(bytes: &[u8], directory: &Path, whiteouts: Whiteouts, ownership: Ownership) -> Result<Walk> {
@@ -154,6 +154,11 @@ pub fn unpack_as(bytes: &[u8], directory: &Path, whiteouts: Whiteouts, ownership
 #[allow(clippy::print_stderr)]
 pub fn skipped(reason: &str) {
     eprintln!("SKIPPED: {reason}");
+}
+
+/// As much of owners as our privileges allow.
+pub fn ownership() -> Ownership {
+    if is_root() { Ownership::Keep } else { Ownership::Ignore }
 }
 
 pub fn is_root() -> bool {

@@ -196,7 +196,14 @@ impl Scene {
             AtFlags::EMPTY_PATH,
         )?;
         if let Some((device, inode, birth)) = self.kept_as(&named)? {
-            self.ownership.note_owner(device, inode, birth, uid, gid);
+            // A program that copies an owner from what `stat` says gives 0:0 to a file that it is about to put in
+            // another's place, as useradd does with /etc/shadow. Without a record that file gets the owner of the one
+            // it replaces. A file that was there before and is given to root is another matter.
+            let root_alone = uid.unwrap_or(0) == 0 && gid.unwrap_or(0) == 0;
+            let known = self.ownership.of(device, inode, birth).is_some();
+            if !root_alone || known || !self.is_made_here(&named) {
+                self.ownership.note_owner(device, inode, birth, uid, gid);
+            }
         }
         Ok(0)
     }
@@ -396,6 +403,26 @@ impl Scene {
             }
             Err(_) => Ok(None),
         }
+    }
+
+    /// Whether a regular file came into being in this sandbox, and was not copied up from a lower layer.
+    fn is_made_here(&self, named: &Named) -> bool {
+        let Some(upper) = &self.upper else { return false };
+        if FileType::from_raw_mode(named.status.st_mode) != FileType::RegularFile {
+            return false;
+        }
+        let Ok(text) =
+            rustix::fs::readlinkat(&self.proc, format!("self/fd/{}", named.file.as_raw_fd()), Vec::new())
+        else {
+            return false;
+        };
+        let path = Path::new(std::ffi::OsStr::from_bytes(text.as_bytes()));
+        let Ok(file) = open_below(upper.as_fd(), path.strip_prefix("/").unwrap_or(path), OFlags::RDONLY)
+        else {
+            return false;
+        };
+        let mut value = [0_u8; 256];
+        rustix::fs::fgetxattr(&file, c"user.overlay.origin", &mut value[..]) == Err(Errno::NODATA)
     }
 
     fn text(&self, notification: &Notification, address: u64) -> Result<CString, Errno> {

@@ -1,9 +1,11 @@
 //! What was recorded: owners and device nodes of files that the kernel keeps under other ones.
 
-use std::collections::HashMap;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
-use rustix::fs::{AtFlags, StatxFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 
 /// When an inode came into being: it tells apart files that had the same number one after the other.
@@ -61,6 +63,55 @@ impl Ownership {
         self.of(device, inode, birth)
     }
 
+    /// What was recorded of a file, by number alone: for who has called [`Ownership::verify`].
+    #[must_use]
+    pub fn of_inode(&self, device: u64, inode: u64) -> Option<&Record> {
+        self.records.get(&(device, inode))
+    }
+
+    /// Forgets records of files that are not below a directory any more, so that a number that was used again for
+    /// another file finds nothing. To be called when no process of the sandbox lives.
+    ///
+    /// # Errors
+    /// When a directory cannot be read.
+    pub fn verify(&mut self, holder: &Path) -> io::Result<()> {
+        if self.records.is_empty() {
+            return Ok(());
+        }
+        let inodes: HashSet<u64> = self.records.keys().map(|(_, inode)| *inode).collect();
+        let mut found = HashMap::new();
+        let mut waiting = vec![rustix::fs::open(holder, DIRECTORY, Mode::empty())?];
+        while let Some(directory) = waiting.pop() {
+            self.keep(directory.as_fd(), &mut found);
+            for entry in rustix::fs::Dir::read_from(&directory)? {
+                let entry = entry?;
+                let name = entry.file_name();
+                if name == c"." || name == c".." {
+                    continue;
+                }
+                if entry.file_type() == FileType::Directory {
+                    waiting.push(rustix::fs::openat(&directory, name, DIRECTORY, Mode::empty())?);
+                } else if inodes.contains(&entry.ino()) {
+                    let place = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                    self.keep(
+                        rustix::fs::openat(&directory, name, place, Mode::empty())?.as_fd(),
+                        &mut found,
+                    );
+                }
+            }
+        }
+        self.records = found;
+        Ok(())
+    }
+
+    fn keep(&self, file: BorrowedFd<'_>, found: &mut HashMap<(u64, u64), Record>) {
+        if let Some(record) = self.of_file(file)
+            && let Ok((device, inode, _)) = key_of(file)
+        {
+            found.insert((device, inode), *record);
+        }
+    }
+
     /// How many files have a record.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -99,6 +150,9 @@ impl Ownership {
         *self.entry(device, inode, birth) = Record { device: Some(node), birth, ..Record::default() };
     }
 }
+
+const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// A file's device, inode and birth.
 pub(super) fn key_of(file: BorrowedFd<'_>) -> Result<(u64, u64, Option<Birth>), Errno> {

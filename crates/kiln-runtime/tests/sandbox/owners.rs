@@ -12,6 +12,7 @@ use crate::fixture::{Fixture, run};
 
 pub(crate) const CASES: &[Case] = &[
     ("owners_are_kept_or_recorded", owners),
+    ("replacements_have_no_record", replacements),
     ("devices_are_made_or_recorded", devices),
     ("dropped_privileges_stay_dropped", dropped),
 ];
@@ -47,6 +48,10 @@ fn owners(fixture: &Fixture) {
         assert_eq!(owner(&root.upper, name, &ran.finished.ownership), expect, "{name}");
     }
     let recorded = matches!(fixture.user, UserNamespace::SingleId { .. });
+    let mut ownership = ran.finished.ownership.clone();
+    ownership.verify(&root.upper).expect("verified");
+    assert!(ownership.len() < ran.finished.ownership.len() || !recorded, "the removed file is forgotten");
+    assert_eq!(owner(&root.upper, "tmp/l", &ownership), (11, 12, 0o777));
     assert_eq!(ran.finished.ownership.is_empty(), !recorded);
 }
 
@@ -73,4 +78,18 @@ fn dropped(fixture: &Fixture) {
         "touch /tmp/x; id -u; id -G; su ann -c 'id -u; id -g; chown 0 /tmp/x || echo refused'; id -u";
     let ran = run(&fixture.shell(script)).expect("starts");
     assert_eq!(ran.output, "0\n0\n1000\n1000\nrefused\n0\n", "{}", ran.error);
+}
+
+fn replacements(fixture: &Fixture) {
+    // What useradd does to /etc/shadow, and what giving a file of a lower layer to root is.
+    let root = fixture.root(&[]);
+    let script = "cp /etc/passwd /etc/passwd+ && chown 0:0 /etc/passwd+ && mv /etc/passwd+ /etc/passwd; chown 0:0 /bin/busybox";
+    let ran = run(&root.shell(script)).expect("starts");
+    assert!(ran.finished.exit.success(), "{}", ran.error);
+    let is_recorded = |name: &str| {
+        let file = rustix::fs::open(root.upper.join(name), OFlags::PATH, Mode::empty()).expect(name);
+        ran.finished.ownership.of_file(file.as_fd()).is_some()
+    };
+    assert!(!is_recorded("etc/passwd"));
+    assert_eq!(is_recorded("bin/busybox"), matches!(fixture.user, UserNamespace::SingleId { .. }));
 }
