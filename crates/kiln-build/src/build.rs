@@ -83,16 +83,17 @@ pub fn build<W: Watcher>(
         opened: OnceLock::new(),
         selections: Mutex::default(),
     };
-    let (layers, solution) = run(&engine, &lowered, watcher, cancel).map_err(|error| match *error {
+    let solved = run(&engine, &lowered, watcher, cancel);
+    // What was learned of the context is of use also to the build that comes after one that failed.
+    let saved = engine.opened.get().map_or(Ok(()), crate::context::BuildContext::save);
+    let (layers, solution) = solved.map_err(|error| match *error {
         SolveError::Canceled => fail(Error::Canceled, None, None),
         SolveError::Failed { vertex, name, error, .. } => {
             let span = lowered.graph.vertex(vertex).span.clone();
             fail(error, Some(name), span)
         }
     })?;
-    if let Some(context) = engine.opened.get() {
-        context.save().map_err(|error| fail(error, None, None))?;
-    }
+    saved.map_err(|error| fail(error, None, None))?;
     let executions = solution.as_ref().map_or(0, Solution::executions);
     let id = export(store, request, lowered, &layers, solution.as_ref())
         .map_err(|error| fail(error, None, None))?;

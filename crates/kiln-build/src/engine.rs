@@ -16,7 +16,7 @@ use kiln_sys::root::Directory;
 use crate::context::BuildContext;
 use crate::error::{Error, Result};
 use crate::operation::{MountSource, Operation, ROOT, RunMountKind};
-use crate::request::BuildRequest;
+use crate::request::{BuildRequest, Executions};
 use crate::select::Selection;
 use crate::transfer::Form;
 
@@ -203,6 +203,9 @@ impl Executor<Operation> for Engine<'_> {
         context: &Context<'_>,
     ) -> std::result::Result<Done<Step>, Stop<Error>> {
         let steps: Vec<Step> = inputs.iter().map(|input| input.result).collect();
+        if self.request.executions == Executions::Refused && !matches!(operation, Operation::Base(_)) {
+            return Err(Stop::Failed(Error::NeedsFiles));
+        }
         match operation {
             Operation::Base(layers) => {
                 let step = Step { chain: ChainId::of(layers), layer: None, created: 0 };

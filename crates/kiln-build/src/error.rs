@@ -89,6 +89,9 @@ pub enum Error {
     /// A layer could not be made or read.
     #[error(transparent)]
     Layer(#[from] kiln_layer::Error),
+    /// A step must be executed, and [`crate::Executions::Refused`] was asked for.
+    #[error("a step is not in the cache")]
+    NeedsFiles,
     /// A RUN step ended with a status other than 0.
     #[error("process {command:?} did not complete successfully: exit code: {status}")]
     Exit {

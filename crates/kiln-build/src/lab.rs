@@ -239,6 +239,7 @@ impl Lab {
             resolv_conf: Vec::new(),
             platform: Platform::host(),
             parallelism: 1,
+            executions: crate::request::Executions::Allowed,
         };
         let lowered = lower(&parsed.dockerfile, &request, &mut LabBases(&self.bases))?;
         let context = self.open();

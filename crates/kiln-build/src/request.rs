@@ -38,6 +38,8 @@ pub struct BuildRequest {
     pub platform: Platform,
     /// How many steps run at once.
     pub parallelism: usize,
+    /// Whether steps may be executed.
+    pub executions: Executions,
 }
 
 /// `--no-cache`.
@@ -47,6 +49,16 @@ pub enum CacheUse {
     Records,
     /// Every step is run.
     Nothing,
+}
+
+/// Whether steps may be executed, or only found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Executions {
+    /// They may.
+    Allowed,
+    /// They may not: the first one ends the build with [`crate::Error::NeedsFiles`]. For a process that is not yet who
+    /// may own files of layers.
+    Refused,
 }
 
 /// The network of a RUN step.

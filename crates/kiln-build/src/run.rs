@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use kiln_graph::{Context, Stop, Stream as LogStream};
-use kiln_layer::RootView;
+use kiln_layer::{Kind, Owner, Owners, RecordedDevice, RootView};
 use kiln_oci::{DiffId, Groups, UserSpec, find_user};
 use kiln_runtime::{
     BindSource, Capabilities, Finished, Mount, MountKind, Network, OwnershipMode, ProvidedFile, RootSource,
@@ -44,12 +44,13 @@ pub(crate) fn execute(
     let view = engine.store.root_view(&layers).map_err(Error::from)?;
     let mut caches = Vec::new();
     let sandbox = sandbox(engine, operation, inputs, &prepared, &view, &mut caches)?;
+    let fresh = (sandbox.process.credentials.uid, sandbox.process.credentials.gid);
     let running = kiln_runtime::start(
         &sandbox,
         Streams { input: Stream::Null, output: Stream::Pipe, error: Stream::Pipe },
     )
     .map_err(|error| failed_to_start(&operation.arguments, error))?;
-    let finished = follow(running, context)?;
+    let mut finished = follow(running, context)?;
     drop(caches);
     if context.cancel().is_canceled() {
         return Err(Stop::Canceled);
@@ -58,7 +59,7 @@ pub(crate) fn execute(
         let command = operation.arguments.join(" ");
         return Err(Stop::Failed(Error::Exit { command, status: i32::from(finished.exit.status()) }));
     }
-    Ok(publish(engine, operation, inputs, &prepared, &view, &finished)?)
+    Ok(publish(engine, operation, inputs, &prepared, &view, &mut finished, fresh)?)
 }
 
 /// The walk over what the process changed.
@@ -68,22 +69,31 @@ fn publish(
     inputs: &[Step],
     prepared: &PreparedRoot,
     view: &RootView,
-    finished: &Finished,
+    finished: &mut Finished,
+    fresh: (u32, u32),
 ) -> Result<DiffId> {
     let upper = prepared.upper().ok_or_else(|| Error::Unsupported("a root without an upper".to_owned()))?;
-    finished.stubs.undo(upper).map_err(|source| Error::File {
-        action: "take mount points back from",
-        path: upper.display().to_string(),
-        source,
-    })?;
-    let index = engine.store.capture(upper, view, owners(finished), operation.epoch)?;
+    let failed = |action| move |source| Error::File { action, path: upper.display().to_string(), source };
+    finished.stubs.undo(upper).map_err(failed("take mount points back from"))?;
+    finished.ownership.verify(upper).map_err(failed("match recorded owners with"))?;
+    let recorded = |stat: &rustix::fs::Stat| owner(&finished.ownership, stat);
+    let owners = match engine.store.ownership() {
+        Ownership::SingleId => Owners::Recorded { recorded: &recorded, fresh },
+        Ownership::Root | Ownership::SubIds => Owners::Files,
+    };
+    let index = engine.store.capture(upper, view, owners, operation.epoch)?;
     let layer = kiln_store::NewLayer { index, blob: None, snapshot: Some(upper.to_path_buf()) };
     Ok(engine.store.publish_layer(engine.lease, inputs[0].chain, layer)?)
 }
 
-/// Whose the changed files are.
-fn owners(_finished: &Finished) -> kiln_layer::Owners<'_> {
-    kiln_layer::Owners::Files
+/// Whose a changed file is, as recorded while the step ran.
+fn owner(ownership: &kiln_runtime::Ownership, stat: &rustix::fs::Stat) -> Option<Owner> {
+    let record = ownership.of_inode(stat.st_dev, stat.st_ino)?;
+    let device = record.device.map(|node| RecordedDevice {
+        kind: if node.block { Kind::BlockDevice } else { Kind::CharacterDevice },
+        number: (node.major, node.minor),
+    });
+    Some(Owner { uid: record.uid, gid: record.gid, device })
 }
 
 fn failed_to_start(arguments: &[String], error: kiln_runtime::RuntimeError) -> Error {

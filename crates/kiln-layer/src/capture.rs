@@ -27,15 +27,24 @@ pub enum Changes {
     Tree,
 }
 
-/// An owner that a record gives instead of the file system.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a record says of a file instead of the file system.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Owner {
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Set-user-ID, set-group-ID and sticky bits (07000), where they were recorded.
-    pub special: Option<u32>,
+    /// Owner, where it was set; else the lower layers', else that of new files.
+    pub uid: Option<u32>,
+    /// Group, where it was set; else the lower layers', else that of new files.
+    pub gid: Option<u32>,
+    /// The device node that an empty regular file stands for.
+    pub device: Option<RecordedDevice>,
+}
+
+/// A device node that could not be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordedDevice {
+    /// [`Kind::CharacterDevice`] or [`Kind::BlockDevice`].
+    pub kind: Kind,
+    /// Major and minor number.
+    pub number: (u32, u32),
 }
 
 /// Finds the recorded owner of a file.
@@ -46,8 +55,13 @@ pub type Recorded<'a> = &'a dyn Fn(&Stat) -> Option<Owner>;
 pub enum Owners<'a> {
     /// As the file system says.
     Files,
-    /// As a record says; else, for what was copied up, as the lower layers say; else 0:0.
-    Recorded(Recorded<'a>),
+    /// As a record says; else, for what was copied up, as the lower layers say; else as `fresh` says.
+    Recorded {
+        /// The record.
+        recorded: Recorded<'a>,
+        /// Owner and group of files that are neither recorded nor in the lower layers: the step's user.
+        fresh: (u32, u32),
+    },
 }
 
 /// A path that exists only because something was mounted on it.
@@ -309,12 +323,12 @@ impl<'a> Scan<'a> {
                 normalise_capability(value);
             }
         }
-        if let Owners::Recorded(recorded) = self.capture.owners {
+        if let Owners::Recorded { recorded, fresh } = self.capture.owners {
             let before = match lower {
                 Some(node) => Some(self.capture.lower.metadata(node)?).filter(|before| before.kind == kind),
                 None => None,
             };
-            recorded_owner(&mut metadata, recorded(stat), before.as_ref());
+            recorded_owner(&mut metadata, recorded(stat), before.as_ref(), fresh);
         }
         Ok(metadata)
     }
@@ -397,8 +411,11 @@ impl<'a> Scan<'a> {
         let root = self.capture.root;
         for path in &self.stale_marks {
             let directory = root.open_directory(to_system(path))?;
-            for mark in [&b"trusted.overlay.opaque"[..], b"user.overlay.opaque"] {
-                xattr::remove(&directory, OsStr::new(""), mark)?;
+            let is_mark =
+                |name: &[u8]| [&b"trusted.overlay.opaque"[..], b"user.overlay.opaque"].contains(&name);
+            // Who may not remove the one kind does not see it either.
+            for (mark, _) in xattr::list(&directory, OsStr::new(""), is_mark)? {
+                xattr::remove(&directory, OsStr::new(""), &mark)?;
             }
         }
         let below_root = || self.items.iter().rev().filter(|item| !item.path.is_empty());
@@ -458,22 +475,23 @@ fn same(now: &Metadata, before: &Metadata) -> bool {
         && now.xattrs.iter().eq(written())
 }
 
-fn recorded_owner(metadata: &mut Metadata, recorded: Option<Owner>, before: Option<&Metadata>) {
-    match (recorded, before) {
-        (Some(owner), _) => {
-            (metadata.uid, metadata.gid) = (owner.uid, owner.gid);
-            if let Some(special) = owner.special {
-                metadata.mode = metadata.mode & 0o777 | special & 0o7000;
-            }
-        }
-        (None, Some(before)) => {
-            (metadata.uid, metadata.gid) = (before.uid, before.gid);
-            // The snapshot below was written without these bits: they are lost only when the step changed the mode.
-            if metadata.mode & 0o777 == before.mode & 0o777 {
-                metadata.mode |= before.mode & 0o7000;
-            }
-        }
-        (None, None) => (metadata.uid, metadata.gid) = (0, 0),
+fn recorded_owner(
+    metadata: &mut Metadata,
+    recorded: Option<Owner>,
+    before: Option<&Metadata>,
+    fresh: (u32, u32),
+) {
+    let owner = recorded.unwrap_or_default();
+    metadata.uid = owner.uid.or(before.map(|before| before.uid)).unwrap_or(fresh.0);
+    metadata.gid = owner.gid.or(before.map(|before| before.gid)).unwrap_or(fresh.1);
+    if let Some(device) = owner.device.filter(|_| metadata.kind == Kind::Regular && metadata.size == 0) {
+        (metadata.kind, metadata.device) = (device.kind, device.number);
+    }
+    // The snapshot below was written without these bits: they are lost only when the step changed the mode, or when a
+    // file was given another owner, which takes them in any kernel.
+    let keeps = recorded.is_none() || metadata.kind == Kind::Directory;
+    if let Some(before) = before.filter(|before| keeps && metadata.mode & 0o777 == before.mode & 0o777) {
+        metadata.mode |= before.mode & 0o7000;
     }
 }
 

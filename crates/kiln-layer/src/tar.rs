@@ -40,7 +40,7 @@ fn tar_name(path: &[u8], kind: Kind) -> Vec<u8> {
 }
 
 /// Appends the header of an entry, with the pax header before it if a value does not fit.
-pub(crate) fn write_header(path: &[u8], metadata: &Metadata, out: &mut Vec<u8>) {
+pub fn write_header(path: &[u8], metadata: &Metadata, out: &mut Vec<u8>) {
     let name = tar_name(path, metadata.kind);
     let flag = match metadata.kind {
         Kind::Regular | Kind::Whiteout | Kind::Opaque => b'0',
@@ -80,7 +80,7 @@ pub(crate) fn write_header(path: &[u8], metadata: &Metadata, out: &mut Vec<u8>) 
 }
 
 /// Appends the zeros that fill the last block of a content.
-pub(crate) fn pad(size: u64, out: &mut Vec<u8>) {
+pub fn pad(size: u64, out: &mut Vec<u8>) {
     let padding = (size.wrapping_neg() % BLOCK as u64) as usize;
     out.resize(out.len() + padding, 0);
 }

@@ -182,7 +182,13 @@ impl<'a> Unpacker<'a> {
             FileType::Symlink => parent.make_symlink(name, OsStr::from_bytes(&placed.link)),
             FileType::Fifo => parent.make_node(name, FileType::Fifo, mode & 0o777, 0, 0),
             _ if placeholder => parent.create_file(name, mode & 0o666).map(drop),
-            _ => parent.make_node(name, kind, mode & 0o777, major, minor),
+            _ => match parent.make_node(name, kind, mode & 0o777, major, minor) {
+                // A user namespace may make no device nodes. One could not be opened in a sandbox anyway.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    parent.create_file(name, mode & 0o666).map(drop)
+                }
+                made => made,
+            },
         })?;
         self.dress(placed)
     }

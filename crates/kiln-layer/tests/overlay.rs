@@ -193,13 +193,13 @@ fn a_copied_root_is_compared() {
     root.directory().set_self(Some(0o755), None, None).expect("set");
     step(host.path());
     let recorded = |stat: &rustix::fs::Stat| {
-        (stat.st_size == 13).then_some(Owner { uid: 7, gid: 8, special: Some(0o4000) })
+        (stat.st_size == 13).then_some(Owner { uid: Some(7), gid: None, device: None })
     };
     let request = Capture {
         root: &root,
         lower: &view,
         changes: Changes::Tree,
-        owners: Owners::Recorded(&recorded),
+        owners: Owners::Recorded { recorded: &recorded, fresh: (0, 0) },
         stubs: &[],
         clamp: Some(1_600_000_000),
     };
@@ -214,7 +214,7 @@ fn a_copied_root_is_compared() {
         !found.iter().any(|(path, _)| path.starts_with("untouched") || path == "touched" || path == "socket")
     );
     let passwd = captured.index.find(b"etc/passwd").expect("read").expect("found");
-    assert_eq!((passwd.uid(), passwd.gid(), passwd.mode()), (7, 8, 0o4644));
+    assert_eq!((passwd.uid(), passwd.gid(), passwd.mode()), (7, 0, 0o644));
     assert_eq!(passwd.modified().seconds, 1_600_000_000);
     assert_eq!(
         fs_err::metadata(host.path().join("new")).expect("stat").uid(),

@@ -188,10 +188,20 @@ impl Store {
         let id = self.put_image(&image.config_bytes)?;
         lease.keep(Leased::Image(id))?;
         match &image.manifest {
-            Some((media_type, bytes)) => self.put_manifest(lease, id, media_type, bytes)?,
-            None => self.make_manifest(lease, id)?,
+            // A layer that was here before may have come as another blob, or have none.
+            Some((media_type, bytes)) if self.manifest_holds(media_type, bytes, &image.config)? => {
+                self.put_manifest(lease, id, media_type, bytes)?;
+            }
+            _ => self.make_manifest(lease, id)?,
         }
         self.publish_image(&image.config_bytes, &image.names)
+    }
+
+    fn manifest_holds(&self, media_type: &str, bytes: &[u8], config: &ImageConfig) -> Result<bool> {
+        match Document::parse(Some(media_type), bytes)? {
+            Document::Manifest(manifest) => self.can_give(&manifest, &config.rootfs.diff_ids),
+            Document::Index(_) => Ok(false),
+        }
     }
 
     fn load_layers(

@@ -121,7 +121,7 @@ impl Store {
         Ok(())
     }
 
-    fn insert_layer_blob(&self, t: &Connection, diff_id: DiffId, blob: &NewBlob) -> Result<()> {
+    pub(crate) fn insert_layer_blob(&self, t: &Connection, diff_id: DiffId, blob: &NewBlob) -> Result<()> {
         self.insert_blob(t, blob)?;
         execute(
             t,

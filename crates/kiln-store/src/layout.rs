@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::layers::NewBlob;
 use crate::lease::Lease;
 
-const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+pub(crate) const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
 impl Store {
     /// Keeps a manifest as it came, and config and manifest as blobs, so that the layout shows the image.

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod archive_in;
+mod archive_out;
 mod cache_mounts;
 mod chains;
 mod check;
@@ -25,6 +26,7 @@ mod store;
 mod usage;
 
 pub use archive_in::{LoadEvent, LoadedImage, Unpacking, is_layout};
+pub use archive_out::{ArchiveForm, SavedImage};
 pub use cache_mounts::{CacheMountSharing, CacheMountUse};
 pub use check::{Checked, Fault};
 pub use collect::{CacheToRemove, Collected, CollectedImage, Collection, ImagesToRemove};

@@ -9,7 +9,7 @@ use kiln_layer::{
     RootView, Source, Unpack, Whiteouts,
 };
 use kiln_oci::{ChainId, DiffId};
-use kiln_sys::root::Root;
+use kiln_sys::root::{Root, Time};
 
 use crate::Store;
 use crate::error::{Error, Result};
@@ -122,7 +122,7 @@ impl Store {
             let (reader, _) = self.open_layer(lease, &layers[..position], *layer)?;
             kiln_layer::walk(reader, &Options { unpack: Some(unpack), ..Options::default() })?;
         }
-        Ok(())
+        restore_times(&root, &self.root_view(layers)?)
     }
 
     /// The bytes of a layer as a tar, compressed as its blob is, and their length. A layer without a blob is made
@@ -179,6 +179,24 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Gives directories their times again: a layer that only changes what is in a directory does not name it.
+fn restore_times(root: &Root, view: &RootView) -> Result<()> {
+    for node in view.walk(view.root()?) {
+        let node = node?;
+        if !node.is_directory() || node.source().is_none() {
+            continue;
+        }
+        let time = Time { nanoseconds: 0, ..view.modified(&node)? };
+        if node.path().is_empty() {
+            root.directory().set_self(None, None, Some(time))?;
+        } else {
+            let (parent, name) = root.open_parent(kiln_layer::path::to_system(node.path()))?;
+            parent.set_modified(&name, time)?;
+        }
+    }
+    Ok(())
 }
 
 /// What a layer says of a directory.

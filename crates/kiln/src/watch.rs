@@ -1,5 +1,6 @@
 //! From the graph's events to the display's.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use kiln_build::Watcher;
@@ -66,5 +67,50 @@ impl Events for Watch {
             _ => return,
         };
         self.sender.send(at, event);
+    }
+}
+
+/// Keeps a build's events until it is known whether they are to be shown.
+#[derive(Default)]
+pub(crate) struct Rehearsal {
+    kept: Mutex<Vec<Kept>>,
+}
+
+enum Kept {
+    Planned(Vec<(VertexId, String)>),
+    Note(String),
+    Event(Duration, GraphEvent),
+}
+
+impl Rehearsal {
+    fn keep(&self, kept: Kept) {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).push(kept);
+    }
+
+    /// Tells it all to another.
+    pub(crate) fn repeat(self, watcher: &impl Watcher) {
+        for kept in self.kept.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            match kept {
+                Kept::Planned(steps) => watcher.planned(&steps),
+                Kept::Note(text) => watcher.note(&text),
+                Kept::Event(at, event) => watcher.emit(at, event),
+            }
+        }
+    }
+}
+
+impl Watcher for Rehearsal {
+    fn planned(&self, steps: &[(VertexId, String)]) {
+        self.keep(Kept::Planned(steps.to_vec()));
+    }
+
+    fn note(&self, text: &str) {
+        self.keep(Kept::Note(text.to_owned()));
+    }
+}
+
+impl Events for Rehearsal {
+    fn emit(&self, at: Duration, event: GraphEvent) {
+        self.keep(Kept::Event(at, event));
     }
 }

@@ -267,7 +267,7 @@ pub(crate) struct Save {
     #[arg(long, value_name = "FORM", default_value = "docker-archive")]
     pub(crate) format: ArchiveForm,
 
-    /// Compression of layers that have no blob yet
+    /// Compression of layers that kiln made; others go out as they came. Docker before 23 cannot load zstd
     #[arg(long, value_name = "METHOD", default_value = "none")]
     pub(crate) compression: Compression,
 

@@ -13,6 +13,8 @@ Examples:
   kiln run --rm -e NAME=value -v /srv/data:/data:ro app
   kiln run --rm --entrypoint id -u 1000:1000 app
 
+A container is always removed when it ends, with its changes, whether --rm is given or not. It sees the host's network.
+
 The exit status is the command's; 125 if kiln could not start it, 126 if it cannot be executed, 127 if it is not there."
 )]
 pub(crate) struct Run {

@@ -7,34 +7,73 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use kiln_build::{
-    BuildFailure, BuildRequest, Built, CacheUse, Entitlement, Error as BuildError, NetworkMode,
+    BuildFailure, BuildRequest, Built, CacheUse, Entitlement, Error as BuildError, Executions, NetworkMode,
 };
 use kiln_graph::Cancel;
 use kiln_oci::{Platform, Reference};
+use kiln_store::Store;
 
 use crate::arguments::build::Build;
 use crate::failure::{Failure, Kind};
 use crate::progress::excerpt::{self, Source};
 use crate::progress::{FailedStep, Mode, Progress};
 use crate::session::{self, Files};
-use crate::watch::Watch;
+use crate::watch::{Rehearsal, Watch};
 
 /// Builds an image.
 pub(crate) fn run(root: Option<&Path>, arguments: &Build) -> Result<u8> {
     let request = request(arguments)?;
     let mode = Mode::choose(arguments.progress, arguments.quiet)?;
-    let store = session::open(root, Files::Touched)?;
     let started = Instant::now();
+    let rehearsal = Rehearsal::default();
+    // As root no namespace is entered, so that one way does for both.
+    let found = if rustix::process::geteuid().is_root() { None } else { find(root, &request, &rehearsal)? };
+    let way = match found {
+        Some(outcome) => Way::Found(outcome),
+        None => Way::Execute(session::open(root, Files::Touched)?),
+    };
     let progress = Progress::start(mode, std::io::stderr(), started);
-    let cancel = Cancel::new();
-    crate::interrupt::cancel_on_interrupt(&cancel)?;
     let watch = Watch::new(progress.sender());
-    let result = kiln_build::build(&store, &request, &watch, &cancel);
+    let result = match way {
+        Way::Found(outcome) => {
+            rehearsal.repeat(&watch);
+            outcome
+        }
+        Way::Execute(store) => {
+            let cancel = Cancel::new();
+            crate::interrupt::cancel_on_interrupt(&cancel)?;
+            kiln_build::build(&store, &request, &watch, &cancel)
+        }
+    };
     drop(watch);
     let failed = progress.finish();
     match result {
         Ok(built) => report(arguments, &built),
         Err(failure) => Err(explain(&request, *failure, &failed).into()),
+    }
+}
+
+/// How a build goes on.
+enum Way {
+    /// It is at its end, and nothing was executed.
+    Found(Outcome),
+    /// Steps are executed.
+    Execute(Store),
+}
+
+type Outcome = std::result::Result<Built, Box<BuildFailure>>;
+
+/// Builds without touching files of layers: an unchanged build ends here, and so does one that cannot be right.
+/// `None` if a step must be executed. Starts no thread: the user namespace comes after it.
+fn find(root: Option<&Path>, request: &BuildRequest, rehearsal: &Rehearsal) -> Result<Option<Outcome>> {
+    if request.cache == CacheUse::Nothing {
+        return Ok(None);
+    }
+    let store = session::open(root, Files::Untouched)?;
+    let request = BuildRequest { parallelism: 1, executions: Executions::Refused, ..request.clone() };
+    match kiln_build::build(&store, &request, rehearsal, &Cancel::new()) {
+        Err(failure) if matches!(failure.error, BuildError::NeedsFiles) => Ok(None),
+        outcome => Ok(Some(outcome)),
     }
 }
 
@@ -88,6 +127,7 @@ fn request(arguments: &Build) -> Result<BuildRequest> {
         resolv_conf: fs_err::read("/etc/resolv.conf").unwrap_or_default(),
         platform: Platform::host(),
         parallelism: std::thread::available_parallelism().map_or(2, usize::from).max(2),
+        executions: Executions::Allowed,
     })
 }
 

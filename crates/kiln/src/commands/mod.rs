@@ -12,6 +12,8 @@ mod inspect;
 mod load;
 mod prune;
 mod remove;
+mod run;
+mod save;
 mod tag;
 mod version;
 
@@ -35,6 +37,7 @@ pub(crate) fn dispatch(arguments: &Arguments) -> Result<u8> {
     let root = arguments.root();
     match &arguments.command {
         Command::Build(build) | Command::Image(ImageCommand::Build(build)) => build::run(root, build),
+        Command::Run(arguments) => run::run(root, arguments),
         Command::Images(list) | Command::Image(ImageCommand::Ls(list)) => images::run(root, list),
         Command::History(history) | Command::Image(ImageCommand::History(history)) => {
             history::run(root, history)
@@ -44,6 +47,7 @@ pub(crate) fn dispatch(arguments: &Arguments) -> Result<u8> {
         Command::Tag(tag) | Command::Image(ImageCommand::Tag(tag)) => tag::run(root, tag),
         Command::Rmi(remove) | Command::Image(ImageCommand::Rm(remove)) => remove::run(root, remove),
         Command::Load(load) | Command::Image(ImageCommand::Load(load)) => load::run(root, load),
+        Command::Save(save) | Command::Image(ImageCommand::Save(save)) => save::run(root, save),
         Command::Import(import) | Command::Image(ImageCommand::Import(import)) => import::run(root, import),
         Command::Image(ImageCommand::Files(files)) => contents::files(root, files),
         Command::Image(ImageCommand::Cat(cat)) => contents::cat(root, cat),

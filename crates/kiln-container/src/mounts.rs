@@ -1,0 +1,109 @@
+//! What a container sees besides its root: volumes, and the files that kiln provides.
+
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use kiln_layer::RootView;
+use kiln_oci::Config;
+use kiln_runtime::{BindSource, Mount, MountKind, ProvidedFile};
+use kiln_store::{Lease, Ownership, PreparedRoot, RootPart, Store};
+use kiln_sys::overlay::{Overlay, Upper};
+
+use crate::error::{Error, Result};
+use crate::request::{Access, Request, Volume};
+
+/// Where a container's volumes come from.
+pub(crate) struct Origin<'a> {
+    pub(crate) store: &'a Store,
+    pub(crate) lease: &'a Lease,
+    pub(crate) prepared: &'a PreparedRoot,
+    pub(crate) view: &'a RootView,
+}
+
+/// All volumes, outer ones first: the asked for, and the image's where none was asked for.
+pub(crate) fn volumes(origin: &Origin<'_>, config: &Config, request: &Request) -> Result<Vec<Mount>> {
+    let mut volumes = request.volumes.clone();
+    for target in config.volumes.iter().flatten().map(|(target, _)| Path::new("/").join(target)) {
+        if !volumes.iter().any(|volume| same_place(volume.target(), &target)) {
+            volumes.push(Volume::Anonymous { target });
+        }
+    }
+    volumes.sort_by_key(|volume| volume.target().components().count());
+    volumes.iter().map(|volume| mount(origin, volume)).collect()
+}
+
+fn same_place(one: &Path, other: &Path) -> bool {
+    one.components().eq(other.components())
+}
+
+fn mount(origin: &Origin<'_>, volume: &Volume) -> Result<Mount> {
+    let kind = match volume {
+        Volume::Host { source, access, .. } => {
+            if fs_err::symlink_metadata(source).is_err() {
+                let failed = |error| Error::Volume { path: source.clone(), source: error };
+                fs_err::create_dir_all(source).map_err(failed)?;
+            }
+            MountKind::Bind {
+                source: BindSource::Host { path: source.clone() },
+                read_only: *access == Access::ReadOnly,
+                recursive: true,
+            }
+        }
+        Volume::Anonymous { target } => anonymous(origin, target)?,
+    };
+    Ok(Mount { kind, target: volume.target().to_path_buf() })
+}
+
+/// A directory of the container's own that begins as the image's: an overlay, so that nothing is copied.
+fn anonymous(origin: &Origin<'_>, target: &Path) -> Result<MountKind> {
+    let path = target.as_os_str().as_bytes();
+    let upper = fresh_directory(origin.lease, "volume")?;
+    let layers = &origin.prepared.layers;
+    let Some(RootPart::Directories(lowers)) = origin.store.directory_lowers(origin.lease, layers, path)?
+    else {
+        return Ok(MountKind::Bind {
+            source: BindSource::Host { path: upper },
+            read_only: false,
+            recursive: false,
+        });
+    };
+    if let Some(node) = origin.view.resolve(path)? {
+        let metadata = origin.view.metadata(&node)?;
+        let failed = |source| Error::Volume { path: upper.clone(), source };
+        if origin.store.ownership() != Ownership::SingleId {
+            std::os::unix::fs::chown(&upper, Some(metadata.uid), Some(metadata.gid)).map_err(failed)?;
+        }
+        let mode = std::fs::Permissions::from_mode(metadata.mode & 0o7777);
+        fs_err::set_permissions(&upper, mode).map_err(failed)?;
+    }
+    let upper = Upper { upper, work: fresh_directory(origin.lease, "work")? };
+    let userxattr = origin.store.ownership() != Ownership::Root;
+    Ok(MountKind::Overlay { overlay: Overlay { lowers, upper: Some(upper), userxattr, volatile: true } })
+}
+
+fn fresh_directory(lease: &Lease, name: &str) -> Result<PathBuf> {
+    let path = lease.fresh_path(name);
+    match fs_err::create_dir(&path) {
+        Ok(()) => Ok(path),
+        Err(source) => Err(Error::Volume { path, source }),
+    }
+}
+
+/// The files that Docker provides, except where a volume takes their place.
+pub(crate) fn provided_files(hostname: &str, resolv_conf: &[u8], volumes: &[Mount]) -> Vec<ProvidedFile> {
+    let hosts = format!(
+        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\n\
+         ff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n127.0.1.1\t{hostname}\n"
+    );
+    let files = [
+        ("/etc/resolv.conf", resolv_conf.to_vec()),
+        ("/etc/hostname", format!("{hostname}\n").into_bytes()),
+        ("/etc/hosts", hosts.into_bytes()),
+    ];
+    files
+        .into_iter()
+        .map(|(target, contents)| ProvidedFile { target: PathBuf::from(target), contents, read_only: false })
+        .filter(|file| !volumes.iter().any(|mount| same_place(&mount.target, &file.target)))
+        .collect()
+}

@@ -1,0 +1,142 @@
+//! From a request to a process, and to its end.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use kiln_layer::RootView;
+use kiln_oci::{Config, Groups, UserSpec, find_user};
+use kiln_runtime::{
+    Exit, Finished, Foreground, Isolation, OwnershipMode, RootSource, RuntimeError, Sandbox,
+    run_in_foreground,
+};
+use kiln_store::{Lease, Leased, Ownership, PreparedRoot, Store};
+use kiln_sys::process::Credentials;
+
+use crate::error::{Error, Result};
+use crate::mounts::{self, Origin};
+use crate::process::{self, Surroundings};
+use crate::request::Request;
+
+/// How a container ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// How its command ended.
+    pub exit: Exit,
+    /// What this machine could not give, a line each.
+    pub notes: Vec<String>,
+}
+
+/// Runs a command in a new container in the foreground. What the container wrote goes with `lease`.
+///
+/// # Errors
+/// Whatever keeps the command from being started or followed. Nothing stays mounted or running.
+pub fn run(store: &Store, lease: &Lease, request: &Request, watcher: Foreground<'_>) -> Result<Ended> {
+    lease.keep(Leased::Image(request.image))?;
+    let image = store.image(request.image)?;
+    let config = &image.config.config;
+    let arguments = process::command(config, &request.entrypoint, &request.command)?;
+    let prepared = store.prepare_root(lease, &image.config.rootfs.diff_ids)?;
+    let view = store.root_view(&prepared.layers)?;
+    let mut sandbox = Sandbox::new(
+        RootSource::Overlay { overlay: prepared.overlay.clone() },
+        arguments.into_iter().map(OsString::from).collect(),
+    );
+    let user = user(store, config, request, &view, &prepared)?;
+    let hostname = fresh_id()?;
+    let around = Surroundings {
+        hostname: &hostname,
+        terminal: watcher.own_terminal,
+        home: user.home.as_deref().filter(|home| !home.is_empty()).unwrap_or("/"),
+    };
+    let environment = process::environment(config, &request.environment, &around);
+    sandbox.process.environment = environment.into_iter().map(OsString::from).collect();
+    sandbox.process.directory = directory(config, request)?;
+    // The primary group is also an additional one (CVE-2022-36109).
+    let groups = std::iter::once(user.gid).chain(user.additional).collect();
+    sandbox.process.credentials = Credentials { uid: user.uid, gid: user.gid, groups };
+    let origin = Origin { store, lease, prepared: &prepared, view: &view };
+    sandbox.mounts = mounts::volumes(&origin, config, request)?;
+    sandbox.files = mounts::provided_files(&hostname, &request.resolv_conf, &sandbox.mounts);
+    sandbox.hostname = Some(hostname.into());
+    if store.ownership() == Ownership::SingleId {
+        sandbox.ownership = OwnershipMode::Recorded;
+    }
+    sandbox.isolation = Isolation::best();
+    let finished = start(store, lease, &prepared, sandbox, watcher)?;
+    Ok(Ended { exit: finished.exit, notes: finished.notes })
+}
+
+/// Runs the sandbox; where no overlay can be mounted, over a copy of the layers.
+fn start(
+    store: &Store,
+    lease: &Lease,
+    prepared: &PreparedRoot,
+    mut sandbox: Sandbox,
+    watcher: Foreground<'_>,
+) -> Result<Finished> {
+    let mut note = None;
+    if sandbox.isolation == Isolation::Namespaces {
+        match run_in_foreground(&sandbox, watcher) {
+            Err(error) if error.is_overlay_refused() => {
+                note = Some(format!("the image was copied, since overlays cannot be mounted here: {error}"));
+            }
+            other => return Ok(other?),
+        }
+    }
+    sandbox.root = RootSource::Directory { path: copied_root(store, lease, prepared)? };
+    let mut finished = run_in_foreground(&sandbox, watcher)?;
+    finished.notes.extend(note);
+    Ok(finished)
+}
+
+fn copied_root(store: &Store, lease: &Lease, prepared: &PreparedRoot) -> Result<PathBuf> {
+    let path = lease.fresh_path("root");
+    match fs_err::create_dir(&path) {
+        Ok(()) => {}
+        Err(source) => {
+            return Err(Error::Runtime(RuntimeError::SetUp {
+                step: format!("make {}", path.display()),
+                detail: String::new(),
+                source,
+            }));
+        }
+    }
+    store.unpack_layers(lease, &prepared.layers, &path)?;
+    Ok(path)
+}
+
+fn directory(config: &Config, request: &Request) -> Result<PathBuf> {
+    match &request.directory {
+        Some(directory) if !directory.starts_with('/') => Err(Error::RelativeDirectory(directory.clone())),
+        Some(directory) => Ok(PathBuf::from(directory)),
+        // An image may say `app`: Docker takes it from the root.
+        None => Ok(PathBuf::from("/").join(&config.working_dir)),
+    }
+}
+
+/// The user, by the image's own passwd and group.
+fn user(
+    store: &Store,
+    config: &Config,
+    request: &Request,
+    view: &RootView,
+    prepared: &PreparedRoot,
+) -> Result<Groups> {
+    let text = match &request.user {
+        Some(user) if !user.is_empty() => user,
+        _ => &config.user,
+    };
+    let spec =
+        if text.is_empty() { UserSpec { user: "0".to_owned(), group: None } } else { UserSpec::parse(text)? };
+    let passwd = store.read_root_file(view, &prepared.layers, b"etc/passwd")?.unwrap_or_default();
+    let group = store.read_root_file(view, &prepared.layers, b"etc/group")?.unwrap_or_default();
+    Ok(find_user(&spec, &passwd, &group)?)
+}
+
+/// Twelve random hexadecimal digits: the short form of a container ID.
+fn fresh_id() -> Result<String> {
+    let mut bytes = [0_u8; 6];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|errno| Error::Random(errno.into()))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}

@@ -1,0 +1,497 @@
+//! Images going out: archives that docker, skopeo and containerd read alike, OCI archives and OCI directories.
+//!
+//! The bytes are a function of the images, their names, the form and the compression. A layer that came as a blob goes
+//! out as that blob; a layer that kiln made is made again from its snapshot and index.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use kiln_layer::{Compression, Kind, Metadata, tar};
+use kiln_oci::{
+    Annotations, Descriptor, DiffId, Digest, Hasher, ImageId, Index, Manifest, Reference, media_type,
+};
+use kiln_sys::publish;
+use kiln_sys::root::Directory;
+use serde::Serialize;
+
+use crate::Store;
+use crate::database::{Durability, digest};
+use crate::error::{Error, Result};
+use crate::layers::NewBlob;
+use crate::layout::layer_media_type;
+use crate::lease::{Lease, Leased};
+
+/// What an archive looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ArchiveForm {
+    /// A tar of an OCI layout that has docker's `manifest.json` and `repositories` besides.
+    Docker,
+    /// A tar of an OCI layout.
+    Oci,
+}
+
+/// An image to save, with the names that it is to have there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedImage {
+    /// The image.
+    pub id: ImageId,
+    /// Its names; none if it was asked for by ID.
+    pub names: Vec<Reference>,
+}
+
+/// Where the bytes of a blob come from.
+enum Bytes {
+    /// A document.
+    Document(Vec<u8>),
+    /// A file of the store.
+    Blob(Digest),
+    /// The tar of a layer, made again; below it these.
+    Made { layer: DiffId, below: Vec<DiffId> },
+}
+
+/// A blob of the archive.
+struct Part {
+    digest: Digest,
+    size: u64,
+    bytes: Bytes,
+}
+
+/// An archive that is about to be written.
+struct Plan {
+    documents: Vec<(&'static str, Vec<u8>)>,
+    parts: Vec<Part>,
+}
+
+#[derive(Serialize)]
+struct DockerImage {
+    #[serde(rename = "Config")]
+    config: String,
+    #[serde(rename = "RepoTags")]
+    names: Option<Vec<String>>,
+    #[serde(rename = "Layers")]
+    layers: Vec<String>,
+    #[serde(rename = "LayerSources")]
+    sources: BTreeMap<DiffId, Descriptor>,
+}
+
+impl Store {
+    /// What names and IDs mean to `save`: a name without a tag stands for all its tags, an ID for an image that will
+    /// have no name.
+    pub fn images_to_save(&self, texts: &[String]) -> Result<Vec<SavedImage>> {
+        let mut chosen: Vec<SavedImage> = Vec::new();
+        let mut add = |id: ImageId, name: Option<Reference>| {
+            let position = chosen.iter().position(|image| image.id == id).unwrap_or_else(|| {
+                chosen.push(SavedImage { id, names: Vec::new() });
+                chosen.len() - 1
+            });
+            let names = &mut chosen[position].names;
+            names.extend(name.filter(|name| !names.contains(name)));
+        };
+        for text in texts {
+            let reference = text.parse::<Reference>().ok().filter(|name| name.digest.is_none());
+            let all_tags: Vec<_> = match &reference {
+                Some(name) if name.tag.is_none() => {
+                    self.tags()?.into_iter().filter(|tag| tag.name.name() == name.name()).collect()
+                }
+                _ => Vec::new(),
+            };
+            if !all_tags.is_empty() {
+                all_tags.into_iter().for_each(|tag| add(tag.image, Some(tag.name)));
+                continue;
+            }
+            let named = match reference {
+                Some(name) => self.find_name(&name)?.map(|id| (id, name)),
+                None => None,
+            };
+            match named {
+                Some((id, name)) => add(id, Some(name)),
+                None => add(self.resolve(text)?, None),
+            }
+        }
+        Ok(chosen)
+    }
+
+    /// Writes images as one archive; layers that they share are in it once.
+    pub fn save(
+        &self,
+        lease: &Lease,
+        images: &[SavedImage],
+        form: ArchiveForm,
+        compression: Compression,
+        output: &mut File,
+    ) -> Result<()> {
+        let plan = self.plan(lease, images, Some(form), compression)?;
+        self.write_archive(&plan, output)
+    }
+
+    /// As [`Store::save`], to a file that appears under its name only when it is complete.
+    pub fn save_to_file(
+        &self,
+        lease: &Lease,
+        images: &[SavedImage],
+        form: ArchiveForm,
+        compression: Compression,
+        path: &Path,
+    ) -> Result<()> {
+        let plan = self.plan(lease, images, Some(form), compression)?;
+        if fs_err::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+            // A device or a pipe cannot be replaced.
+            let file =
+                fs_err::OpenOptions::new().write(true).open(path).map_err(Error::file("open", path))?;
+            return self.write_archive(&plan, &mut file.into_file());
+        }
+        let (directory, name) = parent(path)?;
+        let (temporary, mut file) = publish::create_temporary(&directory, 0o600)?;
+        let written = self.write_archive(&plan, &mut file).and_then(|()| {
+            Ok(publish::rename_over((&directory, temporary.as_ref()), (&directory, name.as_ref()))?)
+        });
+        if written.is_err() {
+            let _ = directory.unlink(&temporary);
+        }
+        written
+    }
+
+    /// Writes images as an OCI layout into a directory that is made, or empty.
+    pub fn save_to_directory(
+        &self,
+        lease: &Lease,
+        images: &[SavedImage],
+        compression: Compression,
+        path: &Path,
+    ) -> Result<()> {
+        let plan = self.plan(lease, images, None, compression)?;
+        let (directory, name) = parent(path)?;
+        let temporary = format!(".kiln-{}", crate::store::random_hex(8)?);
+        directory.make_directory(&temporary, 0o755)?;
+        let made = directory.name().join(&temporary);
+        let written = self.write_layout_files(&plan, &made).and_then(|()| {
+            Ok(publish::rename_over((&directory, temporary.as_ref()), (&directory, name.as_ref()))?)
+        });
+        if written.is_err() {
+            let _ = directory.remove_all(&temporary);
+        }
+        written
+    }
+
+    fn write_layout_files(&self, plan: &Plan, directory: &Path) -> Result<()> {
+        let blobs = directory.join("blobs/sha256");
+        fs_err::create_dir_all(&blobs).map_err(Error::file("make", &blobs))?;
+        for (name, bytes) in &plan.documents {
+            let path = directory.join(name);
+            fs_err::write(&path, bytes).map_err(Error::file("write", &path))?;
+        }
+        for part in &plan.parts {
+            let path = blobs.join(part.digest.hex());
+            let file = fs_err::File::create_new(&path).map_err(Error::file("make", &path))?;
+            self.write_part(part, &mut file.into_file())?;
+        }
+        Ok(())
+    }
+
+    fn write_archive(&self, plan: &Plan, output: &mut File) -> Result<()> {
+        let failed = |source| Error::Output { what: "the archive".to_owned(), source };
+        let mut headers = Vec::new();
+        for (name, bytes) in &plan.documents {
+            header(name, Kind::Regular, bytes.len() as u64, &mut headers);
+            headers.extend_from_slice(bytes);
+            tar::pad(bytes.len() as u64, &mut headers);
+        }
+        for directory in ["blobs", "blobs/sha256"] {
+            header(directory, Kind::Directory, 0, &mut headers);
+        }
+        for part in &plan.parts {
+            header(&format!("blobs/sha256/{}", part.digest.hex()), Kind::Regular, part.size, &mut headers);
+            output.write_all(&headers).map_err(failed)?;
+            headers.clear();
+            self.write_part(part, output)?;
+            tar::pad(part.size, &mut headers);
+        }
+        headers.resize(headers.len() + 1024, 0);
+        output.write_all(&headers).map_err(failed)
+    }
+
+    fn write_part(&self, part: &Part, output: &mut File) -> Result<()> {
+        let failed = |source| Error::Output { what: "the archive".to_owned(), source };
+        match &part.bytes {
+            Bytes::Document(bytes) => output.write_all(bytes).map_err(failed),
+            Bytes::Blob(blob) => {
+                let path = self.blob_path(blob);
+                let mut file = fs_err::File::open(&path).map_err(Error::file("open", &path))?;
+                let copied = io::copy(file.file_mut(), output).map_err(failed)?;
+                if copied != part.size {
+                    let what = format!("{} has {copied} bytes, expected {}", path.display(), part.size);
+                    return Err(Error::Archive { archive: "the store".to_owned(), reason: what });
+                }
+                Ok(())
+            }
+            Bytes::Made { layer, below } => self.write_uncompressed(below, *layer, output),
+        }
+    }
+
+    /// Writes a layer's tar: from a blob, or else made again.
+    fn write_uncompressed(
+        &self,
+        below: &[DiffId],
+        layer: DiffId,
+        output: &mut (dyn io::Write + Send),
+    ) -> Result<()> {
+        let Some(blob) = self.layer_blobs(layer)?.into_iter().next() else {
+            return self.write_tar(below, layer, output);
+        };
+        let path = self.blob_path(&blob.digest);
+        let file = fs_err::File::open(&path).map_err(Error::file("open", &path))?;
+        let file = io::BufReader::with_capacity(1 << 18, file);
+        let mut tar = compression_named(&blob.compression).decoder(file)?;
+        let failed = |source| Error::Output { what: format!("layer {layer}"), source };
+        io::copy(&mut tar, output).map(drop).map_err(failed)
+    }
+
+    fn plan(
+        &self,
+        lease: &Lease,
+        images: &[SavedImage],
+        form: Option<ArchiveForm>,
+        compression: Compression,
+    ) -> Result<Plan> {
+        let mut parts = Vec::new();
+        let mut descriptors = Vec::new();
+        let mut docker = Vec::new();
+        let mut repositories: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+        for image in images {
+            lease.keep(Leased::Image(image.id))?;
+            let found = self.image(image.id)?;
+            let layers = &found.config.rootfs.diff_ids;
+            self.keep_layers(lease, layers)?;
+            let (media_type, manifest, bytes) =
+                self.manifest_to_save(lease, image.id, &found.config_bytes, layers, compression)?;
+            for (position, descriptor) in manifest.layers.iter().enumerate() {
+                let bytes = match self.has_blob(&descriptor.digest)? {
+                    true => Bytes::Blob(descriptor.digest),
+                    false => Bytes::Made { layer: layers[position], below: layers[..position].to_vec() },
+                };
+                parts.push(Part { digest: descriptor.digest, size: descriptor.size, bytes });
+            }
+            docker.push(docker_image(image, layers, &manifest));
+            for name in &image.names {
+                let top = manifest.layers.last().map_or(manifest.config.digest, |layer| layer.digest);
+                let tag = name.tag.clone().unwrap_or_default();
+                repositories.entry(name.familiar_name()).or_default().insert(tag, top.hex());
+            }
+            descriptors.extend(layout_entries(image, &Descriptor::of(&media_type, &bytes)));
+            for document in [found.config_bytes, bytes] {
+                let (digest, size) = (Digest::of(&document), document.len() as u64);
+                parts.push(Part { digest, size, bytes: Bytes::Document(document) });
+            }
+        }
+        let mut seen = HashSet::new();
+        parts.retain(|part| seen.insert(part.digest));
+        let index = Index {
+            schema_version: 2,
+            media_type: Some(media_type::OCI_INDEX.to_owned()),
+            manifests: descriptors,
+            annotations: None,
+        };
+        let mut documents =
+            vec![("oci-layout", crate::layout::LAYOUT.to_vec()), ("index.json", index.to_bytes())];
+        if form == Some(ArchiveForm::Docker) {
+            let json =
+                |error| Error::Output { what: "manifest.json".to_owned(), source: io::Error::from(error) };
+            documents.push(("manifest.json", serde_json::to_vec(&docker).map_err(json)?));
+            if !repositories.is_empty() {
+                documents.push(("repositories", serde_json::to_vec(&repositories).map_err(json)?));
+            }
+        }
+        Ok(Plan { documents, parts })
+    }
+
+    /// Leases the layers of an image, and says which one is missing.
+    fn keep_layers(&self, lease: &Lease, layers: &[DiffId]) -> Result<()> {
+        for layer in layers {
+            if !self.keep_known(lease, *layer)? {
+                return Err(Error::NoLayer(*layer));
+            }
+        }
+        Ok(())
+    }
+
+    /// The manifest that the image came with if all its blobs can be given, else one that fits what is here.
+    fn manifest_to_save(
+        &self,
+        lease: &Lease,
+        id: ImageId,
+        config: &[u8],
+        layers: &[DiffId],
+        compression: Compression,
+    ) -> Result<(String, Manifest, Vec<u8>)> {
+        let kept = self.database.all(
+            "SELECT media_type, bytes FROM manifests WHERE image = ?1 ORDER BY digest",
+            [id.0.as_bytes()],
+            |row| Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?)),
+        )?;
+        for (media_type, bytes) in kept {
+            if let Ok(kiln_oci::Document::Manifest(manifest)) =
+                kiln_oci::Document::parse(Some(&media_type), &bytes)
+                && self.can_give(&manifest, layers)?
+            {
+                return Ok((media_type, *manifest, bytes));
+            }
+        }
+        let mut descriptors = Vec::new();
+        for (position, layer) in layers.iter().enumerate() {
+            descriptors.push(self.layer_to_save(lease, &layers[..position], *layer, compression)?);
+        }
+        let manifest = Manifest {
+            schema_version: 2,
+            media_type: Some(media_type::OCI_MANIFEST.to_owned()),
+            config: Descriptor::of(media_type::OCI_CONFIG, config),
+            layers: descriptors,
+            annotations: None,
+        };
+        let bytes = manifest.to_bytes();
+        Ok((media_type::OCI_MANIFEST.to_owned(), manifest, bytes))
+    }
+
+    /// Whether every layer that a manifest names is here as that blob.
+    pub(crate) fn can_give(&self, manifest: &Manifest, layers: &[DiffId]) -> Result<bool> {
+        if manifest.layers.len() != layers.len() {
+            return Ok(false);
+        }
+        for (descriptor, layer) in manifest.layers.iter().zip(layers) {
+            if !self.layer_blobs(*layer)?.iter().any(|blob| blob.digest == descriptor.digest) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn layer_to_save(
+        &self,
+        lease: &Lease,
+        below: &[DiffId],
+        layer: DiffId,
+        compression: Compression,
+    ) -> Result<Descriptor> {
+        let info = self.layer(layer)?.ok_or(Error::NoLayer(layer))?;
+        let blobs = self.layer_blobs(layer)?;
+        let foreign = info.writer == 0;
+        let fitting = blobs.iter().find(|blob| foreign || blob.compression == compression.name());
+        if let Some(blob) = fitting
+            && let Some(media_type) = layer_media_type(&blob.compression)
+        {
+            return Ok(Descriptor::new(media_type, blob.digest, blob.size));
+        }
+        if fitting.is_some() || compression == Compression::Plain {
+            // What OCI has no media type for goes out uncompressed.
+            return Ok(Descriptor::new(media_type::OCI_LAYER, layer.0, info.tar_size));
+        }
+        let blob = self.compress(lease, below, layer, compression)?;
+        let media_type = layer_media_type(compression.name()).unwrap_or(media_type::OCI_LAYER);
+        let descriptor = Descriptor::new(media_type, blob.digest, blob.size);
+        self.database.write(Durability::Relaxed, |t| {
+            self.insert_layer_blob(t, layer, &blob)?;
+            lease.keep_in(t, Leased::Blob(blob.digest))
+        })?;
+        Ok(descriptor)
+    }
+
+    /// Makes a layer's compressed blob in the lease's directory.
+    fn compress(
+        &self,
+        lease: &Lease,
+        below: &[DiffId],
+        layer: DiffId,
+        compression: Compression,
+    ) -> Result<NewBlob> {
+        let path = lease.fresh_path("compressed");
+        let failed = |source| Error::File { action: "write", path: path.clone(), source };
+        let file = fs_err::File::create_new(&path).map_err(failed)?;
+        let hashing =
+            Hashing { output: io::BufWriter::with_capacity(1 << 18, file), hasher: Hasher::new(), size: 0 };
+        let mut encoder = compression.encoder(hashing, level(compression)).map_err(failed)?;
+        self.write_uncompressed(below, layer, &mut encoder)?;
+        let mut hashing = encoder.finish().map_err(failed)?;
+        hashing.output.flush().map_err(failed)?;
+        let digest = hashing.hasher.finish();
+        Ok(NewBlob { path, digest, size: hashing.size, compression: compression.name() })
+    }
+
+    fn has_blob(&self, blob: &Digest) -> Result<bool> {
+        let row =
+            self.database
+                .one("SELECT digest FROM blobs WHERE digest = ?1", [blob.as_bytes()], |row| digest(row, 0))?;
+        Ok(row.is_some())
+    }
+}
+
+fn compression_named(name: &str) -> Compression {
+    use Compression::{Bzip2, Gzip, Plain, Xz, Zstd};
+    [Gzip, Zstd, Xz, Bzip2].into_iter().find(|known| known.name() == name).unwrap_or(Plain)
+}
+
+/// The compressors' own defaults.
+fn level(compression: Compression) -> i32 {
+    if compression == Compression::Gzip { 6 } else { 3 }
+}
+
+/// Counts and hashes what is written.
+struct Hashing<W> {
+    output: W,
+    hasher: Hasher,
+    size: u64,
+}
+
+impl<W: io::Write> io::Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let length = self.output.write(bytes)?;
+        self.hasher.update(&bytes[..length]);
+        self.size += length as u64;
+        Ok(length)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.output.flush()
+    }
+}
+
+fn docker_image(image: &SavedImage, layers: &[DiffId], manifest: &Manifest) -> DockerImage {
+    let path = |digest: &Digest| format!("blobs/sha256/{}", digest.hex());
+    let names: Vec<String> = image.names.iter().map(Reference::familiar).collect();
+    DockerImage {
+        config: path(&image.id.0),
+        names: (!names.is_empty()).then_some(names),
+        layers: manifest.layers.iter().map(|layer| path(&layer.digest)).collect(),
+        sources: layers.iter().copied().zip(manifest.layers.iter().cloned()).collect(),
+    }
+}
+
+/// The entries of `index.json` for an image: one for each name.
+fn layout_entries(image: &SavedImage, manifest: &Descriptor) -> Vec<Descriptor> {
+    if image.names.is_empty() {
+        return vec![manifest.clone()];
+    }
+    let entry = |name: &Reference| {
+        let mut descriptor = manifest.clone();
+        descriptor.annotations = Some(Annotations::from([
+            (media_type::REF_NAME.to_owned(), name.tag.clone().unwrap_or_default()),
+            (media_type::CONTAINERD_NAME.to_owned(), name.to_string()),
+        ]));
+        descriptor
+    };
+    image.names.iter().map(entry).collect()
+}
+
+fn header(name: &str, kind: Kind, size: u64, out: &mut Vec<u8>) {
+    let mode = if kind == Kind::Directory { 0o755 } else { 0o644 };
+    let metadata = Metadata { size, ..Metadata::new(kind, mode) };
+    tar::write_header(name.as_bytes(), &metadata, out);
+}
+
+/// The directory that a path is in, and its name there.
+fn parent(path: &Path) -> Result<(Directory, String)> {
+    let missing = || Error::archive(&path.display().to_string(), "it is no path of a file");
+    let name = path.file_name().ok_or_else(missing)?.to_str().ok_or_else(missing)?.to_owned();
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok((Directory::open(parent)?, name))
+}

@@ -1,0 +1,108 @@
+//! `run`.
+
+use std::io::Write as _;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+
+use anyhow::Result;
+use kiln_container::{Entrypoint, Request, Variable, Volume, parse_volume};
+use kiln_oci::{ImageId, Reference};
+use kiln_runtime::Foreground;
+use kiln_store::Store;
+
+use crate::arguments::run::Run;
+use crate::failure::{Failure, Kind};
+use crate::session::{self, Files};
+
+/// Runs a command in a new container and ends with its status.
+pub(crate) fn run(root: Option<&Path>, arguments: &Run) -> Result<u8> {
+    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    if arguments.tty && arguments.interactive && !rustix::termios::isatty(&stdin) {
+        // Docker's status for it.
+        let failure = Failure::new(Kind::Usage, "cannot use -t with -i: the input device is not a TTY");
+        return Err(failure.status(1).into());
+    }
+    let volumes = volumes(&arguments.volume)?;
+    let environment = arguments.env.iter().map(|text| variable(text)).collect::<Result<Vec<_>>>()?;
+    let store = session::open(root, Files::Touched)?;
+    let request = Request {
+        image: image(&store, arguments.image())?,
+        command: arguments.command().to_vec(),
+        entrypoint: match arguments.entrypoint.as_deref() {
+            None => Entrypoint::Image,
+            Some("") => Entrypoint::None,
+            Some(program) => Entrypoint::Program(program.to_owned()),
+        },
+        environment,
+        volumes,
+        directory: arguments.workdir.clone(),
+        user: arguments.user.clone(),
+        resolv_conf: fs_err::read("/etc/resolv.conf").unwrap_or_default(),
+    };
+    let watcher = Foreground {
+        input: stdin.as_fd(),
+        output: stdout.as_fd(),
+        error: stderr.as_fd(),
+        interactive: arguments.interactive,
+        own_terminal: arguments.tty,
+    };
+    let lease = store.lease("run")?;
+    let ended = kiln_container::run(&store, &lease, &request, watcher).map_err(|error| {
+        let status = error.status();
+        let kind = if status == 125 { Kind::World } else { Kind::Input };
+        let message = format!("cannot run a container from {}", arguments.image());
+        Failure::new(kind, message).status(status).caused_by(error)
+    })?;
+    for note in &ended.notes {
+        writeln!(std::io::stderr(), "kiln: {note}")?;
+    }
+    Ok(ended.exit.status())
+}
+
+fn image(store: &Store, name: &str) -> Result<ImageId> {
+    if let Some(id) = store.find(name)? {
+        return Ok(id);
+    }
+    let wanted = match name.parse::<Reference>() {
+        Ok(reference) => format!("the name {} and the ID {name}", reference.or_latest()),
+        Err(_) => format!("the ID {name}"),
+    };
+    let message =
+        format!("unable to find image {name:?}: looked for {wanted} in the store {}", store.root().display());
+    let failure = Failure::new(Kind::Input, message);
+    Err(failure
+        .hint("`kiln images` lists what is there; `kiln load`, `kiln import` and `kiln build` add to it")
+        .into())
+}
+
+fn volumes(given: &[String]) -> Result<Vec<Volume>> {
+    let wrong = |message: String| Failure::new(Kind::Usage, message);
+    let current = std::env::current_dir()?;
+    let mut volumes: Vec<Volume> = Vec::with_capacity(given.len());
+    for text in given {
+        let volume = parse_volume(text, &current).map_err(|error| wrong(error.to_string()))?;
+        if volumes.iter().any(|known| known.target() == volume.target()) {
+            return Err(wrong(format!("two volumes at {}: expected one", volume.target().display())).into());
+        }
+        volumes.push(volume);
+    }
+    Ok(volumes)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the binary reads the environment")]
+fn variable(text: &str) -> Result<Variable> {
+    let (name, value) = match text.split_once('=') {
+        Some((name, value)) => (name, Some(value.to_owned())),
+        None => (text, std::env::var(text).ok()),
+    };
+    if name.is_empty() {
+        let message = format!("invalid environment variable {text:?}: expected NAME=VALUE or NAME");
+        return Err(Failure::new(Kind::Usage, message).into());
+    }
+    let name = name.to_owned();
+    Ok(match value {
+        Some(value) => Variable::Set { name, value },
+        // As in Docker: a variable that is not set here is not set there, whatever the image says.
+        None => Variable::Unset { name },
+    })
+}
