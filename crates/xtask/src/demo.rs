@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::machine::{has, is_root, output, repository, run, say, target_directory};
+use crate::machine::{self, has, is_root, output, repository, run, say, target_directory};
 
 const SUITE: &str = "bookworm";
 const BASE: &str = "debian:bookworm";
@@ -85,25 +85,23 @@ impl Kiln {
 /// As root: mmdebstrap makes a root file system from the machine's own package sources.
 fn base_with_mmdebstrap(kiln: &Kiln, place: &Path) -> Result<()> {
     if !has("mmdebstrap") {
-        say("installing mmdebstrap");
-        run(Command::new("apt-get").args(["update", "-qq"]))?;
-        let mut install = Command::new("apt-get");
-        install.args(["install", "-qq", "-y", "--no-install-recommends", "mmdebstrap"]);
-        run(install.env("DEBIAN_FRONTEND", "noninteractive"))?;
+        machine::install(&["mmdebstrap"])?;
     }
     say("making a Debian root file system out of packages");
     let archive = place.join("debian.tar");
-    let sources = place.join("sources.list");
-    std::fs::write(&sources, debian_sources()?)?;
-    let mut command = Command::new("mmdebstrap");
-    command
-        .args(["--quiet", "--variant=apt", "--include=ca-certificates", SUITE])
-        .arg(&archive)
-        .arg(&sources);
-    run(&mut command)?;
+    debian_root(place, &archive)?;
     say("importing it");
     kiln.import(&archive, BASE)?;
     std::fs::remove_file(&archive).context("remove the archive")
+}
+
+/// Writes a root file system of the machine's own package sources to `archive`. `place` takes what is needed besides.
+pub(crate) fn debian_root(place: &Path, archive: &Path) -> Result<()> {
+    let sources = place.join("sources.list");
+    std::fs::write(&sources, debian_sources()?)?;
+    let mut command = Command::new("mmdebstrap");
+    command.args(["--quiet", "--variant=apt", "--include=ca-certificates", SUITE]).arg(archive).arg(&sources);
+    run(&mut command)
 }
 
 /// Without root: packages are downloaded under private directories, unpacked by dpkg-deb, and configured in a

@@ -1,8 +1,10 @@
-//! Repository chores, for developers: `cargo xtask demo` and `cargo xtask test`.
+//! Repository chores, for developers: `cargo xtask demo`, `cargo xtask test` and the like.
 //!
 //! Needs nothing but Rust and a C compiler; whatever else a chore wants it installs or does without, and says so.
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods, clippy::exit)]
 
+mod bench;
+mod count;
 mod demo;
 mod machine;
 mod test;
@@ -15,7 +17,9 @@ const USAGE: &str = "usage: cargo xtask CHORE
   demo   builds kiln, makes a Debian base image out of packages, builds a Python service on it,
          runs it once and prints its history
   test   formatting, lints, tidiness and all tests
-  tidy   the house's rules alone";
+  tidy   the house's rules alone
+  bench  kiln beside other engines; `cargo xtask bench --help` tells more
+  count  instructions of fixed work, compared with crates/xtask/instructions.json; --accept writes it";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -23,6 +27,9 @@ fn main() -> ExitCode {
         ["demo"] => demo::run_demo(),
         ["test"] => test::run(),
         ["tidy"] => tidy::run(),
+        ["count"] => count::run(count::Purpose::Compare),
+        ["count", "--accept"] => count::run(count::Purpose::Accept),
+        ["bench", ..] => bench::run(&arguments[1..]),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             Ok(())

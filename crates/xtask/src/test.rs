@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::machine::{self, has, is_root, repository, say};
+use crate::machine::{self, has, repository, say};
 
 /// Packages that widen what the tests can see: independent readers, and a shell for containers.
 const PACKAGES: [(&str, &str); 4] =
@@ -44,18 +44,7 @@ fn install_readers() {
     if missing.is_empty() {
         return;
     }
-    if !is_root() || !has("apt-get") {
-        println!("not installed, so some tests will say that they are skipped: {}", missing.join(", "));
-        return;
-    }
-    say("installing what tests compare kiln with");
-    let install = || -> Result<()> {
-        machine::run(Command::new("apt-get").args(["update", "-qq"]))?;
-        let mut command = Command::new("apt-get");
-        command.args(["install", "-qq", "-y", "--no-install-recommends"]).args(&missing);
-        machine::run(command.env("DEBIAN_FRONTEND", "noninteractive"))
-    };
-    if let Err(error) = install() {
+    if let Err(error) = machine::install(&missing) {
         println!("not installed ({error:#}): some tests will say that they are skipped");
     }
 }

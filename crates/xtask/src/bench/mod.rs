@@ -1,0 +1,205 @@
+//! `cargo xtask bench`: kiln beside other engines, on the same inputs, in turn.
+
+mod archives;
+mod budgets;
+mod engines;
+mod figures;
+mod floor;
+mod host;
+mod inputs;
+mod measure;
+mod options;
+mod outcome;
+mod page;
+mod plot;
+mod race;
+mod same;
+mod workload;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use crate::machine::{self, has, is_root, repository, say, target_directory};
+use engines::{Engine, Kiln};
+use inputs::Inputs;
+use options::{Action, Keep, Options, PeerKind, Peers, Size};
+use outcome::{Results, Run};
+use race::Race;
+
+/// Runs the bench.
+pub(crate) fn run(words: &[String]) -> Result<()> {
+    if words.iter().any(|word| word == "--help" || word == "-h") {
+        println!("{}", options::USAGE);
+        return Ok(());
+    }
+    let options = Options::parse(words)?;
+    let output = match &options.output {
+        Some(directory) => directory.clone(),
+        None if options.only.is_empty() => repository().join("docs"),
+        None => target_directory().join("bench/part"),
+    };
+    if options.action == Action::Render {
+        let results = read(&output)?;
+        return write(&output, &results);
+    }
+    // Daemons' orphans stay below this process, so that their memory is counted.
+    rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))?;
+    let place = target_directory().join("bench");
+    std::fs::create_dir_all(&place)?;
+    // Daemons are told absolute paths.
+    let place = place.canonicalize()?;
+    let mut left_out = Vec::new();
+    let peers = peers(&options);
+    install(&peers);
+    let inputs = Inputs::prepare(&place.join("inputs"), options.size)?;
+    let wanted =
+        |name: &str| options.only.is_empty() || options.only.iter().any(|only| name.contains(only.as_str()));
+    let workloads = workload::all(&inputs, options.size, &place.join("dockerfiles"), &wanted)?;
+    if options.action == Action::List {
+        for workload in &workloads {
+            println!("{:<28} {}", workload.name, workload.title);
+        }
+        return Ok(());
+    }
+    if inputs.debian.is_none() {
+        left_out.push("whatever needs a Debian root: mmdebstrap and root are needed to make one".to_owned());
+    }
+    let engines = start(&options, &peers, &place.join("engines"), &mut left_out)?;
+    let run = measure(engines, &options, &inputs, &workloads, left_out, &place)?;
+    let mut results = match options.keep {
+        Keep::Earlier => read(&output).unwrap_or_default(),
+        Keep::Nothing => Results::default(),
+    };
+    results.runs.push(run);
+    write(&output, &results)
+}
+
+/// The floor first, then every workload.
+fn measure(
+    engines: Vec<Box<dyn Engine>>,
+    options: &Options,
+    inputs: &Inputs,
+    workloads: &[workload::Workload],
+    left_out: Vec<String>,
+    place: &Path,
+) -> Result<Run> {
+    let names = engines.iter().map(|engine| Ok((engine.name().to_owned(), engine.version()?)));
+    let names = names.collect::<Result<Vec<_>>>()?;
+    let machine = host::facts(place);
+    say("the machine's floor");
+    let floors = if options.only.is_empty() || options.only.iter().any(|only| only == "floor") {
+        floor::measure(inputs, place)?
+    } else {
+        Vec::new()
+    };
+    for floor in &floors {
+        println!(
+            "{:<48} {}",
+            floor.title,
+            figures::median(&floor.seconds).map_or_else(String::new, figures::seconds)
+        );
+    }
+    say("workloads: median, ratio to kiln's, peak memory");
+    let mut race = Race::new(engines, place, options.size);
+    let rows = workloads.iter().map(|workload| race.run(workload)).collect();
+    Ok(Run {
+        size: if options.size == Size::Quick { "quick" } else { "whole" }.to_owned(),
+        commit: host::commit(),
+        date: host::date(),
+        seed: inputs::SEED,
+        machine,
+        engines: names,
+        left_out,
+        floors,
+        rows,
+    })
+}
+
+/// The peers that were asked for, or those that are usual here.
+fn peers(options: &Options) -> Vec<PeerKind> {
+    match &options.peers {
+        Peers::These(peers) => peers.clone(),
+        Peers::Usual if is_root() => {
+            let buildkit = has("buildkitd") && has("buildctl");
+            let mut peers = vec![PeerKind::Docker];
+            peers.extend(buildkit.then_some(PeerKind::Buildkit));
+            peers
+        }
+        Peers::Usual => Vec::new(),
+    }
+}
+
+/// kiln, built if no program was named, and the peers; one that does not start is left out.
+fn start(
+    options: &Options,
+    peers: &[PeerKind],
+    place: &Path,
+    left_out: &mut Vec<String>,
+) -> Result<Vec<Box<dyn Engine>>> {
+    std::fs::create_dir_all(place)?;
+    let program = match &options.kiln {
+        Some(program) => program.canonicalize().with_context(|| program.display().to_string())?,
+        None => build_kiln()?,
+    };
+    engines::daemon::stop_on_signals()?;
+    let mut engines: Vec<Box<dyn Engine>> = vec![Box::new(Kiln::new(program, place))];
+    for peer in peers {
+        match engines::start(*peer, place) {
+            Ok(engine) => engines.push(engine),
+            Err(error) => {
+                let reason = format!("{peer:?}: {error:#}").to_lowercase();
+                println!("left out: {reason}");
+                left_out.push(reason);
+            }
+        }
+    }
+    Ok(engines)
+}
+
+/// The release program.
+pub(crate) fn build_kiln() -> Result<PathBuf> {
+    say("building kiln (release)");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let words = ["build", "--release", "--quiet", "--package", "kiln"];
+    machine::run(Command::new(cargo).current_dir(repository()).args(words))?;
+    Ok(target_directory().join("release/kiln"))
+}
+
+/// Installs Debian's packages that are missing, where that is possible; what stays missing is left out later.
+fn install(peers: &[PeerKind]) {
+    let tools = [("busybox", "busybox-static"), ("mmdebstrap", "mmdebstrap"), ("zstd", "zstd")];
+    let wanted = tools.into_iter().chain(peers.iter().filter_map(|peer| engines::package(*peer)));
+    let missing: Vec<&str> =
+        wanted.filter(|(program, _)| !has(program)).map(|(_, package)| package).collect();
+    if missing.is_empty() {
+        return;
+    }
+    if let Err(error) = machine::install(&missing) {
+        println!("not installed ({error:#}): {}", missing.join(", "));
+    }
+}
+
+fn read(directory: &Path) -> Result<Results> {
+    let path = directory.join("performance.json");
+    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    serde_json::from_str(&text).with_context(|| path.display().to_string())
+}
+
+fn write(directory: &Path, results: &Results) -> Result<()> {
+    let plots = directory.join("plots");
+    if plots.exists() {
+        std::fs::remove_dir_all(&plots)?;
+    }
+    std::fs::create_dir_all(&plots)?;
+    for curve in results.runs.first().map(plot::curves).unwrap_or_default() {
+        std::fs::write(plots.join(format!("{}.svg", curve.file())), plot::svg(&curve))?;
+    }
+    let json = directory.join("performance.json");
+    std::fs::write(&json, serde_json::to_string_pretty(results)? + "\n")?;
+    let page = directory.join("performance.md");
+    std::fs::write(&page, page::render(results))?;
+    say(&format!("wrote {} and {}", page.display(), json.display()));
+    Ok(())
+}

@@ -1,0 +1,163 @@
+//! The files of an image, read out of its archive with tar alone, and what differs between two.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
+use super::outcome::Same;
+use crate::machine;
+
+/// What is compared of each file: type and mode, owner, size, link. By path.
+pub(crate) type Files = BTreeMap<String, String>;
+
+/// The files of the first image of a docker archive.
+pub(crate) fn files(archive: &Path, scratch: &Path) -> Result<Files> {
+    let _ = std::fs::remove_dir_all(scratch);
+    std::fs::create_dir_all(scratch)?;
+    machine::output(Command::new("tar").arg("-xf").arg(archive).arg("-C").arg(scratch))?;
+    let manifest: Value = serde_json::from_slice(&std::fs::read(scratch.join("manifest.json"))?)?;
+    let layers = manifest[0]["Layers"].as_array().context("the archive's manifest.json names no layers")?;
+    let mut files = Files::new();
+    for layer in layers {
+        let path = scratch.join(layer.as_str().unwrap_or_default());
+        let mut list = Command::new("tar");
+        list.env("LC_ALL", "C.UTF-8").args(["--numeric-owner", "--full-time", "-tvf"]).arg(path);
+        apply(&mut files, &machine::output(&mut list)?);
+    }
+    let _ = std::fs::remove_dir_all(scratch);
+    Ok(files)
+}
+
+/// Lays a layer, as tar lists it, over the files so far.
+fn apply(files: &mut Files, listing: &str) {
+    let entries: Vec<(String, String)> = listing.lines().filter_map(entry).collect();
+    for (path, _) in &entries {
+        let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+        let below =
+            |directory: &str| if directory.is_empty() { String::new() } else { format!("{directory}/") };
+        if name == ".wh..wh..opq" {
+            let hidden = below(parent);
+            files.retain(|path, _| !path.starts_with(&hidden));
+        } else if let Some(gone) = name.strip_prefix(".wh.") {
+            let gone = format!("{}{gone}", below(parent));
+            let inside = format!("{gone}/");
+            files.retain(|path, _| *path != gone && !path.starts_with(&inside));
+        }
+    }
+    for (path, facts) in entries {
+        let name = path.rsplit('/').next().unwrap_or_default();
+        if name.starts_with(".wh.") || path.is_empty() {
+            continue;
+        }
+        match facts.strip_prefix("link to ") {
+            Some(target) => {
+                if let Some(facts) = files.get(target).cloned() {
+                    files.insert(path, facts);
+                }
+            }
+            None => {
+                files.insert(path, facts);
+            }
+        }
+    }
+}
+
+/// `-rw-r--r-- 0/0 5 2026-01-01 00:00:00 name`, with `-> target` or `link to target`.
+fn entry(line: &str) -> Option<(String, String)> {
+    let mut rest = line;
+    let mut fields = Vec::new();
+    for _ in 0..5 {
+        let trimmed = rest.trim_start();
+        let (field, after) = trimmed.split_once(' ')?;
+        fields.push(field);
+        rest = after;
+    }
+    let kind = fields[0].chars().next()?;
+    let clean = |path: &str| path.trim_start_matches("./").trim_matches('/').to_owned();
+    match kind {
+        'h' => {
+            let (path, target) = rest.split_once(" link to ")?;
+            Some((clean(path), format!("link to {}", clean(target))))
+        }
+        'l' => {
+            let (path, target) = rest.split_once(" -> ")?;
+            Some((clean(path), format!("{} {} -> {target}", fields[0], fields[1])))
+        }
+        'd' => Some((clean(rest), format!("{} {}", fields[0], fields[1]))),
+        _ => Some((clean(rest), format!("{} {} {}", fields[0], fields[1], fields[2]))),
+    }
+}
+
+/// What differs, kiln's first.
+pub(crate) fn compare(kiln: &Files, peer: &Files) -> Same {
+    let mut differing = Vec::new();
+    for (path, facts) in kiln {
+        match peer.get(path) {
+            None => differing.push(format!("{path}: kiln's only ({facts})")),
+            Some(other) if other != facts => differing.push(format!("{path}: {facts}, but {other}")),
+            Some(_) => {}
+        }
+    }
+    differing.extend(
+        peer.keys().filter(|path| !kiln.contains_key(*path)).map(|path| format!("{path}: peer's only")),
+    );
+    if differing.is_empty() {
+        return Same::Files(kiln.len());
+    }
+    let count = differing.len();
+    differing.truncate(3);
+    Same::Differs { count, first: differing }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BASE: &str = "drwxr-xr-x 0/0 0 2026-01-01 00:00:00 ./d/
+-rw-r--r-- 0/0 5 2026-01-01 00:00:00 ./d/a file
+lrwxrwxrwx 0/0 0 2026-01-01 00:00:00 ./l -> d/a file
+hrw-r--r-- 0/0 0 2026-01-01 00:00:00 ./h link to ./d/a file
+";
+
+    fn files(layers: &[&str]) -> Files {
+        let mut files = Files::new();
+        for layer in layers {
+            apply(&mut files, layer);
+        }
+        files
+    }
+
+    #[test]
+    fn layers_are_laid_over_each_other() {
+        let base = files(&[BASE]);
+        assert_eq!(base.keys().map(String::as_str).collect::<Vec<_>>(), ["d", "d/a file", "h", "l"]);
+        assert_eq!(base["h"], base["d/a file"]);
+        let over = files(&[BASE, "---------- 0/0 0 2026-01-01 00:00:00 .wh.d\n"]);
+        assert_eq!(over.keys().map(String::as_str).collect::<Vec<_>>(), ["h", "l"]);
+        let opaque = files(&[
+            BASE,
+            "---------- 0/0 0 2026-01-01 00:00:00 d/.wh..wh..opq\n-rw------- 0/0 1 2026-01-01 00:00:00 d/b\n",
+        ]);
+        assert_eq!(opaque.keys().map(String::as_str).collect::<Vec<_>>(), ["d", "d/b", "h", "l"]);
+    }
+
+    #[test]
+    fn differences_are_named() {
+        let own = files(&[BASE]);
+        assert_eq!(compare(&own, &own.clone()), Same::Files(4));
+        let mut other = own.clone();
+        other.remove("l");
+        other.insert("d".to_owned(), "drwx------ 0/0".to_owned());
+        other.insert("z".to_owned(), String::new());
+        let Same::Differs { count, first } = compare(&own, &other) else { panic!() };
+        assert_eq!(count, 3);
+        assert!(
+            first[0].starts_with("d: ")
+                && first[1].starts_with("l: kiln's only")
+                && first[2].starts_with("z: peer's")
+        );
+    }
+}

@@ -1,0 +1,431 @@
+//! The workloads, as data.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use super::archives::Image;
+use super::engines::Task;
+use super::inputs::Inputs;
+use super::options::Size;
+
+/// When an engine's store is made anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// Before every repeat.
+    Fresh,
+    /// Once; workloads that name the same preparation share it.
+    Kept(String),
+}
+
+/// How it is told that two engines did the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Check {
+    /// By the files of the image that the first build made.
+    Files,
+    /// By the exit alone.
+    Exit,
+}
+
+/// Something to measure.
+#[derive(Clone, Debug)]
+pub(crate) struct Workload {
+    /// `group/what`.
+    pub(crate) name: String,
+    pub(crate) title: String,
+    /// The curve that this is a point of, and its size there.
+    pub(crate) growth: Option<(&'static str, usize)>,
+    pub(crate) start: Start,
+    /// In the store at the start.
+    pub(crate) images: Vec<Image>,
+    /// Done at the start, untimed.
+    pub(crate) before: Vec<Task>,
+    /// The context in which one file is changed before every repeat.
+    pub(crate) changes: Option<PathBuf>,
+    /// What is timed, one after the other.
+    pub(crate) tasks: Vec<Task>,
+    pub(crate) check: Check,
+}
+
+impl Workload {
+    /// The part of the name that tables are made of.
+    pub(crate) fn group(&self) -> &str {
+        self.name.split('/').next().unwrap_or(&self.name)
+    }
+}
+
+/// Groups in the order of the tables, with their headings.
+pub(crate) const GROUPS: [(&str, &str); 8] = [
+    ("unchanged", "Rebuilds with nothing changed"),
+    ("run-steps", "RUN steps"),
+    ("copy", "COPY and ADD"),
+    ("stages", "Stages"),
+    ("transfer", "Images in and out"),
+    ("container", "Containers"),
+    ("queries", "Questions to a store"),
+    ("start", "Start of the program"),
+];
+
+/// Curves, with what their size counts.
+pub(crate) const UNCHANGED_STEPS: &str = "unchanged rebuild by steps";
+pub(crate) const UNCHANGED_FILES: &str = "unchanged rebuild by files of the context";
+pub(crate) const UNCHANGED_IMAGES: &str = "unchanged rebuild by images in the store";
+pub(crate) const RUN_STEPS: &str = "cold RUN steps";
+pub(crate) const COPY_FILES: &str = "cold COPY by files";
+pub(crate) const LIST_IMAGES: &str = "images by images in the store";
+
+/// What a workload list is made with.
+struct Plan<'a> {
+    inputs: &'a Inputs,
+    /// Where Dockerfiles are written.
+    place: &'a Path,
+    workloads: Vec<Workload>,
+}
+
+/// All workloads of a size. Inputs are made only for those that are wanted.
+pub(crate) fn all(
+    inputs: &Inputs,
+    size: Size,
+    place: &Path,
+    wanted: &dyn Fn(&str) -> bool,
+) -> Result<Vec<Workload>> {
+    std::fs::create_dir_all(place)?;
+    let mut plan = Plan { inputs, place, workloads: Vec::new() };
+    plan.unchanged(size, wanted)?;
+    plan.run_steps(size, wanted)?;
+    plan.copies(wanted)?;
+    plan.stages(wanted)?;
+    plan.transfers(wanted)?;
+    plan.containers(wanted);
+    plan.queries(wanted)?;
+    Ok(plan.workloads)
+}
+
+impl Plan<'_> {
+    /// A build of a Dockerfile; the name of its image is made of its own.
+    fn build(&self, name: &str, context: PathBuf, text: &str) -> Result<Task> {
+        let short = name.replace('/', "-");
+        let directory = self.place.join(&short);
+        std::fs::create_dir_all(&directory)?;
+        let dockerfile = directory.join("Dockerfile");
+        std::fs::write(&dockerfile, text)?;
+        Ok(Task::Build { context, dockerfile, tag: format!("bench-{short}") })
+    }
+
+    fn workload(&self, name: &str, title: String, start: Start, tasks: Vec<Task>) -> Workload {
+        let images = vec![self.inputs.busybox.clone()];
+        Workload {
+            name: name.to_owned(),
+            title,
+            growth: None,
+            start,
+            images,
+            before: Vec::new(),
+            changes: None,
+            tasks,
+            check: Check::Exit,
+        }
+    }
+
+    /// The same build twice: the second is timed.
+    fn rebuilt(&self, name: &str, title: String, build: Task) -> Workload {
+        let before = vec![build.clone()];
+        Workload {
+            before,
+            check: Check::Files,
+            ..self.workload(name, title, Start::Kept(name.to_owned()), vec![build])
+        }
+    }
+
+    fn unchanged(&mut self, size: Size, wanted: &dyn Fn(&str) -> bool) -> Result<()> {
+        let steps: &[usize] = if size == Size::Quick { &[1, 12, 40] } else { &[1, 12, 40, 200] };
+        for &count in steps {
+            let name = format!("unchanged/steps-{count}");
+            if wanted(&name) {
+                let build = self.build(&name, self.inputs.empty()?, &stepped("FROM busybox\n", count))?;
+                let title = format!("{} of RUN and ENV, empty context", plural(count, "step"));
+                let growth = Some((UNCHANGED_STEPS, count));
+                self.workloads.push(Workload { growth, ..self.rebuilt(&name, title, build) });
+            }
+        }
+        let (tree, many) = (self.inputs.sizes.tree, self.inputs.sizes.many);
+        for count in [tree / 100, tree / 10, tree, many] {
+            let name = format!("unchanged/files-{count}");
+            if wanted(&name) {
+                let context =
+                    if count == many { self.inputs.many(count)? } else { self.inputs.tree(count)? };
+                let text = stepped("FROM busybox\nCOPY tree /tree\n", 12);
+                let build = self.build(&name, context, &text)?;
+                let title = format!("COPY of {} files and 12 steps", grouped(count));
+                let growth = Some((UNCHANGED_FILES, count));
+                self.workloads.push(Workload { growth, ..self.rebuilt(&name, title, build) });
+            }
+        }
+        let images = self.inputs.sizes.images;
+        for count in [images / 100, images / 10, images] {
+            let name = format!("unchanged/images-{count}");
+            if wanted(&name) {
+                let text = stepped("FROM busybox\n", 12);
+                let build = self.build(&name, self.inputs.empty()?, &text)?;
+                let title = format!("12 steps, {} in the store", plural(count, "other image"));
+                let load = Task::Load { archive: self.inputs.many_images(count)? };
+                let growth = Some((UNCHANGED_IMAGES, count));
+                let workload = self.rebuilt(&name, title, build.clone());
+                self.workloads.push(Workload { growth, before: vec![load, build], ..workload });
+            }
+        }
+        Ok(())
+    }
+
+    fn run_steps(&mut self, size: Size, wanted: &dyn Fn(&str) -> bool) -> Result<()> {
+        let counts: &[usize] = if size == Size::Quick { &[1, 10, 40] } else { &[1, 10, 40, 100] };
+        for &count in counts {
+            let name = format!("run-steps/cold-{count}");
+            if wanted(&name) {
+                let text =
+                    (0..count).fold("FROM busybox\n".to_owned(), |text, n| text + &format!("RUN true {n}\n"));
+                let build = self.build(&name, self.inputs.empty()?, &text)?;
+                let title = format!("{}, nothing cached", plural(count, "trivial RUN step"));
+                let workload = self.workload(&name, title, Start::Fresh, vec![build]);
+                self.workloads.push(Workload {
+                    growth: Some((RUN_STEPS, count)),
+                    check: Check::Files,
+                    ..workload
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn copies(&mut self, wanted: &dyn Fn(&str) -> bool) -> Result<()> {
+        let count = self.inputs.sizes.tree;
+        let files = format!("{} files ({} MB)", grouped(count), count * 8650 / 1_000_000);
+        for (suffix, rest, last) in [("", "", ""), ("-run", ", then RUN", "RUN true\n")] {
+            let text = format!("FROM busybox\nWORKDIR /data\nCOPY tree /data/tree\n{last}");
+            let name = format!("copy/cold{suffix}");
+            if wanted(&name) {
+                let build = self.build(&name, self.inputs.tree(count)?, &text)?;
+                let title = format!("COPY of {files}{rest}, cold");
+                let workload = self.workload(&name, title, Start::Fresh, vec![build]);
+                self.workloads.push(Workload {
+                    check: Check::Files,
+                    growth: last.is_empty().then_some((COPY_FILES, count)),
+                    ..workload
+                });
+            }
+            let name = format!("copy/changed{suffix}");
+            if wanted(&name) {
+                let context = self.inputs.tree(count)?;
+                let build = self.build(&name, context.clone(), &text)?;
+                let title = format!("COPY of {files}{rest}, one file changed");
+                let changes = Some(context);
+                self.workloads.push(Workload { changes, ..self.rebuilt(&name, title, build) });
+            }
+            let name = format!("copy/unchanged{suffix}");
+            if wanted(&name) {
+                let build = self.build(&name, self.inputs.tree(count)?, &text)?;
+                let title = format!("COPY of {files}{rest}, unchanged");
+                self.workloads.push(self.rebuilt(&name, title, build));
+            }
+        }
+        for count in [count / 100, count / 10] {
+            let name = format!("copy/cold-{count}");
+            if wanted(&name) {
+                let text = "FROM busybox\nWORKDIR /data\nCOPY tree /data/tree\n";
+                let build = self.build(&name, self.inputs.tree(count)?, text)?;
+                let title = format!("COPY of {} files, cold", grouped(count));
+                let workload = self.workload(&name, title, Start::Fresh, vec![build]);
+                self.workloads.push(Workload {
+                    growth: Some((COPY_FILES, count)),
+                    check: Check::Files,
+                    ..workload
+                });
+            }
+        }
+        self.other_copies(wanted)
+    }
+
+    fn other_copies(&mut self, wanted: &dyn Fn(&str) -> bool) -> Result<()> {
+        let count = self.inputs.sizes.tree;
+        if wanted("copy/large") {
+            let build = self.build("copy/large", self.inputs.large()?, "FROM busybox\nCOPY . /large/\n")?;
+            let title = format!("COPY of four files of {} MiB, cold", self.inputs.sizes.large >> 20);
+            let workload = self.workload("copy/large", title, Start::Fresh, vec![build]);
+            self.workloads.push(Workload { check: Check::Files, ..workload });
+        }
+        if wanted("copy/add-tar") {
+            let context = self.inputs.tree_tar(count)?;
+            let build = self.build("copy/add-tar", context, "FROM busybox\nADD tree.tar /data/\n")?;
+            let title = format!("ADD of a tar of {} files, cold", grouped(count));
+            let workload = self.workload("copy/add-tar", title, Start::Fresh, vec![build]);
+            self.workloads.push(Workload { check: Check::Files, ..workload });
+        }
+        if let (Some(debian), true) = (&self.inputs.debian, wanted("copy/from-root")) {
+            let text = "FROM debian AS root\nFROM busybox\nCOPY --from=root / /root/\n";
+            let build = self.build("copy/from-root", self.inputs.empty()?, text)?;
+            let title = "COPY --from of a whole Debian root, cold".to_owned();
+            let images = vec![self.inputs.busybox.clone(), debian.clone()];
+            let workload = self.workload("copy/from-root", title, Start::Fresh, vec![build]);
+            self.workloads.push(Workload { images, check: Check::Files, ..workload });
+        }
+        Ok(())
+    }
+
+    fn stages(&mut self, wanted: &dyn Fn(&str) -> bool) -> Result<()> {
+        if wanted("stages/two") {
+            let sleep = self.inputs.sizes.sleep;
+            let text = format!(
+                "FROM busybox AS a\nRUN sleep {sleep}; echo a > /a\nFROM busybox AS b\nRUN sleep {sleep}; echo b > /b\n\
+                 FROM busybox\nCOPY --from=a /a /a\nCOPY --from=b /b /b\n"
+            );
+            let build = self.build("stages/two", self.inputs.empty()?, &text)?;
+            let title = format!("two independent stages that sleep {sleep} s each, cold");
+            let workload = self.workload("stages/two", title, Start::Fresh, vec![build]);
+            self.workloads.push(Workload { check: Check::Files, ..workload });
+        }
+        Ok(())
+    }
+
+    fn transfers(&mut self, wanted: &dyn Fn(&str) -> bool) -> Result<()> {
+        let Some(debian) = self.inputs.debian.clone() else { return Ok(()) };
+        let bytes = std::fs::metadata(&debian.rootfs)?.len() / 1_000_000;
+        let forms = [("plain", &debian.archive), ("gzip", &debian.gzip), ("zstd", &debian.zstd)];
+        for (form, archive) in forms {
+            let name = format!("transfer/load-{form}");
+            if wanted(&name) {
+                let title = format!("load of a Debian root ({bytes} MB), {form}");
+                let task = Task::Load { archive: archive.clone() };
+                let workload = self.workload(&name, title, Start::Fresh, vec![task]);
+                self.workloads.push(Workload { images: Vec::new(), ..workload });
+            }
+        }
+        if wanted("transfer/load-run") {
+            let run = Task::Run { image: "debian".to_owned(), words: vec!["/bin/true".to_owned()] };
+            let tasks = vec![Task::Load { archive: debian.gzip.clone() }, run];
+            let title = "load of it, gzip, then the first run".to_owned();
+            let workload = self.workload("transfer/load-run", title, Start::Fresh, tasks);
+            self.workloads.push(Workload { images: Vec::new(), ..workload });
+        }
+        if wanted("transfer/import") {
+            let task = Task::Import { tar: debian.rootfs.clone(), name: "imported".to_owned() };
+            let title = format!("import of a Debian root ({bytes} MB)");
+            let workload = self.workload("transfer/import", title, Start::Fresh, vec![task]);
+            self.workloads.push(Workload { images: Vec::new(), ..workload });
+        }
+        if wanted("transfer/save") {
+            let to = self.place.join("saved.tar");
+            let task = Task::Save { image: "debian".to_owned(), to };
+            let title = format!("save of a Debian root ({bytes} MB), uncompressed");
+            let start = Start::Kept("transfer/save".to_owned());
+            let workload = self.workload("transfer/save", title, start, vec![task]);
+            self.workloads.push(Workload { images: vec![debian], ..workload });
+        }
+        Ok(())
+    }
+
+    fn containers(&mut self, wanted: &dyn Fn(&str) -> bool) {
+        if wanted("container/run") {
+            let task = Task::Run { image: "busybox".to_owned(), words: vec!["/bin/true".to_owned()] };
+            let title = "run --rm of a program that exits at once".to_owned();
+            let start = Start::Kept("container/run".to_owned());
+            self.workloads.push(self.workload("container/run", title, start, vec![task]));
+        }
+    }
+
+    fn queries(&mut self, wanted: &dyn Fn(&str) -> bool) -> Result<()> {
+        let images = self.inputs.sizes.images;
+        for count in [images / 100, images / 10, images] {
+            let image = || format!("many:{}", count - 1);
+            let mut questions = vec![("images", Task::Images)];
+            if count == images {
+                questions.extend([
+                    ("history", Task::History { image: image() }),
+                    ("inspect", Task::Inspect { image: image() }),
+                    ("df", Task::DiskUsage),
+                    ("prune", Task::Prune),
+                ]);
+            }
+            for (what, task) in questions {
+                let name = format!("queries/{what}-{count}");
+                if !wanted(&name) {
+                    continue;
+                }
+                let title = format!("{} on {}", asked(what), plural(count, "image"));
+                let before = vec![Task::Load { archive: self.inputs.many_images(count)? }];
+                let start = Start::Kept(format!("images-{count}"));
+                let growth = (what == "images").then_some((LIST_IMAGES, count));
+                let workload = self.workload(&name, title, start, vec![task]);
+                self.workloads.push(Workload { before, growth, images: Vec::new(), ..workload });
+            }
+        }
+        if wanted("start/version") {
+            let start = Start::Kept("start".to_owned());
+            self.workloads.push(self.workload(
+                "start/version",
+                "version".to_owned(),
+                start,
+                vec![Task::Version],
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn asked(what: &str) -> &str {
+    match what {
+        "inspect" => "image inspect",
+        "df" => "system df",
+        "prune" => "image prune that finds nothing",
+        other => other,
+    }
+}
+
+/// A Dockerfile of `count` steps, RUN and ENV in turn, since docker mounts no more than 125 layers.
+fn stepped(first: &str, count: usize) -> String {
+    let mut text = first.to_owned();
+    for number in 0..count {
+        text.push_str(&if number % 2 == 0 {
+            format!("RUN echo {number} > /step-{number}\n")
+        } else {
+            format!("ENV STEP_{number}={number}\n")
+        });
+    }
+    text
+}
+
+fn plural(count: usize, what: &str) -> String {
+    format!("{} {what}{}", grouped(count), if count == 1 { "" } else { "s" })
+}
+
+/// 20,000
+pub(crate) fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (position, digit) in digits.chars().enumerate() {
+        if position > 0 && (digits.len() - position).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_alternate() {
+        assert_eq!(
+            stepped("FROM a\n", 3),
+            "FROM a\nRUN echo 0 > /step-0\nENV STEP_1=1\nRUN echo 2 > /step-2\n"
+        );
+    }
+
+    #[test]
+    fn numbers_are_grouped() {
+        assert_eq!(grouped(7), "7");
+        assert_eq!(grouped(200_000), "200,000");
+        assert_eq!(plural(1, "step"), "1 step");
+    }
+}
