@@ -156,7 +156,7 @@ impl Store {
         let snapshot = self.find_snapshot(ChainId::of(below), layer)?.ok_or(Error::NoLayer(layer))?;
         let root = Root::open(&snapshot.diff)?;
         if index.has_frames() {
-            return write_foreign(&index, root, layer, output);
+            return write_foreign(&index, &root, layer, output);
         }
         if index.writer_version().is_none() {
             return Err(Error::NoLayer(layer));
@@ -204,7 +204,7 @@ fn restore_times(root: &Root, view: &RootView) -> Result<()> {
 }
 
 /// Writes a foreign tar again, from its frames and its files.
-fn write_foreign(index: &LayerIndex, root: Root, layer: DiffId, output: &mut dyn io::Write) -> Result<()> {
+fn write_foreign(index: &LayerIndex, root: &Root, layer: DiffId, output: &mut dyn io::Write) -> Result<()> {
     let open = |entry: &Entry<'_>| -> kiln_layer::Result<Box<dyn Read + Send + '_>> {
         Ok(Box::new(root.open_file(Path::new(std::ffi::OsStr::from_bytes(entry.path())))?))
     };
