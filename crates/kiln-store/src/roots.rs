@@ -93,6 +93,7 @@ impl Store {
             }
         }
         lowers.retain(|lower| lower.is_dir());
+        crate::snapshots::keep_topmost(&mut lowers);
         if lowers.is_empty() {
             let empty = lease.fresh_path("empty");
             fs_err::create_dir(&empty).map_err(Error::file("make", &empty))?;
