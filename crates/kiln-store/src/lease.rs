@@ -106,6 +106,15 @@ impl Lease {
             "INSERT INTO lease_roots VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
             params![self.id, kind, digest.as_bytes()],
         )?;
+        if let Leased::Image(image) = what {
+            // The image may go while its layers are in use, and their order goes with it.
+            execute(
+                t,
+                "INSERT INTO lease_roots SELECT ?1, 'layer', diff_id FROM image_layers WHERE image = ?2 \
+                 ON CONFLICT DO NOTHING",
+                params![self.id, image.0.as_bytes()],
+            )?;
+        }
         Ok(())
     }
 }

@@ -130,3 +130,14 @@ fn a_check_names_what_is_damaged() {
         "{faults:?}"
     );
 }
+
+#[test]
+fn a_lease_on_an_image_keeps_its_layers_when_the_image_goes() {
+    let fixture = Fixture::new();
+    let (id, layer) = fixture.image("run", Some("run:1"));
+    let lease = fixture.store.lease("runner").unwrap();
+    lease.keep(Leased::Image(id)).unwrap();
+    fixture.store.remove_image("run:1", true).unwrap();
+    fixture.collect(ImagesToRemove::All);
+    assert!(fixture.has(layer));
+}
