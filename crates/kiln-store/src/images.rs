@@ -311,7 +311,12 @@ impl Store {
             };
             let last = names.iter().all(|name| gone.contains(name));
             for name in &gone {
-                execute(t, "DELETE FROM tags WHERE name = ?1", [name])?;
+                // Another process may have moved the name since it was looked up.
+                execute(
+                    t,
+                    "DELETE FROM tags WHERE name = ?1 AND image = ?2",
+                    params![name, id.0.as_bytes()],
+                )?;
             }
             if last {
                 execute(t, "DELETE FROM images WHERE id = ?1", [id.0.as_bytes()])?;
