@@ -235,11 +235,11 @@ impl Store {
     /// Leases a layer if it is in the store, trusted, with a source.
     pub(crate) fn keep_known(&self, lease: &Lease, layer: DiffId) -> Result<bool> {
         self.database.write(crate::database::Durability::Relaxed, |t| {
-            let trusted = self.trusted(t, "layers", "diff_id", &layer.0)?;
-            if trusted {
+            let usable = self.is_usable(t, layer)?;
+            if usable {
                 lease.keep_in(t, Leased::Layer(layer))?;
             }
-            Ok(trusted)
+            Ok(usable)
         })
     }
 
