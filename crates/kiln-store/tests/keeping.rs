@@ -175,3 +175,17 @@ fn a_layer_that_only_another_ownership_mode_can_read_is_not_there() {
     let lease = other.lease("other").unwrap();
     assert!(!other.cached(&key, &lease).unwrap().unwrap().present);
 }
+
+#[test]
+fn what_a_killed_command_left_in_tmp_goes() {
+    let fixture = Fixture::new();
+    let lease = fixture.store.lease("alive").unwrap();
+    // A lease's row goes before its directory: a kill in between leaves this.
+    let left = fixture.store.root().join("tmp/0123456789abcdef");
+    fs_err::create_dir(&left).unwrap();
+    fs_err::write(left.join("lock"), b"").unwrap();
+    fs_err::write(left.join("0-archive"), b"much").unwrap();
+    fixture.collect(ImagesToRemove::None);
+    assert!(!left.exists() && lease.directory().join("lock").exists());
+    assert_eq!(fixture.store.check().unwrap().garbage, Vec::<String>::new());
+}
