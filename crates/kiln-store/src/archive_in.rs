@@ -185,8 +185,7 @@ impl Store {
     }
 
     fn publish_loaded(&self, lease: &Lease, image: &FoundImage) -> Result<ImageId> {
-        let id = self.put_image(&image.config_bytes)?;
-        lease.keep(Leased::Image(id))?;
+        let id = self.put_image(lease, &image.config_bytes)?;
         match &image.manifest {
             // A layer that was here before may have come as another blob, or have none.
             Some((media_type, bytes)) if self.manifest_holds(media_type, bytes, &image.config)? => {
