@@ -103,7 +103,9 @@ mod tests {
         let store = Store::open(&host.path().join("store"), Ownership::Root).unwrap();
         // One process has looked the first directory up; it is collected, and another process makes the second.
         let (first, _) = store.cache_directory("id").unwrap();
-        store.collect(&crate::Collection { cache: crate::CacheToRemove::Unused, ..Default::default() }).unwrap();
+        store
+            .collect(&crate::Collection { cache: crate::CacheToRemove::Unused, ..Default::default() })
+            .unwrap();
         let used = store.cache_mount("id", CacheMountSharing::Shared).unwrap();
         store.forget_cache_directory(&first).unwrap();
         store.collect(&crate::Collection::default()).unwrap();

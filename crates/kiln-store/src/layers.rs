@@ -339,7 +339,11 @@ mod tests {
                 .database
                 .write(Durability::Relaxed, |t| {
                     let layer = layer.0.as_bytes();
-                    execute(t, "INSERT OR REPLACE INTO layers VALUES (?1, 0, 0, 0, 1, 1, 0, NULL, 0, 0)", [layer])?;
+                    execute(
+                        t,
+                        "INSERT OR REPLACE INTO layers VALUES (?1, 0, 0, 0, 1, 1, 0, NULL, 0, 0)",
+                        [layer],
+                    )?;
                     let row = params![blob.as_bytes(), boot];
                     execute(t, "INSERT OR REPLACE INTO blobs VALUES (?1, 4, ?2, 0)", row)?;
                     let row = params![layer, blob.as_bytes()];

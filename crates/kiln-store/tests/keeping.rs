@@ -5,8 +5,8 @@ use std::collections::HashSet;
 use kiln_layer::{Kind, Metadata, Owners, tar};
 use kiln_oci::{ChainId, DiffId, Digest, History, ImageConfig, ImageId, Platform};
 use kiln_store::{
-    CacheMountSharing, CacheRecord, CacheToRemove, Collected, Collection, Fault, ImagesToRemove, Leased, NewLayer, Ownership,
-    Removed, Store,
+    CacheMountSharing, CacheRecord, CacheToRemove, Collected, Collection, Fault, ImagesToRemove, Leased,
+    NewLayer, Ownership, Removed, Store,
 };
 
 struct Fixture {
