@@ -44,8 +44,7 @@ impl Store {
         config.created.clone_from(&history.created);
         config.history = vec![history];
         let bytes = config.to_bytes();
-        let id = self.put_image(&bytes)?;
-        lease.keep(crate::Leased::Image(id))?;
+        let id = self.put_image(lease, &bytes)?;
         self.make_manifest(lease, id)?;
         let names: Vec<Reference> = name.cloned().into_iter().collect();
         self.publish_image(&bytes, &names)
