@@ -86,7 +86,7 @@ pub fn build<W: Watcher>(
     let solved = run(&engine, &lowered, watcher, cancel);
     // What was learned of the context is of use also to the build that comes after one that failed.
     let saved = engine.opened.get().map_or(Ok(()), crate::context::BuildContext::save);
-    let (layers, solution) = solved.map_err(|error| match *error {
+    let solution = solved.map_err(|error| match *error {
         SolveError::Canceled => fail(Error::Canceled, None, None),
         SolveError::Failed { vertex, name, error, .. } => {
             let span = lowered.graph.vertex(vertex).span.clone();
@@ -94,6 +94,8 @@ pub fn build<W: Watcher>(
         }
     })?;
     saved.map_err(|error| fail(error, None, None))?;
+    let layers =
+        result_layers(&engine, lowered.target, solution.as_ref()).map_err(|error| fail(error, None, None))?;
     let executions = solution.as_ref().map_or(0, Solution::executions);
     let id = export(store, request, lowered, &layers, solution.as_ref())
         .map_err(|error| fail(error, None, None))?;
@@ -156,27 +158,32 @@ impl Bases for StoreBases<'_> {
     }
 }
 
-type Solved = (Vec<DiffId>, Option<Solution<Step>>);
-
 fn run<W: Watcher>(
     engine: &Engine<'_>,
     lowered: &Lowered,
     watcher: &W,
     cancel: &Cancel,
-) -> std::result::Result<Solved, Box<SolveError<Error>>> {
-    let Some(target) = lowered.target else { return Ok((Vec::new(), None)) };
+) -> std::result::Result<Option<Solution<Step>>, Box<SolveError<Error>>> {
+    let Some(target) = lowered.target else { return Ok(None) };
     let parallelism = NonZeroUsize::new(engine.request.parallelism).unwrap_or(NonZeroUsize::MIN);
     let no_cache = match engine.request.cache {
         CacheUse::Records => NoCache::None,
         CacheUse::Nothing => NoCache::All,
     };
     let request = Request { graph: &lowered.graph, targets: &[target], no_cache, parallelism };
-    let solution = solve(&request, engine, engine, watcher, cancel)?;
-    let layers = solution
-        .result(target)
-        .map_or_else(|| Ok(Vec::new()), |step| engine.layers(step.chain))
-        .unwrap_or_default();
-    Ok((layers, Some(solution)))
+    Ok(Some(solve(&request, engine, engine, watcher, cancel)?))
+}
+
+/// The layers of the image's root, from the bottom to the top.
+fn result_layers(
+    engine: &Engine<'_>,
+    target: Option<VertexId>,
+    solution: Option<&Solution<Step>>,
+) -> Result<Vec<DiffId>> {
+    match target.and_then(|target| solution?.result(target)) {
+        Some(step) => engine.layers(step.chain),
+        None => Ok(Vec::new()),
+    }
 }
 
 fn export(

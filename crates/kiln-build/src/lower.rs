@@ -450,9 +450,11 @@ impl Lowering<'_> {
         let environment = state
             .environment
             .iter()
-            .filter(|(name, _)| {
-                let undeclared = !state.build_args.iter().any(|(declared, _)| declared == name);
-                undeclared || !predefined::is_proxy_arg(name)
+            .filter(|(name, value)| {
+                // RUN gets what was given with --build-arg all the same; a Dockerfile's own value is a value like any.
+                let declared = state.build_args.iter().any(|(declared, _)| declared == name);
+                let given = self.request.build_args.get(name) == Some(value);
+                !(declared && given && predefined::is_proxy_arg(name))
             })
             .cloned()
             .collect();
@@ -658,5 +660,65 @@ fn at(error: Error, span: Span) -> Error {
         Error::Syntax(error) => instruction_error(error.to_string(), span),
         Error::NotAllowed { .. } | Error::Unsupported(_) => instruction_error(error.to_string(), span),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::{CacheUse, Executions, Lent};
+
+    struct NoBases;
+
+    impl Bases for NoBases {
+        fn find(&mut self, reference: &Reference, _: &Platform, _: Span) -> Result<BaseImage> {
+            panic!("{reference} is asked for");
+        }
+    }
+
+    /// HTTP_PROXY in the environment, and so in the key, of a Dockerfile's one RUN.
+    #[track_caller]
+    fn proxy(instructions: &str, build_arg: Option<&str>) -> Option<String> {
+        let request = BuildRequest {
+            context: ".".into(),
+            dockerfile: format!("FROM scratch\n{instructions}\nRUN [\"x\"]\n").into_bytes(),
+            dockerfile_name: "Dockerfile".to_owned(),
+            ignore: Vec::new(),
+            target: None,
+            build_args: build_arg
+                .map(|value| ("HTTP_PROXY".to_owned(), value.to_owned()))
+                .into_iter()
+                .collect(),
+            labels: BTreeMap::new(),
+            names: Vec::new(),
+            cache: CacheUse::Records,
+            network: NetworkMode::Default,
+            allowed: Vec::new(),
+            lent: Lent::default(),
+            resolv_conf: Vec::new(),
+            platform: Platform::host(),
+            parallelism: 1,
+            executions: Executions::Allowed,
+        };
+        let parsed = kiln_dockerfile::parse(&request.dockerfile);
+        let lowered = lower(&parsed.dockerfile, &request, &mut NoBases).expect("lowered");
+        let runs = lowered.graph.vertices().find_map(|(_, vertex)| match &vertex.operation {
+            Operation::Run(run) => Some(run.environment.clone()),
+            _ => None,
+        });
+        runs.expect("a RUN").into_iter().find(|(name, _)| name == "HTTP_PROXY").map(|(_, value)| value)
+    }
+
+    #[test]
+    fn only_proxies_that_were_given_stay_out_of_keys() {
+        for (instructions, build_arg, expect) in [
+            ("", Some("http://given"), None),
+            ("ARG HTTP_PROXY", Some("http://given"), None),
+            ("ARG HTTP_PROXY=http://default", Some("http://given"), None),
+            ("ARG HTTP_PROXY=http://default", None, Some("http://default")),
+            ("ARG HTTP_PROXY\nENV HTTP_PROXY=http://fixed", Some("http://given"), Some("http://fixed")),
+        ] {
+            assert_eq!(proxy(instructions, build_arg).as_deref(), expect, "{instructions}");
+        }
     }
 }

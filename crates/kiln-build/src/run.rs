@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use kiln_graph::{Context, Stop, Stream as LogStream};
@@ -204,7 +204,10 @@ fn mount_kind(
                 let directory = used.path().to_path_buf();
                 fill_cache(engine, &directory, *source, path, inputs)?;
                 if *source == MountSource::Empty {
-                    own(&directory, *uid, *gid, *mode)?;
+                    // With one user there is nobody else to give it to, and whoever the step becomes may write.
+                    let single = engine.store.ownership() == Ownership::SingleId;
+                    let owner = if single { (0, 0) } else { (*uid, *gid) };
+                    own(&directory, owner, *mode)?;
                 }
             }
             let inside = if *source == MountSource::Empty { path.as_str() } else { "/" };
@@ -233,7 +236,7 @@ fn cache(engine: &Engine<'_>, id: &str, sharing: CacheSharing) -> Result<CacheMo
     Ok(engine.store.cache_mount(id, sharing)?)
 }
 
-fn own(directory: &Path, uid: u32, gid: u32, mode: u32) -> Result<()> {
+fn own(directory: &Path, (uid, gid): (u32, u32), mode: u32) -> Result<()> {
     let error = |source| Error::File { action: "prepare", path: directory.display().to_string(), source };
     std::os::unix::fs::chown(directory, Some(uid), Some(gid)).map_err(error)?;
     fs_err::set_permissions(directory, std::fs::Permissions::from_mode(mode)).map_err(error)
@@ -278,7 +281,13 @@ fn bind(
             let layers = engine.layers(inputs[position].chain)?;
             match engine.store.directory_lowers(engine.lease, &layers, path.as_bytes())? {
                 Some(kiln_store::RootPart::Directories(lowers)) => lowers,
-                Some(kiln_store::RootPart::File(file)) => return Ok(bind_file(file, access)),
+                Some(kiln_store::RootPart::File(file)) => {
+                    let file = match access {
+                        Access::ReadOnly => file,
+                        Access::ReadWrite => copy_of(engine, &file)?,
+                    };
+                    return Ok(bind_file(file, access));
+                }
                 None => {
                     return Err(Error::NoSource {
                         path: path.to_owned(),
@@ -300,9 +309,24 @@ fn bind(
 }
 
 fn bind_file(path: PathBuf, access: Access) -> MountKind {
-    // A single file is never writable: a write would reach the layer itself.
-    let _ = access;
-    MountKind::Bind { source: BindSource::Host { path }, read_only: true, recursive: false }
+    let read_only = access == Access::ReadOnly;
+    MountKind::Bind { source: BindSource::Host { path }, read_only, recursive: false }
+}
+
+/// A copy of a layer's file, with its mode and owner, that a step may write to: it is thrown away.
+fn copy_of(engine: &Engine<'_>, file: &Path) -> Result<PathBuf> {
+    let failed = |source| Error::File { action: "copy", path: file.display().to_string(), source };
+    let metadata = fs_err::symlink_metadata(file).map_err(failed)?;
+    if !metadata.is_file() {
+        return Err(Error::Unsupported(
+            "a writable bind mount of what is neither file nor directory".to_owned(),
+        ));
+    }
+    let copy = engine.lease.fresh_path("file");
+    fs_err::copy(file, &copy).map_err(failed)?;
+    std::os::unix::fs::lchown(&copy, Some(metadata.uid()), Some(metadata.gid())).map_err(failed)?;
+    fs_err::set_permissions(&copy, metadata.permissions()).map_err(failed)?;
+    Ok(copy)
 }
 
 fn script_mount(engine: &Engine<'_>, name: &str, content: &str) -> Result<Mount> {

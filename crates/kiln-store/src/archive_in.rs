@@ -23,6 +23,10 @@ use crate::lease::{Lease, Leased};
 
 /// Members of an archive; more are refused.
 const MAX_MEMBERS: usize = 100_000;
+/// Images in an archive; more are refused.
+const MAX_IMAGES: usize = 1_000;
+/// Bytes of all documents that are read from an archive, each as often as it is named; more are refused.
+const MAX_DOCUMENTS: u64 = 64 << 20;
 /// Indexes in indexes; deeper ones are refused.
 const MAX_DEPTH: usize = 4;
 
@@ -338,8 +342,10 @@ fn docker_images(members: &Members) -> Result<Vec<FoundImage>> {
     let images: Vec<DockerImage> = serde_json::from_slice(&bytes)
         .map_err(|error| Error::archive(members.name(), format!("manifest.json cannot be read: {error}")))?;
     let mut found = Vec::new();
+    let mut total = 0;
     for image in images {
         let config_bytes = members.document(&image.config)?;
+        count(members, &found, &mut total, &config_bytes)?;
         let config = ImageConfig::parse(&config_bytes)?;
         let layers = image.layers.unwrap_or_default();
         let diff_ids = config.rootfs.diff_ids.len();
@@ -363,10 +369,11 @@ fn docker_images(members: &Members) -> Result<Vec<FoundImage>> {
 fn oci_images(members: &Members) -> Result<Vec<FoundImage>> {
     let bytes = members.document("index.json")?;
     let mut found = Vec::new();
+    let mut total = 0;
     match Document::parse(None, &bytes)? {
         Document::Index(index) => {
             for descriptor in &index.manifests {
-                oci_image(members, descriptor, &[], &mut found, 0)?;
+                oci_image(members, descriptor, &[], &mut found, 0, &mut total)?;
             }
         }
         Document::Manifest(_) => {
@@ -383,6 +390,7 @@ fn oci_image(
     outer_names: &[Reference],
     found: &mut Vec<FoundImage>,
     depth: usize,
+    total: &mut u64,
 ) -> Result<()> {
     if depth > MAX_DEPTH {
         return Err(Error::archive(members.name(), "indexes are nested too deep"));
@@ -390,6 +398,7 @@ fn oci_image(
     let own = names_of(descriptor);
     let names = if own.is_empty() { outer_names.to_vec() } else { own };
     let bytes = members.verified(descriptor)?;
+    count(members, found, total, &bytes)?;
     match Document::parse(Some(&descriptor.media_type), &bytes)? {
         Document::Index(index) => {
             let host = Platform::host();
@@ -399,7 +408,7 @@ fn oci_image(
                 })
             };
             for inner in index.manifests.iter().filter(fits) {
-                oci_image(members, inner, &names, found, depth + 1)?;
+                oci_image(members, inner, &names, found, depth + 1, total)?;
             }
         }
         Document::Manifest(manifest) => {
@@ -408,7 +417,9 @@ fn oci_image(
             {
                 return Ok(()); // an artifact, not an image
             }
-            found.push(oci_manifest(members, descriptor, &manifest, bytes, names)?);
+            let image = oci_manifest(members, descriptor, &manifest, bytes, names)?;
+            count(members, found, total, &image.config_bytes)?;
+            found.push(image);
         }
     }
     Ok(())
@@ -439,6 +450,21 @@ fn oci_manifest(
         .collect();
     let manifest = Some((descriptor.media_type.clone(), bytes));
     Ok(FoundImage { config_bytes, config, names, layers, manifest })
+}
+
+/// Bounds what a small archive can make of itself by naming the same documents again and again.
+fn count(members: &Members, found: &[FoundImage], total: &mut u64, document: &[u8]) -> Result<()> {
+    // Each is counted for more than it has: what is made of the smallest takes memory, and time, too.
+    *total += document.len() as u64 + 4096;
+    if found.len() >= MAX_IMAGES {
+        return Err(Error::archive(members.name(), format!("it names more than {MAX_IMAGES} images")));
+    }
+    if *total > MAX_DOCUMENTS {
+        let reason =
+            format!("its documents have more than {MAX_DOCUMENTS} bytes, each as often as it is named");
+        return Err(Error::archive(members.name(), reason));
+    }
+    Ok(())
 }
 
 fn blob_member(digest: &Digest) -> String {

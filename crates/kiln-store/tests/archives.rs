@@ -181,6 +181,20 @@ fn hostile_documents_are_refused() {
     refused(&oci(|manifest| manifest["layers"] = json!([])).0, "has 0 layers, its config 1");
 }
 
+/// A small archive that names the same image so often that its documents would fill the memory.
+#[test]
+fn images_in_an_archive_are_bounded() {
+    let one = json!({ "Config": "c.json", "RepoTags": null, "Layers": [] });
+    let many = |count: usize, config: Vec<u8>| {
+        let manifest = serde_json::to_vec(&vec![one.clone(); count]).unwrap();
+        archive(&[("manifest.json", Ok(manifest)), ("c.json", Ok(config))])
+    };
+    refused(&many(1_001, config(&[])), "it names more than 1000 images");
+    let mut large = config(&[]);
+    large.resize(2 << 20, b' ');
+    refused(&many(130, large), "its documents have more than");
+}
+
 /// CVE-2014-9356 and CVE-2014-6407: names and links of members that lead out of the archive.
 #[test]
 fn members_stay_in_the_archive() {

@@ -103,9 +103,13 @@ fn lend_bundle(lent: &mut Lent, apt: &mut String) -> Result<()> {
     Ok(())
 }
 
-#[expect(clippy::disallowed_methods, reason = "the binary reads the environment")]
 fn lend_variables(lent: &mut Lent, wanted: impl Fn(&str) -> bool) {
-    lent.environment.extend(std::env::vars().filter(|(name, _)| wanted(name)));
+    // `vars` would panic at any variable of the environment that is not UTF-8.
+    let all = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
+    let readable = all
+        .filter(|(name, _)| wanted(name))
+        .filter_map(|(name, value)| Some((name, value.into_string().ok()?)));
+    lent.environment.extend(readable);
 }
 
 /// Lends the first of these files that is there.

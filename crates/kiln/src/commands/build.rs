@@ -12,6 +12,7 @@ use kiln_build::{
 use kiln_graph::Cancel;
 use kiln_oci::{Platform, Reference};
 use kiln_store::Store;
+use kiln_sys::root::Root;
 
 use crate::arguments::build::Build;
 use crate::failure::{Failure, Kind};
@@ -160,7 +161,8 @@ fn dockerfile(arguments: &Build, context: &Path) -> Result<(Vec<u8>, String, Opt
     Ok((bytes, name, Some(path)))
 }
 
-/// `<Dockerfile>.dockerignore` if it is there, else the context's `.dockerignore`.
+/// `<Dockerfile>.dockerignore` if it is there, else the context's `.dockerignore`. Symbolic links are followed inside the
+/// directory that it is in; one that cannot be read is an error, since without it secrets would be copied.
 fn ignore_file(context: &Path, dockerfile: Option<&Path>) -> Result<Vec<u8>> {
     let own = dockerfile.map(|path| {
         let mut name = path.as_os_str().to_owned();
@@ -168,10 +170,17 @@ fn ignore_file(context: &Path, dockerfile: Option<&Path>) -> Result<Vec<u8>> {
         PathBuf::from(name)
     });
     for path in own.into_iter().chain([context.join(".dockerignore")]) {
-        let is_file = fs_err::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file());
-        if is_file {
-            return fs_err::read(&path).with_context(|| format!("cannot read {}", path.display()));
+        if fs_err::symlink_metadata(&path).is_err() {
+            continue;
         }
+        let cannot = || format!("cannot read {}", path.display());
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { continue };
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        let file =
+            Root::open(parent).and_then(|root| root.open_file(Path::new(name))).with_context(cannot)?;
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut &file, &mut bytes).with_context(cannot)?;
+        return Ok(bytes);
     }
     Ok(Vec::new())
 }
@@ -233,4 +242,25 @@ fn explain(request: &BuildRequest, failure: BuildFailure, failed: &[FailedStep])
         told = told.hint(hint);
     }
     told
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ignore_file_is_read_or_the_build_ends() {
+        let host = tempfile::tempdir().unwrap();
+        let context = host.path();
+        let file = context.join(".dockerignore");
+        assert_eq!(ignore_file(context, None).unwrap(), b"");
+        fs_err::write(context.join("real"), "secret").unwrap();
+        fs_err::os::unix::fs::symlink("real", &file).unwrap();
+        assert_eq!(ignore_file(context, None).unwrap(), b"secret");
+        for target in ["missing", "/etc/hostname", ".dockerignore"] {
+            fs_err::remove_file(&file).unwrap();
+            fs_err::os::unix::fs::symlink(target, &file).unwrap();
+            assert!(ignore_file(context, None).is_err(), "{target}");
+        }
+    }
 }

@@ -10,7 +10,7 @@ use jiff::tz::TimeZone;
 use kiln_layer::view::Node;
 use kiln_layer::{Change, Kind as FileKind, RootView};
 use kiln_oci::DiffId;
-use kiln_store::Store;
+use kiln_store::{Lease, Leased, Store};
 
 use crate::arguments::image::{Cat, Diff, Files as List, Unpack};
 use crate::failure::{Failure, Kind};
@@ -114,7 +114,8 @@ fn is_unseen(c: char) -> bool {
 /// Prints a file, symbolic links followed inside the image.
 pub(crate) fn cat(root: Option<&Path>, arguments: &Cat) -> Result<u8> {
     let store = session::open(root, Files::Touched)?;
-    let layers = layers(&store, &arguments.image)?;
+    let lease = store.lease("cat")?;
+    let layers = leased_layers(&store, &lease, &arguments.image)?;
     let view = store.root_view(&layers)?;
     let path = &arguments.path;
     let node = view.resolve(path.as_bytes())?.ok_or_else(|| no_file(&arguments.image, path))?;
@@ -150,7 +151,8 @@ pub(crate) fn diff(root: Option<&Path>, arguments: &Diff) -> Result<u8> {
 pub(crate) fn unpack(root: Option<&Path>, arguments: &Unpack) -> Result<u8> {
     let directory = std::path::absolute(&arguments.directory)?;
     let store = session::open(root, Files::Touched)?;
-    let layers = layers(&store, &arguments.image)?;
+    let lease = store.lease("unpack")?;
+    let layers = leased_layers(&store, &lease, &arguments.image)?;
     let made = match fs_err::create_dir(&directory) {
         Ok(()) => true,
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
@@ -162,7 +164,6 @@ pub(crate) fn unpack(root: Option<&Path>, arguments: &Unpack) -> Result<u8> {
         }
         Err(error) => return Err(error.into()),
     };
-    let lease = store.lease("unpack")?;
     let unpacked = store.unpack_layers(&lease, &layers, &directory);
     if unpacked.is_err() {
         // What is half there helps nobody.
@@ -183,6 +184,13 @@ fn clear(directory: &Path, made: bool) -> Result<()> {
 
 fn layers(store: &Store, name: &str) -> Result<Vec<DiffId>> {
     Ok(store.image(store.resolve(name)?)?.config.rootfs.diff_ids)
+}
+
+/// As [`layers`], for commands that read their files, which then stay as long as the lease.
+fn leased_layers(store: &Store, lease: &Lease, name: &str) -> Result<Vec<DiffId>> {
+    let id = store.resolve(name)?;
+    lease.keep(Leased::Image(id))?;
+    Ok(store.image(id)?.config.rootfs.diff_ids)
 }
 
 fn no_file(image: &str, path: &str) -> anyhow::Error {
