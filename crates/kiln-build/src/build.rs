@@ -99,6 +99,12 @@ pub fn build<W: Watcher>(
     let executions = solution.as_ref().map_or(0, Solution::executions);
     let id = export(store, request, lowered, &layers, solution.as_ref())
         .map_err(|error| fail(error, None, None))?;
+    // The lease still holds what this build used. The image is there, whatever becomes of the cache.
+    if executions > 0
+        && let Err(error) = store.collect_if_needed()
+    {
+        watcher.note(&format!("the build cache could not be trimmed: {error}"));
+    }
     Ok(Built { id, warnings: rendered(Severity::Warning), executions })
 }
 

@@ -236,3 +236,62 @@ fn now() -> i64 {
     let elapsed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(elapsed.as_nanos()).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use kiln_layer::{LayerWriter, Metadata, Outputs, RootView, Source};
+    use kiln_store::{NewBlob, NewLayer, Ownership};
+
+    use super::*;
+    use crate::lab::request;
+
+    /// Publishes a layer of one file on scratch, as a COPY does.
+    fn layer(store: &Store, lease: &Lease, number: u8) -> DiffId {
+        let mut writer = LayerWriter::new();
+        let metadata = Metadata { size: 1, ..Metadata::new(kiln_layer::Kind::Regular, 0o644) };
+        writer.add(b"number", metadata, Source::Bytes(vec![number])).expect("added");
+        let path = lease.fresh_path("blob");
+        let mut tar = fs_err::File::create_new(&path).expect("made");
+        let outputs = Outputs { tar: Some(&mut tar), unpack: None };
+        let written = writer.finish(&RootView::new(Vec::new()), outputs).expect("written");
+        let digest = written.diff_id.0;
+        let blob = NewBlob { path, digest, size: written.index.tar_size(), compression: "none" };
+        let new = NewLayer { index: written.index, blob: Some(blob), snapshot: None };
+        store.publish_layer(lease, ChainId::SCRATCH, new).expect("published")
+    }
+
+    #[test]
+    fn the_store_keeps_the_contract_of_records() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let request = request(directory.path().to_path_buf(), b"");
+        let open_store =
+            || Store::open(&directory.path().join("store"), Ownership::SingleId).expect("a store");
+        let open_leased = |_| {
+            let store = open_store();
+            let lease = store.lease("test").expect("a lease");
+            (store, lease)
+        };
+        // Each has a connection of its own, as another process has.
+        let processes: Vec<(Store, Lease)> = (0..8).map(open_leased).collect();
+        let next = std::sync::atomic::AtomicUsize::new(0);
+        let open = || {
+            let (store, lease) = &processes[next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)];
+            Engine {
+                store,
+                lease,
+                request: &request,
+                platform: "linux/amd64".to_owned(),
+                stood_on: HashSet::new(),
+                opened: OnceLock::new(),
+                selections: Mutex::default(),
+            }
+        };
+        let store = open_store();
+        let lease = store.lease("results").expect("a lease");
+        let result = |number: u8| {
+            let layer = layer(&store, &lease, number);
+            Step { chain: ChainId::SCRATCH.with(layer), layer: Some(layer), created: i64::from(number) }
+        };
+        kiln_graph::contract::records(open, result);
+    }
+}

@@ -136,6 +136,28 @@ pub(crate) fn letter(kind: Kind) -> char {
     }
 }
 
+/// A build of `dockerfile` in `context` without any options.
+pub(crate) fn request(context: std::path::PathBuf, dockerfile: &[u8]) -> BuildRequest {
+    BuildRequest {
+        context,
+        dockerfile: dockerfile.to_vec(),
+        dockerfile_name: "Dockerfile".to_owned(),
+        ignore: Vec::new(),
+        target: None,
+        build_args: std::collections::BTreeMap::new(),
+        labels: std::collections::BTreeMap::new(),
+        names: Vec::new(),
+        cache: CacheUse::Records,
+        network: NetworkMode::Default,
+        allowed: Vec::new(),
+        lent: Lent::default(),
+        resolv_conf: Vec::new(),
+        platform: Platform::host(),
+        parallelism: 1,
+        executions: crate::request::Executions::Allowed,
+    }
+}
+
 /// A context and base images.
 pub(crate) struct Lab {
     pub(crate) host: tempfile::TempDir,
@@ -223,24 +245,7 @@ impl Lab {
     ) -> Result<Outcome> {
         let parsed = kiln_dockerfile::parse(dockerfile.as_bytes());
         assert!(!parsed.has_errors(), "{dockerfile}");
-        let request = BuildRequest {
-            context: self.context_path(),
-            dockerfile: dockerfile.as_bytes().to_vec(),
-            dockerfile_name: "Dockerfile".to_owned(),
-            ignore: Vec::new(),
-            target: None,
-            build_args: std::collections::BTreeMap::new(),
-            labels: std::collections::BTreeMap::new(),
-            names: Vec::new(),
-            cache: CacheUse::Records,
-            network: NetworkMode::Default,
-            allowed: Vec::new(),
-            lent: Lent::default(),
-            resolv_conf: Vec::new(),
-            platform: Platform::host(),
-            parallelism: 1,
-            executions: crate::request::Executions::Allowed,
-        };
+        let request = request(self.context_path(), dockerfile.as_bytes());
         let lowered = lower(&parsed.dockerfile, &request, &mut LabBases(&self.bases))?;
         let context = self.open();
         let scratch = Directory::open(&self.host.path().join("scratch")).expect("opened");

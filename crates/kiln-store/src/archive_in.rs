@@ -19,6 +19,7 @@ use serde::Deserialize;
 use crate::Store;
 use crate::error::{Error, Result};
 use crate::layers::{NewBlob, NewLayer};
+use crate::layout::NewManifest;
 use crate::lease::{Lease, Leased};
 
 /// Members of an archive; more are refused.
@@ -92,7 +93,7 @@ struct DockerImage {
 
 impl Store {
     /// Loads all images of an archive file (plain or compressed) or of an OCI layout directory. Nothing is named
-    /// before everything has been verified.
+    /// before everything has been verified. After a failure the lease keeps nothing, and no layer stays that came in.
     pub fn load(
         &self,
         lease: &Lease,
@@ -172,32 +173,39 @@ impl Store {
         if found.is_empty() {
             return Err(Error::archive(members.name(), "it holds no image for this platform"));
         }
-        for image in &found {
-            self.load_layers(lease, members, image, unpacking, progress)?;
-        }
+        let mut load = || {
+            for image in &found {
+                self.load_layers(lease, members, image, unpacking, progress)?;
+            }
+            self.publish_all(lease, &found)
+        };
+        let outcome = load();
+        self.undo_failed(lease, outcome)
+    }
+
+    fn publish_all(&self, lease: &Lease, found: &[FoundImage]) -> Result<Vec<LoadedImage>> {
         let mut loaded = Vec::new();
         for image in found {
             let mut moved = Vec::new();
             for name in &image.names {
                 moved.extend(self.find_name(name)?.map(|old| (name.clone(), old)));
             }
-            let id = self.publish_loaded(lease, &image)?;
+            let id = self.publish_loaded(lease, image)?;
             moved.retain(|(_, old)| *old != id);
-            loaded.push(LoadedImage { id, names: image.names, moved });
+            loaded.push(LoadedImage { id, names: image.names.clone(), moved });
         }
         Ok(loaded)
     }
 
     fn publish_loaded(&self, lease: &Lease, image: &FoundImage) -> Result<ImageId> {
-        let id = self.put_image(lease, &image.config_bytes)?;
-        match &image.manifest {
+        let manifest = match &image.manifest {
             // A layer that was here before may have come as another blob, or have none.
             Some((media_type, bytes)) if self.manifest_holds(media_type, bytes, &image.config)? => {
-                self.put_manifest(lease, id, media_type, bytes)?;
+                Some(NewManifest { media_type: media_type.clone(), bytes: bytes.clone() })
             }
-            _ => self.make_manifest(lease, id)?,
-        }
-        self.publish_image(&image.config_bytes, &image.names)
+            _ => None,
+        };
+        self.publish_shown(lease, &image.config_bytes, manifest, &image.names)
     }
 
     fn manifest_holds(&self, media_type: &str, bytes: &[u8], config: &ImageConfig) -> Result<bool> {

@@ -9,15 +9,20 @@ use std::path::Path;
 
 use kiln_oci::{DiffId, Digest, ImageId, Reference};
 use kiln_sys::lock::{Lock, Sharing};
-use rusqlite::{Connection, params};
+use rusqlite::Connection;
+use rustix::fs::FallocateFlags;
 
 use crate::Store;
-use crate::database::{Durability, all, digest, execute, now};
+use crate::database::{Durability, all, digest, execute};
 use crate::error::{Error, Result};
 use crate::layers::OVERLAY;
 
 /// The most bytes of layers that the build cache keeps of itself.
 const LARGEST_CACHE: u64 = 20_000_000_000;
+
+/// A file that gives its space to a collection: removing rows takes space before it gives any back.
+const RESERVE: &str = "reserve";
+const RESERVED_BYTES: u64 = 1 << 20;
 
 /// Which images a collection removes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -106,6 +111,7 @@ impl Store {
     /// Collects. One collector works at a time; another one waits.
     pub fn collect(&self, collection: &Collection<'_>) -> Result<Collected> {
         let _one = Lock::acquire(&self.root().join("collect.lock"), Sharing::Exclusive)?;
+        self.release_reserve()?;
         self.end_dead_leases()?;
         let mut collected = Collected::default();
         let doomed = self.database.write(Durability::Durable, |t| {
@@ -129,20 +135,44 @@ impl Store {
         self.database.write(Durability::Relaxed, |t| self.sweep(t))?;
         self.empty_trash()?;
         self.write_layout()?;
+        self.make_reserve();
         Ok(collected)
     }
 
-    /// Trims the build cache after a build, if it has outgrown a tenth of its file system or 20 GB, whichever is less.
-    /// One query if it has not.
+    /// Sets space aside that a collection can work in when the disk is full. Where there is none, none is set aside.
+    pub(crate) fn make_reserve(&self) {
+        let path = self.root().join(RESERVE);
+        if let Ok(file) = fs_err::File::create_new(&path)
+            && rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, RESERVED_BYTES).is_err()
+        {
+            let _ = fs_err::remove_file(&path);
+        }
+    }
+
+    fn release_reserve(&self) -> Result<()> {
+        let path = self.root().join(RESERVE);
+        match fs_err::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::file("remove", &path)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Trims the build cache to nine tenths of [`Store::cache_cap`] if it has outgrown that: the layers that were used
+    /// longest ago go first. One query if it has not.
     pub fn collect_if_needed(&self) -> Result<Collected> {
         let cap = self.cache_cap()?;
         if self.cache_bytes()? <= cap {
             return Ok(Collected::default());
         }
-        self.collect(&Collection { cache: CacheToRemove::Over(cap), ..Collection::default() })
+        // Some room is left, so that not every build that follows has to trim again.
+        let cache = CacheToRemove::Over(cap - cap / 10);
+        self.collect(&Collection { cache, ..Collection::default() })
     }
 
-    /// The most bytes of layers that the build cache keeps of itself.
+    /// The most bytes of layers that the build cache keeps of itself: a tenth of its file system or 20 GB, whichever
+    /// is less.
     pub fn cache_cap(&self) -> Result<u64> {
         let root = self.root();
         let stat = rustix::fs::statvfs(root)
@@ -414,15 +444,6 @@ fn doom_blobs(t: &Connection, doomed: &mut Doomed) -> Result<()> {
     for (blob, _) in &blobs {
         execute(t, "DELETE FROM blobs WHERE digest = ?1", [blob.as_bytes()])?;
         doomed.blobs.push(*blob);
-    }
-    Ok(())
-}
-
-/// Marks layers as used now, so that collection takes others first.
-pub(crate) fn touch_layers(t: &Connection, layers: &[DiffId]) -> Result<()> {
-    let now = now();
-    for layer in layers {
-        execute(t, "UPDATE layers SET last_used = ?1 WHERE diff_id = ?2", params![now, layer.0.as_bytes()])?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kiln_oci::Digest;
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, Transaction, TransactionBehavior};
 
 use crate::error::{Error, Result};
 
@@ -117,13 +117,27 @@ impl Database {
                 .execute_batch("PRAGMA synchronous=FULL")
                 .map_err(Error::database("make commits durable"))?;
         }
-        let result = Self::transact(&mut connection, body);
+        let result = Self::transact(&mut connection, body).map_err(|error| self.name_full_disk(error));
         if durability == Durability::Durable {
             connection
                 .execute_batch("PRAGMA synchronous=NORMAL")
                 .map_err(Error::database("relax commits"))?;
         }
         result
+    }
+
+    /// SQLite says that "the database or disk is full": the file is named, and the system's error is behind it.
+    fn name_full_disk(&self, error: Error) -> Error {
+        match error {
+            Error::Database { source, .. } if source.sqlite_error_code() == Some(ErrorCode::DiskFull) => {
+                Error::File {
+                    action: "write",
+                    path: self.path.clone(),
+                    source: std::io::ErrorKind::StorageFull.into(),
+                }
+            }
+            other => other,
+        }
     }
 
     fn transact<T>(

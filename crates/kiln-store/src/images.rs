@@ -7,7 +7,8 @@ use crate::Store;
 use crate::collect::Collection;
 use crate::database::{Durability, all, digest, execute, now};
 use crate::error::{Error, Result};
-use crate::lease::{Lease, Leased};
+use crate::layout::{NewManifest, insert_manifest, is_shown};
+use crate::lease::Lease;
 use crate::store::clear_marks;
 
 /// An image as the store knows it.
@@ -63,15 +64,6 @@ pub enum Removed {
 }
 
 impl Store {
-    /// Adds an image whose layers are in the store, and leases it. Idempotent; not yet durable.
-    pub fn put_image(&self, lease: &Lease, config_bytes: &[u8]) -> Result<ImageId> {
-        self.database.write(Durability::Relaxed, |t| {
-            let id = insert_image(t, config_bytes)?;
-            lease.keep_in(t, Leased::Image(id))?;
-            Ok(id)
-        })
-    }
-
     /// Adds an image and gives it names, durably: what is on disk is synced first, and the names move in one
     /// transaction. Does nothing at all if every name is there already.
     pub fn publish_image(&self, config_bytes: &[u8], names: &[Reference]) -> Result<ImageId> {
@@ -79,17 +71,58 @@ impl Store {
         if self.is_published(id, names)? {
             return Ok(id);
         }
+        self.publish(config_bytes, None, names)
+    }
+
+    /// As [`Store::publish_image`], of an image that came with layers that have blobs: `manifest`, or else one that is
+    /// made for it, is kept with it.
+    pub(crate) fn publish_shown(
+        &self,
+        lease: &Lease,
+        config_bytes: &[u8],
+        manifest: Option<NewManifest>,
+        names: &[Reference],
+    ) -> Result<ImageId> {
+        let manifest = match manifest {
+            Some(manifest) => Some(manifest),
+            None => self.made_manifest(config_bytes)?,
+        };
+        let Some(manifest) = manifest else { return self.publish_image(config_bytes, names) };
+        let id = ImageId(Digest::of(config_bytes));
+        if self.has_documents(id, &manifest)? && self.is_published(id, names)? {
+            return Ok(id);
+        }
+        self.put_documents(lease, config_bytes, &manifest)?;
+        self.publish(config_bytes, Some(&manifest), names)
+    }
+
+    fn publish(
+        &self,
+        config_bytes: &[u8],
+        manifest: Option<&NewManifest>,
+        names: &[Reference],
+    ) -> Result<ImageId> {
+        let id = ImageId(Digest::of(config_bytes));
         let marks = self.marks()?;
         self.sync()?;
-        self.database.write(Durability::Durable, |t| {
+        let shown = self.database.write(Durability::Durable, |t| {
             insert_image(t, config_bytes)?;
-            clear_marks(t, &marks)?;
-            for name in names {
-                move_tag(t, name, id)?;
+            if let Some(manifest) = manifest {
+                insert_manifest(t, id, manifest)?;
             }
-            Ok(())
+            clear_marks(t, &marks)?;
+            // The layout names the image that has a name now, and the one that had it.
+            let mut shown = is_shown(t, id)?;
+            for name in names {
+                if let Some(old) = move_tag(t, name, id)? {
+                    shown |= is_shown(t, old)?;
+                }
+            }
+            Ok(shown)
         })?;
-        self.write_layout_for(id)?;
+        if shown {
+            self.write_layout()?;
+        }
         Ok(id)
     }
 
@@ -392,13 +425,16 @@ fn image_size(t: &Connection, layers: &[DiffId]) -> Result<i64> {
     Ok(size)
 }
 
-fn move_tag(t: &Connection, name: &Reference, id: ImageId) -> Result<()> {
+/// Gives a name to an image; returns the one that had it.
+fn move_tag(t: &Connection, name: &Reference, id: ImageId) -> Result<Option<ImageId>> {
+    let name = name.to_string();
+    let old = all(t, "SELECT image FROM tags WHERE name = ?1", [&name], |row| digest(row, 0))?;
     execute(
         t,
         "INSERT INTO tags VALUES (?1, ?2, ?3) ON CONFLICT (name) DO UPDATE SET image = ?2, updated = ?3",
-        params![name.to_string(), id.0.as_bytes(), now()],
+        params![name, id.0.as_bytes(), now()],
     )?;
-    Ok(())
+    Ok(old.first().copied().map(ImageId))
 }
 
 /// Nanoseconds since the epoch of an RFC 3339 time.

@@ -19,8 +19,20 @@ use crate::store::Ownership;
 
 impl Store {
     /// Imports a tar, in any compression, as the one layer of an image. `config` has the platform and what
-    /// `--change` made of it; layers, history and time are filled in here.
+    /// `--change` made of it; layers, history and time are filled in here. After a failure the lease keeps nothing,
+    /// and the layer does not stay.
     pub fn import(
+        &self,
+        lease: &Lease,
+        input: File,
+        config: ImageConfig,
+        history: History,
+        name: Option<&Reference>,
+    ) -> Result<ImageId> {
+        self.undo_failed(lease, self.import_layer(lease, input, config, history, name))
+    }
+
+    fn import_layer(
         &self,
         lease: &Lease,
         mut input: File,
@@ -44,10 +56,8 @@ impl Store {
         config.created.clone_from(&history.created);
         config.history = vec![history];
         let bytes = config.to_bytes();
-        let id = self.put_image(lease, &bytes)?;
-        self.make_manifest(lease, id)?;
         let names: Vec<Reference> = name.cloned().into_iter().collect();
-        self.publish_image(&bytes, &names)
+        self.publish_shown(lease, &bytes, None, &names)
     }
     /// A plain tar in a regular file is walked where it is and not stored a second time: its frames are kept in the
     /// index, so that snapshot and index give it back byte for byte. `None` where that cannot be done.

@@ -3,67 +3,67 @@
 //!
 //! It shows the images whose every layer has a blob. It is made anew from the database and is never read.
 
-use kiln_oci::{Annotations, Descriptor, Digest, ImageId, Index, Manifest, media_type};
+use kiln_oci::{Annotations, Descriptor, Digest, ImageConfig, ImageId, Index, Manifest, media_type};
 use kiln_sys::lock::{Lock, Sharing};
-use rusqlite::params;
+use rusqlite::{Connection, params};
 
 use crate::Store;
 use crate::database::{Durability, all, digest, execute};
 use crate::error::{Error, Result};
 use crate::layers::NewBlob;
-use crate::lease::Lease;
+use crate::lease::{Lease, Leased};
 
 pub(crate) const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
+/// A manifest of an image that is to be published.
+pub(crate) struct NewManifest {
+    pub(crate) media_type: String,
+    pub(crate) bytes: Vec<u8>,
+}
+
 impl Store {
-    /// Keeps a manifest as it came, and config and manifest as blobs, so that the layout shows the image.
-    pub(crate) fn put_manifest(
-        &self,
-        lease: &Lease,
-        image: ImageId,
-        media_type: &str,
-        bytes: &[u8],
-    ) -> Result<()> {
-        let config = self.image(image)?.config_bytes;
-        let staged = [self.stage_blob(lease, bytes)?, self.stage_blob(lease, &config)?];
+    /// Keeps an image's config and manifest as blobs, so that the layout shows it once it is published.
+    pub(crate) fn put_documents(&self, lease: &Lease, config: &[u8], manifest: &NewManifest) -> Result<()> {
+        let staged = [self.stage_blob(lease, &manifest.bytes)?, self.stage_blob(lease, config)?];
         self.database.write(Durability::Relaxed, |t| {
             for blob in &staged {
                 self.insert_blob(t, blob)?;
+                lease.keep_in(t, Leased::Blob(blob.digest))?;
             }
-            execute(
-                t,
-                "INSERT INTO manifests VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING",
-                params![Digest::of(bytes).as_bytes(), media_type, bytes, image.0.as_bytes()],
-            )
-            .map(|_| ())
+            Ok(())
         })
     }
 
+    /// Whether config and manifest are there as blobs, written to the end, and the manifest is known.
+    pub(crate) fn has_documents(&self, image: ImageId, manifest: &NewManifest) -> Result<bool> {
+        let connection = self.database.lock();
+        let digest = Digest::of(&manifest.bytes);
+        let sql = "SELECT 1 FROM manifests WHERE digest = ?1";
+        Ok(!all(&connection, sql, [digest.as_bytes()], |_| Ok(()))?.is_empty()
+            && self.trusted(&connection, "blobs", "digest", &digest)?
+            && self.trusted(&connection, "blobs", "digest", &image.0)?)
+    }
+
     /// Makes a manifest for an image that came without one, if all its layers have blobs.
-    pub(crate) fn make_manifest(&self, lease: &Lease, image: ImageId) -> Result<()> {
-        let known = self.database.one(
-            "SELECT 1 FROM manifests WHERE image = ?1",
-            [image.0.as_bytes()],
-            |_| Ok(()),
-        )?;
-        if known.is_some() {
-            return Ok(());
+    pub(crate) fn made_manifest(&self, config_bytes: &[u8]) -> Result<Option<NewManifest>> {
+        if is_shown(&self.database.lock(), ImageId(Digest::of(config_bytes)))? {
+            return Ok(None);
         }
-        let found = self.image(image)?;
         let mut layers = Vec::new();
-        for layer in &found.config.rootfs.diff_ids {
-            let Some(blob) = self.layer_blobs(*layer)?.into_iter().next() else { return Ok(()) };
-            let Some(media_type) = layer_media_type(&blob.compression) else { return Ok(()) };
+        for layer in &ImageConfig::parse(config_bytes)?.rootfs.diff_ids {
+            let Some(blob) = self.layer_blobs(*layer)?.into_iter().next() else { return Ok(None) };
+            let Some(media_type) = layer_media_type(&blob.compression) else { return Ok(None) };
             layers.push(Descriptor::new(media_type, blob.digest, blob.size));
         }
         let manifest = Manifest {
             schema_version: 2,
             media_type: Some(media_type::OCI_MANIFEST.to_owned()),
-            config: Descriptor::of(media_type::OCI_CONFIG, &found.config_bytes),
+            config: Descriptor::of(media_type::OCI_CONFIG, config_bytes),
             layers,
             annotations: None,
         };
-        self.put_manifest(lease, image, media_type::OCI_MANIFEST, &manifest.to_bytes())
+        let media_type = media_type::OCI_MANIFEST.to_owned();
+        Ok(Some(NewManifest { media_type, bytes: manifest.to_bytes() }))
     }
 
     fn stage_blob(&self, lease: &Lease, bytes: &[u8]) -> Result<NewBlob> {
@@ -118,13 +118,25 @@ impl Store {
 
     /// Writes the layout anew if the image is shown in it.
     pub(crate) fn write_layout_for(&self, image: ImageId) -> Result<()> {
-        let connection = self.database.lock();
-        let shown =
-            !all(&connection, "SELECT 1 FROM manifests WHERE image = ?1", [image.0.as_bytes()], |_| Ok(()))?
-                .is_empty();
-        drop(connection);
+        let shown = is_shown(&self.database.lock(), image)?;
         if shown { self.write_layout() } else { Ok(()) }
     }
+}
+
+pub(crate) fn insert_manifest(t: &Connection, image: ImageId, manifest: &NewManifest) -> Result<()> {
+    let digest = Digest::of(&manifest.bytes);
+    execute(
+        t,
+        "INSERT INTO manifests VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING",
+        params![digest.as_bytes(), manifest.media_type, manifest.bytes, image.0.as_bytes()],
+    )?;
+    Ok(())
+}
+
+/// Whether the layout shows an image, under each of its names.
+pub(crate) fn is_shown(connection: &Connection, image: ImageId) -> Result<bool> {
+    let sql = "SELECT 1 FROM manifests WHERE image = ?1 LIMIT 1";
+    Ok(!all(connection, sql, [image.0.as_bytes()], |_| Ok(()))?.is_empty())
 }
 
 /// The media type of a layer blob; `None` for compressions that OCI does not know.

@@ -13,8 +13,12 @@ use kiln_sys::lock::{Lock, Sharing};
 use rusqlite::{Connection, params};
 
 use crate::Store;
+use crate::collect::Collection;
 use crate::database::{Database, Durability, execute, now};
 use crate::error::{Error, Result};
+
+/// The file in a lease's directory that its owner holds locked.
+const LOCK: &str = "lock";
 
 /// A lease of this process. Dropping it removes its row and its directory.
 pub struct Lease {
@@ -54,20 +58,14 @@ impl Store {
     pub fn lease(&self, command: &str) -> Result<Lease> {
         let id = crate::store::random_hex(8)?;
         let directory = self.root().join("tmp").join(&id);
-        // In one transaction, so that the collector, which sweeps in one, never sees half a lease.
+        // All of it in one transaction: for the collector, a directory without a row is nobody's.
         let made = self.database.write(Durability::Relaxed, |t| {
             fs_err::create_dir(&directory).map_err(Error::file("make", &directory))?;
-            let lock = Lock::acquire(&directory.join("lock"), Sharing::Exclusive)?;
+            let lock = Lock::acquire(&directory.join(LOCK), Sharing::Exclusive)?;
             execute(t, "INSERT INTO leases VALUES (?1, ?2, ?3)", params![id, command, now()])?;
             Ok(lock)
         });
-        let lock = match made {
-            Ok(lock) => lock,
-            Err(error) => {
-                let _ = fs_err::remove_dir_all(&directory);
-                return Err(error);
-            }
-        };
+        let lock = made.inspect_err(|_| drop(fs_err::remove_dir_all(&directory)))?;
         Ok(Lease {
             id,
             directory,
@@ -76,6 +74,16 @@ impl Store {
             kept: Mutex::default(),
             lock: Some(lock),
         })
+    }
+
+    /// Passes the outcome of a command's work on. If it failed, the lease keeps nothing any more, and what had been
+    /// published for it alone is collected.
+    pub(crate) fn undo_failed<T>(&self, lease: &Lease, outcome: Result<T>) -> Result<T> {
+        if outcome.is_err() {
+            // The first failure is the one to tell. What cannot be removed now goes with the next collection.
+            let _ = lease.clear().and_then(|()| self.collect(&Collection::default()));
+        }
+        outcome
     }
 }
 
@@ -103,7 +111,8 @@ impl Lease {
         self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner).extend(chains);
     }
 
-    /// As [`Lease::keep`], in a transaction that also found or made it.
+    /// As [`Lease::keep`], in a transaction that also found or made it. Who leases a layer uses it: collection takes
+    /// those first that were leased longest ago.
     pub(crate) fn keep_in(&self, t: &Connection, what: Leased) -> Result<()> {
         let (kind, digest) = what.row();
         execute(
@@ -120,7 +129,30 @@ impl Lease {
                 params![self.id, image.0.as_bytes()],
             )?;
         }
+        if let Leased::Layer(layer) = what {
+            execute(
+                t,
+                "UPDATE layers SET last_used = ?1 WHERE diff_id = ?2",
+                params![now(), layer.0.as_bytes()],
+            )?;
+        }
         Ok(())
+    }
+
+    /// Lets go of everything that was leased and removes the files of unfinished work.
+    fn clear(&self) -> Result<()> {
+        // Files first: on a full disk they are what makes room for the rows' change.
+        let directory = kiln_sys::root::Directory::open(&self.directory)?;
+        for entry in fs_err::read_dir(&self.directory).map_err(Error::file("list", &self.directory))? {
+            let name = entry.map_err(Error::file("list", &self.directory))?.file_name();
+            if name != LOCK {
+                directory.remove_all(&name)?;
+            }
+        }
+        self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
+        self.database.write(Durability::Relaxed, |t| {
+            execute(t, "DELETE FROM lease_roots WHERE lease = ?1", [&self.id]).map(|_| ())
+        })
     }
 }
 
@@ -139,6 +171,6 @@ impl Drop for Lease {
 /// Whether the lease in this directory has a living owner. The row is made after the lock is held, so a lease
 /// with a row and a free lock is dead.
 pub(crate) fn is_alive(directory: &Path) -> bool {
-    let lock = directory.join("lock");
+    let lock = directory.join(LOCK);
     lock.exists() && matches!(Lock::try_acquire(&lock, Sharing::Exclusive), Ok(None))
 }

@@ -140,23 +140,32 @@ impl Store {
         })
     }
 
-    /// Records that a miss may be compared with: those of the same operation, else of operations of the same
-    /// name, the most recently used first, at most `limit`.
+    /// Records that a miss may be compared with: those of the same operation, and those of operations of the same
+    /// name, at most `limit` of each, the newest first.
     pub fn nearest_records(
         &self,
         operation: &Digest,
         operation_name: &str,
         limit: u32,
     ) -> Result<Vec<CacheRecord>> {
-        const COLUMNS: &str = "SELECT r.key, r.operation, o.name, o.json, r.result, r.wall_time, r.bytes, \
-                               r.created, r.name, r.layer FROM records r JOIN operations o ON o.digest = r.operation";
+        const COLUMNS: &str = "r.key, r.operation, o.name, o.json, r.result, r.wall_time, r.bytes, r.created, \
+                               r.name, r.layer, r.last_used";
         let connection = self.database.lock();
-        let same = format!("{COLUMNS} WHERE r.operation = ?1 ORDER BY r.last_used DESC LIMIT ?2");
-        let mut records = all(&connection, &same, params![operation.as_bytes(), limit], read_record)?;
-        if records.is_empty() {
-            let named = format!("{COLUMNS} WHERE o.name = ?1 ORDER BY r.last_used DESC LIMIT ?2");
-            records = all(&connection, &named, params![operation_name, limit], read_record)?;
-        }
+        let read = |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(10)?, read_record(row)?));
+        let same = format!(
+            "SELECT {COLUMNS} FROM records r JOIN operations o ON o.digest = r.operation \
+             WHERE r.operation = ?1 ORDER BY r.last_used DESC LIMIT ?2"
+        );
+        let mut found = all(&connection, &same, params![operation.as_bytes(), limit], read)?;
+        // CROSS JOIN makes SQLite go through the records from the newest on, and stop when there are enough.
+        let named = format!(
+            "SELECT {COLUMNS} FROM records r CROSS JOIN operations o ON o.digest = r.operation \
+             WHERE o.name = ?1 AND r.operation <> ?3 ORDER BY r.last_used DESC LIMIT ?2"
+        );
+        let parameters = params![operation_name, limit, operation.as_bytes()];
+        found.extend(all(&connection, &named, parameters, read)?);
+        found.sort_by_key(|(used, _)| std::cmp::Reverse(*used));
+        let mut records: Vec<CacheRecord> = found.into_iter().map(|(_, record)| record).collect();
         for record in &mut records {
             record.inputs = all(
                 &connection,
@@ -166,17 +175,6 @@ impl Store {
             )?;
         }
         Ok(records)
-    }
-
-    /// Marks records and their layers as used now, for collection. One transaction.
-    pub fn touch_records(&self, keys: &[Digest]) -> Result<()> {
-        let now = now();
-        self.database.write(Durability::Relaxed, |t| {
-            for key in keys {
-                execute(t, "UPDATE records SET last_used = ?1 WHERE key = ?2", params![now, key.as_bytes()])?;
-            }
-            Ok(())
-        })
     }
 
     /// Claims a key for this process, or `None` while another one works on it.

@@ -10,7 +10,6 @@ use kiln_sys::root::Root;
 use rusqlite::params;
 
 use crate::Store;
-use crate::database::Durability;
 use crate::error::{Error, Result};
 use crate::layers::{NewLayer, OVERLAY, snapshot_key};
 use crate::lease::Lease;
@@ -157,11 +156,6 @@ impl Store {
         let userxattr = self.ownership() != Ownership::Root;
         let overlay = Overlay { lowers, upper: Some(upper), userxattr, volatile: true };
         Ok(PreparedRoot { overlay, layers: layers.to_vec() })
-    }
-
-    /// Marks layers as used, so that collection takes others first.
-    pub fn touch_layers(&self, layers: &[DiffId]) -> Result<()> {
-        self.database.write(Durability::Relaxed, |t| crate::collect::touch_layers(t, layers))
     }
 }
 

@@ -48,19 +48,24 @@ impl Store {
     /// Opens the store at `root`, making it (mode 0700) if it is not there. Nothing is cleaned up.
     pub fn open(root: &Path, ownership: Ownership) -> Result<Self> {
         let database_path = root.join("kiln.db");
-        if !database_path.exists() {
+        let is_new = !database_path.exists();
+        if is_new {
             create_directories(root)?;
         }
         let boot = kiln_sys::publish::boot_id()?;
         let database = Arc::new(Database::open(&database_path)?);
-        Ok(Self {
+        let store = Self {
             root: root.to_path_buf(),
             ownership,
             boot,
             database,
             indexes: Mutex::default(),
             chains: Mutex::default(),
-        })
+        };
+        if is_new {
+            store.make_reserve();
+        }
+        Ok(store)
     }
 
     /// Where the store is.

@@ -1,12 +1,13 @@
 //! What is kept and what goes: leases, names, collection, and what a check finds.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use kiln_layer::{Kind, Metadata, Owners, tar};
 use kiln_oci::{ChainId, DiffId, Digest, History, ImageConfig, ImageId, Platform};
 use kiln_store::{
-    CacheMountSharing, CacheRecord, CacheToRemove, Collected, Collection, Fault, ImagesToRemove, Leased,
-    NewLayer, Ownership, Removed, Store,
+    CacheMountSharing, CacheRecord, CacheToRemove, Collected, Collection, Fault, ImagesToRemove, Lease,
+    Leased, NewLayer, Ownership, Removed, Store,
 };
 
 struct Fixture {
@@ -188,4 +189,76 @@ fn what_a_killed_command_left_in_tmp_goes() {
     fixture.collect(ImagesToRemove::None);
     assert!(!left.exists() && lease.directory().join("lock").exists());
     assert_eq!(fixture.store.check().unwrap().garbage, Vec::<String>::new());
+}
+
+impl Fixture {
+    /// A layer that the build cache alone has: a record's result, without a lease.
+    fn cached(&self, text: &str) -> (Digest, DiffId) {
+        let (id, layer) = self.image(text, None);
+        let key = Digest::of(text.as_bytes());
+        let record = CacheRecord {
+            key,
+            operation: key,
+            operation_name: "copy".to_owned(),
+            operation_json: b"{}".to_vec(),
+            inputs: Vec::new(),
+            parent: ChainId::SCRATCH,
+            result: ChainId::SCRATCH.with(layer),
+            layer: Some(layer),
+            wall_time: Duration::ZERO,
+            bytes: text.len() as u64,
+            created: 0,
+            name: "COPY".to_owned(),
+        };
+        self.store.record(&record).unwrap();
+        let lease = self.store.lease("test").unwrap();
+        lease.keep(Leased::Layer(layer)).unwrap();
+        self.store.remove_image(&id.to_string(), false).unwrap();
+        (key, layer)
+    }
+}
+
+#[test]
+fn the_cache_loses_first_what_was_used_longest_ago() {
+    let fixture = Fixture::new();
+    let (_, tagged) = fixture.image("tagged", Some("tagged:1"));
+    let (looked_up, first) = fixture.cached("one");
+    let (_, second) = fixture.cached("two");
+    let (in_use, third) = fixture.cached("six");
+    let (_, fourth) = fixture.cached("ten");
+    let all = fixture.store.cache_bytes().unwrap();
+    let over = |bytes| {
+        let cache = CacheToRemove::Over(bytes);
+        let collected = fixture.store.collect(&Collection { cache, ..Collection::default() });
+        collected.unwrap().cache_layers
+    };
+    assert_eq!(over(all), []);
+    let look_up =
+        |key: &Digest, lease: &Lease| assert!(fixture.store.cached(key, lease).unwrap().unwrap().present);
+    look_up(&looked_up, &fixture.store.lease("build").unwrap());
+    assert_eq!(over(all - 1), [second]);
+    let running = fixture.store.lease("build").unwrap();
+    look_up(&in_use, &running);
+    assert_eq!(over(0).iter().collect::<HashSet<_>>(), HashSet::from([&first, &fourth]));
+    assert!(fixture.has(third) && fixture.has(tagged));
+    drop(running);
+    assert_eq!(over(0), [third]);
+    assert!(fixture.has(tagged));
+    // Far from a tenth of any file system: nothing is trimmed.
+    fixture.cached("twelve");
+    assert_eq!(fixture.store.collect_if_needed().unwrap(), Collected::default());
+}
+
+#[test]
+fn a_name_that_moves_leaves_the_layout() {
+    let fixture = Fixture::new();
+    let (_, _) = fixture.image("old", Some("app:1"));
+    let (new, _) = fixture.image("new", Some("other:1"));
+    let layout = || fs_err::read_to_string(fixture.store.root().join("index.json")).unwrap();
+    assert_eq!(layout().matches("docker.io/library/app:1").count(), 1);
+    let mut config = fixture.store.image(new).unwrap().config;
+    config.config.env = Some(vec!["A=1".to_owned()]);
+    // As a build publishes it: without a manifest.
+    fixture.store.publish_image(&config.to_bytes(), &["app:1".parse().unwrap()]).unwrap();
+    assert!(!layout().contains("docker.io/library/app:1") && layout().contains("docker.io/library/other:1"));
 }

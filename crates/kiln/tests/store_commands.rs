@@ -185,6 +185,58 @@ fn processes_share_a_store() {
     kiln.check(&["system", "check"], "2 images, 2 layers, 6 blobs: no fault\n", "", 0);
 }
 
+/// A store that a newer kiln wrote is refused by every command, and left as it is.
+#[test]
+fn a_newer_store_is_left_alone() {
+    let kiln = Fixture::new();
+    kiln.check(&["load", "-i", "app.tar"], "Loaded image: app:1\n", "", 0);
+    fs_err::write(kiln.path("Dockerfile"), "FROM scratch\nCOPY new.tar /\n").expect("written");
+    let database = kiln.path("store/kiln.db");
+    let mut bytes = fs_err::read(&database).expect("read");
+    // The user version in SQLite's header.
+    assert_eq!(bytes[60..64], kiln_store::SCHEMA_VERSION.to_be_bytes());
+    bytes[60..64].copy_from_slice(&999_u32.to_be_bytes());
+    fs_err::write(&database, &bytes).expect("written");
+    let listed = || {
+        let mut found = Vec::new();
+        list(&kiln.path("store"), &mut found);
+        found
+    };
+    let before = listed();
+    let known = kiln_store::SCHEMA_VERSION;
+    let told = format!(
+        "kiln: the store at {} has schema version 999; this kiln knows {known}: use a newer kiln, or another --root\n",
+        kiln.path("store").display()
+    );
+    let commands: [&[&str]; 5] = [
+        &["images"],
+        &["build", "."],
+        &["load", "-q", "-i", "new.tar"],
+        &["rmi", "-f", "app:1"],
+        &["system", "prune", "-af"],
+    ];
+    for words in commands {
+        let (stdout, stderr, status) = kiln.run(words);
+        let ends_with_it = stderr.ends_with(told.trim_start_matches("kiln: "));
+        assert!(stdout.is_empty() && ends_with_it && status == 1, "{words:?}: {stderr}");
+    }
+    assert!(listed() == before && fs_err::read(&database).expect("read") == bytes);
+}
+
+/// Everything below a directory with its time of modification.
+fn list(directory: &Path, found: &mut Vec<(std::path::PathBuf, std::time::SystemTime)>) {
+    for entry in fs_err::read_dir(directory).expect("listed") {
+        let entry = entry.expect("listed");
+        let metadata = entry.metadata().expect("a status");
+        if metadata.is_dir() {
+            list(&entry.path(), found);
+        } else {
+            found.push((entry.path(), metadata.modified().expect("a time")));
+        }
+    }
+    found.sort();
+}
+
 fn is_empty(directory: &Path) -> bool {
     fs_err::read_dir(directory).expect("listed").next().is_none()
 }

@@ -1,0 +1,205 @@
+//! A store on a small file system that runs full, and the cap of its build cache. Needs root, for the mounts; says so
+//! where it is skipped.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// A tmpfs, unmounted when the test ends, whichever way it does.
+struct Disk {
+    directory: tempfile::TempDir,
+}
+
+impl Disk {
+    /// `None` where nothing can be mounted.
+    fn new(mebibytes: u32) -> Option<Self> {
+        let directory = tempfile::tempdir().expect("a directory");
+        let disk = directory.path().join("disk");
+        fs_err::create_dir(&disk).expect("made");
+        let options = format!("size={mebibytes}m,mode=0700");
+        let mount = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &options, "kiln-test"])
+            .arg(&disk)
+            .stderr(Stdio::null())
+            .status();
+        if !mount.is_ok_and(|status| status.success()) {
+            #[expect(clippy::print_stdout, reason = "a skipped test says so")]
+            {
+                println!("SKIPPED: needs root that may mount");
+            }
+            return None;
+        }
+        Some(Self { directory })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Standard output, standard error and exit status.
+    fn kiln(&self, words: &[&str]) -> (String, String, i32) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
+        command.args(words).env("KILN_ROOT", self.path("disk/store")).current_dir(self.directory.path());
+        let output = command.stdin(Stdio::null()).output().expect("kiln starts");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (text(&output.stdout), text(&output.stderr), output.status.code().unwrap_or(-1))
+    }
+
+    #[track_caller]
+    fn succeed(&self, words: &[&str]) -> String {
+        let (stdout, stderr, status) = self.kiln(words);
+        assert_eq!(status, 0, "kiln {words:?}: {stderr}");
+        stdout
+    }
+
+    fn names(&self) -> Vec<String> {
+        let listed = self.succeed(&["images", "--format", "{{.Repository}}:{{.Tag}}"]);
+        let mut names: Vec<String> = listed.lines().map(str::to_owned).collect();
+        names.sort();
+        names
+    }
+
+    /// A context of one file that no other has, and a Dockerfile that copies it.
+    fn context(&self, number: u32, kibibytes: usize) {
+        let context = self.path("context");
+        fs_err::create_dir_all(&context).expect("made");
+        fs_err::write(context.join("data"), bytes(number, kibibytes)).expect("written");
+        fs_err::write(context.join("Dockerfile"), "FROM scratch\nCOPY data /data\n").expect("written");
+    }
+
+    /// A tar of the same file.
+    fn archive(&self, number: u32, kibibytes: usize) {
+        self.context(number, kibibytes);
+        let mut tar = Command::new("tar");
+        tar.arg("-cf").arg(self.path("layer.tar")).arg("-C").arg(self.path("context")).arg("data");
+        assert!(tar.status().expect("tar starts").success());
+    }
+
+    /// Adds images until one does not fit any more; gives the names of those that did, and what was said then.
+    fn fill(&self, kibibytes: usize, add: impl Fn(&Self, u32) -> (String, String, i32)) -> String {
+        let mut names = self.names();
+        for number in 0..10_000 {
+            let (_, told, status) = add(self, number);
+            if status == 0 {
+                names = self.names();
+                continue;
+            }
+            assert_eq!(status, 1, "{told}");
+            assert_eq!(self.names(), names, "after {told}");
+            let checked = self.succeed(&["system", "check"]);
+            assert!(checked.ends_with(": no fault\n"), "{checked}");
+            return told;
+        }
+        panic!("the disk takes everything, {kibibytes} KiB at a time");
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let disk = self.path("disk");
+        // Lazily, so that nothing can hold it back.
+        let unmounted = Command::new("umount").arg("--lazy").arg(&disk).status();
+        if !std::thread::panicking() {
+            assert!(unmounted.is_ok_and(|status| status.success()) && !is_mounted(&disk));
+        }
+    }
+}
+
+fn is_mounted(path: &Path) -> bool {
+    let mounts = fs_err::read_to_string("/proc/self/mounts").expect("read");
+    mounts.contains(&path.display().to_string())
+}
+
+/// Bytes that no other number gives.
+fn bytes(number: u32, kibibytes: usize) -> Vec<u8> {
+    let mut state = number.wrapping_mul(2_654_435_761) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state.to_le_bytes()
+    };
+    (0..kibibytes * 256).flat_map(|_| next()).collect()
+}
+
+/// One line and one hint, which name what could not be written and why.
+#[track_caller]
+fn is_clear(told: &str, disk: &Disk) {
+    let errors: Vec<&str> = told.lines().filter(|line| line.starts_with("kiln: ")).collect();
+    assert_eq!(errors.len(), 1, "{told}");
+    assert!(errors[0].contains(&disk.path("disk/store").display().to_string()), "names no file: {told}");
+    assert!(told.ends_with("`kiln system prune` removes what is unused\n"), "no hint: {told}");
+}
+
+#[test]
+fn a_full_disk_loses_nothing() {
+    let Some(disk) = Disk::new(12) else { return };
+    disk.context(1_000_000, 64);
+    disk.succeed(&["build", "-q", "-t", "kept:1", "context"]);
+    for kibibytes in [3000, 300, 40] {
+        let name = |way: &str, number: u32| format!("{way}:{kibibytes}-{number}");
+        let import = |disk: &Disk, number| {
+            disk.archive(number, kibibytes);
+            disk.kiln(&["import", "layer.tar", &name("import", number)])
+        };
+        is_clear(&disk.fill(kibibytes, import), &disk);
+        let build = |disk: &Disk, number| {
+            disk.context(20_000 + number, kibibytes);
+            disk.kiln(&["build", "-q", "-t", &name("build", number), "context"])
+        };
+        is_clear(&disk.fill(kibibytes, build), &disk);
+    }
+    assert!(disk.names().contains(&"kept:1".to_owned()));
+    // Room again: everything goes on.
+    disk.succeed(&["system", "prune", "-af"]);
+    disk.succeed(&["build", "-q", "-t", "kept:1", "context"]);
+    assert_eq!(disk.names(), ["kept:1"]);
+}
+
+#[test]
+fn a_load_that_does_not_fit_leaves_no_bytes() {
+    let Some(disk) = Disk::new(12) else { return };
+    // Two layers, of which the first fits.
+    disk.context(1, 1500);
+    fs_err::write(disk.path("context/more"), bytes(2, 12_000)).expect("written");
+    fs_err::write(disk.path("context/Dockerfile"), "FROM scratch\nCOPY data /data\nCOPY more /more\n")
+        .expect("written");
+    let root = disk.path("elsewhere");
+    let elsewhere = ["--root", root.to_str().expect("a name")];
+    disk.succeed(&[&elsewhere[..], &["build", "-q", "-t", "large:1", "context"]].concat());
+    disk.succeed(&[&elsewhere[..], &["save", "-o", "large.tar", "large:1"]].concat());
+    disk.context(3, 64);
+    disk.succeed(&["build", "-q", "-t", "kept:1", "context"]);
+    let before = disk.succeed(&["system", "check"]);
+    let (_, told, status) = disk.kiln(&["load", "-i", "large.tar"]);
+    assert_eq!(status, 1, "{told}");
+    is_clear(&told, &disk);
+    assert_eq!(disk.succeed(&["system", "check"]), before);
+    let empty = |name: &str| fs_err::read_dir(disk.path(name)).expect("listed").next().is_none();
+    assert!(empty("disk/store/tmp") && empty("disk/store/trash"));
+}
+
+#[test]
+fn a_build_over_the_cap_trims_the_cache() {
+    // The cap is a tenth of the file system.
+    let Some(disk) = Disk::new(20) else { return };
+    let build = |number, name: &str| {
+        disk.context(number, 600);
+        disk.succeed(&["build", "-q", "-t", name, "context"]);
+    };
+    let cached = || {
+        let listed =
+            disk.succeed(&["system", "df", "-v", "--format", "{{range .BuildCache}}{{.Shared}} {{end}}"]);
+        (listed.matches("true").count(), listed.matches("false").count())
+    };
+    build(0, "tagged:1");
+    // Each of these takes the name from the one before, whose layer is cache then: three fit, and the last one's comes
+    // after its successor has trimmed.
+    for number in 1..=8 {
+        build(number, "moved:1");
+        disk.succeed(&["image", "prune", "-f"]);
+        let (tagged, free) = cached();
+        assert!(tagged == 2 && free <= 4, "after {number}: {tagged} {free}");
+    }
+    assert_eq!(cached(), (2, 4));
+    assert_eq!(disk.names(), ["moved:1", "tagged:1"]);
+}
