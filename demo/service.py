@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import jinja2
 
-PAGE = jinja2.Template("Hello from {{ name }}, user {{ uid }}, Jinja {{ version }}\n")
+PAGE = jinja2.Template("Hello from {{ name }}, user {{ uid }}, Jinja {{ version }}")
 
 
 class Greeter(BaseHTTPRequestHandler):
@@ -33,7 +33,7 @@ def main():
         server.serve_forever()
     threading.Thread(target=server.handle_request, daemon=True).start()
     with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/") as answer:
-        print(answer.read().decode(), end="")
+        print(answer.read().decode())
 
 
 if __name__ == "__main__":

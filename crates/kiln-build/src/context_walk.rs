@@ -129,7 +129,11 @@ impl<'a> Walk<'a> {
     /// Reads one directory: its entries, and which of them are directories to be read, too.
     fn read(&self, task: &Task) -> Result<Read> {
         let from_root = join(&self.root, &task.path);
-        let directory = self.context.root().open_directory(Path::new(OsStr::from_bytes(&from_root)))?;
+        let directory = match self.context.root().open_directory(Path::new(OsStr::from_bytes(&from_root))) {
+            // It went away since its parent was read.
+            Err(error) if is_missing(&error) && !task.path.is_empty() => return Ok(Read::default()),
+            directory => directory?,
+        };
         let mut names = directory.list()?;
         names.sort_by(|left, right| left.name.cmp(&right.name));
         let mut listing = Vec::with_capacity(names.len());

@@ -3,6 +3,7 @@
 //! Like an overlay's upper directory, but in memory and without file content: lookups see what was staged over what the
 //! parent has. In the end, entries that are as the parent has them are left out.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -56,6 +57,8 @@ struct Slot {
 /// The staged entries.
 pub(crate) struct Staging<'a> {
     parent: &'a dyn SourceTree,
+    /// What the parent was asked last: most paths are looked at, then written.
+    asked: RefCell<Option<(Vec<u8>, Option<Found>)>>,
     /// By path with NUL for `/`, so that the order is that of components.
     slots: BTreeMap<Vec<u8>, Slot>,
     /// Paths where nothing of the parent shows through any more.
@@ -99,6 +102,7 @@ impl<'a> Staging<'a> {
     pub(crate) fn new(parent: &'a dyn SourceTree, now: i64, epoch: Option<i64>) -> Self {
         Self {
             parent,
+            asked: RefCell::new(None),
             slots: BTreeMap::new(),
             hidden: BTreeSet::new(),
             marks: Vec::new(),
@@ -148,7 +152,13 @@ impl<'a> Staging<'a> {
                 break;
             }
         }
-        self.parent.find(path)
+        let mut asked = self.asked.borrow_mut();
+        if let Some((_, found)) = asked.as_ref().filter(|(known, _)| known == path) {
+            return Ok(found.clone());
+        }
+        let found = self.parent.find(path)?;
+        *asked = Some((path.to_vec(), found.clone()));
+        Ok(found)
     }
 
     /// What is at `path`; a symbolic link is not followed.

@@ -355,7 +355,7 @@ fn unpacked(tar: &[u8]) -> (tempfile::TempDir, BTreeMap<String, String>) {
 
 /// Without privileges every file is ours, and means 0:0.
 fn owners() -> Owners<'static> {
-    if support::is_root() { Owners::Files } else { Owners::Recorded(&|_| None) }
+    if support::is_root() { Owners::Files } else { Owners::Recorded { recorded: &|_| None, fresh: (0, 0) } }
 }
 
 fn marks() -> Whiteouts {

@@ -185,8 +185,7 @@ impl Store {
     }
 
     fn publish_loaded(&self, lease: &Lease, image: &FoundImage) -> Result<ImageId> {
-        let id = self.put_image(&image.config_bytes)?;
-        lease.keep(Leased::Image(id))?;
+        let id = self.put_image(lease, &image.config_bytes)?;
         match &image.manifest {
             // A layer that was here before may have come as another blob, or have none.
             Some((media_type, bytes)) if self.manifest_holds(media_type, bytes, &image.config)? => {
@@ -235,11 +234,11 @@ impl Store {
     /// Leases a layer if it is in the store, trusted, with a source.
     pub(crate) fn keep_known(&self, lease: &Lease, layer: DiffId) -> Result<bool> {
         self.database.write(crate::database::Durability::Relaxed, |t| {
-            let trusted = self.trusted(t, "layers", "diff_id", &layer.0)?;
-            if trusted {
+            let usable = self.is_usable(t, layer)?;
+            if usable {
                 lease.keep_in(t, Leased::Layer(layer))?;
             }
-            Ok(trusted)
+            Ok(usable)
         })
     }
 

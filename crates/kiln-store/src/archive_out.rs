@@ -17,7 +17,7 @@ use kiln_sys::root::Directory;
 use serde::Serialize;
 
 use crate::Store;
-use crate::database::{Durability, digest};
+use crate::database::Durability;
 use crate::error::{Error, Result};
 use crate::layers::NewBlob;
 use crate::layout::layer_media_type;
@@ -418,10 +418,8 @@ impl Store {
     }
 
     fn has_blob(&self, blob: &Digest) -> Result<bool> {
-        let row =
-            self.database
-                .one("SELECT digest FROM blobs WHERE digest = ?1", [blob.as_bytes()], |row| digest(row, 0))?;
-        Ok(row.is_some())
+        let connection = self.database.lock();
+        self.trusted(&connection, "blobs", "digest", blob)
     }
 }
 

@@ -57,7 +57,7 @@ impl Store {
             match lock {
                 Some(lock) if path.is_dir() => return Ok(CacheMountUse { path, fresh, _lock: lock }),
                 // It was collected between look-up and lock.
-                Some(_) => self.forget_cache_directory(&name)?,
+                Some(_) => self.forget_cache_directory(&path)?,
                 None => number += 1,
             }
         }
@@ -83,10 +83,32 @@ impl Store {
         })
     }
 
-    fn forget_cache_directory(&self, name: &str) -> Result<()> {
-        let id = format!("{}\0{name}", self.ownership().name());
+    /// Forgets a directory that is gone. By its own name: the id may have a new one by now, in use.
+    fn forget_cache_directory(&self, path: &Path) -> Result<()> {
+        let directory = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         self.database.write(Durability::Relaxed, |t| {
-            execute(t, "DELETE FROM cache_mounts WHERE id = ?1", [id]).map(|_| ())
+            execute(t, "DELETE FROM cache_mounts WHERE directory = ?1", [directory]).map(|_| ())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Ownership;
+
+    #[test]
+    fn forgetting_spares_the_directory_that_took_the_place() {
+        let host = tempfile::tempdir().unwrap();
+        let store = Store::open(&host.path().join("store"), Ownership::Root).unwrap();
+        // One process has looked the first directory up; it is collected, and another process makes the second.
+        let (first, _) = store.cache_directory("id").unwrap();
+        store
+            .collect(&crate::Collection { cache: crate::CacheToRemove::Unused, ..Default::default() })
+            .unwrap();
+        let used = store.cache_mount("id", CacheMountSharing::Shared).unwrap();
+        store.forget_cache_directory(&first).unwrap();
+        store.collect(&crate::Collection::default()).unwrap();
+        assert!(used.path().is_dir());
     }
 }

@@ -42,6 +42,21 @@ impl Store {
         Ok(Some(layers))
     }
 
+    /// Whether a layer is there, was written to the end, and has a source that this ownership mode can read.
+    pub(crate) fn is_usable(&self, t: &Connection, layer: DiffId) -> Result<bool> {
+        let rows = all(
+            t,
+            "SELECT 1 FROM layers l WHERE l.diff_id = ?1 AND (l.boot IS NULL OR l.boot = ?2) \
+             AND (EXISTS (SELECT 1 FROM snapshots s WHERE s.diff_id = l.diff_id AND s.ownership = ?3 \
+                          AND (s.boot IS NULL OR s.boot = ?2)) \
+               OR EXISTS (SELECT 1 FROM layer_blobs x JOIN blobs b ON b.digest = x.blob \
+                          WHERE x.diff_id = l.diff_id AND (b.boot IS NULL OR b.boot = ?2)))",
+            params![layer.0.as_bytes(), self.boot, self.ownership().name()],
+            |_| Ok(()),
+        )?;
+        Ok(!rows.is_empty())
+    }
+
     /// Leases all layers of a chain; `false` if one of them is not there, or was not written to the end before
     /// a power cut.
     pub(crate) fn keep_chain_in(&self, t: &Connection, lease: &Lease, chain: ChainId) -> Result<bool> {
@@ -56,11 +71,7 @@ impl Store {
             if lease.has_kept(at) {
                 continue;
             }
-            let row = all(t, "SELECT boot FROM layers WHERE diff_id = ?1", [layer.0.as_bytes()], |row| {
-                row.get::<_, Option<String>>(0)
-            })?;
-            let trusted = row.first().is_some_and(|boot| boot.as_ref().is_none_or(|boot| *boot == self.boot));
-            if !trusted {
+            if !self.is_usable(t, *layer)? {
                 return Ok(false);
             }
             lease.keep_in(t, Leased::Layer(*layer))?;

@@ -170,8 +170,8 @@ impl Store {
     fn check_layers(&self, checked: &mut Checked) -> Result<()> {
         for layer in self.all_layers()? {
             checked.layers += 1;
-            match self.index(layer) {
-                Ok(index) if index.diff_id() == layer => {}
+            let framed = match self.index(layer) {
+                Ok(index) if index.diff_id() == layer => index.has_frames(),
                 Ok(index) => {
                     let reason = format!("it is that of {}", index.diff_id());
                     checked.faults.push(Fault::Index { layer, reason });
@@ -181,9 +181,9 @@ impl Store {
                     checked.faults.push(Fault::Index { layer, reason: error.to_string() });
                     continue;
                 }
-            }
+            };
             let has_blob = !self.layer_blobs(layer)?.is_empty();
-            let made_here = self.layer(layer)?.is_some_and(|info| info.writer != 0);
+            let made_here = framed || self.layer(layer)?.is_some_and(|info| info.writer != 0);
             match self.chain_with_snapshot(layer)? {
                 Some(below) if made_here => {
                     if let Err(error) = self.write_tar(&below, layer, &mut io::sink()) {

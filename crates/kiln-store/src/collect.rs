@@ -231,7 +231,11 @@ impl Store {
             all(t, "SELECT link FROM snapshots", [], |row| row.get(0))?.into_iter().collect();
         let caches: HashSet<String> =
             all(t, "SELECT directory FROM cache_mounts", [], |row| row.get(0))?.into_iter().collect();
+        let leases: HashSet<String> =
+            all(t, "SELECT id FROM leases", [], |row| row.get(0))?.into_iter().collect();
         let root = self.root();
+        let tmp = root.join("tmp");
+        self.sweep_directory(&tmp, |name| leases.contains(name) || crate::lease::is_alive(&tmp.join(name)))?;
         self.sweep_directory(&root.join("cache"), |name| {
             caches.contains(name.strip_suffix(".lock").unwrap_or(name))
         })?;

@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kiln_oci::Digest;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior};
 
 use crate::error::{Error, Result};
@@ -26,6 +27,9 @@ pub(crate) enum Durability {
     Durable,
 }
 
+/// Pages in the log before they are moved into the database: 1 MiB.
+const LOG_PAGES: i64 = 256;
+
 /// The one connection of this process.
 pub(crate) struct Database {
     connection: Mutex<Connection>,
@@ -38,6 +42,14 @@ impl Database {
         let connection = Connection::open(path).map_err(Error::database("open kiln.db"))?;
         connection.busy_timeout(BUSY_TIMEOUT).map_err(Error::database("set the busy timeout"))?;
         connection.set_prepared_statement_cache_capacity(128);
+        // Every command is the last to close: a checkpoint there, and a new log in the next one, would cost each four
+        // fsyncs. The log stays, and is short enough to be read again at once.
+        connection
+            .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+            .map_err(Error::database("keep the log"))?;
+        connection
+            .pragma_update_and_check(None, "wal_autocheckpoint", LOG_PAGES, |_| Ok(()))
+            .map_err(Error::database("limit the log"))?;
         let database = Self { connection: Mutex::new(connection), path: path.to_path_buf() };
         database.prepare()?;
         Ok(database)
@@ -206,6 +218,27 @@ mod tests {
             .execute_batch("PRAGMA application_id=7; CREATE TABLE t (x)")
             .unwrap();
         assert!(matches!(Database::open(&path), Err(Error::NotKiln { found: 7, .. })));
+    }
+
+    #[test]
+    fn the_log_outlives_its_connection_and_stays_short() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("kiln.db");
+        let log = || directory.path().join("kiln.db-wal").metadata().unwrap().len();
+        for number in 0..400 {
+            let database = Database::open(&path).unwrap();
+            let lease = format!("lease {number}");
+            database
+                .write(Durability::Relaxed, |t| {
+                    execute(t, "INSERT INTO leases VALUES (?1, 'b', 0)", [&lease]).map(drop)
+                })
+                .unwrap();
+            drop(database);
+            assert!(log() > 0 && log() < 2 << 20, "{}", log());
+        }
+        let database = Database::open(&path).unwrap();
+        let count = database.one("SELECT count(*) FROM leases", [], |row| row.get::<_, i64>(0)).unwrap();
+        assert_eq!(count, Some(400));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::Store;
 use crate::collect::Collection;
 use crate::database::{Durability, all, digest, execute, now};
 use crate::error::{Error, Result};
+use crate::lease::{Lease, Leased};
 use crate::store::clear_marks;
 
 /// An image as the store knows it.
@@ -62,10 +63,13 @@ pub enum Removed {
 }
 
 impl Store {
-    /// Adds an image whose layers are in the store. Idempotent; not yet durable, nor kept without a tag
-    /// or a lease.
-    pub fn put_image(&self, config_bytes: &[u8]) -> Result<ImageId> {
-        self.database.write(Durability::Relaxed, |t| insert_image(t, config_bytes))
+    /// Adds an image whose layers are in the store, and leases it. Idempotent; not yet durable.
+    pub fn put_image(&self, lease: &Lease, config_bytes: &[u8]) -> Result<ImageId> {
+        self.database.write(Durability::Relaxed, |t| {
+            let id = insert_image(t, config_bytes)?;
+            lease.keep_in(t, Leased::Image(id))?;
+            Ok(id)
+        })
     }
 
     /// Adds an image and gives it names, durably: what is on disk is synced first, and the names move in one
@@ -311,7 +315,12 @@ impl Store {
             };
             let last = names.iter().all(|name| gone.contains(name));
             for name in &gone {
-                execute(t, "DELETE FROM tags WHERE name = ?1", [name])?;
+                // Another process may have moved the name since it was looked up.
+                execute(
+                    t,
+                    "DELETE FROM tags WHERE name = ?1 AND image = ?2",
+                    params![name, id.0.as_bytes()],
+                )?;
             }
             if last {
                 execute(t, "DELETE FROM images WHERE id = ?1", [id.0.as_bytes()])?;

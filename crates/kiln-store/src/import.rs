@@ -1,14 +1,21 @@
 //! `import`: a root file system's tar becomes an image of one layer.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+
+use kiln_layer::{Compression, Options};
 
 use kiln_oci::{ChainId, History, ImageConfig, ImageId, Reference};
+
+use kiln_sys::root::Root;
 
 use crate::Store;
 use crate::archive_in::Unpacking;
 use crate::error::{Error, Result};
+use crate::layers::NewLayer;
 use crate::lease::Lease;
+use crate::store::Ownership;
 
 impl Store {
     /// Imports a tar, in any compression, as the one layer of an image. `config` has the platform and what
@@ -21,21 +28,60 @@ impl Store {
         history: History,
         name: Option<&Reference>,
     ) -> Result<ImageId> {
-        let path = lease.fresh_path("blob");
-        let mut copy = fs_err::File::create_new(&path).map_err(Error::file("make", &path))?;
-        io::copy(&mut input, &mut copy).map_err(Error::file("copy into", &path))?;
-        drop(copy);
-        let file = fs_err::File::open(&path).map_err(Error::file("open", &path))?;
-        let layer = self.walk_layer(lease, &[], file, &path, Unpacking::Now)?;
+        let layer = match self.import_in_place(lease, &input)? {
+            Some(layer) => layer,
+            None => {
+                let path = lease.fresh_path("blob");
+                let mut copy = fs_err::File::create_new(&path).map_err(Error::file("make", &path))?;
+                io::copy(&mut input, &mut copy).map_err(Error::file("copy into", &path))?;
+                drop(copy);
+                let file = fs_err::File::open(&path).map_err(Error::file("open", &path))?;
+                self.walk_layer(lease, &[], file, &path, Unpacking::Now)?
+            }
+        };
         let diff_id = self.publish_layer(lease, ChainId::SCRATCH, layer)?;
         config.rootfs.diff_ids = vec![diff_id];
         config.created.clone_from(&history.created);
         config.history = vec![history];
         let bytes = config.to_bytes();
-        let id = self.put_image(&bytes)?;
-        lease.keep(crate::Leased::Image(id))?;
+        let id = self.put_image(lease, &bytes)?;
         self.make_manifest(lease, id)?;
         let names: Vec<Reference> = name.cloned().into_iter().collect();
         self.publish_image(&bytes, &names)
+    }
+    /// A plain tar in a regular file is walked where it is and not stored a second time: its frames are kept in the
+    /// index, so that snapshot and index give it back byte for byte. `None` where that cannot be done.
+    fn import_in_place(&self, lease: &Lease, input: &File) -> Result<Option<NewLayer>> {
+        let read = |source| Error::File { action: "read", path: "the archive".into(), source };
+        let before = input.metadata().map_err(read)?;
+        let mut first = [0; 512];
+        if self.ownership() != Ownership::Root
+            || !before.is_file()
+            || (&*input).stream_position().map_err(read)? != 0
+        {
+            return Ok(None);
+        }
+        let length = input.read_at(&mut first, 0).map_err(read)?;
+        if Compression::detect(&first[..length]) != Compression::Plain {
+            return Ok(None);
+        }
+        let directory = lease.fresh_path("unpack");
+        fs_err::create_dir(&directory).map_err(Error::file("make", &directory))?;
+        let root = Root::open(&directory)?;
+        let reader = input.try_clone().map_err(read)?;
+        let options = Options { unpack: Some(self.unpacking(&root)), ..Options::default() };
+        let walk = kiln_layer::walk(reader, &options)?;
+        (&*input).rewind().map_err(read)?;
+        if !walk.index.stands_alone() {
+            self.complete_snapshot(&[], &walk.index, &root)?;
+        }
+        let framed = kiln_layer::frames::with_frames(&walk.index, input, 0)?;
+        let after = input.metadata().map_err(read)?;
+        let stamp = |m: &std::fs::Metadata| (m.len(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
+        Ok(framed.filter(|_| stamp(&before) == stamp(&after)).map(|index| NewLayer {
+            index,
+            blob: None,
+            snapshot: Some(directory),
+        }))
     }
 }

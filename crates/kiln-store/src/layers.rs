@@ -105,7 +105,8 @@ impl Store {
         execute(
             t,
             "INSERT INTO layers VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9) \
-             ON CONFLICT (diff_id) DO UPDATE SET boot = ?8, created = ?9, last_used = ?9",
+             ON CONFLICT (diff_id) DO UPDATE SET tar_size = ?2, files_size = ?3, entries = ?4, stands_alone = ?5, \
+             writer = ?6, index_size = ?7, boot = ?8, created = ?9, last_used = ?9",
             params![
                 diff_id.0.as_bytes(),
                 signed(index.tar_size()),
@@ -140,7 +141,7 @@ impl Store {
         fs_err::rename(&blob.path, &path).map_err(Error::file("publish", &path))?;
         execute(
             t,
-            "INSERT INTO blobs VALUES (?1, ?2, ?3, ?4) ON CONFLICT (digest) DO UPDATE SET boot = ?3, created = ?4",
+            "INSERT INTO blobs VALUES (?1, ?2, ?3, ?4) ON CONFLICT (digest) DO UPDATE SET size = ?2, boot = ?3, created = ?4",
             params![blob.digest.as_bytes(), signed(blob.size), self.boot, now()],
         )?;
         Ok(())
@@ -258,12 +259,12 @@ impl Store {
         )
     }
 
-    /// The blobs that hold a layer, uncompressed ones first.
+    /// The blobs that hold a layer, uncompressed ones first. Those that a power cut may have torn are not among them.
     pub fn layer_blobs(&self, diff_id: DiffId) -> Result<Vec<LayerBlob>> {
         self.database.all(
             "SELECT b.digest, b.size, l.compression FROM layer_blobs l JOIN blobs b ON b.digest = l.blob \
-             WHERE l.diff_id = ?1 ORDER BY l.compression <> 'none', b.created",
-            [diff_id.0.as_bytes()],
+             WHERE l.diff_id = ?1 AND (b.boot IS NULL OR b.boot = ?2) ORDER BY l.compression <> 'none', b.created",
+            params![diff_id.0.as_bytes(), self.boot],
             |row| {
                 Ok(LayerBlob {
                     digest: crate::database::digest(row, 0)?,
@@ -272,16 +273,6 @@ impl Store {
                 })
             },
         )
-    }
-
-    /// The diff ID of a layer that came as this blob before.
-    pub fn layer_of_blob(&self, blob: &Digest) -> Result<Option<DiffId>> {
-        let found = self.database.one(
-            "SELECT diff_id FROM layer_blobs WHERE blob = ?1",
-            [blob.as_bytes()],
-            |row| crate::database::digest(row, 0),
-        )?;
-        Ok(found.map(DiffId))
     }
 
     /// The index of a layer. Mapped once for each process.
@@ -331,4 +322,37 @@ fn short_link() -> Result<String> {
 
 fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Ownership;
+
+    #[test]
+    fn a_blob_of_another_boot_is_no_source() {
+        let host = tempfile::tempdir().unwrap();
+        let store = Store::open(&host.path().join("store"), Ownership::Root).unwrap();
+        let (layer, blob) = (DiffId(Digest::of(b"layer")), Digest::of(b"blob"));
+        let marked = |boot: &str| {
+            store
+                .database
+                .write(Durability::Relaxed, |t| {
+                    let layer = layer.0.as_bytes();
+                    execute(
+                        t,
+                        "INSERT OR REPLACE INTO layers VALUES (?1, 0, 0, 0, 1, 1, 0, NULL, 0, 0)",
+                        [layer],
+                    )?;
+                    let row = params![blob.as_bytes(), boot];
+                    execute(t, "INSERT OR REPLACE INTO blobs VALUES (?1, 4, ?2, 0)", row)?;
+                    let row = params![layer, blob.as_bytes()];
+                    execute(t, "INSERT OR REPLACE INTO layer_blobs VALUES (?1, ?2, 'gzip')", row)
+                })
+                .unwrap();
+            store.layer_blobs(layer).unwrap().len()
+        };
+        assert_eq!(marked(&store.boot), 1);
+        assert_eq!(marked("another boot"), 0);
+    }
 }

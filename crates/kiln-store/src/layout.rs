@@ -4,6 +4,7 @@
 //! It shows the images whose every layer has a blob. It is made anew from the database and is never read.
 
 use kiln_oci::{Annotations, Descriptor, Digest, ImageId, Index, Manifest, media_type};
+use kiln_sys::lock::{Lock, Sharing};
 use rusqlite::params;
 
 use crate::Store;
@@ -73,6 +74,8 @@ impl Store {
 
     /// Writes `oci-layout` and `index.json` from the database, by rename.
     pub(crate) fn write_layout(&self) -> Result<()> {
+        // Else what was read before another process's change could replace what that one wrote after it.
+        let _one = Lock::acquire(&self.root().join("layout.lock"), Sharing::Exclusive)?;
         let rows = self.database.all(
             "SELECT m.digest, m.media_type, length(m.bytes), t.name FROM manifests m \
              JOIN tags t ON t.image = m.image ORDER BY t.name",

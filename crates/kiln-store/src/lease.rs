@@ -54,15 +54,20 @@ impl Store {
     pub fn lease(&self, command: &str) -> Result<Lease> {
         let id = crate::store::random_hex(8)?;
         let directory = self.root().join("tmp").join(&id);
-        fs_err::create_dir(&directory).map_err(Error::file("make", &directory))?;
-        let lock = Lock::acquire(&directory.join("lock"), Sharing::Exclusive)?;
-        let row = self.database.write(Durability::Relaxed, |t| {
-            execute(t, "INSERT INTO leases VALUES (?1, ?2, ?3)", params![id, command, now()])
+        // In one transaction, so that the collector, which sweeps in one, never sees half a lease.
+        let made = self.database.write(Durability::Relaxed, |t| {
+            fs_err::create_dir(&directory).map_err(Error::file("make", &directory))?;
+            let lock = Lock::acquire(&directory.join("lock"), Sharing::Exclusive)?;
+            execute(t, "INSERT INTO leases VALUES (?1, ?2, ?3)", params![id, command, now()])?;
+            Ok(lock)
         });
-        if let Err(error) = row {
-            let _ = fs_err::remove_dir_all(&directory);
-            return Err(error);
-        }
+        let lock = match made {
+            Ok(lock) => lock,
+            Err(error) => {
+                let _ = fs_err::remove_dir_all(&directory);
+                return Err(error);
+            }
+        };
         Ok(Lease {
             id,
             directory,
@@ -106,6 +111,15 @@ impl Lease {
             "INSERT INTO lease_roots VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
             params![self.id, kind, digest.as_bytes()],
         )?;
+        if let Leased::Image(image) = what {
+            // The image may go while its layers are in use, and their order goes with it.
+            execute(
+                t,
+                "INSERT INTO lease_roots SELECT ?1, 'layer', diff_id FROM image_layers WHERE image = ?2 \
+                 ON CONFLICT DO NOTHING",
+                params![self.id, image.0.as_bytes()],
+            )?;
+        }
         Ok(())
     }
 }

@@ -4,6 +4,7 @@ use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use kiln_layer::index::Entry;
 use kiln_layer::{
     Capture, Changes, ContentSource, Kind, LayerContents, LayerIndex, LayerWriter, Options, Outputs, Owners,
     RootView, Source, Unpack, Whiteouts,
@@ -92,6 +93,7 @@ impl Store {
             }
         }
         lowers.retain(|lower| lower.is_dir());
+        crate::snapshots::keep_topmost(&mut lowers);
         if lowers.is_empty() {
             let empty = lease.fresh_path("empty");
             fs_err::create_dir(&empty).map_err(Error::file("make", &empty))?;
@@ -144,7 +146,7 @@ impl Store {
         Ok(path)
     }
 
-    /// Writes the tar of a layer that kiln made, from snapshot and index.
+    /// Writes the tar of a layer that has no blob, from snapshot and index.
     pub(crate) fn write_tar(
         &self,
         below: &[DiffId],
@@ -153,10 +155,13 @@ impl Store {
     ) -> Result<()> {
         let index = self.index(layer)?;
         let snapshot = self.find_snapshot(ChainId::of(below), layer)?.ok_or(Error::NoLayer(layer))?;
+        let root = Root::open(&snapshot.diff)?;
+        if index.has_frames() {
+            return write_foreign(&index, &root, layer, output);
+        }
         if index.writer_version().is_none() {
             return Err(Error::NoLayer(layer));
         }
-        let root = Root::open(&snapshot.diff)?;
         let mut writer = LayerWriter::new();
         for entry in index.tree() {
             let entry = entry?;
@@ -195,6 +200,22 @@ fn restore_times(root: &Root, view: &RootView) -> Result<()> {
             let (parent, name) = root.open_parent(kiln_layer::path::to_system(node.path()))?;
             parent.set_modified(&name, time)?;
         }
+    }
+    Ok(())
+}
+
+/// Writes a foreign tar again, from its frames and its files.
+fn write_foreign(index: &LayerIndex, root: &Root, layer: DiffId, output: &mut dyn io::Write) -> Result<()> {
+    let open = |entry: &Entry<'_>| -> kiln_layer::Result<Box<dyn Read + Send + '_>> {
+        Ok(Box::new(root.open_file(Path::new(std::ffi::OsStr::from_bytes(entry.path())))?))
+    };
+    let mut output = io::BufWriter::with_capacity(1 << 20, output);
+    let found = kiln_layer::frames::restore(index, &open, &mut output)?;
+    let wrote = io::Write::flush(&mut output);
+    wrote.map_err(|source| Error::Output { what: format!("layer {layer}"), source })?;
+    if found != layer {
+        let what = format!("layer {layer} made again from its snapshot");
+        return Err(Error::Mismatch { what, expected: layer.0, found: found.0 });
     }
     Ok(())
 }

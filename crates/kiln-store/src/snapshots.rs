@@ -1,5 +1,6 @@
 //! Snapshots: unpacked layers, and roots made of them.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use kiln_layer::{Options, Unpack, Whiteouts};
@@ -148,6 +149,7 @@ impl Store {
             let path = lease.fresh_path(name);
             fs_err::create_dir(&path).map_err(Error::file("make", &path)).map(|()| path)
         };
+        keep_topmost(&mut lowers);
         if lowers.is_empty() {
             lowers.push(make("empty")?);
         }
@@ -160,5 +162,24 @@ impl Store {
     /// Marks layers as used, so that collection takes others first.
     pub fn touch_layers(&self, layers: &[DiffId]) -> Result<()> {
         self.database.write(Durability::Relaxed, |t| crate::collect::touch_layers(t, layers))
+    }
+}
+
+/// Takes out every directory that stands higher up, too: the kernel refuses a lower that overlaps another, and steps that
+/// leave the same layer share its snapshot. The higher one hides all that the lower one could show.
+pub(crate) fn keep_topmost(lowers: &mut Vec<PathBuf>) {
+    let mut seen = HashSet::new();
+    lowers.retain(|lower| seen.insert(lower.clone()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layer_that_comes_twice_is_mounted_once() {
+        let mut lowers: Vec<PathBuf> = ["c", "a", "b", "a", "base"].map(PathBuf::from).to_vec();
+        keep_topmost(&mut lowers);
+        assert_eq!(lowers, ["c", "a", "b", "base"].map(PathBuf::from));
     }
 }

@@ -2,11 +2,11 @@
 
 use std::collections::HashSet;
 
-use kiln_layer::{Kind, Metadata, tar};
+use kiln_layer::{Kind, Metadata, Owners, tar};
 use kiln_oci::{ChainId, DiffId, Digest, History, ImageConfig, ImageId, Platform};
 use kiln_store::{
-    CacheMountSharing, CacheToRemove, Collected, Collection, Fault, ImagesToRemove, Leased, Ownership,
-    Removed, Store,
+    CacheMountSharing, CacheRecord, CacheToRemove, Collected, Collection, Fault, ImagesToRemove, Leased,
+    NewLayer, Ownership, Removed, Store,
 };
 
 struct Fixture {
@@ -129,4 +129,63 @@ fn a_check_names_what_is_damaged() {
         matches!(faults.as_slice(), [Fault::Index { layer: found, .. }] if *found == layer),
         "{faults:?}"
     );
+}
+
+#[test]
+fn a_lease_on_an_image_keeps_its_layers_when_the_image_goes() {
+    let fixture = Fixture::new();
+    let (id, layer) = fixture.image("run", Some("run:1"));
+    let lease = fixture.store.lease("runner").unwrap();
+    lease.keep(Leased::Image(id)).unwrap();
+    fixture.store.remove_image("run:1", true).unwrap();
+    fixture.collect(ImagesToRemove::All);
+    assert!(fixture.has(layer));
+}
+
+#[test]
+fn a_layer_that_only_another_ownership_mode_can_read_is_not_there() {
+    let fixture = Fixture::new();
+    let lease = fixture.store.lease("builder").unwrap();
+    let files = lease.fresh_path("files");
+    fs_err::create_dir(&files).unwrap();
+    fs_err::write(files.join("file"), b"made here").unwrap();
+    let view = fixture.store.root_view(&[]).unwrap();
+    let index = fixture.store.capture(&files, &view, Owners::Files, None).unwrap();
+    let layer = NewLayer { index, blob: None, snapshot: Some(files) };
+    let diff_id = fixture.store.publish_layer(&lease, ChainId::SCRATCH, layer).unwrap();
+    let result = ChainId::SCRATCH.with(diff_id);
+    let key = Digest::of(b"key");
+    let record = CacheRecord {
+        key,
+        operation: Digest::of(b"operation"),
+        operation_name: "copy".to_owned(),
+        operation_json: Vec::new(),
+        inputs: Vec::new(),
+        parent: ChainId::SCRATCH,
+        result,
+        layer: Some(diff_id),
+        wall_time: std::time::Duration::ZERO,
+        bytes: 0,
+        created: 0,
+        name: String::new(),
+    };
+    fixture.store.record(&record).unwrap();
+    assert!(fixture.store.cached(&key, &lease).unwrap().unwrap().present);
+    let other = Store::open(fixture.store.root(), Ownership::SubIds).unwrap();
+    let lease = other.lease("other").unwrap();
+    assert!(!other.cached(&key, &lease).unwrap().unwrap().present);
+}
+
+#[test]
+fn what_a_killed_command_left_in_tmp_goes() {
+    let fixture = Fixture::new();
+    let lease = fixture.store.lease("alive").unwrap();
+    // A lease's row goes before its directory: a kill in between leaves this.
+    let left = fixture.store.root().join("tmp/0123456789abcdef");
+    fs_err::create_dir(&left).unwrap();
+    fs_err::write(left.join("lock"), b"").unwrap();
+    fs_err::write(left.join("0-archive"), b"much").unwrap();
+    fixture.collect(ImagesToRemove::None);
+    assert!(!left.exists() && lease.directory().join("lock").exists());
+    assert_eq!(fixture.store.check().unwrap().garbage, Vec::<String>::new());
 }

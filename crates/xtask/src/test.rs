@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::machine::{self, has, repository, say};
+use crate::machine::{self, has, is_root, repository, say};
 
 /// Packages that widen what the tests can see: independent readers, and a shell for containers.
 const PACKAGES: [(&str, &str); 4] =
@@ -28,7 +28,21 @@ pub(crate) fn run() -> Result<()> {
     say("the house's rules");
     crate::tidy::run()?;
     say("tests");
-    machine::run(cargo().args(["test", "--workspace", "--quiet"]))
+    machine::run(cargo().args(["test", "--workspace", "--quiet"]))?;
+    compare_corpus()
+}
+
+/// Builds the corpus and compares it with BuildKit's answers. Needs root, python3 and busybox.
+fn compare_corpus() -> Result<()> {
+    say("Dockerfiles with BuildKit's answers");
+    if !is_root() || !has("python3") || !has("busybox") {
+        println!("SKIPPED: the corpus needs root, python3 and busybox");
+        return Ok(());
+    }
+    machine::run(cargo().args(["build", "--quiet", "--package", "kiln"]))?;
+    let mut compare = Command::new(repository().join("corpus/compare"));
+    compare.args(["--quiet", "--jobs", "2"]).env("KILN", machine::target_directory().join("debug/kiln"));
+    machine::run(&mut compare)
 }
 
 fn cargo() -> Command {

@@ -42,7 +42,7 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
     };
     if options.action == Action::Render {
         let results = read(&output)?;
-        return write(&output, &results);
+        return publish(&output, &results);
     }
     // Daemons' orphans stay below this process, so that their memory is counted.
     rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))?;
@@ -73,7 +73,7 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
         Keep::Nothing => Results::default(),
     };
     results.runs.push(run);
-    write(&output, &results)
+    publish(&output, &results)
 }
 
 /// The floor first, then every workload.
@@ -103,8 +103,8 @@ fn measure(
     }
     say("workloads: median, ratio to kiln's, peak memory");
     let mut race = Race::new(engines, place, options.size);
-    let rows = workloads.iter().map(|workload| race.run(workload)).collect();
-    Ok(Run {
+    let mut results = Results::default();
+    results.runs.push(Run {
         size: if options.size == Size::Quick { "quick" } else { "whole" }.to_owned(),
         commit: host::commit(),
         date: host::date(),
@@ -113,8 +113,15 @@ fn measure(
         engines: names,
         left_out,
         floors,
-        rows,
-    })
+        rows: Vec::new(),
+    });
+    for workload in workloads {
+        let row = race.run(workload);
+        results.runs[0].rows.push(row);
+        // What is there already survives an interruption.
+        write(&place.join("unfinished"), &results)?;
+    }
+    results.runs.pop().context("the run is gone")
 }
 
 /// The peers that were asked for, or those that are usual here.
@@ -200,6 +207,12 @@ fn write(directory: &Path, results: &Results) -> Result<()> {
     std::fs::write(&json, serde_json::to_string_pretty(results)? + "\n")?;
     let page = directory.join("performance.md");
     std::fs::write(&page, page::render(results))?;
-    say(&format!("wrote {} and {}", page.display(), json.display()));
+    Ok(())
+}
+
+/// Writes the results and says where.
+fn publish(directory: &Path, results: &Results) -> Result<()> {
+    write(directory, results)?;
+    say(&format!("wrote performance.md, performance.json and plots in {}", directory.display()));
     Ok(())
 }
