@@ -29,8 +29,9 @@ impl Bench {
         };
         let bench = Self { directory: tempfile::tempdir().expect("a temporary directory") };
         let root = bench.path("image");
-        fs_err::create_dir_all(root.join("bin")).expect("made");
-        fs_err::create_dir_all(root.join("etc")).expect("made");
+        for name in ["bin", "etc", "obs"] {
+            fs_err::create_dir_all(root.join(name)).expect("made");
+        }
         fs_err::create_dir_all(bench.path("context")).expect("made");
         fs_err::write(root.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\n").expect("written");
         fs_err::copy(busybox, root.join("bin/busybox")).expect("copied");

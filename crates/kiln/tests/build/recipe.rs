@@ -23,7 +23,7 @@ impl Recipe {
         for index in 0..1 + dice.below(3) {
             let base =
                 if index > 0 && dice.one_in(3) { format!("s{}", dice.below(index)) } else { "bb".to_owned() };
-            let prelude = ["ARG SOURCE=a", "WORKDIR /w", "RUN mkdir -p /obs /d /t && echo k > /t/k.txt"];
+            let prelude = ["ARG SOURCE=a", "WORKDIR /w", "RUN mkdir -p /d /t && echo k > /t/k.txt"];
             recipe.stages.push(Stage { base, lines: prelude.map(str::to_owned).to_vec() });
             for _ in 0..2 + dice.below(5) {
                 let line = recipe.line(dice, index);
@@ -172,7 +172,7 @@ fn change_files(dice: &mut Dice) -> &'static str {
         "RUN echo more >> /w/more",
         "RUN [ ! -f /w/a ] || echo more >> /w/a",
         "RUN chmod 700 /w/b.txt 2>/dev/null; true",
-        "RUN chmod 700 /d /t",
+        "RUN chmod 700 /d /t 2>/dev/null; true",
         "RUN mv /w/d/e /w/moved 2>/dev/null; true",
         "RUN touch /w/a /d/a",
         "RUN --mount=type=cache,target=/c echo x >> /c/log; echo cached > /t/c.txt",

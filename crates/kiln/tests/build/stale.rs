@@ -13,7 +13,7 @@ use std::hash::{Hash as _, Hasher as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::bench::{Bench, say, text};
 use crate::dice::Dice;
@@ -22,7 +22,10 @@ use crate::recipe::Recipe;
 /// Rounds where nobody asks for more.
 const ROUNDS: usize = 24;
 /// Rounds on one store.
-const ROUNDS_OF_A_CASE: usize = 12;
+const ROUNDS_OF_A_CASE: usize = 24;
+/// Before which round of a case files are left alone for so long that the stat cache learns them.
+const ROUND_OF_REST: usize = 4;
+const REST: Duration = Duration::from_millis(2100);
 /// The store that keeps its cache.
 const KEPT: &str = "kept";
 /// The store that is new in each round.
@@ -103,6 +106,10 @@ impl Case {
     }
 
     fn round(&mut self, seed: u64, tally: &mut Tally) {
+        if tally.rounds % ROUNDS_OF_A_CASE == ROUND_OF_REST {
+            std::thread::sleep(REST);
+            self.told.push("a rest".to_owned());
+        }
         for _ in 0..self.dice.below(4) {
             let change = self.change();
             self.told.push(change);
@@ -124,7 +131,6 @@ impl Case {
         }
         self.told.push(format!("built: {:?}", cached.image));
         if cached.image.is_err() {
-            say(&format!("{:?}", cached.image));
             self.repair();
         }
     }
