@@ -1,0 +1,156 @@
+//! A directory with a store, a base image and a context, and what is looked at from outside of kiln.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::Pid;
+
+/// How long anything may take on a machine with much else to do.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Programs of the base image.
+const PROGRAMS: [&str; 17] = [
+    "cat", "chmod", "echo", "env", "find", "ln", "md5sum", "mkdir", "mv", "rm", "sh", "sleep", "sort",
+    "stat", "touch", "true", "[",
+];
+
+pub(crate) struct Bench {
+    directory: tempfile::TempDir,
+}
+
+impl Bench {
+    /// A store with the image `bb`, or `None` where that cannot be had.
+    pub(crate) fn new() -> Option<Self> {
+        let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).is_file());
+        let (Some(busybox), true) = (busybox, rustix::process::geteuid().is_root()) else {
+            say("SKIPPED: needs root and busybox-static");
+            return None;
+        };
+        let bench = Self { directory: tempfile::tempdir().expect("a temporary directory") };
+        let root = bench.path("image");
+        for name in ["bin", "etc", "obs"] {
+            fs_err::create_dir_all(root.join(name)).expect("made");
+        }
+        fs_err::create_dir_all(bench.path("context")).expect("made");
+        fs_err::write(root.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\n").expect("written");
+        fs_err::copy(busybox, root.join("bin/busybox")).expect("copied");
+        for name in PROGRAMS {
+            fs_err::os::unix::fs::symlink("busybox", root.join("bin").join(name)).expect("linked");
+        }
+        let tar = bench.path("image.tar");
+        let made = Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&tar).arg(".").status();
+        assert!(made.expect("tar").success());
+        let imported = bench.kiln("store", &["import", "image.tar", "bb"]).output().expect("kiln");
+        assert!(imported.status.success(), "{imported:?}");
+        Some(bench)
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub(crate) fn write(&self, name: &str, text: &str) {
+        fs_err::write(self.path(name), text).expect("written");
+    }
+
+    /// kiln in this directory, on the store of this name.
+    pub(crate) fn kiln(&self, store: &str, words: &[&str]) -> Command {
+        let mut kiln = Command::new(env!("CARGO_BIN_EXE_kiln"));
+        kiln.arg("--root").arg(self.path(store)).args(words);
+        kiln.current_dir(self.directory.path()).stdin(Stdio::null());
+        kiln
+    }
+
+    pub(crate) fn run(&self, store: &str, words: &[&str]) -> Output {
+        self.kiln(store, words).output().expect("kiln")
+    }
+
+    /// A build of `Dockerfile` that goes on meanwhile; `name.err` gets what it says.
+    pub(crate) fn start(&self, name: &str) -> Running {
+        let mut kiln = self.kiln("store", &["build", "--progress=plain", "--iidfile"]);
+        let told = fs_err::File::create(self.path(&format!("{name}.err"))).expect("made");
+        kiln.arg(format!("{name}.id")).args(["-f", "Dockerfile", "context"]).stderr(told.into_parts().0);
+        std::os::unix::process::CommandExt::process_group(&mut kiln, 0);
+        Running { child: kiln.spawn().expect("kiln") }
+    }
+
+    pub(crate) fn read(&self, name: &str) -> String {
+        fs_err::read_to_string(self.path(name)).unwrap_or_default()
+    }
+
+    /// The one cache mount's directory, once a step has it.
+    pub(crate) fn cache(&self) -> Option<PathBuf> {
+        let entries = fs_err::read_dir(self.path("store/cache")).ok()?;
+        entries.flatten().map(|entry| entry.path()).find(|path| path.is_dir())
+    }
+
+    /// What steps wrote to `log` in the cache mount.
+    pub(crate) fn log(&self) -> String {
+        let log = self.cache().map(|cache| cache.join("log"));
+        log.and_then(|log| fs_err::read_to_string(log).ok()).unwrap_or_default()
+    }
+
+    /// How many leases the store holds.
+    pub(crate) fn leases(&self) -> usize {
+        fs_err::read_dir(self.path("store/tmp")).expect("read").count()
+    }
+
+    /// No process has this directory or `marker` in its command line, and nothing is mounted in the directory.
+    #[track_caller]
+    pub(crate) fn assert_nothing_goes_on(&self, marker: &str) {
+        let place = self.directory.path().display().to_string();
+        let running = || {
+            let processes = fs_err::read_dir("/proc").expect("read").flatten();
+            let lines = processes.filter_map(|process| fs_err::read(process.path().join("cmdline")).ok());
+            let lines = lines.map(|line| String::from_utf8_lossy(&line).replace('\0', " "));
+            lines.filter(|line| line.contains(&place) || line.contains(marker)).collect::<Vec<_>>()
+        };
+        until("every process has ended", || running().is_empty());
+        let mounts = fs_err::read_to_string("/proc/self/mountinfo").expect("read");
+        assert!(!mounts.contains(&place), "{mounts}");
+    }
+}
+
+/// A build that does not outlive its test.
+pub(crate) struct Running {
+    child: Child,
+}
+
+impl Running {
+    pub(crate) fn process(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    #[track_caller]
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        until("the build ends", || self.child.try_wait().expect("waited").is_some());
+        self.child.wait().expect("waited")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Waits until something is so.
+#[track_caller]
+pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < PATIENCE, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "skipped tests and seeds are said")]
+pub(crate) fn say(text: &str) {
+    println!("{text}");
+}
+
+pub(crate) fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

@@ -1,0 +1,107 @@
+//! Several builds on one store, and builds that are ended from outside.
+
+use std::process::ExitStatus;
+use std::time::Instant;
+
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+
+use crate::bench::{Bench, PATIENCE, until};
+
+fn succeeded(bench: &Bench, name: &str, status: ExitStatus) -> String {
+    assert!(status.success(), "{name}: {status}\n{}", bench.read(&format!("{name}.err")));
+    let id = bench.read(&format!("{name}.id"));
+    assert!(id.starts_with("sha256:"), "{id}");
+    id
+}
+
+#[test]
+fn two_builds_do_each_step_once() {
+    let Some(bench) = Bench::new() else { return };
+    bench.write(
+        "Dockerfile",
+        "FROM bb AS left\n\
+         RUN --mount=type=cache,target=/c echo left >> /c/log; sleep 0.3; echo left > /left\n\
+         FROM bb AS right\n\
+         RUN --mount=type=cache,target=/c echo right >> /c/log; sleep 0.3; echo right > /right\n\
+         FROM bb\n\
+         COPY --from=left /left /\n\
+         COPY --from=right /right /\n\
+         RUN --mount=type=cache,target=/c echo last >> /c/log; sleep 0.3; cat /left /right > /both\n",
+    );
+    let mut builds = ["one", "two", "three"].map(|name| (name, bench.start(name)));
+    let ids: Vec<_> = builds.iter_mut().map(|(name, build)| succeeded(&bench, name, build.wait())).collect();
+    assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+    let log = bench.log();
+    let mut lines: Vec<_> = log.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["last", "left", "right"]);
+    assert_eq!(bench.leases(), 0);
+}
+
+#[test]
+fn a_build_takes_over_from_one_that_was_killed() {
+    let Some(bench) = Bench::new() else { return };
+    let marker = format!("taken-over-{}", std::process::id());
+    bench.write(
+        "Dockerfile",
+        &format!(
+            "FROM bb\n\
+             RUN --mount=type=cache,target=/c echo first >> /c/log\n\
+             RUN --mount=type=cache,target=/c : {marker}; echo begun >> /c/log; \
+             while [ ! -e /c/go ]; do sleep 0.05; done; echo ended >> /c/log; echo made > /made\n"
+        ),
+    );
+    let mut killed = bench.start("killed");
+    until("the first build is in its step", || bench.log().ends_with("begun\n"));
+    let mut other = bench.start("other");
+    until("the second build says that it waits", || bench.read("other.err").contains("another build"));
+    kill_process(killed.process(), Signal::KILL).expect("killed");
+    killed.wait();
+    until("the second build is in the step", || bench.log().ends_with("begun\nbegun\n"));
+    fs_err::write(bench.cache().expect("a cache mount").join("go"), "").expect("written");
+    succeeded(&bench, "other", other.wait());
+    assert_eq!(bench.log(), "first\nbegun\nbegun\nended\n");
+    bench.assert_nothing_goes_on(&marker);
+
+    assert_eq!(bench.leases(), 1, "that of the killed build");
+    let pruned = bench.run("store", &["system", "prune", "-f"]);
+    assert!(pruned.status.success(), "{pruned:?}");
+    assert_eq!(bench.leases(), 0);
+    let checked = bench.run("store", &["system", "check"]);
+    assert!(checked.status.success(), "{checked:?}");
+}
+
+#[test]
+fn an_interrupt_ends_a_step_at_once() {
+    let Some(bench) = Bench::new() else { return };
+    let marker = format!("interrupted-{}", std::process::id());
+    bench.write(
+        "Dockerfile",
+        &format!(
+            "FROM bb\n\
+             RUN --mount=type=cache,target=/c echo first >> /c/log\n\
+             RUN --mount=type=cache,target=/c : {marker}; trap '' INT; echo begun >> /c/log; \
+             [ -e /c/go ] || sleep 1000; echo ended >> /c/log\n"
+        ),
+    );
+    let interrupts: [fn(Pid, Signal) -> rustix::io::Result<()>; 2] = [kill_process, kill_process_group];
+    for (round, interrupt) in interrupts.into_iter().enumerate() {
+        let log = format!("first\n{}", "begun\n".repeat(round + 1));
+        let mut build = bench.start("build");
+        until("the build is in its second step", || bench.log() == log);
+        let start = Instant::now();
+        interrupt(build.process(), Signal::INT).expect("interrupted");
+        let status = build.wait();
+        // Without an interrupt it would be 1000 s.
+        assert!(start.elapsed() < PATIENCE / 2, "{:?}", start.elapsed());
+        let told = bench.read("build.err");
+        assert_eq!(status.code(), Some(130), "{told}");
+        assert_eq!(told.lines().filter(|line| line.starts_with("kiln: ")).count(), 1, "{told}");
+        assert!(bench.read("build.id").is_empty());
+        bench.assert_nothing_goes_on(&marker);
+        assert_eq!(bench.leases(), 0);
+    }
+    fs_err::write(bench.cache().expect("a cache mount").join("go"), "").expect("written");
+    succeeded(&bench, "build", bench.start("build").wait());
+    assert_eq!(bench.log(), "first\nbegun\nbegun\nbegun\nended\n");
+}
