@@ -1,9 +1,10 @@
 //! What is kept and what goes: leases, names, collection, and what a check finds.
 
 use std::collections::HashSet;
+use std::io::Write as _;
 use std::time::Duration;
 
-use kiln_layer::{Kind, Metadata, Owners, tar};
+use kiln_layer::{Compression, Kind, Metadata, Owners, tar};
 use kiln_oci::{ChainId, DiffId, Digest, History, ImageConfig, ImageId, Platform};
 use kiln_store::{
     CacheMountSharing, CacheRecord, CacheToRemove, Collected, Collection, Fault, ImagesToRemove, Lease,
@@ -24,8 +25,12 @@ impl Fixture {
         Self { _directory: directory, store }
     }
 
-    /// An image of one layer with one file.
+    /// An image of one layer with one file, imported from a plain tar, which as root is not stored beside its files.
     fn image(&self, text: &str, name: Option<&str>) -> (ImageId, DiffId) {
+        self.image_from(text, name, Compression::Plain)
+    }
+
+    fn image_from(&self, text: &str, name: Option<&str>, compression: Compression) -> (ImageId, DiffId) {
         let mut bytes = Vec::new();
         let metadata = Metadata { size: text.len() as u64, ..Metadata::new(Kind::Regular, 0o644) };
         tar::write_header(b"file", &metadata, &mut bytes);
@@ -33,7 +38,9 @@ impl Fixture {
         tar::pad(text.len() as u64, &mut bytes);
         bytes.resize(bytes.len() + 1024, 0);
         let path = self.store.root().join("input.tar");
-        fs_err::write(&path, &bytes).unwrap();
+        let mut encoder = compression.encoder(Vec::new(), 1).unwrap();
+        encoder.write_all(&bytes).unwrap();
+        fs_err::write(&path, encoder.finish().unwrap()).unwrap();
         let lease = self.store.lease("test").unwrap();
         let config = ImageConfig::scratch(&Platform::host());
         let input = fs_err::File::open(&path).unwrap().into_file();
@@ -252,8 +259,8 @@ fn the_cache_loses_first_what_was_used_longest_ago() {
 #[test]
 fn a_name_that_moves_leaves_the_layout() {
     let fixture = Fixture::new();
-    let (_, _) = fixture.image("old", Some("app:1"));
-    let (new, _) = fixture.image("new", Some("other:1"));
+    fixture.image_from("old", Some("app:1"), Compression::Gzip);
+    let (new, _) = fixture.image_from("new", Some("other:1"), Compression::Gzip);
     let layout = || fs_err::read_to_string(fixture.store.root().join("index.json")).unwrap();
     assert_eq!(layout().matches("docker.io/library/app:1").count(), 1);
     let mut config = fixture.store.image(new).unwrap().config;
