@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::num::NonZeroUsize;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, OnceLock};
 
 use kiln_dockerfile::{Dockerfile, Severity, Span, parse, render_all};
@@ -81,6 +82,8 @@ pub fn build<W: Watcher>(
         platform: request.platform.to_string(),
         stood_on: stood_on(&lowered.graph),
         opened: OnceLock::new(),
+        note: &|text: &str| watcher.note(text),
+        noted: AtomicBool::new(false),
         selections: Mutex::default(),
     };
     let solved = run(&engine, &lowered, watcher, cancel);

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
@@ -44,6 +45,9 @@ pub(crate) struct Engine<'a> {
     pub(crate) stood_on: HashSet<VertexId>,
     /// The context, opened when it is first looked at.
     pub(crate) opened: OnceLock<BuildContext>,
+    /// Tells something once, and whether it was told.
+    pub(crate) note: &'a (dyn Fn(&str) + Sync),
+    pub(crate) noted: AtomicBool,
     /// What was selected for a key, kept for the copying that may follow.
     pub(crate) selections: Mutex<HashMap<VertexId, Selection>>,
 }
@@ -57,6 +61,13 @@ impl Engine<'_> {
         let caches = Directory::open(&self.store.root().join("context")).ok();
         let context = BuildContext::open(&self.request.context, &self.request.ignore, caches)?;
         Ok(self.opened.get_or_init(|| context))
+    }
+
+    /// Tells something that holds for the whole build.
+    pub(crate) fn note_once(&self, text: &str) {
+        if !self.noted.swap(true, Ordering::Relaxed) {
+            (self.note)(text);
+        }
     }
 
     /// In which form a vertex's layer is wanted.
@@ -282,6 +293,8 @@ mod tests {
                 request: &request,
                 platform: "linux/amd64".to_owned(),
                 stood_on: HashSet::new(),
+                note: &|_: &str| {},
+                noted: AtomicBool::new(false),
                 opened: OnceLock::new(),
                 selections: Mutex::default(),
             }

@@ -40,6 +40,9 @@ pub(crate) fn execute(
     context: &Context<'_>,
 ) -> std::result::Result<DiffId, Stop<Error>> {
     let layers = engine.layers(inputs[0].chain)?;
+    if operation.network == NetworkMode::Default {
+        engine.note_once("RUN steps use this machine's network: kiln has no networks of its own yet");
+    }
     let prepared = engine.store.prepare_root(engine.lease, &layers).map_err(Error::from)?;
     let view = engine.store.root_view(&layers).map_err(Error::from)?;
     let mut caches = Vec::new();
@@ -199,9 +202,11 @@ fn mount_kind(
         }
         RunMountKind::Bind { source, path, access } => bind(engine, *source, path, *access, inputs),
         RunMountKind::Cache { id, sharing, source, path, uid, gid, mode, access } => {
-            let used = cache(engine, id, *sharing)?;
-            if used.is_fresh() {
+            let mut used = cache(engine, id, *sharing)?;
+            while used.is_fresh() {
                 let directory = used.path().to_path_buf();
+                // What a step that was cut off had begun to fill is not trusted.
+                kiln_sys::root::Directory::open(&directory)?.clear()?;
                 fill_cache(engine, &directory, *source, path, inputs)?;
                 if *source == MountSource::Empty {
                     // With one user there is nobody else to give it to, and whoever the step becomes may write.
@@ -209,6 +214,9 @@ fn mount_kind(
                     let owner = if single { (0, 0) } else { (*uid, *gid) };
                     own(&directory, owner, *mode)?;
                 }
+                engine.store.cache_mount_is_filled(&used)?;
+                drop(used);
+                used = cache(engine, id, *sharing)?;
             }
             let inside = if *source == MountSource::Empty { path.as_str() } else { "/" };
             let kind = MountKind::Bind {

@@ -34,7 +34,7 @@ impl CacheMountUse {
         &self.path
     }
 
-    /// Whether it was just made, and is empty.
+    /// Whether it is not filled yet; what is in it was left by a step that was cut off.
     pub fn is_fresh(&self) -> bool {
         self.fresh
     }
@@ -42,60 +42,105 @@ impl CacheMountUse {
 
 impl Store {
     /// Takes a cache mount for use, making it if there is none. The id is any text: it never becomes a path.
+    ///
+    /// One that is not filled yet ([`CacheMountUse::is_fresh`]) is the caller's alone, whatever `sharing` says: it is to
+    /// be emptied, filled, reported with [`Store::cache_mount_is_filled`] and taken anew.
     pub fn cache_mount(&self, id: &str, sharing: CacheMountSharing) -> Result<CacheMountUse> {
         let mut number = 0;
         loop {
             // Private ones that are in use get siblings.
             let name = if number == 0 { id.to_owned() } else { format!("{id}\0{number}") };
-            let (path, fresh) = self.cache_directory(&name)?;
+            let (path, filled) = self.cache_directory(&name)?;
             let lock_path = path.with_extension("lock");
             let lock = match sharing {
-                CacheMountSharing::Shared => Some(Lock::acquire(&lock_path, Sharing::Shared)?),
-                CacheMountSharing::Locked => Some(Lock::acquire(&lock_path, Sharing::Exclusive)?),
                 CacheMountSharing::Private => Lock::try_acquire(&lock_path, Sharing::Exclusive)?,
+                CacheMountSharing::Shared if filled => Some(Lock::acquire(&lock_path, Sharing::Shared)?),
+                _ => Some(Lock::acquire(&lock_path, Sharing::Exclusive)?),
             };
-            match lock {
-                Some(lock) if path.is_dir() => return Ok(CacheMountUse { path, fresh, _lock: lock }),
+            let Some(lock) = lock else {
+                number += 1;
+                continue;
+            };
+            if !path.is_dir() {
                 // It was collected between look-up and lock.
-                Some(_) => self.forget_cache_directory(&path)?,
-                None => number += 1,
+                self.forget_cache_directory(&path)?;
+            } else if filled || !self.is_filled(&path)? {
+                return Ok(CacheMountUse { path, fresh: !filled, _lock: lock });
             }
+            // Else somebody filled it while this process waited: take it as it is now.
         }
     }
 
+    /// From now on the mount is taken as it is.
+    pub fn cache_mount_is_filled(&self, used: &CacheMountUse) -> Result<()> {
+        self.database.write(Durability::Relaxed, |t| {
+            execute(t, "UPDATE cache_mounts SET filled = 1 WHERE directory = ?1", [name_of(&used.path)])
+                .map(|_| ())
+        })
+    }
+
+    fn is_filled(&self, path: &Path) -> Result<bool> {
+        let row = self.database.one(
+            "SELECT filled FROM cache_mounts WHERE directory = ?1",
+            [name_of(path)],
+            |row| row.get::<_, bool>(0),
+        )?;
+        Ok(row.unwrap_or(true))
+    }
+
+    /// The directory of a name, and whether it is filled.
     fn cache_directory(&self, name: &str) -> Result<(PathBuf, bool)> {
         // Files of one ownership mode are not another one's.
         let id = format!("{}\0{name}", self.ownership().name());
         let caches = self.root().join("cache");
         self.database.write(Durability::Relaxed, |t| {
-            let known = all(t, "SELECT directory FROM cache_mounts WHERE id = ?1", [&id], |row| {
-                row.get::<_, String>(0)
+            let known = all(t, "SELECT directory, filled FROM cache_mounts WHERE id = ?1", [&id], |row| {
+                Ok((row.get::<_, String>(0)?, row.get::<_, bool>(1)?))
             })?;
-            if let Some(directory) = known.into_iter().next() {
+            if let Some((directory, filled)) = known.into_iter().next() {
                 execute(t, "UPDATE cache_mounts SET last_used = ?1 WHERE id = ?2", params![now(), id])?;
-                return Ok((caches.join(directory), false));
+                return Ok((caches.join(directory), filled));
             }
             let directory = crate::store::random_hex(16)?;
             let path = caches.join(&directory);
             fs_err::create_dir(&path).map_err(Error::file("make", &path))?;
-            execute(t, "INSERT INTO cache_mounts VALUES (?1, ?2, ?3, ?3)", params![id, directory, now()])?;
-            Ok((path, true))
+            execute(t, "INSERT INTO cache_mounts VALUES (?1, ?2, ?3, ?3, 0)", params![id, directory, now()])?;
+            Ok((path, false))
         })
     }
 
     /// Forgets a directory that is gone. By its own name: the id may have a new one by now, in use.
     fn forget_cache_directory(&self, path: &Path) -> Result<()> {
-        let directory = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         self.database.write(Durability::Relaxed, |t| {
-            execute(t, "DELETE FROM cache_mounts WHERE directory = ?1", [directory]).map(|_| ())
+            execute(t, "DELETE FROM cache_mounts WHERE directory = ?1", [name_of(path)]).map(|_| ())
         })
     }
+}
+
+fn name_of(path: &Path) -> &str {
+    path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::store::Ownership;
+
+    #[test]
+    fn a_mount_whose_filling_was_cut_off_is_filled_again() {
+        let host = tempfile::tempdir().unwrap();
+        let store = Store::open(&host.path().join("store"), Ownership::Root).unwrap();
+        let cut_off = store.cache_mount("id", CacheMountSharing::Shared).unwrap();
+        assert!(cut_off.is_fresh());
+        drop(cut_off);
+        let used = store.cache_mount("id", CacheMountSharing::Shared).unwrap();
+        assert!(used.is_fresh());
+        store.cache_mount_is_filled(&used).unwrap();
+        drop(used);
+        let first = store.cache_mount("id", CacheMountSharing::Shared).unwrap();
+        let second = store.cache_mount("id", CacheMountSharing::Shared).unwrap();
+        assert!(!first.is_fresh() && first.path() == second.path());
+    }
 
     #[test]
     fn forgetting_spares_the_directory_that_took_the_place() {

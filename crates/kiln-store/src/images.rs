@@ -110,6 +110,12 @@ impl Store {
             if let Some(manifest) = manifest {
                 insert_manifest(t, id, manifest)?;
             }
+            for layer in layers_of(t, id)? {
+                // What a power cut left behind must not get a name.
+                if !self.is_usable(t, layer)? {
+                    return Err(Error::NoLayer(layer));
+                }
+            }
             clear_marks(t, &marks)?;
             // The layout names the image that has a name now, and the one that had it.
             let mut shown = is_shown(t, id)?;
@@ -375,6 +381,12 @@ impl Store {
         }
         Ok(removed)
     }
+}
+
+fn layers_of(t: &Connection, id: ImageId) -> Result<Vec<DiffId>> {
+    all(t, "SELECT diff_id FROM image_layers WHERE image = ?1 ORDER BY position", [id.0.as_bytes()], |row| {
+        digest(row, 0).map(DiffId)
+    })
 }
 
 /// Inserts an image, its layers' order and their chains. Idempotent.

@@ -137,7 +137,8 @@ CREATE TABLE cache_mounts (
   id        TEXT PRIMARY KEY,         -- the mount's id as the Dockerfile says
   directory TEXT NOT NULL UNIQUE,     -- name under cache/
   created   INTEGER NOT NULL,
-  last_used INTEGER NOT NULL
+  last_used INTEGER NOT NULL,
+  filled    INTEGER NOT NULL          -- 0: its first content and owner are not complete yet
 ) WITHOUT ROWID;
 
 -- What running commands use. A lease lives as long as tmp/<id>/lock is locked.

@@ -1,6 +1,5 @@
 //! The command line.
 #![forbid(unsafe_code)]
-#![allow(dead_code, reason = "commands that need the store are not here yet")]
 
 mod arguments;
 mod commands;
