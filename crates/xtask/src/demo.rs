@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
@@ -12,6 +13,7 @@ const BASE: &str = "debian:bookworm";
 
 /// Runs the demo.
 pub(crate) fn run_demo() -> Result<()> {
+    let start = Instant::now();
     say("building kiln (release)");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     run(Command::new(cargo).current_dir(repository()).args([
@@ -55,7 +57,7 @@ pub(crate) fn run_demo() -> Result<()> {
     say("its history");
     run(kiln.command("history").arg("service"))?;
     run(&mut kiln.command("images"))?;
-    say("done");
+    say(&format!("done in {} seconds", start.elapsed().as_secs()));
     println!(
         "The store is {}; try: {} --root {} images",
         kiln.root.display(),
@@ -133,7 +135,7 @@ fn base_without_root(kiln: &Kiln, place: &Path) -> Result<()> {
 
 /// Unpacks every package of `packages` into `root`, where `/bin` and the like are links into `/usr`.
 fn unpack(packages: &Path, root: &Path) -> Result<()> {
-    for name in ["bin", "sbin", "lib", "lib32", "lib64", "libx32"] {
+    for name in ["bin", "sbin", "lib", "lib64"] {
         std::fs::create_dir_all(root.join("usr").join(name))?;
         std::os::unix::fs::symlink(format!("usr/{name}"), root.join(name))?;
     }
@@ -163,13 +165,14 @@ fn unpack(packages: &Path, root: &Path) -> Result<()> {
 /// is kept, as one layer.
 const CONFIGURE: &str = "FROM scratch AS configured
 COPY root /
-RUN --mount=type=bind,source=packages,target=/mnt set -e; \\
+RUN --mount=type=bind,source=packages,target=/packages set -e; \\
     export DEBIAN_FRONTEND=noninteractive DEBCONF_NONINTERACTIVE_SEEN=true; \\
     cp /usr/share/base-passwd/passwd.master /etc/passwd; \\
     cp /usr/share/base-passwd/group.master /etc/group; \\
+    chmod 755 /usr/lib*; chmod 644 /etc/apt/sources.list; \\
     ln -s mawk /usr/bin/awk; \\
     touch /var/lib/dpkg/status /var/lib/dpkg/available; \\
-    dpkg --force-depends --force-unsafe-io --install /mnt/*.deb > /tmp/log 2>&1 || { cat /tmp/log; exit 1; }; \\
+    dpkg --force-depends --force-unsafe-io --install /packages/*.deb > /tmp/log 2>&1 || { cat /tmp/log; exit 1; }; \\
     dpkg --audit; rm /tmp/log
 
 FROM scratch
@@ -196,7 +199,7 @@ impl PrivateApt {
              Dir::Etc::main \"-\";\nDir::Etc::parts \"{shown}/apt.conf.d\";\n\
              Dir::Etc::sourcelist \"{shown}/sources.list\";\nDir::Etc::sourceparts \"-\";\n\
              Dir::Etc::preferences \"-\";\nDir::Etc::preferencesparts \"{shown}/preferences.d\";\n\
-             Debug::NoLocking \"1\";\nAPT::Install-Recommends \"0\";\n{}",
+             Debug::NoLocking \"1\";\nAPT::Install-Recommends \"0\";\nAPT::Sandbox::User \"root\";\n{}",
             fetch_settings()?
         );
         let configuration = directory.join("apt.conf");
