@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
@@ -12,6 +13,7 @@ const BASE: &str = "debian:bookworm";
 
 /// Runs the demo.
 pub(crate) fn run_demo() -> Result<()> {
+    let start = Instant::now();
     say("building kiln (release)");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     run(Command::new(cargo).current_dir(repository()).args([
@@ -55,7 +57,7 @@ pub(crate) fn run_demo() -> Result<()> {
     say("its history");
     run(kiln.command("history").arg("service"))?;
     run(&mut kiln.command("images"))?;
-    say("done");
+    say(&format!("done in {} seconds", start.elapsed().as_secs()));
     println!(
         "The store is {}; try: {} --root {} images",
         kiln.root.display(),
@@ -107,126 +109,118 @@ pub(crate) fn debian_root(place: &Path, archive: &Path) -> Result<()> {
 /// Without root: packages are downloaded under private directories, unpacked by dpkg-deb, and configured in a
 /// RUN of kiln's.
 fn base_without_root(kiln: &Kiln, place: &Path) -> Result<()> {
-    for program in ["apt-get", "dpkg-deb"] {
+    for program in ["apt-get", "dpkg-deb", "tar"] {
         if !has(program) {
             bail!("{program} is not on the PATH: the demo's base is made of Debian packages");
         }
     }
     say("downloading Debian packages, without root");
-    let apt = PrivateApt::new(place)?;
-    let packages = apt.essential_packages()?;
-    apt.download(&packages)?;
-    say("unpacking them");
     let context = place.join("bootstrap");
-    let _ = std::fs::remove_dir_all(&context);
+    if context.exists() {
+        std::fs::remove_dir_all(&context)?;
+    }
+    let packages = context.join("packages");
+    std::fs::create_dir_all(&packages)?;
+    let apt = PrivateApt::new(&place.join("apt"))?;
+    apt.download(&apt.base_packages()?, &packages)?;
+    say("unpacking them with dpkg-deb");
     let root = context.join("root");
-    std::fs::create_dir_all(root.join("var/cache/apt/archives"))?;
-    for directory in ["usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "usr/lib32"] {
-        std::fs::create_dir_all(root.join(directory))?;
-    }
-    for name in ["bin", "sbin", "lib", "lib64", "lib32"] {
-        std::os::unix::fs::symlink(format!("usr/{name}"), root.join(name))?;
-    }
-    for package in std::fs::read_dir(apt.archives())? {
-        let package = package?.path();
-        if package.extension().is_some_and(|extension| extension == "deb") {
-            let status = Command::new("dpkg-deb").arg("-x").arg(&package).arg(&root).status()?;
-            if !status.success() {
-                bail!("dpkg-deb -x {} ended with {status}", package.display());
-            }
-            std::fs::copy(
-                &package,
-                root.join("var/cache/apt/archives").join(package.file_name().unwrap_or_default()),
-            )?;
-        }
-    }
-    std::fs::create_dir_all(root.join("etc/apt"))?;
+    unpack(&packages, &root)?;
     std::fs::write(root.join("etc/apt/sources.list"), debian_sources()?)?;
-    say("importing them");
-    let archive = place.join("unpacked.tar");
-    run(Command::new("tar")
-        .args(["--owner=0", "--group=0", "--numeric-owner", "-C"])
-        .arg(&root)
-        .arg("-cf")
-        .arg(&archive)
-        .arg("."))?;
-    kiln.import(&archive, "debian-unpacked")?;
-    std::fs::remove_file(&archive)?;
     say("configuring them in a RUN");
     std::fs::write(context.join("Dockerfile"), CONFIGURE)?;
-    std::fs::write(context.join(".dockerignore"), "root\n")?;
-    run(kiln.command("build").args(["-t", BASE]).arg(&context))
+    run(kiln.command("build").args(["-t", BASE]).arg(&context))?;
+    std::fs::remove_dir_all(&context).context("remove the unpacked packages")
 }
 
-/// What debootstrap's second stage does, in one step.
-const CONFIGURE: &str = "FROM debian-unpacked
-ENV DEBIAN_FRONTEND=noninteractive
-RUN set -e; \\
-    mkdir -p /var/lib/dpkg/info /var/lib/dpkg/updates /var/lib/dpkg/triggers /tmp /proc /sys /root; chmod 1777 /tmp; \\
-    [ -e /usr/bin/awk ] || ln -s mawk /usr/bin/awk; \\
+/// Unpacks every package of `packages` into `root`, where `/bin` and the like are links into `/usr`.
+fn unpack(packages: &Path, root: &Path) -> Result<()> {
+    for name in ["bin", "sbin", "lib", "lib64"] {
+        std::fs::create_dir_all(root.join("usr").join(name))?;
+        std::os::unix::fs::symlink(format!("usr/{name}"), root.join(name))?;
+    }
+    let mut count = 0;
+    for package in std::fs::read_dir(packages)? {
+        let package = package?.path();
+        if package.extension().is_none_or(|extension| extension != "deb") {
+            continue;
+        }
+        // Not `dpkg-deb --extract`, which puts a directory in the place of such a link.
+        let mut open = Command::new("dpkg-deb");
+        let mut open = open.arg("--fsys-tarfile").arg(&package).stdout(Stdio::piped()).spawn()?;
+        let archive = open.stdout.take().context("dpkg-deb has no output")?;
+        let mut extract = Command::new("tar");
+        extract.args(["--extract", "--preserve-permissions", "--no-same-owner", "--keep-directory-symlink"]);
+        let extracted = extract.arg("--directory").arg(root).stdin(archive).status()?;
+        if !open.wait()?.success() || !extracted.success() {
+            bail!("cannot unpack {}", package.display());
+        }
+        count += 1;
+    }
+    println!("{count} packages");
+    Ok(())
+}
+
+/// What debootstrap's second stage does, in one step: dpkg installs the packages over their own files. Only the result
+/// is kept, as one layer.
+const CONFIGURE: &str = "FROM scratch AS configured
+COPY root /
+RUN --mount=type=bind,source=packages,target=/packages set -e; \\
+    export DEBIAN_FRONTEND=noninteractive DEBCONF_NONINTERACTIVE_SEEN=true; \\
+    cp /usr/share/base-passwd/passwd.master /etc/passwd; \\
+    cp /usr/share/base-passwd/group.master /etc/group; \\
+    chmod 755 /usr/lib*; chmod 644 /etc/apt/sources.list; \\
+    ln -s mawk /usr/bin/awk; \\
     touch /var/lib/dpkg/status /var/lib/dpkg/available; \\
-    printf 'root:x:0:0:root:/root:/bin/bash\\n' > /etc/passwd; printf 'root:x:0:\\nmail:x:8:\\nutmp:x:43:\\nshadow:x:42:\\n' > /etc/group; \\
-    cd /var/cache/apt/archives; \\
-    dpkg --force-depends --install base-passwd*.deb; \\
-    dpkg --force-depends --install base-files*.deb; \\
-    dpkg --force-depends --install libc6*.deb perl-base*.deb mawk*.deb debconf*.deb; \\
-    dpkg --force-depends --install *.deb; dpkg --configure -a; \\
-    rm -f /var/cache/apt/archives/*.deb
-ENV DEBIAN_FRONTEND=
+    dpkg --force-depends --force-unsafe-io --install /packages/*.deb > /tmp/log 2>&1 || { cat /tmp/log; exit 1; }; \\
+    dpkg --audit; rm /tmp/log
+
+FROM scratch
+COPY --from=configured / /
 CMD [\"bash\"]
 ";
 
 /// apt with every directory of its own, so that it needs no root.
 struct PrivateApt {
-    directory: PathBuf,
     configuration: PathBuf,
 }
 
 impl PrivateApt {
-    fn new(place: &Path) -> Result<Self> {
-        let directory = place.join("apt");
-        for name in ["lists/partial", "archives/partial", "etc/preferences.d", "etc/apt.conf.d", "state"] {
+    fn new(directory: &Path) -> Result<Self> {
+        for name in ["lists/partial", "archives/partial", "preferences.d", "apt.conf.d"] {
             std::fs::create_dir_all(directory.join(name))?;
         }
-        std::fs::write(directory.join("state/status"), "")?;
-        std::fs::write(directory.join("etc/sources.list"), debian_sources()?)?;
+        std::fs::write(directory.join("status"), "")?;
+        std::fs::write(directory.join("sources.list"), debian_sources()?)?;
         let shown = directory.display();
         let text = format!(
-            "Dir::State \"{shown}/state\";\nDir::State::Lists \"{shown}/lists\";\nDir::State::status \"{shown}/state/status\";\n\
-             Dir::Cache \"{shown}\";\nDir::Cache::archives \"{shown}/archives\";\nDir::Etc::sourcelist \"{shown}/etc/sources.list\";\n\
-             Dir::Etc::sourceparts \"-\";\nDir::Etc::preferencesparts \"{shown}/etc/preferences.d\";\n\
-             Debug::NoLocking \"1\";\nAPT::Install-Recommends \"0\";\nAPT::Sandbox::User \"\";\nDPkg::Post-Invoke \"\";\nAPT::Update::Post-Invoke \"\";\n"
+            "Dir::State \"{shown}\";\nDir::State::Lists \"{shown}/lists\";\nDir::State::status \"{shown}/status\";\n\
+             Dir::Cache \"{shown}\";\nDir::Cache::archives \"{shown}/archives\";\n\
+             Dir::Etc::main \"-\";\nDir::Etc::parts \"{shown}/apt.conf.d\";\n\
+             Dir::Etc::sourcelist \"{shown}/sources.list\";\nDir::Etc::sourceparts \"-\";\n\
+             Dir::Etc::preferences \"-\";\nDir::Etc::preferencesparts \"{shown}/preferences.d\";\n\
+             Debug::NoLocking \"1\";\nAPT::Install-Recommends \"0\";\nAPT::Sandbox::User \"root\";\n{}",
+            fetch_settings()?
         );
         let configuration = directory.join("apt.conf");
         std::fs::write(&configuration, text)?;
-        let apt = Self { directory, configuration };
-        run(apt.command("apt-get").args(["update", "-qq"]))?;
+        let apt = Self { configuration };
+        run(apt.command().args(["update", "-qq"]))?;
         Ok(apt)
     }
 
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        command.env("APT_CONFIG", &self.configuration).current_dir(self.archives());
+    fn command(&self) -> Command {
+        let mut command = Command::new("apt-get");
+        command.env("APT_CONFIG", &self.configuration);
         command
     }
 
-    fn archives(&self) -> PathBuf {
-        self.directory.join("archives")
-    }
-
     /// Names of the essential packages, of apt and of what they depend on.
-    fn essential_packages(&self) -> Result<Vec<String>> {
-        let text = output(self.command("apt-cache").args(["dumpavail"]))?;
-        let mut wanted =
-            vec!["apt".to_owned(), "ca-certificates".to_owned(), "debian-archive-keyring".to_owned()];
-        for paragraph in text.split("\n\n") {
-            let field = |name: &str| paragraph.lines().find_map(|line| line.strip_prefix(name));
-            if field("Essential: ") == Some("yes") {
-                wanted.extend(field("Package: ").map(str::to_owned));
-            }
-        }
-        let mut simulate = self.command("apt-get");
-        simulate.args(["install", "--simulate", "-qq"]).args(&wanted);
+    fn base_packages(&self) -> Result<Vec<String>> {
+        let mut simulate = self.command();
+        simulate.args(["install", "--simulate", "-qq", "?essential", "apt", "ca-certificates"]);
+        // Otherwise a package that merges /usr on systems that were installed without.
+        simulate.arg("usr-is-merged");
         let plan = output(&mut simulate)?;
         let packages: Vec<String> = plan
             .lines()
@@ -235,14 +229,21 @@ impl PrivateApt {
             .map(str::to_owned)
             .collect();
         if packages.is_empty() {
-            bail!("apt-get names no package to install");
+            bail!("{} names no package", machine::line(&simulate));
         }
         Ok(packages)
     }
 
-    fn download(&self, packages: &[String]) -> Result<()> {
-        run(self.command("apt-get").args(["download", "-qq"]).args(packages))
+    fn download(&self, packages: &[String], to: &Path) -> Result<()> {
+        run(self.command().current_dir(to).args(["download", "-qq"]).args(packages))
     }
+}
+
+/// How the machine's apt fetches (proxies, certificates), without what it does besides.
+fn fetch_settings() -> Result<String> {
+    let all = output(Command::new("apt-config").arg("dump"))?;
+    let settings = all.lines().filter(|line| line.starts_with("Acquire::"));
+    Ok(settings.map(|line| format!("{line}\n")).collect())
 }
 
 /// One-line sources of the machine's own Debian mirrors, so that no host is named here.
