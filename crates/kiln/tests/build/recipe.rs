@@ -6,12 +6,14 @@ use crate::dice::Dice;
 const PLACES: [&str; 10] = ["/w", "/w", "/d", "/t", "/x", "/all", "/o", "/par", "/etc", "/own"];
 
 /// A Dockerfile whose last stage is the image.
+#[derive(Clone)]
 pub(crate) struct Recipe {
     stages: Vec<Stage>,
     /// Numbers of files that were promised.
     outputs: usize,
 }
 
+#[derive(Clone)]
 struct Stage {
     base: String,
     lines: Vec<String>,
