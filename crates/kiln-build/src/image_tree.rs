@@ -112,6 +112,19 @@ impl SourceTree for ImageTree<'_> {
         Ok(self.view.content_digest(path)?)
     }
 
+    fn stored_links(&self, path: &[u8]) -> Result<Vec<[Vec<u8>; 2]>> {
+        let mut links = Vec::new();
+        for layer in self.view.layers() {
+            for position in layer.below(path)? {
+                let entry = layer.effective(position)?;
+                if entry.kind() == Kind::HardLink {
+                    links.push([entry.path().to_vec(), entry.link().to_vec()]);
+                }
+            }
+        }
+        Ok(links)
+    }
+
     fn walk(&self, path: &[u8], filter: &Filter) -> Result<Vec<Below>> {
         let mut below = Vec::new();
         if let Some(node) = self.view.lookup(path)? {

@@ -1,5 +1,7 @@
 //! What COPY, ADD and bind mounts select, and the digest of it that enters the cache key.
 
+use std::collections::BTreeMap;
+
 use kiln_dockerfile::{glob_match, has_wildcards};
 use kiln_layer::metadata::{Children, Hashed, Tail, content_digest};
 use kiln_layer::{Kind, Metadata};
@@ -146,22 +148,56 @@ fn finish(
     source: &dyn SourceTree,
 ) -> Result<SelectedSource> {
     let mut digests = Vec::with_capacity(roots.len());
-    for root in &mut roots {
+    let mut names = Vec::new();
+    for (number, root) in roots.iter_mut().enumerate() {
         let RootContent::Tree { path, entries } = &mut root.content else { continue };
         if filter.is_empty()
             && let Some(digest) = source.stored_digest(path)?
         {
+            names.extend(source.stored_links(path)?.into_iter().map(|pair| pair.into()));
             digests.push(digest);
             continue;
         }
         let mut walked = source.walk(path, filter)?;
         source.hash(path, &mut walked)?;
         digests.push(tree_digest(&walked));
+        gather_names(number, &walked, &mut names);
         *entries = Some(walked);
     }
     let named = roots.iter().map(|root| root.name.as_slice()).zip(digests);
-    let digest = roots_digest(named);
+    let digest = with_links(roots_digest(named), names);
     Ok(SelectedSource { selector, digest, roots })
+}
+
+/// The names of the files that have several: content digests do not tell them from equal files.
+fn gather_names(root: usize, entries: &[Below], names: &mut Vec<Vec<Vec<u8>>>) {
+    let mut groups: BTreeMap<(u64, u64), Vec<Vec<u8>>> = BTreeMap::new();
+    for entry in entries.iter().filter(|entry| entry.found.metadata.kind == Kind::Regular) {
+        if let Some(group) = entry.found.group {
+            let name = [&(root as u32).to_le_bytes()[..], &entry.path].concat();
+            groups.entry(group).or_default().push(name);
+        }
+    }
+    names.extend(groups.into_values().filter(|group| group.len() > 1));
+}
+
+/// The digest of a selection some of whose files have several names (docs/formats.md, section 6).
+fn with_links(digest: Digest, mut groups: Vec<Vec<Vec<u8>>>) -> Digest {
+    if groups.is_empty() {
+        return digest;
+    }
+    groups.sort();
+    let mut hasher = Hasher::new();
+    hasher.update(b"kiln-links-1\n");
+    hasher.update(digest.as_bytes());
+    for group in groups {
+        hasher.update(&(group.len() as u32).to_le_bytes());
+        for name in group {
+            hasher.update(&(name.len() as u32).to_le_bytes());
+            hasher.update(&name);
+        }
+    }
+    hasher.finish()
 }
 
 /// The files and directories that a path or pattern stands for. None at all is fine for a pattern alone.
