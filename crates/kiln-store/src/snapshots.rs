@@ -1,6 +1,7 @@
 //! Snapshots: unpacked layers, and roots made of them.
 
 use std::collections::HashSet;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use kiln_layer::{Options, Unpack, Whiteouts};
@@ -146,7 +147,11 @@ impl Store {
             self.snapshots(lease, layers)?.into_iter().rev().map(|snapshot| snapshot.diff).collect();
         let make = |name: &str| {
             let path = lease.fresh_path(name);
-            fs_err::create_dir(&path).map_err(Error::file("make", &path)).map(|()| path)
+            fs_err::create_dir(&path).map_err(Error::file("make", &path))?;
+            // The upper's mode is that of `/`, whatever the caller's umask.
+            let mode = std::fs::Permissions::from_mode(0o755);
+            fs_err::set_permissions(&path, mode).map_err(Error::file("set the mode of", &path))?;
+            Ok::<_, Error>(path)
         };
         keep_topmost(&mut lowers);
         if lowers.is_empty() {
