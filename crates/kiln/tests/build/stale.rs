@@ -236,6 +236,8 @@ impl Case {
     fn change(&mut self) -> String {
         let name = self.dice.pick(&FILES);
         let path = self.file(name);
+        // What a link leads to may be outside of the context: it is never written to, nor its mode changed.
+        let is_file = fs_err::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file());
         let content = self.dice.pick(&["", "first\n", "other\n", "third\n", "longer than the others\n"]);
         match self.dice.below(20) {
             0..=3 => self.recipe.edit(&mut self.dice),
@@ -263,13 +265,13 @@ impl Case {
                 self.put(name, content);
                 format!("{name}: new file {content:?}")
             }
-            9 | 10 if path.is_file() => self.forge(name),
-            11 => {
+            9 | 10 if is_file => self.forge(name),
+            11 if is_file => {
                 let mode = [0o600, 0o644, 0o755, 0o4755, 0o1777, 0o700][self.dice.below(6)];
                 let done = fs_err::set_permissions(&path, PermissionsExt::from_mode(mode));
                 format!("{name}: mode {mode:o} {done:?}")
             }
-            12 => {
+            12 if fs_err::symlink_metadata(self.file("d")).is_ok_and(|metadata| metadata.is_dir()) => {
                 let mode = [0o700, 0o755, 0o2755][self.dice.below(3)];
                 let done = fs_err::set_permissions(self.file("d"), PermissionsExt::from_mode(mode));
                 format!("d: mode {mode:o} {done:?}")
@@ -289,7 +291,7 @@ impl Case {
                 format!("{to}: hard link to {name} {done:?}")
             }
             15 => {
-                let to = self.dice.pick(&["a", "e/c", "/etc/passwd", "nowhere", "../d", "."]);
+                let to = self.dice.pick(&["a", "e/c", "/d/b.txt", "/nowhere", "nowhere", "../d", "."]);
                 self.put(name, "");
                 self.remove(name);
                 fs_err::os::unix::fs::symlink(to, self.file(name)).expect("linked");
@@ -318,7 +320,8 @@ impl Case {
     /// Other content of the same size with the times that the file had, in place or in a new file.
     fn forge(&mut self, name: &str) -> String {
         let path = self.file(name);
-        let metadata = fs_err::metadata(&path).expect("its metadata");
+        let metadata = fs_err::symlink_metadata(&path).expect("its metadata");
+        assert!(metadata.is_file(), "{name} is no file of the context");
         let mut bytes = fs_err::read(&path).expect("read");
         let Some(first) = bytes.first_mut() else { return "nothing".to_owned() };
         *first = b'A' + (self.dice.next() % 26) as u8;
