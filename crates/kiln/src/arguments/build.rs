@@ -15,7 +15,6 @@ Examples:
   kiln build -f docker/Dockerfile --target test --progress plain .
   kiln build -q --iidfile app.id .
   kiln build --lend ca,proxy,pip -t app .
-  tar c . | kiln build -t app -
 
 The image ID goes to --iidfile, and to standard output with -q; progress goes to standard error.")]
 pub(crate) struct Build {
@@ -67,7 +66,7 @@ pub(crate) struct Build {
     #[arg(long, value_name = "WHAT", value_delimiter = ',')]
     pub(crate) lend: Vec<Loan>,
 
-    /// Directory with the build's files, or - for a tar archive or a Dockerfile on standard input
+    /// Directory with the build's files
     #[arg(value_name = "CONTEXT")]
     pub(crate) context: PathBuf,
 }

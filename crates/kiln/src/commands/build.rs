@@ -92,6 +92,10 @@ fn report(arguments: &Build, built: &Built) -> Result<u8> {
 
 fn request(arguments: &Build) -> Result<BuildRequest> {
     let context = arguments.context.clone();
+    if context.as_os_str() == "-" {
+        let message = "cannot take the context from standard input: expected a directory";
+        return Err(Failure::new(Kind::Usage, message).hint("`-f -` reads the Dockerfile from there").into());
+    }
     let (dockerfile, name, path) = dockerfile(arguments, &context)?;
     let names = arguments
         .tag
