@@ -179,7 +179,7 @@ impl Engine<'_> {
                 let text = format!("--chown: the image does not know {name:?}: the files belong to root\n");
                 context.log(Stream::Error, text.as_bytes());
             }
-            let layer = self.write_layer(parent, writer, &parent_root.view, context)?;
+            let layer = self.write_layer(writer, &parent_root.view, context)?;
             match copied.changed(&layer.index)? {
                 Some(path) => Err(Error::Changed(path)),
                 None => Ok(self.store.publish_layer(self.lease, parent, layer)?),
@@ -202,19 +202,17 @@ impl Engine<'_> {
             let text = format!("USER: the image does not know {name:?}: the directory belongs to root\n");
             context.log(Stream::Error, text.as_bytes());
         }
-        let layer = self.write_layer(parent, writer, &root.view, context)?;
+        let layer = self.write_layer(writer, &root.view, context)?;
         Ok(self.store.publish_layer(self.lease, parent, layer)?)
     }
 
     /// Writes what was collected, in the form that is wanted next.
     fn write_layer(
         &self,
-        parent: ChainId,
         writer: LayerWriter<'_>,
         lower: &RootView,
         context: &Context<'_>,
     ) -> Result<NewLayer> {
-        let _ = parent;
         match self.form(context.vertex()) {
             Form::Snapshot => {
                 let directory = self.fresh_directory("snapshot")?;
