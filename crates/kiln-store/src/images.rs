@@ -103,8 +103,10 @@ impl Store {
         names: &[Reference],
     ) -> Result<ImageId> {
         let id = ImageId(Digest::of(config_bytes));
-        let marks = self.marks()?;
-        self.sync()?;
+        let layers = ImageConfig::parse(config_bytes)?.rootfs.diff_ids;
+        let documents: Vec<Digest> =
+            manifest.iter().flat_map(|manifest| [Digest::of(&manifest.bytes), id.0]).collect();
+        let marks = self.make_durable(&layers, &documents)?;
         let shown = self.database.write(Durability::Durable, |t| {
             insert_image(t, config_bytes)?;
             if let Some(manifest) = manifest {

@@ -13,6 +13,7 @@ mod chains;
 mod check;
 mod collect;
 mod database;
+mod durable;
 mod error;
 mod images;
 mod import;

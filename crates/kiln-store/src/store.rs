@@ -105,6 +105,17 @@ const MARKED: [(&str, &str); 3] = [("blobs", "digest"), ("layers", "diff_id"), (
 #[derive(Default)]
 pub(crate) struct Marks(Vec<(&'static str, &'static str, Vec<rusqlite::types::Value>)>);
 
+impl Marks {
+    /// The mark of the row of `table` whose `column` is `key`.
+    pub(crate) fn add(&mut self, table: &'static str, column: &'static str, key: rusqlite::types::Value) {
+        self.0.push((table, column, vec![key]));
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 /// After a sync: what was marked before it is durable now.
 pub(crate) fn clear_marks(t: &Connection, marks: &Marks) -> Result<()> {
     for (table, column, keys) in &marks.0 {
