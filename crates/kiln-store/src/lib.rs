@@ -24,6 +24,7 @@ mod records;
 mod roots;
 mod snapshots;
 mod store;
+mod tar_mounts;
 mod usage;
 
 pub use archive_in::{LoadEvent, LoadedImage, Unpacking, is_layout};
@@ -37,7 +38,7 @@ pub use images::{Image, ImageSummary, Removed, Tag};
 pub use layers::{LayerBlob, LayerInfo, NewBlob, NewLayer};
 pub use lease::{Lease, Leased};
 pub use records::{CacheRecord, CachedResult, Claim, RecordInput};
-pub use roots::RootPart;
+pub use roots::{Lowers, RootPart};
 pub use snapshots::{PreparedRoot, SnapshotPaths};
 pub use store::{Ownership, Store};
 pub use usage::{CacheItem, CacheItemKind, DiskUsage, ImageUsage};

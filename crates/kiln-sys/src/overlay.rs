@@ -23,9 +23,36 @@ pub struct Upper {
     pub work: PathBuf,
 }
 
+/// A lower that is mounted first: a layer's tar, where it is, through an EROFS image that points into it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TarMount {
+    /// The EROFS image: everything but the files' content.
+    pub metadata: PathBuf,
+    /// The uncompressed tar.
+    pub tar: PathBuf,
+    /// An empty directory to mount it on.
+    pub at: PathBuf,
+}
+
+impl TarMount {
+    /// Mounts it. The mount namespace must be private to the caller, with whom the mount goes.
+    fn mount(&self) -> Result<(), FilesystemRefused> {
+        let failed = |source| FilesystemRefused { filesystem: "erofs".to_owned(), log: String::new(), source };
+        let metadata = std::fs::File::open(&self.metadata).map_err(failed)?;
+        let tar = std::fs::File::open(&self.tar).map_err(failed)?;
+        let mounted = crate::erofs::mount(metadata.as_fd(), tar.as_fd()).map_err(|error| match error {
+            crate::erofs::MountError::NotHere(refused) | crate::erofs::MountError::Failed(refused) => refused,
+        })?;
+        let place = mount::open_place(&self.at).map_err(failed)?;
+        mount::attach(mounted.as_fd(), place.as_fd()).map_err(failed)
+    }
+}
+
 /// An overlay of directories.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Overlay {
+    /// What is mounted before the overlay is, in the caller's own mount namespace; `lowers` name the places.
+    pub tars: Vec<TarMount>,
     /// Lower directories, the topmost first; at least one, at most [`MOST_LOWERS`].
     pub lowers: Vec<PathBuf>,
     /// Where changes go; without it the overlay is read-only.
@@ -48,6 +75,9 @@ impl Overlay {
     /// # Errors
     /// The kernel's refusal, with its log. `EINVAL` is what an upper on another overlay gets.
     pub fn mount(&self, attributes: Attributes) -> Result<OwnedFd, FilesystemRefused> {
+        for tar in &self.tars {
+            tar.mount()?;
+        }
         match self.lowers.len() {
             0 => return Err(refused("an overlay needs a lower directory", rustix::io::Errno::INVAL)),
             1 if self.upper.is_none() => return self.mount_single(attributes),
@@ -180,6 +210,7 @@ impl Overlay {
         }
         let [lower, upper, work] = names.clone();
         let overlay = Self {
+            tars: Vec::new(),
             lowers: vec![lower],
             upper: Some(Upper { upper, work: work.clone() }),
             userxattr,
@@ -302,7 +333,7 @@ mod tests {
             fs_err::write(lower.join(format!("file{number}")), "").expect("write");
         }
         let upper = Some(Upper { upper: make("upper".to_owned()), work: make("work".to_owned()) });
-        Overlay { lowers, upper, userxattr: false, volatile: true }
+        Overlay { tars: Vec::new(), lowers, upper, userxattr: false, volatile: true }
     }
 
     fn entries(mounted: &OwnedFd) -> usize {
@@ -338,7 +369,7 @@ mod tests {
 
     #[test]
     fn refusals_name_the_reason() {
-        let none = Overlay { lowers: Vec::new(), upper: None, userxattr: false, volatile: false };
+        let none = Overlay { tars: Vec::new(), lowers: Vec::new(), upper: None, userxattr: false, volatile: false };
         assert!(none.mount(Attributes::default()).expect_err("no lower").to_string().contains("lower"));
         in_own_namespace(|holder| {
             let mut overlay = overlay(holder, 2);

@@ -127,12 +127,20 @@ pub fn sync_files(directory: BorrowedFd<'_>, files: &[std::fs::File]) -> io::Res
             }
         }
     }
-    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
-    match rustix::fs::openat(directory, c".", flags, Mode::RUSR | Mode::WUSR) {
-        Ok(newest) => rustix::fs::fsync(newest)?,
+    match unnamed_file(directory) {
+        Ok(newest) => newest.sync_all()?,
         Err(_) => sync_file_system(directory)?,
     }
     Ok(Synced::Files)
+}
+
+/// Makes a file without a name on the file system of `directory`; it goes when it is closed (`O_TMPFILE`).
+///
+/// # Errors
+/// When the file system knows no such files, or the kernel refuses.
+pub fn unnamed_file(directory: BorrowedFd<'_>) -> io::Result<std::fs::File> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(directory, c".", flags, Mode::RUSR | Mode::WUSR)?.into())
 }
 
 /// Whether a commit of the newest change of metadata commits every older one, too.
