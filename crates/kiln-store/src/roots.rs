@@ -123,7 +123,11 @@ impl Store {
         for layer in (0..layers.len()).rev() {
             let continuation = continues(&*self.index(layers[layer])?, &real)?;
             let joins = matches!(continuation, Continuation::Hides | Continuation::Joins);
-            if joins && seen.insert(places[layer].identity()) {
+            let is_there = match &places[layer] {
+                Place::Snapshot(snapshot) => snapshot.diff.join(below).is_dir(),
+                Place::Tar(_) => true,
+            };
+            if joins && is_there && seen.insert(places[layer].identity()) {
                 lowers.add(&places[layer], below);
             }
             if matches!(continuation, Continuation::Ends | Continuation::Hides) {
@@ -204,7 +208,7 @@ impl Store {
             let source = if entry.kind() == Kind::Regular && entry.size() > 0 {
                 let root = &root;
                 Source::Open(Box::new(move || {
-                    let path = Path::new(std::ffi::OsStr::from_bytes(entry.path()));
+                    let path = kiln_layer::path::to_system(entry.path());
                     Ok(Box::new(root.open_file(path)?) as Box<dyn Read>)
                 }))
             } else {
@@ -243,7 +247,7 @@ fn restore_times(root: &Root, view: &RootView) -> Result<()> {
 /// Writes a foreign tar again, from its frames and its files.
 fn write_foreign(index: &LayerIndex, root: &Root, layer: DiffId, output: &mut dyn io::Write) -> Result<()> {
     let open = |entry: &Entry<'_>| -> kiln_layer::Result<Box<dyn Read + Send + '_>> {
-        Ok(Box::new(root.open_file(Path::new(std::ffi::OsStr::from_bytes(entry.path())))?))
+        Ok(Box::new(root.open_file(kiln_layer::path::to_system(entry.path()))?))
     };
     let mut output = io::BufWriter::with_capacity(1 << 20, output);
     let found = kiln_layer::frames::restore(index, &open, &mut output)?;

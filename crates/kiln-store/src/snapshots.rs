@@ -80,17 +80,22 @@ impl Store {
     /// The snapshots of a stack of layers, from the bottom to the top; missing ones are unpacked. Two processes
     /// that need the same one do not both unpack it.
     pub fn snapshots(&self, lease: &Lease, layers: &[DiffId]) -> Result<Vec<SnapshotPaths>> {
-        let mut parent = ChainId::SCRATCH;
-        let mut found = Vec::with_capacity(layers.len());
-        for (position, layer) in layers.iter().enumerate() {
-            let snapshot = match self.find_snapshot(parent, *layer)? {
-                Some(snapshot) => snapshot,
-                None => self.make_snapshot(lease, &layers[..position], parent, *layer)?,
-            };
-            found.push(snapshot);
-            parent = parent.with(*layer);
+        (0..layers.len()).map(|position| self.snapshot(lease, layers, position)).collect()
+    }
+
+    /// The snapshot of the layer at `position` of a stack; if it is missing, it is unpacked.
+    pub(crate) fn snapshot(
+        &self,
+        lease: &Lease,
+        layers: &[DiffId],
+        position: usize,
+    ) -> Result<SnapshotPaths> {
+        let (below, layer) = (&layers[..position], layers[position]);
+        let parent = ChainId::of(below);
+        match self.find_snapshot(parent, layer)? {
+            Some(snapshot) => Ok(snapshot),
+            None => self.make_snapshot(lease, below, parent, layer),
         }
-        Ok(found)
     }
 
     pub(crate) fn make_snapshot(

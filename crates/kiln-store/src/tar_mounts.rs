@@ -10,7 +10,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use kiln_layer::{Compression, LayerIndex, Options};
-use kiln_oci::{ChainId, DiffId, Digest, Hasher};
+use kiln_oci::{ChainId, DiffId, Hasher};
 use kiln_sys::overlay::TarMount;
 use kiln_sys::publish::unnamed_file;
 

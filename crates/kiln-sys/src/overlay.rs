@@ -38,8 +38,8 @@ impl TarMount {
     /// Mounts it. The mount namespace must be private to the caller, with whom the mount goes.
     fn mount(&self) -> Result<(), FilesystemRefused> {
         let failed = |source| FilesystemRefused { filesystem: "erofs".to_owned(), log: String::new(), source };
-        let metadata = std::fs::File::open(&self.metadata).map_err(failed)?;
-        let tar = std::fs::File::open(&self.tar).map_err(failed)?;
+        let metadata = fs_err::File::open(&self.metadata).map_err(failed)?;
+        let tar = fs_err::File::open(&self.tar).map_err(failed)?;
         let mounted = crate::erofs::mount(metadata.as_fd(), tar.as_fd()).map_err(|error| match error {
             crate::erofs::MountError::NotHere(refused) | crate::erofs::MountError::Failed(refused) => refused,
         })?;
