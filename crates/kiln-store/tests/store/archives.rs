@@ -1,74 +1,11 @@
 //! Archives that come in and go out: hostile and broken ones change nothing, their harmless twins load.
 
-use kiln_layer::{Compression, Kind, Metadata, tar};
+use kiln_layer::Compression;
 use kiln_oci::{Digest, ImageId};
-use kiln_store::{ArchiveForm, Error, LoadedImage, Ownership, Store, Unpacking};
-use serde_json::{Value as Json, json};
+use kiln_store::ArchiveForm;
+use serde_json::json;
 
-/// A member of a tar: a file's bytes, or a symbolic link's target.
-type Member = Result<Vec<u8>, &'static str>;
-
-fn archive<N: AsRef<str>>(members: &[(N, Member)]) -> Vec<u8> {
-    let mut out = Vec::new();
-    for (name, member) in members {
-        let metadata = match member {
-            Ok(bytes) => Metadata { size: bytes.len() as u64, ..Metadata::new(Kind::Regular, 0o644) },
-            Err(target) => {
-                Metadata { link: target.as_bytes().to_vec(), ..Metadata::new(Kind::Symlink, 0o777) }
-            }
-        };
-        tar::write_header(name.as_ref().as_bytes(), &metadata, &mut out);
-        let bytes = member.as_deref().unwrap_or_default();
-        out.extend_from_slice(bytes);
-        tar::pad(bytes.len() as u64, &mut out);
-    }
-    out.resize(out.len() + 1024, 0);
-    out
-}
-
-fn layer(text: &str) -> Vec<u8> {
-    archive(&[("hello", Ok(text.into()))])
-}
-
-fn config(layers: &[&[u8]]) -> Vec<u8> {
-    let diff_ids: Vec<Digest> = layers.iter().map(|layer| Digest::of(layer)).collect();
-    let rootfs = json!({ "type": "layers", "diff_ids": diff_ids });
-    json!({ "architecture": "amd64", "os": "linux", "config": {}, "rootfs": rootfs }).to_string().into()
-}
-
-fn docker(config: &str, layers: &[&str]) -> Member {
-    Ok(json!([{ "Config": config, "RepoTags": ["app:1"], "Layers": layers }]).to_string().into())
-}
-
-fn blob(bytes: &[u8]) -> String {
-    format!("blobs/sha256/{}", Digest::of(bytes).hex())
-}
-
-fn descriptor(kind: &str, bytes: &[u8]) -> Json {
-    let media_type = format!("application/vnd.oci.image.{kind}");
-    json!({ "mediaType": media_type, "digest": Digest::of(bytes), "size": bytes.len() })
-}
-
-/// An OCI archive of one layer, and its documents, after `change` was made to the manifest.
-fn oci(change: impl FnOnce(&mut Json)) -> (Vec<u8>, [Vec<u8>; 3]) {
-    let layer = layer("hello\n");
-    let config = config(&[&layer]);
-    let mut manifest = json!({
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": descriptor("config.v1+json", &config),
-        "layers": [descriptor("layer.v1.tar", &layer)],
-    });
-    change(&mut manifest);
-    let manifest = manifest.to_string().into_bytes();
-    let mut entry = descriptor("manifest.v1+json", &manifest);
-    entry["annotations"] = json!({ "io.containerd.image.name": "docker.io/library/app:1" });
-    let index = json!({ "schemaVersion": 2, "manifests": [entry] }).to_string();
-    let documents = [manifest, config, layer];
-    let mut members: Vec<(String, Member)> = vec![("index.json".to_owned(), Ok(index.into()))];
-    members.extend(documents.iter().map(|bytes| (blob(bytes), Ok(bytes.clone()))));
-    (archive(&members), documents)
-}
+use crate::fixture::{Fixture, archive, config, docker, layer, oci, told};
 
 fn docker_archive() -> Vec<u8> {
     let (one, two) = (layer("one"), layer("two"));
@@ -81,40 +18,12 @@ fn docker_archive() -> Vec<u8> {
     ])
 }
 
-struct Fixture {
-    directory: tempfile::TempDir,
-    store: Store,
-}
-
-impl Fixture {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        // Owners cannot be given away without privileges.
-        let root = rustix::process::geteuid().is_root();
-        let ownership = if root { Ownership::Root } else { Ownership::SingleId };
-        let store = Store::open(&directory.path().join("store"), ownership).unwrap();
-        Self { directory, store }
-    }
-
-    fn load(&self, bytes: &[u8]) -> Result<Vec<LoadedImage>, Error> {
-        let path = self.directory.path().join("archive.tar");
-        fs_err::write(&path, bytes).unwrap();
-        let lease = self.store.lease("test").unwrap();
-        self.store.load(&lease, &path, Unpacking::Now, &mut |_| {})
-    }
-}
-
 /// The archive is refused, and nothing stays.
 #[track_caller]
 fn refused(bytes: &[u8], expect: &str) {
     let fixture = Fixture::new();
     let error = fixture.load(bytes).expect_err("it was loaded");
-    let mut message = error.to_string();
-    let mut cause = std::error::Error::source(&error);
-    while let Some(source) = cause {
-        message = format!("{message}: {source}");
-        cause = source.source();
-    }
+    let message = told(&error);
     assert!(message.contains(expect), "{message}");
     assert!(fixture.store.images().unwrap().is_empty() && fixture.store.tags().unwrap().is_empty());
     let checked = fixture.store.check().unwrap();
@@ -229,7 +138,7 @@ fn an_image_keeps_its_bytes_through_load_and_save() {
     let images = fixture.store.images_to_save(&["app:1".to_owned()]).unwrap();
     let lease = fixture.store.lease("test").unwrap();
     let save = |form| {
-        let path = fixture.directory.path().join("out.tar");
+        let path = fixture.path("out.tar");
         fixture.store.save_to_file(&lease, &images, form, Compression::Plain, &path).unwrap();
         fs_err::read(path).unwrap()
     };

@@ -1,54 +1,18 @@
 //! What is kept and what goes: leases, names, collection, and what a check finds.
 
 use std::collections::HashSet;
-use std::io::Write as _;
 use std::time::Duration;
 
-use kiln_layer::{Compression, Kind, Metadata, Owners, tar};
-use kiln_oci::{ChainId, DiffId, Digest, History, ImageConfig, ImageId, Platform};
+use kiln_layer::{Compression, Owners};
+use kiln_oci::{ChainId, DiffId, Digest};
 use kiln_store::{
-    CacheMountSharing, CacheRecord, CacheToRemove, Collected, Collection, Fault, ImagesToRemove, Lease,
-    Leased, NewLayer, Ownership, Removed, Store,
+    CacheMountSharing, CacheRecord, CacheToRemove, Collected, Collection, Fault, ImagesToRemove,
+    Lease, Leased, NewLayer, Ownership, Removed, Store,
 };
 
-struct Fixture {
-    _directory: tempfile::TempDir,
-    store: Store,
-}
+use crate::fixture::Fixture;
 
 impl Fixture {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let root = rustix::process::geteuid().is_root();
-        let ownership = if root { Ownership::Root } else { Ownership::SingleId };
-        let store = Store::open(&directory.path().join("store"), ownership).unwrap();
-        Self { _directory: directory, store }
-    }
-
-    /// An image of one layer with one file, imported from a plain tar, which as root is not stored beside its files.
-    fn image(&self, text: &str, name: Option<&str>) -> (ImageId, DiffId) {
-        self.image_from(text, name, Compression::Plain)
-    }
-
-    fn image_from(&self, text: &str, name: Option<&str>, compression: Compression) -> (ImageId, DiffId) {
-        let mut bytes = Vec::new();
-        let metadata = Metadata { size: text.len() as u64, ..Metadata::new(Kind::Regular, 0o644) };
-        tar::write_header(b"file", &metadata, &mut bytes);
-        bytes.extend_from_slice(text.as_bytes());
-        tar::pad(text.len() as u64, &mut bytes);
-        bytes.resize(bytes.len() + 1024, 0);
-        let path = self.store.root().join("input.tar");
-        let mut encoder = compression.encoder(Vec::new(), 1).unwrap();
-        encoder.write_all(&bytes).unwrap();
-        fs_err::write(&path, encoder.finish().unwrap()).unwrap();
-        let lease = self.store.lease("test").unwrap();
-        let config = ImageConfig::scratch(&Platform::host());
-        let input = fs_err::File::open(&path).unwrap().into_file();
-        let name = name.map(|name| name.parse().unwrap());
-        let id = self.store.import(&lease, input, config, History::default(), name.as_ref()).unwrap();
-        (id, DiffId(Digest::of(&bytes)))
-    }
-
     fn collect(&self, images: ImagesToRemove) -> Collected {
         let cache = CacheToRemove::Unused;
         self.store.collect(&Collection { images, cache, ..Collection::default() }).unwrap()

@@ -1,0 +1,5 @@
+//! The store through its public methods.
+
+mod archives;
+mod fixture;
+mod keeping;
