@@ -24,6 +24,14 @@ pub enum Error {
     /// A layer could not be read or written.
     #[error(transparent)]
     Layer(#[from] kiln_layer::Error),
+    /// The index of a layer is damaged, or newer than this kiln.
+    #[error("cannot use {}", path.display())]
+    Index {
+        /// The index.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: kiln_layer::Error,
+    },
     /// SQLite.
     #[error("store database: cannot {action}")]
     Database {

@@ -75,7 +75,7 @@ pub struct Claim {
 impl Store {
     /// Looks a key up and, if the layers of its result are there, leases them: one transaction.
     pub fn cached(&self, key: &Digest, lease: &Lease) -> Result<Option<CachedResult>> {
-        self.database.write(Durability::Relaxed, |t| {
+        let found = self.database.write(Durability::Relaxed, |t| {
             let row = all(
                 t,
                 "SELECT result, layer, created, wall_time FROM records WHERE key = ?1",
@@ -88,10 +88,16 @@ impl Store {
             )?;
             let Some((result, layer, created, wall_time)) = row.first().copied() else { return Ok(None) };
             let result = ChainId(result);
-            let present = self.keep_chain_in(t, lease, result)?;
+            let kept = self.keep_chain_in(t, lease, result)?;
+            let present = kept.is_some();
             let wall_time = Duration::from_nanos(wall_time.unsigned_abs());
-            Ok(Some(CachedResult { result, layer: layer.map(DiffId), present, wall_time, created }))
-        })
+            let cached = CachedResult { result, layer: layer.map(DiffId), present, wall_time, created };
+            Ok(Some((cached, kept.unwrap_or_default())))
+        })?;
+        Ok(found.map(|(cached, kept)| {
+            lease.note_kept(kept);
+            cached
+        }))
     }
 
     /// Writes a record. A record of the same key keeps its time of creation if it has the same result.

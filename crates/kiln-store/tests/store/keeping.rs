@@ -6,11 +6,11 @@ use std::time::Duration;
 use kiln_layer::{Compression, Owners};
 use kiln_oci::{ChainId, DiffId, Digest};
 use kiln_store::{
-    CacheMountSharing, CacheRecord, CacheToRemove, Collected, Collection, Fault, ImagesToRemove,
+    CacheMountSharing, CacheRecord, CacheToRemove, Collected, Collection, Error, Fault, ImagesToRemove,
     Lease, Leased, NewLayer, Ownership, Removed, Store,
 };
 
-use crate::fixture::Fixture;
+use crate::fixture::{Fixture, told};
 
 impl Fixture {
     fn collect(&self, images: ImagesToRemove) -> Collected {
@@ -232,4 +232,44 @@ fn a_name_that_moves_leaves_the_layout() {
     // As a build publishes it: without a manifest.
     fixture.store.publish_image(&config.to_bytes(), &["app:1".parse().unwrap()]).unwrap();
     assert!(!layout().contains("docker.io/library/app:1") && layout().contains("docker.io/library/other:1"));
+}
+
+#[test]
+fn an_index_that_cannot_be_used_is_not_a_missing_one() {
+    let fixture = Fixture::new();
+    let (_, layer) = fixture.image("text", None);
+    let path = fixture.store.root().join("index").join(layer.0.hex());
+    let good = fs_err::read(&path).unwrap();
+    let index = || {
+        let again = Store::open(fixture.store.root(), fixture.store.ownership()).unwrap();
+        again.index(layer).map(drop)
+    };
+    let put = |bytes: &[u8]| {
+        // A new file: the old one may be mapped.
+        fs_err::remove_file(&path).unwrap();
+        fs_err::write(&path, bytes).unwrap();
+    };
+    index().unwrap();
+    let mut newer = good.clone();
+    newer[8] = 99;
+    for (bytes, expect) in [
+        (&newer[..], "version 99, this kiln knows 1"),
+        (b"no index", "damaged layer index"),
+        (&good[..good.len() - 1], "damaged layer index"),
+    ] {
+        put(bytes);
+        let error = index().unwrap_err();
+        let message = told(&error);
+        assert!(matches!(error, Error::Index { .. }), "{message}");
+        assert!(message.contains(expect) && message.contains(path.to_str().unwrap()), "{message}");
+    }
+    fs_err::remove_file(&path).unwrap();
+    assert!(matches!(index(), Err(Error::NoLayer(missing)) if missing == layer));
+    // What the kernel refuses, also to root: a link that leads to itself, and a directory.
+    fs_err::os::unix::fs::symlink(&path, &path).unwrap();
+    let refused = |error: Error| assert!(told(&error).contains(path.to_str().unwrap()), "{}", told(&error));
+    refused(index().unwrap_err());
+    fs_err::remove_file(&path).unwrap();
+    fs_err::create_dir(&path).unwrap();
+    refused(index().unwrap_err());
 }
