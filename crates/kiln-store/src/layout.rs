@@ -76,9 +76,10 @@ impl Store {
     pub(crate) fn write_layout(&self) -> Result<()> {
         // Else what was read before another process's change could replace what that one wrote after it.
         let _one = Lock::acquire(&self.root().join("layout.lock"), Sharing::Exclusive)?;
+        // An image that came with several manifests is shown with one, so that each name stands for one thing.
         let rows = self.database.all(
-            "SELECT m.digest, m.media_type, length(m.bytes), t.name FROM manifests m \
-             JOIN tags t ON t.image = m.image ORDER BY t.name",
+            "SELECT m.digest, m.media_type, length(m.bytes), t.name FROM tags t JOIN manifests m \
+             ON m.digest = (SELECT min(o.digest) FROM manifests o WHERE o.image = t.image) ORDER BY t.name",
             [],
             |row| {
                 Ok((

@@ -129,6 +129,71 @@ fn members_stay_in_the_archive() {
     }
 }
 
+/// An archive of two images, `one:1` and `two:1`.
+fn two_images() -> Vec<u8> {
+    let layers = [layer("one"), layer("two")];
+    let manifest = json!([
+        { "Config": "1.json", "RepoTags": ["one:1"], "Layers": ["1.tar"] },
+        { "Config": "2.json", "RepoTags": ["two:1", "one:2"], "Layers": ["2.tar"] },
+    ]);
+    archive(&[
+        ("manifest.json", Ok(manifest.to_string().into())),
+        ("1.json", Ok(config(&[&layers[0]]))),
+        ("2.json", Ok(config(&[&layers[1]]))),
+        ("1.tar", Ok(layers[0].clone())),
+        ("2.tar", Ok(layers[1].clone())),
+    ])
+}
+
+#[test]
+fn images_of_one_archive_come_together_or_not_at_all() {
+    let whole = two_images();
+    let fixture = Fixture::new();
+    let loaded = fixture.load(&whole).unwrap();
+    assert_eq!(loaded.iter().map(|image| image.names.len()).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(fixture.names(), ["one:1", "one:2", "two:1"]);
+
+    // The second one's layer is not whole, or not what its config says.
+    let content = whole.iter().rposition(|byte| *byte != 0).unwrap();
+    refused(&whole[..content], "");
+    let mut other = whole.clone();
+    other[content] ^= 1;
+    refused(&other, "expected sha256:");
+
+    // Both are whole, and the second one cannot be published.
+    let fixture = Fixture::new();
+    let (before, _) = fixture.image("before", Some("one:1"));
+    let database = rusqlite::Connection::open(fixture.path("store/kiln.db")).unwrap();
+    let full = "CREATE TRIGGER full BEFORE INSERT ON images WHEN (SELECT count(*) FROM images) > 1 \
+                BEGIN SELECT RAISE(ABORT, 'full'); END";
+    database.execute_batch(full).unwrap();
+    let message = told(&fixture.load(&whole).unwrap_err());
+    assert!(message.contains("full"), "{message}");
+    assert_eq!(fixture.names(), ["one:1"]);
+    assert_eq!(fixture.store.resolve("one:1").unwrap(), before);
+    let checked = fixture.store.check().unwrap();
+    assert_eq!((checked.images, checked.layers, checked.faults, checked.garbage), (1, 1, vec![], vec![]));
+    database.execute_batch("DROP TRIGGER full").unwrap();
+    let loaded = fixture.load(&whole).unwrap();
+    assert_eq!(loaded[0].moved, [("one:1".parse().unwrap(), before)]);
+    assert_eq!(fixture.names(), ["one:1", "one:2", "two:1"]);
+}
+
+#[test]
+fn an_image_with_two_manifests_stands_in_the_layout_once() {
+    let fixture = Fixture::new();
+    let id = fixture.load(&oci(|_| {}).0).unwrap()[0].id;
+    let noted = oci(|manifest| manifest["annotations"] = json!({ "a": "b" })).0;
+    assert_eq!(fixture.load(&noted).unwrap()[0].id, id);
+    let layout = fs_err::read_to_string(fixture.path("store/index.json")).unwrap();
+    assert_eq!(layout.matches("docker.io/library/app:1").count(), 1, "{layout}");
+    // It can be asked for by either.
+    for (_, [manifest, ..]) in [oci(|_| {}), oci(|manifest| manifest["annotations"] = json!({ "a": "b" }))] {
+        let name = format!("app@{}", Digest::of(&manifest));
+        assert_eq!(fixture.store.resolve(&name).unwrap(), id);
+    }
+}
+
 #[test]
 fn an_image_keeps_its_bytes_through_load_and_save() {
     let fixture = Fixture::new();
