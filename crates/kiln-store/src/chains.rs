@@ -1,8 +1,9 @@
 //! Stacks of layers by chain ID.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use kiln_oci::{ChainId, DiffId};
+use kiln_oci::{ChainId, DiffId, Digest};
 use rusqlite::{Connection, params};
 
 use crate::Store;
@@ -97,13 +98,46 @@ pub(crate) fn insert_link(t: &Connection, parent: ChainId, layer: DiffId) -> Res
     Ok(())
 }
 
+/// Parent and topmost layer of each chain.
+pub(crate) type Links = HashMap<Digest, (Digest, Digest)>;
+
+/// All chains.
+pub(crate) fn links(t: &Connection) -> Result<Links> {
+    let rows = all(t, "SELECT chain_id, parent, diff_id FROM chains", [], |row| {
+        Ok((digest(row, 0)?, (digest(row, 1)?, digest(row, 2)?)))
+    })?;
+    Ok(rows.into_iter().collect())
+}
+
+/// Forgets the chains of `links` that no image, no record and no lease reaches. Those of records stay without their
+/// layers, so that what stood on them still hits.
+pub(crate) fn prune(t: &Connection, links: &Links) -> Result<()> {
+    let list = |sql: &str| all(t, sql, [], |row| digest(row, 0));
+    let leased: HashSet<Digest> =
+        list("SELECT digest FROM lease_roots WHERE kind = 'layer'")?.into_iter().collect();
+    let mut reached = HashSet::new();
+    let roots = list("SELECT chain_id FROM images UNION SELECT result FROM records")?;
+    let in_use = links.iter().filter(|(_, (_, layer))| leased.contains(layer)).map(|(chain, _)| *chain);
+    for root in roots.into_iter().chain(in_use) {
+        let mut at = root;
+        while let Some((parent, _)) = links.get(&at)
+            && reached.insert(at)
+        {
+            at = *parent;
+        }
+    }
+    for chain in links.keys().filter(|chain| !reached.contains(*chain)) {
+        execute(t, "DELETE FROM chains WHERE chain_id = ?1", [chain.as_bytes()])?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::database::Durability;
     use crate::error::Error;
     use crate::store::Ownership;
-    use kiln_oci::Digest;
 
     /// A lease that thinks it has what it has not would let the collector take layers that are in use.
     #[test]

@@ -273,3 +273,70 @@ fn an_index_that_cannot_be_used_is_not_a_missing_one() {
     fs_err::create_dir(&path).unwrap();
     refused(index().unwrap_err());
 }
+
+/// Rows that a query counts.
+fn count(fixture: &Fixture, table: &str) -> i64 {
+    let database = rusqlite::Connection::open(fixture.path("store/kiln.db")).unwrap();
+    database.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+}
+
+#[test]
+fn chains_go_when_nothing_reaches_them() {
+    let fixture = Fixture::new();
+    let (key, layer) = fixture.cached("cached");
+    let (_, in_use) = fixture.image("in use", Some("used:1"));
+    let (_, idle) = fixture.image("idle", Some("idle:1"));
+    let lease = fixture.store.lease("test").unwrap();
+    lease.keep(Leased::Layer(in_use)).unwrap();
+    fixture.collect(ImagesToRemove::All);
+    let again = Store::open(fixture.store.root(), fixture.store.ownership()).unwrap();
+    let known = |layer: DiffId| again.chain_layers(ChainId::of(&[layer])).unwrap().is_some();
+    // The data of the cached layer is gone, and its record still tells what it was.
+    assert!(!fixture.has(layer) && fixture.has(in_use) && !fixture.has(idle));
+    let found = fixture.store.cached(&key, &lease).unwrap().unwrap();
+    assert!(!found.present && found.result == ChainId::of(&[layer]));
+    assert!(known(layer) && known(in_use) && !known(idle));
+    drop(lease);
+    fixture.collect(ImagesToRemove::All);
+    assert_eq!(count(&fixture, "chains"), 1);
+    fixture.store.collect(&Collection { cache: CacheToRemove::All, ..Collection::default() }).unwrap();
+    assert_eq!(count(&fixture, "chains"), 0);
+}
+
+/// A store that sees new images and new steps for ever does not grow for ever.
+#[test]
+fn records_have_a_most() {
+    let fixture = Fixture::new();
+    let database = rusqlite::Connection::open(fixture.path("store/kiln.db")).unwrap();
+    let add = |from: i64, to: i64| {
+        let numbers = "WITH n(i) AS (SELECT ?1 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < ?2)";
+        for insert in [
+            "INSERT INTO operations SELECT unhex(printf('%064x', i)), 'copy', x'7b7d' FROM n",
+            "INSERT INTO records SELECT unhex(printf('%064x', i)), unhex(printf('%064x', i)), \
+             unhex(printf('%064x', i)), NULL, 0, 0, 0, i, '' FROM n",
+            "INSERT INTO record_inputs SELECT unhex(printf('%064x', i)), 0, 'root', '', zeroblob(32) FROM n",
+            "INSERT INTO chains SELECT unhex(printf('%064x', i)), zeroblob(32), zeroblob(32) FROM n",
+        ] {
+            database.execute(&format!("{numbers} {insert}"), [from, to]).unwrap();
+        }
+    };
+    let counts = || ["operations", "records", "record_inputs", "chains"].map(|table| count(&fixture, table));
+    add(1, 20_001);
+    fixture.store.collect_if_needed().unwrap();
+    assert_eq!(counts(), [20_000; 4]);
+    add(20_001, 20_002);
+    fixture.store.collect_if_needed().unwrap();
+    assert_eq!(counts(), [18_000; 4]);
+    // Those that were used longest ago went, and a use is noted.
+    let key = |number: u16| {
+        let mut key = [0; 32];
+        key[30..].copy_from_slice(&number.to_be_bytes());
+        Digest::from_bytes(key)
+    };
+    let lease = fixture.store.lease("test").unwrap();
+    let found = |number| fixture.store.cached(&key(number), &lease).unwrap().is_some();
+    assert!(!found(2001) && found(2002) && found(20_001));
+    add(30_000, 32_001);
+    fixture.store.collect_if_needed().unwrap();
+    assert!(found(2002) && !found(2003));
+}
