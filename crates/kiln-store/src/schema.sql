@@ -83,7 +83,8 @@ CREATE TABLE manifests (
   bytes      BLOB NOT NULL,
   image      BLOB NOT NULL REFERENCES images (id) ON DELETE CASCADE
 ) WITHOUT ROWID;
-CREATE INDEX manifests_image ON manifests (image);
+-- Rows of this table are large: what the layout tells is read from the index.
+CREATE INDEX manifests_image ON manifests (image, media_type);
 
 -- Names.
 CREATE TABLE tags (
