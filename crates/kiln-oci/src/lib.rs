@@ -11,6 +11,7 @@ mod blobs;
 mod config;
 mod digest;
 mod manifest;
+mod members;
 mod platform;
 mod reference;
 mod users;

@@ -116,6 +116,9 @@ pub enum Error {
     /// A reference.
     #[error(transparent)]
     Reference(#[from] ReferenceError),
+    /// The caller asked to give up.
+    #[error("interrupted")]
+    Stopped,
     /// The output could not be written.
     #[error("cannot write {what}")]
     Output {

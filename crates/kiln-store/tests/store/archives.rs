@@ -2,7 +2,7 @@
 
 use kiln_layer::Compression;
 use kiln_oci::{Digest, ImageId};
-use kiln_store::ArchiveForm;
+use kiln_store::{ArchiveForm, Error, Saving};
 use serde_json::json;
 
 use crate::fixture::{Fixture, archive, config, docker, layer, oci, told};
@@ -204,7 +204,8 @@ fn an_image_keeps_its_bytes_through_load_and_save() {
     let lease = fixture.store.lease("test").unwrap();
     let save = |form| {
         let path = fixture.path("out.tar");
-        fixture.store.save_to_file(&lease, &images, form, Compression::Plain, &path).unwrap();
+        let how = Saving { compression: Compression::Plain, stopped: &|| false };
+        fixture.store.save_to_file(&lease, &images, form, &how, &path).unwrap();
         fs_err::read(path).unwrap()
     };
     let saved = save(ArchiveForm::Docker);
@@ -215,4 +216,47 @@ fn an_image_keeps_its_bytes_through_load_and_save() {
     for archive in [saved, save(ArchiveForm::Oci)] {
         assert_eq!(Fixture::new().load(&archive).unwrap()[0].id, id);
     }
+}
+
+/// Nothing is left where an image was to be saved: the directory's only names are those from before.
+#[test]
+fn saving_that_is_stopped_leaves_nothing() {
+    let fixture = Fixture::new();
+    // As root, a layer that is made again from its files; a loaded one that is a blob.
+    fixture.image(&"x".repeat(100_000), Some("made:1"));
+    fixture.load(&oci(|_| {}).0).unwrap();
+    let images = fixture.store.images_to_save(&["made:1".to_owned(), "app:1".to_owned()]).unwrap();
+    let lease = fixture.store.lease("test").unwrap();
+    let out = fixture.path("out");
+    fs_err::create_dir(&out).unwrap();
+    fs_err::write(out.join("old.tar"), b"old").unwrap();
+    for compression in [Compression::Plain, Compression::Gzip] {
+        for most in [0, 1, 1000] {
+            let asked = std::sync::atomic::AtomicU32::new(0);
+            let stopped = || asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) >= most;
+            let how = Saving { compression, stopped: &stopped };
+            let form = ArchiveForm::Docker;
+            let to_file = fixture.store.save_to_file(&lease, &images, form, &how, &out.join("old.tar"));
+            asked.store(0, std::sync::atomic::Ordering::Relaxed);
+            let to_directory = fixture.store.save_to_directory(&lease, &images, &how, &out.join("dir"));
+            let left = fs_err::read_dir(&out).unwrap().count();
+            match (to_file, to_directory) {
+                (Err(Error::Stopped), Err(Error::Stopped)) => {
+                    assert_eq!((left, fs_err::read(out.join("old.tar")).unwrap()), (1, b"old".to_vec()));
+                }
+                // Both were finished before they had asked that often.
+                (Ok(()), Ok(())) => {
+                    assert!(left == 2 && most == 1000);
+                    fs_err::write(out.join("old.tar"), b"old").unwrap();
+                    fs_err::remove_dir_all(out.join("dir")).unwrap();
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    let how = Saving { compression: Compression::Plain, stopped: &|| false };
+    fixture.store.save_to_directory(&lease, &images, &how, &out.join("new")).unwrap();
+    fixture.store.save_to_file(&lease, &images, ArchiveForm::Docker, &how, &out.join("old.tar")).unwrap();
+    assert_eq!(Fixture::new().load_from(&out.join("new")).unwrap().len(), 2);
+    assert_eq!(Fixture::new().load_from(&out.join("old.tar")).unwrap().len(), 2);
 }
