@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::members::{self, Shape};
+use crate::members::{Shape, check_members};
 use crate::{ChainId, DiffId, DocumentError, Platform};
 
 const DOCUMENT: &str = "image config";
@@ -247,7 +247,7 @@ impl ImageConfig {
     /// image.
     pub fn parse(bytes: &[u8]) -> Result<Self, crate::DocumentError> {
         let config: Self = crate::manifest::parse_document(DOCUMENT, bytes)?;
-        members::check(DOCUMENT, &SHAPE, bytes)?;
+        check_members(DOCUMENT, &SHAPE, bytes)?;
         let invalid = |reason| DocumentError::Invalid { document: DOCUMENT, reason };
         if config.rootfs.kind != "layers" {
             return Err(invalid(format!("rootfs.type is {:?}, expected \"layers\"", config.rootfs.kind)));

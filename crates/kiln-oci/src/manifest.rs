@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::members::{self, Shape};
+use crate::members::{Shape, check_members};
 use crate::{Digest, Platform};
 
 /// The largest manifest, index or config that is read: 4 MiB, as registries allow.
@@ -211,7 +211,7 @@ const DOCUMENT: Shape = Shape::Object(&[
 
 fn members(document: &'static str, bytes: &[u8]) -> Result<Members, DocumentError> {
     let map: BTreeMap<String, serde::de::IgnoredAny> = parse_document(document, bytes)?;
-    members::check(document, &DOCUMENT, bytes)?;
+    check_members(document, &DOCUMENT, bytes)?;
     Ok(Members {
         manifests: map.contains_key("manifests"),
         layers_or_config: map.contains_key("layers") || map.contains_key("config"),

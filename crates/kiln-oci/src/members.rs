@@ -12,7 +12,8 @@ use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Seq
 use crate::DocumentError;
 
 /// What is expected at a place in a document.
-pub(crate) enum Shape {
+#[derive(Debug)]
+pub enum Shape {
     /// Anything.
     Any,
     /// An object whose members' names are data, such as labels.
@@ -23,8 +24,9 @@ pub(crate) enum Shape {
     List(&'static Shape),
 }
 
-/// Refuses a document in which a member stands twice, or differs from a known one only by case.
-pub(crate) fn check(document: &'static str, shape: &Shape, bytes: &[u8]) -> Result<(), DocumentError> {
+/// Refuses a document in which a member stands twice, or differs from a known one only by case. It says nothing of the
+/// types of values.
+pub fn check_members(document: &'static str, shape: &Shape, bytes: &[u8]) -> Result<(), DocumentError> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     shape.deserialize(&mut reader).map_err(|source| DocumentError::Json { document, source })
 }

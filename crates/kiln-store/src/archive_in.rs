@@ -11,7 +11,7 @@ use kiln_layer::archive::{Archive, Entry, EntryType};
 use kiln_layer::{Compression, Options};
 use kiln_oci::{
     ChainId, Descriptor, DiffId, Digest, Document, ImageConfig, ImageId, MAX_DOCUMENT_SIZE, Manifest,
-    Platform, Reference, media_type,
+    Platform, Reference, Shape, check_members, media_type,
 };
 use kiln_sys::root::{Directory, Root};
 use serde::Deserialize;
@@ -81,6 +81,10 @@ enum Member {
     File { offset: u64, size: u64 },
     Link(String),
 }
+
+/// `manifest.json` of docker archives.
+const DOCKER_MANIFEST: Shape =
+    Shape::List(&Shape::Object(&[("Config", Shape::Any), ("RepoTags", Shape::Any), ("Layers", Shape::Any)]));
 
 #[derive(Deserialize)]
 struct DockerImage {
@@ -340,6 +344,7 @@ struct LayerSource {
 
 fn docker_images(members: &Members) -> Result<Vec<FoundImage>> {
     let bytes = members.document("manifest.json")?;
+    check_members("manifest.json", &DOCKER_MANIFEST, &bytes)?;
     let images: Vec<DockerImage> = serde_json::from_slice(&bytes)
         .map_err(|error| Error::archive(members.name(), format!("manifest.json cannot be read: {error}")))?;
     let mut found = Vec::new();

@@ -5,7 +5,7 @@ use kiln_oci::{Digest, ImageId};
 use kiln_store::{ArchiveForm, Error, Saving};
 use serde_json::json;
 
-use crate::fixture::{Fixture, archive, config, docker, layer, oci, told};
+use crate::fixture::{Fixture, archive, blob, config, config_with, docker, layer, layout_index, oci, told};
 
 fn docker_archive() -> Vec<u8> {
     let (one, two) = (layer("one"), layer("two"));
@@ -95,6 +95,85 @@ fn hostile_documents_are_refused() {
     refused(&oci(|manifest| manifest["manifests"] = json!([])).0, "both manifests and layers or config");
     refused(&oci(|manifest| manifest["Layers"] = json!([])).0, "differs from a known one only by case");
     refused(&oci(|manifest| manifest["layers"] = json!([])).0, "has 0 layers, its config 1");
+}
+
+/// What one reader would check and another one use.
+#[test]
+fn ambiguous_documents_are_refused() {
+    let one = layer("one");
+    let good = config_with(&[&one], &json!({ "Labels": { "a": "1", "A": "2" }, "Hostname": "x" }));
+    let with = |manifest: &str, config: &[u8]| {
+        let members = [
+            ("manifest.json", Ok(manifest.into())),
+            ("c.json", Ok(config.to_vec())),
+            ("l.tar", Ok(one.clone())),
+        ];
+        archive(&members)
+    };
+    let manifest = r#"[{"Config":"c.json","RepoTags":["app:1"],"Layers":["l.tar"],"Parent":"x"}]"#;
+    loaded(&with(manifest, &good), 1);
+    let text = String::from_utf8(good.clone()).unwrap();
+    for (from, to, expect) in [
+        ("\"a\":\"1\"", "\"A\":\"1\"", "stands twice"),
+        ("\"Hostname\":\"x\"", "\"user\":\"1000\"", "only by case"),
+        ("\"os\":", "\"OS\":\"x\",\"os\":", "only by case"),
+        ("\"os\":", "\"os\":\"x\",\"os\":", "duplicate field"),
+        ("\"rootfs\":", "\"RootFS\":{\"diff_ids\":[]},\"rootfs\":", "only by case"),
+    ] {
+        assert!(text.contains(from), "{text}");
+        refused(&with(manifest, text.replacen(from, to, 1).as_bytes()), expect);
+    }
+    refused(&with(&manifest.replace("Parent", "layers"), &good), "only by case");
+    refused(&with(&manifest.replace("Parent", "Config"), &good), "stands twice");
+}
+
+#[test]
+fn configs_are_bounded() {
+    let one = layer("one");
+    let with = |count: usize| {
+        let env: Vec<String> = (0..count).map(|number| format!("V{number}=1")).collect();
+        let members = [
+            ("manifest.json", docker("c.json", &["l.tar"])),
+            ("c.json", Ok(config_with(&[&one], &json!({ "Env": env })))),
+            ("l.tar", Ok(one.clone())),
+        ];
+        archive(&members)
+    };
+    loaded(&with(10_000), 1);
+    refused(&with(10_001), "it has 10001 environment variables; at most 10000 are read");
+    let mut large = config(&[]);
+    large.resize((4 << 20) + 1, b' ');
+    refused(
+        &archive(&[("manifest.json", docker("c.json", &[])), ("c.json", Ok(large))]),
+        "has 4194305 bytes",
+    );
+}
+
+/// Layouts of Docker's official images hold blobs that are links to files beside them.
+#[test]
+fn links_in_a_layout_stay_in_it() {
+    let (_, [manifest, config, layer]) = oci(|_| {});
+    let make = |target: &str| {
+        let fixture = Fixture::new();
+        let layout = fixture.path("layout");
+        fs_err::create_dir_all(layout.join("blobs/sha256")).unwrap();
+        fs_err::write(layout.join("index.json"), layout_index(&manifest)).unwrap();
+        fs_err::write(layout.join("rootfs.tar"), &layer).unwrap();
+        fs_err::write(fixture.path("outside.tar"), &layer).unwrap();
+        for document in [&manifest, &config] {
+            fs_err::write(layout.join(blob(document)), document).unwrap();
+        }
+        fs_err::os::unix::fs::symlink(target, layout.join(blob(&layer))).unwrap();
+        let names = fixture.load_from(&layout).map(|_| fixture.names());
+        let checked = fixture.store.check().unwrap();
+        assert_eq!((checked.faults, checked.garbage), (vec![], vec![]));
+        names
+    };
+    assert_eq!(make("../../rootfs.tar").unwrap(), ["app:1"]);
+    assert_eq!(make("/rootfs.tar").unwrap(), ["app:1"]);
+    for outside in ["../../../outside.tar", "/etc/hostname", "../../missing"] {
+        assert!(told(&make(outside).unwrap_err()).contains("is named but not in it"));
+    }
 }
 
 /// A small archive that names the same image so often that its documents would fill the memory.
