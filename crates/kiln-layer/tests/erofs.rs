@@ -63,7 +63,13 @@ fn mount(image: &Path, data: &Path) -> Option<OwnedFd> {
 
 #[test]
 fn experiment() {
-    let tar = Tar::new().dir("", 0o755).dir("d", 0o700).file("d/f", b"hello").symlink("d/f", "l").link("d/f", "h").end();
+    let tar = Tar::new()
+        .dir("", 0o755)
+        .dir("d", 0o700)
+        .file("d/f", b"hello")
+        .symlink("d/f", "l")
+        .link("d/f", "h")
+        .end();
     let Some(both) = Both::of(&tar) else { return };
     assert_eq!(describe(&both.mounted()), describe(&both.unpacked()));
     let _ = Header::default();

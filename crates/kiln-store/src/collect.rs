@@ -4,7 +4,7 @@
 //! again whether a row has come back. A kill in between leaves files without rows, which the next collection
 //! removes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::path::Path;
 
 use kiln_oci::{DiffId, Digest, ImageId, Reference};
@@ -13,6 +13,7 @@ use rusqlite::Connection;
 use rustix::fs::FallocateFlags;
 
 use crate::Store;
+use crate::chains::Links;
 use crate::database::{Durability, all, digest, execute};
 use crate::error::{Error, Result};
 use crate::layers::OVERLAY;
@@ -121,6 +122,7 @@ impl Store {
                 execute(t, "DELETE FROM records", [])?;
                 execute(t, "DELETE FROM operations", [])?;
             }
+            crate::records::trim(t)?;
             let doomed = doom(t, collection)?;
             let of_image = |layer: &DiffId| layers.contains(&layer.0);
             (collected.image_layers, collected.cache_layers) =
@@ -161,10 +163,10 @@ impl Store {
     }
 
     /// Trims the build cache to nine tenths of [`Store::cache_cap`] if it has outgrown that: the layers that were used
-    /// longest ago go first. One query if it has not.
+    /// longest ago go first. So do records, of which there is a most, too. Two queries if it has not.
     pub fn collect_if_needed(&self) -> Result<Collected> {
         let cap = self.cache_cap()?;
-        if self.cache_bytes()? <= cap {
+        if self.cache_bytes()? <= cap && !crate::records::are_too_many(&self.database.lock())? {
             return Ok(Collected::default());
         }
         // Some room is left, so that not every build that follows has to trim again.
@@ -380,15 +382,9 @@ fn free_layers(t: &Connection) -> Result<Vec<FreeLayer>> {
 }
 
 /// Layers that the build cache needs: those of all chains that a record has as its result and that are there.
-fn cached_layers(t: &Connection) -> Result<HashSet<Digest>> {
+fn cached_layers(t: &Connection, links: &Links) -> Result<HashSet<Digest>> {
     let present: HashSet<Digest> =
         all(t, "SELECT diff_id FROM layers", [], |row| digest(row, 0))?.into_iter().collect();
-    let links: HashMap<Digest, (Digest, Digest)> =
-        all(t, "SELECT chain_id, parent, diff_id FROM chains", [], |row| {
-            Ok((digest(row, 0)?, (digest(row, 1)?, digest(row, 2)?)))
-        })?
-        .into_iter()
-        .collect();
     let results = all(t, "SELECT DISTINCT result FROM records", [], |row| digest(row, 0))?;
     let mut needed = HashSet::new();
     for result in results {
@@ -408,7 +404,8 @@ fn cached_layers(t: &Connection) -> Result<HashSet<Digest>> {
 /// Deletes the rows of what goes.
 fn doom(t: &Connection, collection: &Collection<'_>) -> Result<Doomed> {
     let mut doomed = Doomed::default();
-    let cached = cached_layers(t)?;
+    let links = crate::chains::links(t)?;
+    let cached = cached_layers(t, &links)?;
     let keep = collection.cache.kept_bytes();
     let mut kept: u64 = 0;
     for layer in free_layers(t)? {
@@ -422,6 +419,7 @@ fn doom(t: &Connection, collection: &Collection<'_>) -> Result<Doomed> {
         doom_layer(t, &layer, &mut doomed)?;
     }
     doom_blobs(t, &mut doomed)?;
+    crate::chains::prune(t, &links)?;
     Ok(doomed)
 }
 

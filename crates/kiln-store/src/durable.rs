@@ -90,11 +90,10 @@ impl Store {
 
     fn unsynced_layer(&self, layer: DiffId, unsynced: &mut Unsynced) -> Result<()> {
         let key = layer.0.as_bytes();
-        let Some((boot, entries)) = self.database.one(
-            "SELECT boot, entries FROM layers WHERE diff_id = ?1",
-            [key],
-            |row| Ok((row.get::<_, Option<String>>(0)?, row.get::<_, u32>(1)? as usize)),
-        )?
+        let Some((boot, entries)) =
+            self.database.one("SELECT boot, entries FROM layers WHERE diff_id = ?1", [key], |row| {
+                Ok((row.get::<_, Option<String>>(0)?, row.get::<_, u32>(1)? as usize))
+            })?
         else {
             return Ok(());
         };
@@ -140,4 +139,84 @@ impl Store {
 
 fn bytes(digest: &Digest) -> Value {
     Value::Blob(digest.as_bytes().to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_layer::{LayerWriter, Metadata, Outputs, RootView, Source};
+    use kiln_oci::{ChainId, ImageConfig, Platform};
+
+    use super::*;
+    use crate::layers::{NewBlob, NewLayer};
+    use crate::lease::Lease;
+    use crate::store::Ownership;
+
+    /// Publishes a layer of one file as a snapshot, with or without a blob, and an image of it.
+    fn publish(store: &Store, lease: &Lease, text: &str, with_blob: bool) -> DiffId {
+        let mut writer = LayerWriter::new();
+        let metadata = Metadata { size: text.len() as u64, ..Metadata::new(Kind::Regular, 0o644) };
+        writer.add(b"file", metadata, Source::Bytes(text.as_bytes().to_vec())).unwrap();
+        let (path, directory) = (lease.fresh_path("blob"), lease.fresh_path("snapshot"));
+        fs_err::create_dir(&directory).unwrap();
+        let root = Root::open(&directory).unwrap();
+        let mut tar = fs_err::File::create_new(&path).unwrap();
+        let outputs = Outputs { tar: Some(&mut tar), unpack: Some(store.unpacking(&root)) };
+        let written = writer.finish(&RootView::new(Vec::new()), outputs).unwrap();
+        let (layer, size) = (written.diff_id, written.index.tar_size());
+        let blob = with_blob.then(|| NewBlob { path, digest: layer.0, size, compression: "none" });
+        let new = NewLayer { index: written.index, blob, snapshot: Some(directory) };
+        store.publish_layer(lease, ChainId::SCRATCH, new).unwrap();
+        let mut config = ImageConfig::scratch(&Platform::host());
+        config.rootfs.diff_ids = vec![layer];
+        store.publish_image(&config.to_bytes(), &[format!("{text}:1").parse().unwrap()]).unwrap();
+        layer
+    }
+
+    /// Whether the rows of a layer's index, blobs and snapshots are without a mark.
+    fn durable(store: &Store, layer: DiffId) -> [Option<bool>; 3] {
+        [
+            "SELECT boot IS NULL FROM layers WHERE diff_id = ?1",
+            "SELECT boot IS NULL FROM blobs WHERE digest = ?1",
+            "SELECT boot IS NULL FROM snapshots WHERE diff_id = ?1",
+        ]
+        .map(|sql| store.database.one(sql, [layer.0.as_bytes()], |row| row.get(0)).unwrap())
+    }
+
+    #[test]
+    fn one_source_of_each_layer_becomes_durable_and_a_snapshot_is_made_again() {
+        let host = tempfile::tempdir().unwrap();
+        let path = host.path().join("store");
+        let mut store = Store::open(&path, Ownership::SingleId).unwrap();
+        let lease = store.lease("test").unwrap();
+        let with_blob = publish(&store, &lease, "blob", true);
+        assert_eq!(durable(&store, with_blob), [Some(true), Some(true), Some(false)]);
+        let alone = publish(&store, &lease, "alone", false);
+        assert_eq!(durable(&store, alone), [Some(true), None, Some(true)]);
+
+        // After a power cut the one is dropped and made again, the other is trusted.
+        let before = store.find_snapshot(ChainId::SCRATCH, with_blob).unwrap().unwrap();
+        let kept = store.find_snapshot(ChainId::SCRATCH, alone).unwrap().unwrap();
+        store.boot = "another boot".to_owned();
+        assert_eq!(store.find_snapshot(ChainId::SCRATCH, with_blob).unwrap(), None);
+        assert_eq!(store.find_snapshot(ChainId::SCRATCH, alone).unwrap(), Some(kept));
+        fs_err::write(before.diff.join("file"), "torn").unwrap();
+        let again = store.snapshots(&lease, &[with_blob]).unwrap().remove(0);
+        assert_eq!(fs_err::read_to_string(again.diff.join("file")).unwrap(), "blob");
+        assert!(store.is_usable(&store.database.lock(), with_blob).unwrap());
+    }
+
+    #[test]
+    fn what_another_boot_wrote_and_nobody_synced_gets_no_name() {
+        let host = tempfile::tempdir().unwrap();
+        let mut store = Store::open(&host.path().join("store"), Ownership::SingleId).unwrap();
+        let lease = store.lease("test").unwrap();
+        let layer = publish(&store, &lease, "one", true);
+        let mark = "UPDATE layers SET boot = 'an earlier boot'";
+        store.database.lock().execute(mark, []).unwrap();
+        store.boot = "this boot".to_owned();
+        let mut config = ImageConfig::scratch(&Platform::host());
+        config.rootfs.diff_ids = vec![layer];
+        let named = store.publish_image(&config.to_bytes(), &["two:1".parse().unwrap()]);
+        assert!(matches!(named, Err(Error::NoLayer(missing)) if missing == layer), "{named:?}");
+    }
 }

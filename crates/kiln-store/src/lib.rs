@@ -28,7 +28,7 @@ mod tar_mounts;
 mod usage;
 
 pub use archive_in::{LoadEvent, LoadedImage, Unpacking, is_layout};
-pub use archive_out::{ArchiveForm, SavedImage};
+pub use archive_out::{ArchiveForm, SavedImage, Saving};
 pub use cache_mounts::{CacheMountSharing, CacheMountUse};
 pub use check::{Checked, Fault};
 pub use collect::{CacheToRemove, Collected, CollectedImage, Collection, ImagesToRemove};

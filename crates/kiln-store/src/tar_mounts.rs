@@ -55,9 +55,14 @@ impl Place {
 impl Store {
     /// Whether this process can mount the tars of layers: as root, on Linux 6.12 or later, with EROFS.
     pub fn mounts_tars(&self) -> bool {
-        *self.mounts_tars.get_or_init(|| {
-            self.ownership() == Ownership::Root && can_mount(self.root()).unwrap_or(false)
-        })
+        *self
+            .mounts_tars
+            .get_or_init(|| self.ownership() == Ownership::Root && can_mount(self.root()).unwrap_or(false))
+    }
+
+    /// From now on layers are always unpacked.
+    pub fn never_mount_tars(&self) {
+        let _ = self.mounts_tars.set(false);
     }
 
     /// The layers of a stack, from the bottom to the top, where they can be used: unpacked, or in their tars. What is
@@ -70,7 +75,9 @@ impl Store {
                 Some(snapshot) => Place::Snapshot(snapshot),
                 None => match self.tar_mount(lease, *layer)? {
                     Some(tar) => Place::Tar(tar),
-                    None => Place::Snapshot(self.make_snapshot(lease, &layers[..position], parent, *layer)?),
+                    None => {
+                        Place::Snapshot(self.make_snapshot(lease, &layers[..position], parent, *layer)?)
+                    }
                 },
             };
             places.push(place);

@@ -37,7 +37,8 @@ pub struct TarMount {
 impl TarMount {
     /// Mounts it. The mount namespace must be private to the caller, with whom the mount goes.
     fn mount(&self) -> Result<(), FilesystemRefused> {
-        let failed = |source| FilesystemRefused { filesystem: "erofs".to_owned(), log: String::new(), source };
+        let failed =
+            |source| FilesystemRefused { filesystem: "erofs".to_owned(), log: String::new(), source };
         let metadata = fs_err::File::open(&self.metadata).map_err(failed)?;
         let tar = fs_err::File::open(&self.tar).map_err(failed)?;
         let mounted = crate::erofs::mount(metadata.as_fd(), tar.as_fd()).map_err(|error| match error {
@@ -369,7 +370,8 @@ mod tests {
 
     #[test]
     fn refusals_name_the_reason() {
-        let none = Overlay { tars: Vec::new(), lowers: Vec::new(), upper: None, userxattr: false, volatile: false };
+        let none =
+            Overlay { tars: Vec::new(), lowers: Vec::new(), upper: None, userxattr: false, volatile: false };
         assert!(none.mount(Attributes::default()).expect_err("no lower").to_string().contains("lower"));
         in_own_namespace(|holder| {
             let mut overlay = overlay(holder, 2);

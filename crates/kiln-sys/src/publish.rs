@@ -7,7 +7,7 @@ use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use crate::root::{Directory, FileError};
@@ -77,6 +77,78 @@ pub fn create_temporary(directory: &Directory, mode: u32) -> Result<(String, std
         match directory.create_file(&name, mode) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             result => return result.map(|file| (name, file)),
+        }
+    }
+}
+
+/// A file that has no name until it is complete: whatever ends the process before, nothing of it stays. Where the file
+/// system cannot do that it has a temporary name, which goes when this is dropped.
+#[derive(Debug)]
+pub struct Unnamed<'a> {
+    directory: &'a Directory,
+    temporary: Option<String>,
+    file: std::fs::File,
+}
+
+impl<'a> Unnamed<'a> {
+    /// Makes a file in `directory`, to be written.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn create(directory: &'a Directory, mode: u32) -> Result<Self> {
+        let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+        match rustix::fs::openat(directory, c".", flags, Mode::from_raw_mode(mode)) {
+            Ok(file) => Ok(Self { directory, temporary: None, file: file.into() }),
+            // What file systems and kernels answer that do not know it.
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {
+                let (name, file) = create_temporary(directory, mode)?;
+                Ok(Self { directory, temporary: Some(name), file })
+            }
+            Err(error) => Err(FileError::new("make a file in", directory.name(), error)),
+        }
+    }
+
+    /// Its bytes.
+    pub fn file(&mut self) -> &mut std::fs::File {
+        &mut self.file
+    }
+
+    /// Gives it a name, replacing what had it.
+    ///
+    /// # Errors
+    /// When the kernel refuses; what had the name stays.
+    pub fn rename_over(mut self, name: &OsStr) -> Result<()> {
+        if self.temporary.is_none() {
+            // A link never replaces anything: where the name is taken, the file gets another one first.
+            match self.link(name) {
+                Err(Errno::EXIST) => {}
+                linked => {
+                    let path = self.directory.name().join(name);
+                    return linked.map_err(|error| FileError::new("publish", path, error));
+                }
+            }
+            let temporary = format!(".tmp-{:016x}", random());
+            self.link(temporary.as_ref())
+                .map_err(|error| FileError::new("make", self.directory.name().join(&temporary), error))?;
+            self.temporary = Some(temporary);
+        }
+        if let Some(temporary) = &self.temporary {
+            rename_over((self.directory, temporary.as_ref()), (self.directory, name))?;
+        }
+        self.temporary = None;
+        Ok(())
+    }
+
+    fn link(&self, name: &OsStr) -> rustix::io::Result<()> {
+        let file = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        rustix::fs::linkat(CWD, file.as_str(), self.directory, name, AtFlags::SYMLINK_FOLLOW)
+    }
+}
+
+impl Drop for Unnamed<'_> {
+    fn drop(&mut self) {
+        if let Some(temporary) = &self.temporary {
+            let _ = self.directory.unlink(temporary);
         }
     }
 }
@@ -204,5 +276,27 @@ mod tests {
         sync_files(directory.as_fd(), &[file]).expect("synced");
         assert_eq!(count(), before, "nothing is left behind");
         assert_eq!(boot_id().expect("read").len(), 36);
+    }
+
+    #[test]
+    fn a_file_without_a_name_gets_one_when_it_is_complete() {
+        let host = tempfile::tempdir().expect("a temporary directory");
+        let directory = Directory::open(host.path()).expect("opened");
+        let names = || fs_err::read_dir(host.path()).expect("listed").count();
+        let mut given_up = Unnamed::create(&directory, 0o600).expect("created");
+        given_up.file().write_all(b"half").expect("written");
+        drop(given_up);
+        assert_eq!(names(), 0);
+        for text in ["one", "two"] {
+            let mut file = Unnamed::create(&directory, 0o640).expect("created");
+            file.file().write_all(text.as_bytes()).expect("written");
+            file.rename_over("x".as_ref()).expect("named");
+            assert_eq!(fs_err::read_to_string(host.path().join("x")).expect("read"), text);
+            assert_eq!(names(), 1);
+        }
+        directory.make_directory("d", 0o755).expect("made");
+        let file = Unnamed::create(&directory, 0o600).expect("created");
+        file.rename_over("d".as_ref()).expect_err("a directory is not replaced");
+        assert_eq!(names(), 2);
     }
 }
