@@ -341,8 +341,7 @@ impl<'a> Image<'a> {
         for at in std::mem::take(&mut self.relative) {
             inode::move_first_block(&mut self.inodes[at..], first as u32);
         }
-        let mut put =
-            |at: usize, value: &[u8]| self.inodes[at..at + value.len()].copy_from_slice(value);
+        let mut put = |at: usize, value: &[u8]| self.inodes[at..at + value.len()].copy_from_slice(value);
         let superblock = SUPERBLOCK;
         put(superblock, &MAGIC.to_le_bytes());
         put(superblock + 8, &FEATURE_TIMES.to_le_bytes());

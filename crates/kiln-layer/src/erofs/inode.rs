@@ -178,7 +178,8 @@ impl Attributes {
     }
 
     fn add(&mut self, namespace: u8, name: &[u8], value: &[u8]) -> Result<()> {
-        let (Ok(name_length @ 1..), Ok(value_length)) = (u8::try_from(name.len()), u16::try_from(value.len()))
+        let (Ok(name_length @ 1..), Ok(value_length)) =
+            (u8::try_from(name.len()), u16::try_from(value.len()))
         else {
             return Err(Unmountable::Attribute.into());
         };

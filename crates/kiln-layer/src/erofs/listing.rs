@@ -35,7 +35,9 @@ impl<'a> Listing<'a> {
 
     fn add_dots(&mut self, before: Option<&[u8]>) {
         for dot in 0..self.dots.len() {
-            if let Some((name, nid)) = self.dots[dot].take_if(|dot| before.is_none_or(|before| dot.0 < before)) {
+            if let Some((name, nid)) =
+                self.dots[dot].take_if(|dot| before.is_none_or(|before| dot.0 < before))
+            {
                 self.push(name, nid, DIRECTORY);
             }
         }
@@ -92,8 +94,10 @@ mod tests {
         let number = |bytes: &[u8], at: usize| usize::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
         let block = |block: &[u8]| {
             let count = number(block, 8) / ENTRY;
-            let start = |entry: usize| if entry < count { number(block, entry * ENTRY + 8) } else { block.len() };
-            let name = |entry| String::from_utf8(block[start(entry)..start(entry + 1)].to_vec()).expect("text");
+            let start =
+                |entry: usize| if entry < count { number(block, entry * ENTRY + 8) } else { block.len() };
+            let name =
+                |entry| String::from_utf8(block[start(entry)..start(entry + 1)].to_vec()).expect("text");
             (0..count).map(|entry| name(entry).trim_end_matches('\0').to_owned()).collect()
         };
         blocks[..size].chunks(BLOCK).map(block).collect()
