@@ -313,7 +313,9 @@ fn bind(
         }
     };
     let userxattr = engine.store.ownership() != Ownership::Root;
-    Ok(MountKind::Overlay { overlay: Overlay { lowers, upper, userxattr, volatile: true } })
+    Ok(MountKind::Overlay {
+        overlay: Overlay { lowers, images: Vec::new(), upper, userxattr, volatile: true },
+    })
 }
 
 fn bind_file(path: PathBuf, access: Access) -> MountKind {

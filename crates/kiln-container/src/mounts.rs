@@ -79,7 +79,9 @@ fn anonymous(origin: &Origin<'_>, target: &Path) -> Result<MountKind> {
     }
     let upper = Upper { upper, work: fresh_directory(origin.lease, "work")? };
     let userxattr = origin.store.ownership() != Ownership::Root;
-    Ok(MountKind::Overlay { overlay: Overlay { lowers, upper: Some(upper), userxattr, volatile: true } })
+    Ok(MountKind::Overlay {
+        overlay: Overlay { lowers, images: Vec::new(), upper: Some(upper), userxattr, volatile: true },
+    })
 }
 
 fn fresh_directory(lease: &Lease, name: &str) -> Result<PathBuf> {

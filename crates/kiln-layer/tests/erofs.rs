@@ -6,13 +6,14 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use kiln_layer::erofs::Unmountable;
 use kiln_layer::{Error, Whiteouts};
 use kiln_sys::erofs::MountError;
 use kiln_sys::mount::Attributes;
-use kiln_sys::overlay::{Overlay, Upper};
+use kiln_sys::overlay::{Image, Overlay, Upper};
 use kiln_sys::root::{Directory, Root, Time};
 use proptest::prelude::*;
 use rustix::fs::FileType;
@@ -50,6 +51,12 @@ impl Both {
 
     fn unpacked(&self) -> PathBuf {
         self.host.path().join("unpacked")
+    }
+
+    /// For an overlay.
+    fn image(&self) -> Image {
+        let at = |name: &str| self.host.path().join(name);
+        Image { at: at("nowhere"), metadata: at("image"), data: at("tar") }
     }
 
     fn mounted(&self) -> PathBuf {
@@ -305,8 +312,12 @@ fn a_mounted_layer_is_a_lower_of_overlays() {
         .file(".wh.remade", b"");
     let upper = upper.file("remade/new", b"x").dir("opaque", 0o750).file("opaque/.wh..wh..opq", b"");
     let upper = upper.file("new", b"x").dir("d", 0o755).file("d/file513", b"other").dir("./", 0o755);
-    let Some(lower) = Both::of(&lower.end()) else { return };
-    let Some(upper) = Both::of(&upper.end()) else { return };
+    let Some(lower_layer) = Both::of(&lower.end()) else { return };
+    let Some(upper_layer) = Both::of(&upper.end()) else { return };
+    if let Err(error) = lower_layer.image().probe() {
+        support::skipped(&format!("no overlay of images here: {error}"));
+        return;
+    }
     let host = tempfile::tempdir().expect("a temporary directory");
     let merged = |name: &str, lowers: [PathBuf; 2]| {
         let make = |part: &str| {
@@ -319,18 +330,26 @@ fn a_mounted_layer_is_a_lower_of_overlays() {
             path
         };
         let upper = Some(Upper { upper: make("upper"), work: make("work") });
-        let overlay = Overlay { lowers: lowers.into(), upper, userxattr: false, volatile: true };
+        let images = match name {
+            "mounted" => vec![upper_layer.image(), lower_layer.image()],
+            _ => Vec::new(),
+        };
+        let overlay = Overlay { lowers: lowers.into(), images, upper, userxattr: false, volatile: true };
         overlay.mount(Attributes::default()).expect("mounted")
     };
     let path = |mount: &OwnedFd| PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd()));
-    let unpacked = merged("unpacked", [upper.unpacked(), lower.unpacked()]);
-    let mounted = merged("mounted", [upper.mounted(), lower.mounted()]);
+    let unpacked = merged("unpacked", [upper_layer.unpacked(), lower_layer.unpacked()]);
+    let mounted = merged("mounted", [upper_layer.image().at, lower_layer.image().at]);
     let (unpacked, mounted) = (path(&unpacked), path(&mounted));
     let same = |step: &str| {
         assert_eq!(describe(&mounted), describe(&unpacked), "{step}");
         assert_eq!(details(&mounted), details(&unpacked), "{step}");
     };
     same("as they are");
+    let device = |name: &str| fs_err::symlink_metadata(mounted.join(name)).expect(name).dev();
+    for name in ["d", "d/file1", "d/file513", "attributed-link", "fifo"] {
+        assert_eq!(device(name), device(""), "{name} is on the same file system");
+    }
     let found = describe(&mounted);
     assert!(
         found.contains_key("/remade/new") && found.contains_key("/new") && found.contains_key("/d/file512")

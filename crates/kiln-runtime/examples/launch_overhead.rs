@@ -47,6 +47,7 @@ fn once(directory: &Path, lower: &Path, user: &UserNamespace, network: Network, 
     fs_err::create_dir_all(&work).expect("make a work directory");
     let overlay = Overlay {
         lowers: vec![lower.to_owned()],
+        images: Vec::new(),
         upper: Some(Upper { upper, work }),
         userxattr: *user != UserNamespace::None,
         volatile: true,

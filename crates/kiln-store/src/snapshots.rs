@@ -159,7 +159,7 @@ impl Store {
         }
         let upper = Upper { upper: make("upper")?, work: make("work")? };
         let userxattr = self.ownership() != Ownership::Root;
-        let overlay = Overlay { lowers, upper: Some(upper), userxattr, volatile: true };
+        let overlay = Overlay { lowers, images: Vec::new(), upper: Some(upper), userxattr, volatile: true };
         Ok(PreparedRoot { overlay, layers: layers.to_vec() })
     }
 }

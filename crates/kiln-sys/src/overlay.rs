@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags};
 
+use crate::erofs;
 use crate::mount::{self, Attributes, Depth, FilesystemContext, FilesystemRefused};
 
 /// The most lowers that the kernel takes in one overlay (`OVL_MAX_STACK`).
@@ -23,11 +24,51 @@ pub struct Upper {
     pub work: PathBuf,
 }
 
+/// An EROFS image that takes the place of a lower directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// The lower directory; it may be empty or missing.
+    pub at: PathBuf,
+    /// The image.
+    pub metadata: PathBuf,
+    /// The file that holds its files' content.
+    pub data: PathBuf,
+}
+
+impl Image {
+    fn mount(&self) -> Result<OwnedFd, FilesystemRefused> {
+        let open = |path: &Path| {
+            rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())
+                .map_err(|errno| refused(&format!("open {}", path.display()), errno))
+        };
+        let (metadata, data) = (open(&self.metadata)?, open(&self.data)?);
+        erofs::mount(metadata.as_fd(), data.as_fd()).map_err(erofs::MountError::into_refused)
+    }
+
+    /// Tries whether overlays take images from here: mounts this one below a small overlay, detached, and drops it. Linux
+    /// takes detached lowers from 6.15 on, and no overlay whose lowers are stacked on another one already.
+    ///
+    /// # Errors
+    /// The kernel's refusal. It is about this place and kernel, unless the image is damaged.
+    pub fn probe(&self) -> Result<(), FilesystemRefused> {
+        let overlay = Overlay {
+            lowers: vec![self.at.join("1"), self.at.join("2")],
+            images: ["1", "2"].map(|name| Self { at: self.at.join(name), ..self.clone() }).into(),
+            upper: None,
+            userxattr: false,
+            volatile: false,
+        };
+        overlay.mount(Attributes::default()).map(drop)
+    }
+}
+
 /// An overlay of directories.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Overlay {
     /// Lower directories, the topmost first; at least one, at most [`MOST_LOWERS`].
     pub lowers: Vec<PathBuf>,
+    /// What is mounted in place of lowers, for this overlay alone, where no path leads.
+    pub images: Vec<Image>,
     /// Where changes go; without it the overlay is read-only.
     pub upper: Option<Upper>,
     /// Marks are kept in `user.overlay.*` instead of `trusted.overlay.*`: needed in a user namespace (kernel 5.11).
@@ -48,6 +89,22 @@ impl Overlay {
     /// # Errors
     /// The kernel's refusal, with its log. `EINVAL` is what an upper on another overlay gets.
     pub fn mount(&self, attributes: Attributes) -> Result<OwnedFd, FilesystemRefused> {
+        if self.images.is_empty() {
+            return self.mount_directories(attributes);
+        }
+        let mut named = self.clone();
+        let mut mounted = Vec::with_capacity(self.images.len());
+        for image in &self.images {
+            let own = image.mount()?;
+            for lower in named.lowers.iter_mut().filter(|lower| **lower == image.at) {
+                *lower = format!("/proc/self/fd/{}", own.as_raw_fd()).into();
+            }
+            mounted.push(own);
+        }
+        named.mount_directories(attributes)
+    }
+
+    fn mount_directories(&self, attributes: Attributes) -> Result<OwnedFd, FilesystemRefused> {
         match self.lowers.len() {
             0 => return Err(refused("an overlay needs a lower directory", rustix::io::Errno::INVAL)),
             1 if self.upper.is_none() => return self.mount_single(attributes),
@@ -159,7 +216,8 @@ impl Overlay {
             Some(("metacopy", "off")),
             // `nofollow` also ignores redirects that a hostile layer might carry.
             Some(("redirect_dir", "nofollow")),
-            Some(("xino", "off")),
+            // With several file systems below, a tree would seem to cross them at every file (`tar --one-file-system`).
+            Some(("xino", if self.images.is_empty() { "off" } else { "on" })),
             self.userxattr.then_some(("userxattr", "")),
             (self.volatile && writable).then_some(("volatile", "")),
         ]
@@ -181,6 +239,7 @@ impl Overlay {
         let [lower, upper, work] = names.clone();
         let overlay = Self {
             lowers: vec![lower],
+            images: Vec::new(),
             upper: Some(Upper { upper, work: work.clone() }),
             userxattr,
             volatile: false,
@@ -302,7 +361,7 @@ mod tests {
             fs_err::write(lower.join(format!("file{number}")), "").expect("write");
         }
         let upper = Some(Upper { upper: make("upper".to_owned()), work: make("work".to_owned()) });
-        Overlay { lowers, upper, userxattr: false, volatile: true }
+        Overlay { lowers, images: Vec::new(), upper, userxattr: false, volatile: true }
     }
 
     fn entries(mounted: &OwnedFd) -> usize {
@@ -338,7 +397,13 @@ mod tests {
 
     #[test]
     fn refusals_name_the_reason() {
-        let none = Overlay { lowers: Vec::new(), upper: None, userxattr: false, volatile: false };
+        let none = Overlay {
+            lowers: Vec::new(),
+            images: Vec::new(),
+            upper: None,
+            userxattr: false,
+            volatile: false,
+        };
         assert!(none.mount(Attributes::default()).expect_err("no lower").to_string().contains("lower"));
         in_own_namespace(|holder| {
             let mut overlay = overlay(holder, 2);

@@ -140,6 +140,7 @@ fn mounts(fixture: &Fixture) {
     };
     let overlay = kiln_sys::overlay::Overlay {
         lowers: vec![source.clone()],
+        images: Vec::new(),
         upper: None,
         userxattr: false,
         volatile: false,
