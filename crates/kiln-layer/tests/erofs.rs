@@ -223,7 +223,7 @@ fn large_trees_look_as_if_unpacked() {
         tar = tar.pax(&[("path", format!("{path}/f").as_bytes())]).file("x", path.as_bytes());
         path = format!("{path}/{}", level % 7);
     }
-    for directory in 0..300 {
+    for directory in 0..100 {
         tar = tar.dir(&format!("d{directory}"), 0o755);
         for number in 0..directory % 40 {
             let header = format!("d{directory}/{}", "n".repeat(1 + number % 80));
@@ -278,6 +278,18 @@ fn the_mount_keeps_its_files() {
     }
     assert_eq!(fs_err::read(both.mounted().join("f")).expect("read"), b"content");
     fs_err::write(both.mounted().join("f"), b"x").expect_err("read-only");
+}
+
+#[test]
+fn programs_of_a_mounted_layer_run() {
+    let Ok(program) = fs_err::read("/bin/true") else {
+        support::skipped("needs /bin/true");
+        return;
+    };
+    let tar = Tar::new().file("before", b"x").file_mode("true", &program, 0o755).file("after", b"x").end();
+    let Some(both) = Both::of(&tar) else { return };
+    let status = std::process::Command::new(both.mounted().join("true")).status().expect("started");
+    assert!(status.success(), "{status}");
 }
 
 #[test]
