@@ -16,6 +16,8 @@ use crate::path::{is_below, split};
 use inode::{Attributes, Format, INODE, Inode, SLOT};
 use listing::Listing;
 
+/// The version of the images that [`write()`] makes, for whoever keeps them.
+pub const VERSION: u32 = 1;
 /// The size of a block: that of the tar's, so that every file starts at one.
 const BLOCK: usize = 512;
 const SUPERBLOCK: usize = 1024;
@@ -27,6 +29,7 @@ const MAGIC: u32 = 0xe0f5_e1e2;
 /// Inodes carry times of their own.
 const FEATURE_TIMES: u32 = 2;
 const FEATURE_DEVICES: u32 = 8;
+/// How many bits of a major and a minor number fit.
 const DEVICE_BITS: (u32, u32) = (12, 20);
 
 /// Why a layer has no image. It must be unpacked instead.
@@ -39,6 +42,9 @@ pub enum Unmountable {
     /// A file whose content is not in one piece of the tar.
     #[error("it holds a sparse file")]
     Sparse,
+    /// Bytes that are no file's would show where a program maps a file beyond its end.
+    #[error("its tar holds something in the padding of files")]
+    Padding,
     /// An extended attribute that the kernel would change or refuse.
     #[error("it holds an extended attribute that only the kernel can write")]
     Attribute,
@@ -54,8 +60,7 @@ pub enum Unmountable {
 }
 
 /// Writes the image of a layer whose uncompressed tar starts at byte `offset`, a multiple of 512, of the file that will be
-/// mounted with it. Gives the image's length. The same layer and offset give the same image. The padding after each file
-/// of the tar shows where a program maps a file beyond its end, within its last 512 bytes.
+/// mounted with it. Gives the image's length. The same layer and offset give the same image.
 ///
 /// # Errors
 /// [`Error::Unmountable`] when the layer must be unpacked instead; nothing is written then. Otherwise when the index is
@@ -63,6 +68,9 @@ pub enum Unmountable {
 pub fn write(index: &LayerIndex, offset: u64, out: &mut dyn Write) -> Result<u64> {
     if !index.stands_alone() {
         return Err(Unmountable::NotAlone.into());
+    }
+    if index.has_stray_padding() {
+        return Err(Unmountable::Padding.into());
     }
     let image = Image::new(index, offset)?.filled()?;
     for part in [&image.inodes, &image.blocks] {

@@ -234,7 +234,7 @@ impl Store {
             if all(t, "SELECT 1 FROM layers WHERE diff_id = ?1", [layer.0.as_bytes()], |_| Ok(()))?.is_empty()
             {
                 self.to_trash(&self.index_path(*layer))?;
-                self.to_trash(&self.root().join(MOUNTS).join(&self.boot).join(layer.0.hex()))?;
+                self.to_trash(&self.root().join(MOUNTS).join(self.mounts_of_boot()).join(layer.0.hex()))?;
             }
         }
         for blob in &doomed.blobs {
@@ -275,8 +275,8 @@ impl Store {
         })?;
         self.sweep_directory(&root.join("index"), |name| layers.contains(name))?;
         let mounts = root.join(MOUNTS);
-        self.sweep_directory(&mounts, |name| name == self.boot)?;
-        self.sweep_directory(&mounts.join(&self.boot), |name| layers.contains(name))?;
+        self.sweep_directory(&mounts, |name| name == self.mounts_of_boot())?;
+        self.sweep_directory(&mounts.join(self.mounts_of_boot()), |name| layers.contains(name))?;
         self.sweep_directory(&root.join("blobs/sha256"), |name| blobs.contains(name))?;
         self.sweep_directory(&root.join(OVERLAY), |name| name == "l" || snapshots.contains(name))?;
         self.sweep_directory(&root.join(OVERLAY).join("l"), |name| links.contains(name))

@@ -163,7 +163,7 @@ mod tests {
         let outputs = Outputs { tar: Some(&mut tar), unpack: Some(store.unpacking(&root)) };
         let written = writer.finish(&RootView::new(Vec::new()), outputs).unwrap();
         let (layer, size) = (written.diff_id, written.index.tar_size());
-        let blob = with_blob.then(|| NewBlob { path, digest: layer.0, size, compression: "none" });
+        let blob = with_blob.then_some(NewBlob { path, digest: layer.0, size, compression: "none" });
         let new = NewLayer { index: written.index, blob, snapshot: Some(directory) };
         store.publish_layer(lease, ChainId::SCRATCH, new).unwrap();
         let mut config = ImageConfig::scratch(&Platform::host());

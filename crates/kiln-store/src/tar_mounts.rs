@@ -98,9 +98,14 @@ impl Store {
         Ok(Some(TarMount { metadata, tar, at }))
     }
 
+    /// The name of the directory of images that this kiln made in this boot.
+    pub(crate) fn mounts_of_boot(&self) -> String {
+        format!("{}-{}", self.boot, kiln_layer::erofs::VERSION)
+    }
+
     /// The EROFS image of a layer, made if it is not there; `None` if the layer must be unpacked.
     fn metadata_image(&self, lease: &Lease, layer: DiffId) -> Result<Option<PathBuf>> {
-        let directory = self.root().join(MOUNTS).join(&self.boot);
+        let directory = self.root().join(MOUNTS).join(self.mounts_of_boot());
         let path = directory.join(layer.0.hex());
         if path.exists() {
             return Ok(Some(path));
@@ -178,8 +183,15 @@ fn write_image(index: &LayerIndex, file: &mut File) -> kiln_layer::Result<()> {
     output.flush().map_err(kiln_layer::Error::Write)
 }
 
-/// Tries it with an empty layer on the store's own file system. Nothing is attached anywhere.
+/// Tries it with an empty layer on the store's own file system. Nothing is attached anywhere. Over a file system that is
+/// stacked on another one, the image could be mounted, but no overlay over it (`FILESYSTEM_MAX_STACK_DEPTH`).
 fn can_mount(root: &Path) -> io::Result<bool> {
+    const OVERLAYFS: i64 = 0x794c_7630;
+    const ECRYPTFS: i64 = 0xf15f;
+    #[allow(clippy::unnecessary_cast, reason = "the type differs between architectures")]
+    if [OVERLAYFS, ECRYPTFS].contains(&(rustix::fs::statfs(root)?.f_type as i64)) {
+        return Ok(false);
+    }
     let tar = [0; 1024];
     let walk = kiln_layer::walk(&tar[..], &Options::default()).map_err(io::Error::other)?;
     let root = fs_err::File::open(root)?;

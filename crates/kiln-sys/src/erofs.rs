@@ -17,6 +17,13 @@ pub enum MountError {
 }
 
 impl MountError {
+    /// What the kernel said.
+    pub fn into_refused(self) -> FilesystemRefused {
+        match self {
+            Self::NotHere(refused) | Self::Failed(refused) => refused,
+        }
+    }
+
     fn of(refused: FilesystemRefused) -> Self {
         // EROFS is unknown; mounting is forbidden; the image needs a block device (no support for files, a file system
         // whose files cannot back one, or too many stacked ones); features that are not known yet.

@@ -35,7 +35,7 @@ pub struct TarMount {
 }
 
 impl TarMount {
-    /// Mounts it. The mount namespace must be private to the caller, with whom the mount goes.
+    /// Mounts it where it is to be, which is on the caller's path: kernels before 6.15 take no detached lowers.
     fn mount(&self) -> Result<(), FilesystemRefused> {
         let failed =
             |source| FilesystemRefused { filesystem: "erofs".to_owned(), log: String::new(), source };
@@ -190,7 +190,8 @@ impl Overlay {
             Some(("metacopy", "off")),
             // `nofollow` also ignores redirects that a hostile layer might carry.
             Some(("redirect_dir", "nofollow")),
-            Some(("xino", "off")),
+            // With several file systems below, a tree would seem to cross them at every file (`tar --one-file-system`).
+            Some(("xino", if self.tars.is_empty() { "off" } else { "on" })),
             self.userxattr.then_some(("userxattr", "")),
             (self.volatile && writable).then_some(("volatile", "")),
         ]
@@ -303,20 +304,16 @@ fn detach(place: BorrowedFd<'_>) -> io::Result<()> {
 #[allow(clippy::print_stderr, reason = "a test that is skipped says so")]
 mod tests {
     use super::*;
-    use rustix::thread::UnshareFlags;
 
     /// Runs on a thread with a mount namespace of its own; says so and skips without the privilege.
     fn in_own_namespace(test: impl FnOnce(&Path) + Send + 'static) {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().to_owned();
         let thread = std::thread::spawn(move || {
-            crate::process::separate_directories().expect("a root of its own");
-            // SAFETY: mounts only; memory and descriptors are not split.
-            if let Err(errno) = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) } {
-                eprintln!("SKIPPED: a mount namespace needs root: {errno}");
+            if let Err(error) = crate::process::separate_mounts() {
+                eprintln!("SKIPPED: a mount namespace needs root: {error}");
                 return;
             }
-            mount::make_everything_private().expect("private");
             test(&path);
         });
         thread.join().expect("the test passes");

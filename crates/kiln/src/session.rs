@@ -35,6 +35,7 @@ pub(crate) fn open(root: Option<&Path>, files: Files) -> Result<Store> {
 }
 
 /// Whether the user wants every layer unpacked that could be mounted in its tar: `KILN_LAYERS`.
+#[expect(clippy::disallowed_methods, reason = "the binary reads the environment")]
 fn unpacks_layers() -> Result<bool> {
     match std::env::var_os("KILN_LAYERS").as_ref().map(|value| value.to_str()) {
         None | Some(Some("" | "mounted")) => Ok(false),

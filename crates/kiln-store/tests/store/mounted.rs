@@ -50,7 +50,7 @@ fn a_layer_is_stored_once() {
     assert_eq!(prepared.overlay.tars.len(), 1);
     let tar = &prepared.overlay.tars[0];
     assert_eq!(fs_err::read(&tar.tar).unwrap(), layer);
-    assert_eq!(prepared.overlay.lowers, [tar.at.clone()]);
+    assert_eq!(prepared.overlay.lowers, std::slice::from_ref(&tar.at));
     // A layer that comes twice is mounted once.
     let twice = store.prepare_root(&lease, &[diff_id, diff_id]).unwrap();
     assert_eq!((twice.overlay.tars.len(), twice.overlay.lowers.len()), (1, 1));

@@ -11,7 +11,7 @@ RUN [ $(cat /srv/tree/d1/f7) = 7 ] && [ $(stat -c %a /srv/tree/d1/f7) = 640 ] &&
  && rm -r /srv/tree/d2 && mkdir /srv/tree/d2 && echo new > /srv/tree/d2/only && chmod 4711 /srv/tree/d1/f8 \\
  && mv /srv/tree/d3 /srv/tree/d9 && ln /srv/tree/d1/f9 /srv/tree/link
 FROM bb
-RUN --mount=type=bind,from=source,source=/srv,target=/mnt find /mnt -exec stat -c '%n %a %u %g %s %Y %h' {} + | sort | md5sum > /sum
+RUN --mount=type=bind,from=source,source=/srv,target=/mnt find /mnt -exec stat -c '%n %a %u %g %Y %h' {} + | sort > /sum && find /mnt -type f -exec md5sum {} + | sort >> /sum
 RUN --mount=type=bind,from=source,source=/srv/tree,target=/mnt,rw echo x > /mnt/written && ln /mnt/d1/f7 /mnt/two
 COPY --from=source /srv/tree /srv/tree
 ";
