@@ -28,6 +28,13 @@ fn mounted_layers_and_unpacked_ones_give_the_same_image() {
             fs_err::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).expect("set");
         }
     }
+    // Small foreign layers are unpacked: the base must not be one.
+    fs_err::write(bench.path("image/large"), vec![b'x'; 17 << 20]).expect("written");
+    let tar = std::process::Command::new("tar")
+        .current_dir(bench.path("image"))
+        .args(["-cf", "../image.tar", "."])
+        .status();
+    assert!(tar.expect("tar").success());
     bench.write("Dockerfile", DOCKERFILE);
     let build = |store: &str, layers: &str| {
         let imported = bench.kiln(store, &["import", "image.tar", "bb"]).env("KILN_LAYERS", layers).output();
