@@ -19,6 +19,7 @@ mod import;
 mod layers;
 mod layout;
 mod lease;
+mod members;
 mod records;
 mod roots;
 mod snapshots;
