@@ -1,7 +1,7 @@
 //! Image archives and layouts coming in: docker archives old and new, OCI archives, OCI directories.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader, Read, Write as _};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -140,8 +140,14 @@ impl Store {
         let first = io::BufRead::fill_buf(&mut input).map_err(read)?;
         let compression = Compression::detect(first);
         let mut decoder = compression.decoder(input)?;
-        io::copy(&mut decoder, &mut output).map_err(read)?;
-        Ok(output.into_file())
+        // Not `io::copy`: a full disk is no fault of the archive.
+        let mut buffer = vec![0; 1 << 18];
+        loop {
+            match decoder.read(&mut buffer).map_err(read)? {
+                0 => return Ok(output.into_file()),
+                length => output.write_all(&buffer[..length]).map_err(Error::file("write", &path))?,
+            }
+        }
     }
 
     fn load_members(
