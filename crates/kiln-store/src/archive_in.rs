@@ -33,8 +33,10 @@ const MAX_DEPTH: usize = 4;
 /// Whether layers are unpacked as they come in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unpacking {
-    /// Into snapshots, since people run next.
+    /// Into snapshots.
     Now,
+    /// Into snapshots, since people run next, unless tars can be mounted where they are.
+    IfNeeded,
     /// When a snapshot is first needed.
     Later,
 }
@@ -289,8 +291,12 @@ impl Store {
         path: &Path,
         unpacking: Unpacking,
     ) -> Result<NewLayer> {
+        let unpacking = match unpacking {
+            Unpacking::IfNeeded if self.mounts_tars() => Unpacking::Later,
+            other => other,
+        };
         let snapshot = match unpacking {
-            Unpacking::Now => {
+            Unpacking::Now | Unpacking::IfNeeded => {
                 let directory = lease.fresh_path("unpack");
                 fs_err::create_dir(&directory).map_err(Error::file("make", &directory))?;
                 Some((Root::open(&directory)?, directory))

@@ -17,6 +17,7 @@ use crate::chains::Links;
 use crate::database::{Durability, all, digest, execute};
 use crate::error::{Error, Result};
 use crate::layers::OVERLAY;
+use crate::tar_mounts::MOUNTS;
 
 /// The most bytes of layers that the build cache keeps of itself.
 const LARGEST_CACHE: u64 = 20_000_000_000;
@@ -233,6 +234,7 @@ impl Store {
             if all(t, "SELECT 1 FROM layers WHERE diff_id = ?1", [layer.0.as_bytes()], |_| Ok(()))?.is_empty()
             {
                 self.to_trash(&self.index_path(*layer))?;
+                self.to_trash(&self.root().join(MOUNTS).join(self.mounts_of_boot()).join(layer.0.hex()))?;
             }
         }
         for blob in &doomed.blobs {
@@ -272,13 +274,20 @@ impl Store {
             caches.contains(name.strip_suffix(".lock").unwrap_or(name))
         })?;
         self.sweep_directory(&root.join("index"), |name| layers.contains(name))?;
+        let mounts = root.join(MOUNTS);
+        self.sweep_directory(&mounts, |name| name == self.mounts_of_boot())?;
+        self.sweep_directory(&mounts.join(self.mounts_of_boot()), |name| layers.contains(name))?;
         self.sweep_directory(&root.join("blobs/sha256"), |name| blobs.contains(name))?;
         self.sweep_directory(&root.join(OVERLAY), |name| name == "l" || snapshots.contains(name))?;
         self.sweep_directory(&root.join(OVERLAY).join("l"), |name| links.contains(name))
     }
 
     fn sweep_directory(&self, directory: &Path, known: impl Fn(&str) -> bool) -> Result<()> {
-        for entry in fs_err::read_dir(directory).map_err(Error::file("list", directory))? {
+        let entries = match fs_err::read_dir(directory) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(Error::file("list", directory))?,
+        };
+        for entry in entries {
             let entry = entry.map_err(Error::file("list", directory))?;
             if !entry.file_name().to_str().is_some_and(&known) {
                 self.to_trash(&entry.path())?;

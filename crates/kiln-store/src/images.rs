@@ -140,8 +140,15 @@ impl Store {
 
     /// One sync and one transaction for all of them.
     fn publish(&self, images: &[NewImage]) -> Result<Vec<PublishedImage>> {
-        let marks = self.marks()?;
-        self.sync()?;
+        let mut layers = Vec::new();
+        let mut documents = Vec::new();
+        for image in images {
+            layers.extend(ImageConfig::parse(&image.config_bytes)?.rootfs.diff_ids);
+            if let Some(manifest) = &image.manifest {
+                documents.extend([Digest::of(&manifest.bytes), image.id().0]);
+            }
+        }
+        let marks = self.make_durable(&layers, &documents)?;
         let (published, shown) = self.database.write(Durability::Durable, |t| {
             let mut shown = false;
             let mut published = Vec::new();

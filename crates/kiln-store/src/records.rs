@@ -195,20 +195,21 @@ impl Store {
 
     /// Claims a key for this process, or `None` while another one works on it.
     pub fn try_claim(&self, key: &Digest) -> Result<Option<Claim>> {
-        let lock = Lock::try_acquire(&self.claim_path(key), Sharing::Exclusive)?;
+        let lock = Lock::try_acquire(&self.claim_path("", key), Sharing::Exclusive)?;
         Ok(lock.map(|lock| Claim { _lock: lock }))
     }
 
-    /// Waits until the key is free and claims it.
-    pub fn claim(&self, key: &Digest) -> Result<Claim> {
-        let lock = Lock::acquire(&self.claim_path(key), Sharing::Exclusive)?;
+    /// Waits until nobody makes the files of a layer ready, and claims that. A thread may hold a claim of a key of the
+    /// build already: these are others, so that it cannot wait for itself.
+    pub(crate) fn claim_files(&self, key: &Digest) -> Result<Claim> {
+        let lock = Lock::acquire(&self.claim_path("files-", key), Sharing::Exclusive)?;
         Ok(Claim { _lock: lock })
     }
 
     /// One of 1,024 lock files: two keys that share one wait for each other needlessly, which is harmless,
     /// and the files never need to be removed.
-    fn claim_path(&self, key: &Digest) -> std::path::PathBuf {
-        self.root().join("claims").join(&key.hex()[..3])
+    fn claim_path(&self, kind: &str, key: &Digest) -> std::path::PathBuf {
+        self.root().join("claims").join(format!("{kind}{}", &key.hex()[..3]))
     }
 }
 

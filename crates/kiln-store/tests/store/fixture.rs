@@ -23,6 +23,8 @@ impl Fixture {
 
     pub(crate) fn at(directory: tempfile::TempDir, ownership: Ownership) -> Self {
         let store = Store::open(&directory.path().join("store"), ownership).unwrap();
+        // The same everywhere; mounts have a test of their own.
+        store.never_mount_tars();
         Self { directory, store }
     }
 

@@ -3,3 +3,4 @@
 mod archives;
 mod fixture;
 mod keeping;
+mod mounted;
