@@ -307,7 +307,18 @@ mod tests {
             assert_eq!(fs_err::read_to_string(host.path().join("x")).expect("read"), text);
             assert_eq!(names(), 1);
         }
+        // As where the file system cannot do without a name.
+        let named = |text: &str| {
+            let (name, mut file) = create_temporary(&directory, 0o600).expect("created");
+            file.write_all(text.as_bytes()).expect("written");
+            Unnamed { directory: &directory, temporary: Some(name), file }
+        };
+        drop(named("half"));
+        assert_eq!(names(), 1);
+        named("three").rename_over("x".as_ref()).expect("named");
+        assert_eq!(fs_err::read_to_string(host.path().join("x")).expect("read"), "three");
         directory.make_directory("d", 0o755).expect("made");
+        named("four").rename_over("d".as_ref()).expect_err("a directory is not replaced");
         let file = Unnamed::create(&directory, 0o600).expect("created");
         file.rename_over("d".as_ref()).expect_err("a directory is not replaced");
         assert_eq!(names(), 2);
