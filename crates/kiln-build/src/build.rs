@@ -8,7 +8,7 @@ use std::sync::{Mutex, OnceLock};
 use kiln_dockerfile::{Dockerfile, Severity, Span, parse, render_all};
 use kiln_graph::{Cancel, Events, Graph, NoCache, Request, Solution, SolveError, VertexId, solve};
 use kiln_oci::{DiffId, ImageId, Platform, Reference};
-use kiln_store::{Lease, Leased, Store};
+use kiln_store::{Lease, Store};
 
 use crate::engine::{Engine, Step};
 use crate::error::{Error, Result};
@@ -72,6 +72,7 @@ pub fn build<W: Watcher>(
         return Err(fail(Error::Dockerfile(rendered(Severity::Error)), None, None));
     }
     let lease = store.lease("build").map_err(|error| fail(error.into(), None, None))?;
+    keep_named(store, &lease, request).map_err(|error| fail(error.into(), None, None))?;
     let lowered =
         plan(store, &lease, &parsed.dockerfile, request).map_err(|error| fail(error, None, None))?;
     watcher.planned(&steps(&lowered.graph));
@@ -134,6 +135,16 @@ fn stood_on(graph: &Graph<Operation>) -> HashSet<VertexId> {
     found
 }
 
+/// Leases what has the build's names now: most builds end there again.
+fn keep_named(store: &Store, lease: &Lease, request: &BuildRequest) -> kiln_store::Result<()> {
+    for name in &request.names {
+        if let Some(image) = store.find_name(name)? {
+            store.keep_image(lease, image)?;
+        }
+    }
+    Ok(())
+}
+
 fn plan(store: &Store, lease: &Lease, dockerfile: &Dockerfile, request: &BuildRequest) -> Result<Lowered> {
     lower(dockerfile, request, &mut StoreBases { store, lease })
 }
@@ -157,7 +168,7 @@ impl Bases for StoreBases<'_> {
                 });
             }
         };
-        self.lease.keep(Leased::Image(id))?;
+        self.store.keep_image(self.lease, id)?;
         let image = self.store.image(id)?;
         let pinned = match reference.digest {
             Some(_) => reference.to_string(),
