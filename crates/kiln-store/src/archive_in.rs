@@ -127,6 +127,7 @@ impl Store {
 
     /// A regular, uncompressed file is read in place; anything else is first written to one.
     fn open_archive(&self, lease: &Lease, name: &str, mut file: File) -> Result<Members> {
+        let _span = kiln_trace::span("open archive");
         let read = |source| Error::File { action: "read", path: name.into(), source };
         let is_regular = file.metadata().map_err(read)?.is_file();
         let mut first = [0; 512];
@@ -270,6 +271,7 @@ impl Store {
         source: &LayerSource,
         unpacking: Unpacking,
     ) -> Result<()> {
+        let _span = kiln_trace::span("load layer").of(|| layer.to_string());
         let what = || format!("{}: layer {}", members.name(), source.path);
         let path = lease.fresh_path("blob");
         members.copy(&source.path, &path)?;
@@ -624,6 +626,7 @@ impl Members {
     /// Copies a member into a new file, in the kernel where that is possible.
     fn copy(&self, member: &str, path: &Path) -> Result<()> {
         let (mut reader, size) = self.open(member)?;
+        let _span = kiln_trace::span("copy blob").with_bytes(size);
         let mut output = fs_err::File::create_new(path).map_err(Error::file("make", path))?;
         let copied = io::copy(&mut reader, &mut output).map_err(Error::file("copy into", path))?;
         if copied != size {

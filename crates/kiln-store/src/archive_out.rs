@@ -214,6 +214,7 @@ impl Store {
 
     fn write_part(&self, part: &Part, output: &mut File) -> Result<()> {
         let failed = |source| Error::Output { what: "the archive".to_owned(), source };
+        let _span = kiln_trace::span("write blob").with_bytes(part.size);
         match &part.bytes {
             Bytes::Document(bytes) => output.write_all(bytes).map_err(failed),
             Bytes::Blob(blob) => {
@@ -404,6 +405,7 @@ impl Store {
         layer: DiffId,
         compression: Compression,
     ) -> Result<NewBlob> {
+        let _span = kiln_trace::span("compress").of(|| layer.to_string());
         let path = lease.fresh_path("compressed");
         let failed = |source| Error::File { action: "write", path: path.clone(), source };
         let file = fs_err::File::create_new(&path).map_err(failed)?;

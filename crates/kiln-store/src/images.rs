@@ -102,6 +102,7 @@ impl Store {
         manifest: Option<&NewManifest>,
         names: &[Reference],
     ) -> Result<ImageId> {
+        let _span = kiln_trace::span("publish image");
         let id = ImageId(Digest::of(config_bytes));
         let marks = self.marks()?;
         self.sync()?;
