@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use super::{Engine, Task, tag_of};
+use super::{Compression, Engine, Task, tag_of};
 use crate::bench::archives::Image;
 use crate::machine;
 
@@ -107,7 +107,7 @@ impl Engine for Containers {
                 command.arg("-f").arg(dockerfile).arg(context);
             }
             Task::Load { archive } => command = self.load(archive),
-            Task::Save { image, to } => command = self.save(image, to),
+            Task::Save { image, to, compression: Compression::None } => command = self.save(image, to),
             Task::Import { tar, name } if podman => {
                 command.arg("import").arg(tar).arg(name);
             }

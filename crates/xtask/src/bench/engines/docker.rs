@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 
 use super::daemon::Daemon;
-use super::{Engine, Task, tag_of};
+use super::{Compression, Engine, Task, tag_of};
 use crate::bench::archives::Image;
 use crate::machine;
 
@@ -115,7 +115,11 @@ impl Engine for Docker {
                 command.arg("-f").arg(dockerfile).arg(context)
             }
             Task::Load { archive } => command.args(["load", "-i"]).arg(archive),
-            Task::Save { image, to } => command.args(["save", "-o"]).arg(to).arg(image),
+            Task::Save { image, to, compression: Compression::None } => {
+                command.args(["save", "-o"]).arg(to).arg(image)
+            }
+            // It saves uncompressed alone.
+            Task::Save { .. } => return None,
             Task::Import { tar, name } => command.arg("import").arg(tar).arg(name),
             Task::Run { image, words } => {
                 command.args(["run", "--rm", "--network", "none", image]).args(words)
