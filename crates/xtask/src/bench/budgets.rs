@@ -113,7 +113,7 @@ pub(crate) fn verdicts(run: &Run) -> Vec<Verdict> {
 /// Memory and bytes, over all workloads of a peer: the worst speaks for them.
 fn space(run: &Run) -> Vec<Verdict> {
     let mut verdicts = Vec::new();
-    for (peer, _) in run.engines.iter().skip(1) {
+    for (peer, _) in run.engines.iter().filter(|(peer, _)| BUILDERS.contains(&peer.as_str())) {
         let pairs =
             || run.rows.iter().filter_map(|row| Some((row, row.measured("kiln")?, row.measured(peer)?)));
         #[expect(clippy::cast_precision_loss, reason = "a ratio with two digits")]

@@ -322,36 +322,42 @@ impl Plan<'_> {
                 self.workloads.push(Workload { images: Vec::new(), ..workload });
             }
         }
+        if wanted("transfer/save-plain") {
+            let to = self.place.join("saved").join("image.tar");
+            let task = Task::Save { image: "debian".to_owned(), to, compression: Compression::None };
+            let title = format!("save of a Debian root ({bytes} MB), uncompressed");
+            let start = Start::Kept("transfer/save".to_owned());
+            let workload = self.workload("transfer/save-plain", title, start, vec![task]);
+            self.workloads.push(Workload { images: vec![debian], ..workload });
+        }
+        self.saves_of_a_build(wanted)
+    }
+
+    /// A layer that came from outside goes out as it came; what a build made is compressed as asked for.
+    fn saves_of_a_build(&mut self, wanted: &dyn Fn(&str) -> bool) -> Result<()> {
+        let count = self.inputs.sizes.tree;
         for (form, compression) in
             [("plain", Compression::None), ("gzip", Compression::Gzip), ("zstd", Compression::Zstd)]
         {
-            let name = format!("transfer/save-{form}");
-            if wanted(&name) {
-                let to = self.place.join("saved").join("image.tar");
-                let task = Task::Save { image: "debian".to_owned(), to, compression };
-                let title = format!("save of a Debian root ({bytes} MB), {form}");
-                // What was compressed once is remembered.
-                let start = match compression {
-                    Compression::None => Start::Kept("transfer/save".to_owned()),
-                    Compression::Gzip | Compression::Zstd => Start::Fresh,
-                };
-                let workload = self.workload(&name, title, start, vec![task]);
-                self.workloads.push(Workload { images: vec![debian.clone()], ..workload });
+            let name = format!("transfer/save-tree-{form}");
+            if !wanted(&name) {
+                continue;
             }
-        }
-        if wanted("transfer/save-tree") {
-            let count = self.inputs.sizes.tree;
             let build = self.build(
                 "transfer/save-tree",
                 self.inputs.tree(count)?,
                 "FROM busybox\nCOPY tree /tree\n",
             )?;
-            let Task::Build { tag, .. } = &build else { return Ok(()) };
+            let Task::Build { tag, .. } = &build else { continue };
             let to = self.place.join("saved").join("image.tar");
-            let task = Task::Save { image: tag.clone(), to, compression: Compression::None };
-            let title = format!("save of an image with a COPY of {} files", grouped(count));
-            let start = Start::Kept("transfer/save-tree".to_owned());
-            let workload = self.workload("transfer/save-tree", title, start, vec![task]);
+            let task = Task::Save { image: tag.clone(), to, compression };
+            let title = format!("save of an image with a COPY of {} files, {form}", grouped(count));
+            // What was compressed once is remembered.
+            let start = match compression {
+                Compression::None => Start::Kept("transfer/save-tree".to_owned()),
+                Compression::Gzip | Compression::Zstd => Start::Fresh,
+            };
+            let workload = self.workload(&name, title, start, vec![task]);
             self.workloads.push(Workload { before: vec![build], ..workload });
         }
         Ok(())
