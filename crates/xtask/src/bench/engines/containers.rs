@@ -128,6 +128,8 @@ impl Engine for Containers {
             }
             Task::Run { image, words } if podman => {
                 command.args(["run", "--rm", "--network", "none"]);
+                // It would raise these, which is not everywhere allowed.
+                command.args(["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]);
                 // crun wants cgroup v2 for one, runc knows no container without one.
                 if !machine::has("runc") {
                     command.args(["--cgroups", "disabled"]);
