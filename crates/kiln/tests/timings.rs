@@ -85,7 +85,7 @@ fn a_trace_covers_a_build_with_nested_spans() {
         "compute key",
         "execute",
         "publish layer",
-        "sync file system",
+        "sync files",
     ] {
         assert!(names.contains(&name), "{name}: {names:?}");
     }
