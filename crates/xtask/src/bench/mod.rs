@@ -27,7 +27,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::machine::{self, has, is_root, repository, say, target_directory};
 use engines::{Engine, Kiln, User};
 use inputs::Inputs;
-use options::{Action, Keep, Options, PeerKind, Peers, Size};
+use options::{Action, Begin, Keep, Options, PeerKind, Peers, Size};
 use outcome::{Results, Run};
 use race::Race;
 use workload::Workload;
@@ -71,18 +71,19 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
         left_out.push("whatever needs a Debian root: mmdebstrap and root are needed to make one".to_owned());
     }
     let engines = start(&options, &peers, &place.join("engines"), &mut left_out)?;
-    let expected = expected(&output, &options, &workloads);
-    let run = measure(engines, &options, &inputs, &workloads, (left_out, expected), &place)?;
+    let run = measure(engines, &options, &inputs, &workloads, left_out, (&place, &output))?;
     let mut results = match options.keep {
         Keep::Earlier => read(&output).unwrap_or_default(),
-        Keep::Nothing | Keep::Interrupted => Results::default(),
+        Keep::Nothing => Results::default(),
     };
     results.runs.push(run);
-    publish(&output, &results)
+    publish(&output, &results)?;
+    let _ = std::fs::remove_dir_all(place.join(UNFINISHED));
+    Ok(())
 }
 
 /// What an earlier run took for these workloads, if it says so of most.
-fn expected(output: &Path, options: &Options, workloads: &[Workload]) -> Option<Duration> {
+fn expected(output: &Path, options: &Options, workloads: &[&Workload]) -> Option<Duration> {
     let size = options.size.name();
     let earlier =
         [output.to_path_buf(), repository().join("docs")].into_iter().filter_map(|at| read(&at).ok());
@@ -118,8 +119,8 @@ fn measure(
     options: &Options,
     inputs: &Inputs,
     workloads: &[Workload],
-    (left_out, expected): (Vec<String>, Option<Duration>),
-    place: &Path,
+    left_out: Vec<String>,
+    (place, output): (&Path, &Path),
 ) -> Result<Run> {
     let names = engines.iter().map(|engine| Ok((engine.name().to_owned(), engine.version()?)));
     let mut run = Run {
@@ -135,7 +136,7 @@ fn measure(
         floors: Vec::new(),
         rows: Vec::new(),
     };
-    if options.keep == Keep::Interrupted {
+    if options.begin == Begin::Interrupted {
         run = interrupted(place, &run)?;
     }
     let wanted =
@@ -156,8 +157,13 @@ fn measure(
     let missing: Vec<&Workload> =
         workloads.iter().filter(|workload| run.rows.iter().all(|row| row.name != workload.name)).collect();
     say("workloads: median, ratio to kiln's, peak memory");
+    let expected = expected(output, options, &missing);
     if let Some(expected) = expected {
-        println!("an earlier run took {:.0} minutes for them", expected.as_secs_f64() / 60.0);
+        println!(
+            "an earlier run took {:.1} minutes for these {}",
+            expected.as_secs_f64() / 60.0,
+            missing.len()
+        );
     }
     let clock = race::Clock::start(options.budget, expected, missing.len());
     let mut race = Race::new(engines, place, options.size, clock, options.rest);

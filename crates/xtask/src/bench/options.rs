@@ -41,7 +41,14 @@ pub(crate) enum Keep {
     Nothing,
     /// It stands beside them.
     Earlier,
-    /// It is the rest of a run that was interrupted, which then takes their place.
+}
+
+/// Where a run begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Begin {
+    /// With the first workload.
+    Afresh,
+    /// Where another was interrupted.
     Interrupted,
 }
 
@@ -61,6 +68,7 @@ pub(crate) struct Options {
     pub(crate) only: Vec<String>,
     pub(crate) peers: Peers,
     pub(crate) keep: Keep,
+    pub(crate) begin: Begin,
     pub(crate) output: Option<PathBuf>,
     pub(crate) kiln: Option<PathBuf>,
     /// Whose commands kiln's are, if not the caller's.
@@ -108,6 +116,7 @@ impl Options {
             only: Vec::new(),
             peers: Peers::Usual,
             keep: Keep::Nothing,
+            begin: Begin::Afresh,
             output: None,
             kiln: None,
             user: None,
@@ -136,7 +145,7 @@ impl Options {
                 _ if attached.is_some() => bail!("{flag} takes no value\n\n{USAGE}"),
                 "--quick" => options.size = Size::Quick,
                 "--append" => options.keep = Keep::Earlier,
-                "--resume" => options.keep = Keep::Interrupted,
+                "--resume" => options.begin = Begin::Interrupted,
                 "--render" => options.action = Action::Render,
                 "--list" => options.action = Action::List,
                 _ => bail!("unknown option {flag}\n\n{USAGE}"),

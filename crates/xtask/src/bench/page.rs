@@ -17,16 +17,20 @@ const ABOUT: &str = include_str!("about.md");
 pub(crate) fn render(results: &Results, texts: &[Text]) -> String {
     let mut page = format!("# Performance\n\n{}\n", ABOUT.trim_end());
     for (number, run) in results.runs.iter().enumerate() {
-        let heading =
-            if results.runs.len() == 1 { "The run".to_owned() } else { format!("Run {}", number + 1) };
+        let whose = if is_roots(run) { "" } else { ", by an ordinary user" };
+        let heading = match results.runs.len() {
+            1 => format!("The run{whose}"),
+            _ => format!("Run {}{whose}", number + 1),
+        };
         // Writing to a String does not fail.
         let _ = write!(page, "\n## {heading}\n\n");
         // What is missed is explained once, for the first run.
         section(&mut page, run, if number == 0 { texts } else { &[] });
     }
-    if results.runs.len() > 1 {
+    let beside_peers: Vec<&Run> = results.runs.iter().filter(|run| run.engines.len() > 1).collect();
+    if beside_peers.len() > 1 {
         page.push_str("\n## How far ratios wander\n\n");
-        wander(&mut page, &results.runs);
+        wander(&mut page, &beside_peers);
     }
     page
 }
@@ -52,7 +56,7 @@ fn section(page: &mut String, run: &Run, texts: &[Text]) {
             write!(page, "\nRepeats that begin with an emptied store began {} s after it was.\n", run.rest);
     }
     // Promises are about root and peers; the ordinary user's table stands for itself.
-    if run.machine.iter().any(|(name, value)| name == "user" && value == ROOT) {
+    if is_roots(run) {
         promises(page, run, texts);
     }
     if !run.floors.is_empty() {
@@ -75,6 +79,10 @@ fn section(page: &mut String, run: &Run, texts: &[Text]) {
     growth(page, run);
     program(page, run);
     doubts(page, run);
+}
+
+fn is_roots(run: &Run) -> bool {
+    run.machine.iter().any(|(name, value)| name == "user" && value == ROOT)
 }
 
 fn promises(page: &mut String, run: &Run, texts: &[Text]) {
@@ -209,6 +217,9 @@ fn growth(page: &mut String, run: &Run) {
 
 /// What failed, and what was not the same.
 fn doubts(page: &mut String, run: &Run) {
+    if run.engines.len() == 1 && run.rows.iter().all(|row| row.measured("kiln").is_some()) {
+        return;
+    }
     let mut lines = Vec::new();
     let mut excused = Vec::new();
     let mut files = 0;
@@ -255,7 +266,7 @@ fn doubts(page: &mut String, run: &Run) {
 }
 
 /// Every ratio of every run, side by side.
-fn wander(page: &mut String, runs: &[Run]) {
+fn wander(page: &mut String, runs: &[&Run]) {
     let numbers: Vec<String> = (1..=runs.len()).map(|number| format!("run {number}")).collect();
     let mut header = vec!["work", "peer"];
     header.extend(numbers.iter().map(String::as_str));
