@@ -43,7 +43,7 @@ pub(crate) struct Arguments {
     #[arg(long, global = true, display_order = 901)]
     pub(crate) timings: bool,
 
-    /// Write where the time went to a file that Perfetto (ui.perfetto.dev) and chrome://tracing open
+    /// Write where the time went to a file for Perfetto and chrome://tracing
     #[arg(long, global = true, value_name = "FILE", display_order = 902)]
     pub(crate) trace: Option<PathBuf>,
 
