@@ -3,6 +3,7 @@
 
 mod bench;
 mod dice;
+mod kills;
 mod mounted;
 mod recipe;
 mod refusals;
