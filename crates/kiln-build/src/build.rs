@@ -57,7 +57,7 @@ pub fn build<W: Watcher>(
     watcher: &W,
     cancel: &Cancel,
 ) -> std::result::Result<Built, Box<BuildFailure>> {
-    let parsed = parse(&request.dockerfile);
+    let parsed = parse_traced(&request.dockerfile);
     let source_text = parsed.dockerfile.source.clone();
     let fail = |error: Error, step: Option<String>, span: Option<std::ops::Range<usize>>| {
         let span = span.or_else(|| span_of(&error).map(|span| span.start..span.end));
@@ -145,7 +145,13 @@ fn keep_named(store: &Store, lease: &Lease, request: &BuildRequest) -> kiln_stor
     Ok(())
 }
 
+fn parse_traced(text: &[u8]) -> kiln_dockerfile::Parsed {
+    let _span = kiln_trace::span("parse").with_bytes(text.len() as u64);
+    parse(text)
+}
+
 fn plan(store: &Store, lease: &Lease, dockerfile: &Dockerfile, request: &BuildRequest) -> Result<Lowered> {
+    let _span = kiln_trace::span("lower");
     lower(dockerfile, request, &mut StoreBases { store, lease })
 }
 
@@ -213,6 +219,7 @@ fn export(
     layers: &[DiffId],
     solution: Option<&Solution<Step>>,
 ) -> Result<ImageId> {
+    let _span = kiln_trace::span("export");
     let base_layers = lowered.image.rootfs.diff_ids.len();
     let made = |vertex: VertexId| solution.and_then(|s| s.result(vertex)).map(|step| step.created);
     let config = crate::export::finish(lowered.image, base_layers, &lowered.history, layers, made);

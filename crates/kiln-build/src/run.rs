@@ -48,12 +48,14 @@ pub(crate) fn execute(
     let mut caches = Vec::new();
     let sandbox = sandbox(engine, operation, inputs, &prepared, &view, &mut caches)?;
     let fresh = (sandbox.process.credentials.uid, sandbox.process.credentials.gid);
+    let started = kiln_trace::span("run");
     let running = kiln_runtime::start(
         &sandbox,
         Streams { input: Stream::Null, output: Stream::Pipe, error: Stream::Pipe },
     )
     .map_err(|error| failed_to_start(&operation.arguments, error))?;
     let mut finished = follow(running, context)?;
+    drop(started);
     drop(caches);
     if context.cancel().is_canceled() {
         return Err(Stop::Canceled);

@@ -55,6 +55,7 @@ pub(crate) enum RootContent {
 /// # Errors
 /// [`Error::NoSource`] when a source without wildcards is not there, or the directory before the first wildcard.
 pub(crate) fn select(operation: &CopyOperation, source: &dyn SourceTree) -> Result<Selection> {
+    let _span = kiln_trace::span("select");
     let sources = operation.sources.iter().map(|written| match written {
         CopySource::Inline { name, content } => select_inline(name, content),
         CopySource::Path(path) if operation.parents => select_parents(path, &operation.exclude, source),

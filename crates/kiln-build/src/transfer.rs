@@ -174,7 +174,9 @@ impl Engine<'_> {
             let mut writer = LayerWriter::new();
             let now = operation.epoch.unwrap_or_else(seconds);
             let copying = Copying { operation, parent: &parent_tree, source, scratch: &scratch, now };
+            let staging = kiln_trace::span("stage copy");
             let copied = copy(copying, &mut selection, &mut writer)?;
+            drop(staging);
             for name in &copied.unknown_owners {
                 let text = format!("--chown: the image does not know {name:?}: the files belong to root\n");
                 context.log(Stream::Error, text.as_bytes());
@@ -213,6 +215,7 @@ impl Engine<'_> {
         lower: &RootView,
         context: &Context<'_>,
     ) -> Result<NewLayer> {
+        let _span = kiln_trace::span("write layer");
         match self.form(context.vertex(), writer.len()) {
             Form::Snapshot => {
                 let directory = self.fresh_directory("snapshot")?;

@@ -171,6 +171,7 @@ impl Running {
     /// The kernel's refusal.
     pub fn wait(mut self) -> Result<Finished, RuntimeError> {
         self.waited = true;
+        let _span = kiln_trace::span("unmount");
         let ended = self
             .child
             .wait()
@@ -210,6 +211,7 @@ fn exit_of(ended: Ended) -> Exit {
 /// Whatever keeps the command from being started. Nothing is left mounted or running then; stubs may be left in the
 /// root, which is to be thrown away.
 pub fn start(sandbox: &Sandbox, streams: Streams) -> Result<Running, RuntimeError> {
+    let _span = kiln_trace::span("mount and start");
     let set_up = |step: &str| {
         let step = step.to_owned();
         move |source| RuntimeError::SetUp { step, detail: String::new(), source }

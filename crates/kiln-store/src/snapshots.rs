@@ -105,6 +105,7 @@ impl Store {
         parent: ChainId,
         layer: DiffId,
     ) -> Result<SnapshotPaths> {
+        let _span = kiln_trace::span("make snapshot").of(|| layer.to_string());
         let key = snapshot_key(&*self.index(layer)?, parent);
         let _claim = self.claim_files(&key)?;
         if let Some(snapshot) = self.snapshot_by_key(&key)? {
@@ -145,6 +146,8 @@ impl Store {
 
     /// Prepares a root over a stack of layers, with a fresh place for changes.
     pub fn prepare_root(&self, lease: &Lease, layers: &[DiffId]) -> Result<PreparedRoot> {
+        let mut span = kiln_trace::span("prepare root");
+        span.count(layers.len());
         if layers.len() >= MOST_LOWERS {
             return Err(Error::TooManyLayers { layers: layers.len(), most: MOST_LOWERS - 1 });
         }

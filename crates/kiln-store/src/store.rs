@@ -48,6 +48,7 @@ pub struct Store {
 impl Store {
     /// Opens the store at `root`, making it (mode 0700) if it is not there. Nothing is cleaned up.
     pub fn open(root: &Path, ownership: Ownership) -> Result<Self> {
+        let _span = kiln_trace::span("open store");
         let database_path = root.join("kiln.db");
         let is_new = !database_path.exists();
         if is_new {
@@ -82,6 +83,7 @@ impl Store {
 
     /// Makes everything that was written before durable: one `syncfs`.
     pub(crate) fn sync(&self) -> Result<()> {
+        let _span = kiln_trace::span("sync file system");
         let root = fs_err::File::open(&self.root).map_err(Error::file("open", &self.root))?;
         kiln_sys::publish::sync_file_system(&root).map_err(Error::file("sync the file system of", &self.root))
     }

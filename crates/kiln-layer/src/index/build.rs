@@ -165,6 +165,8 @@ impl Builder {
 
     /// Works out the effective tree and lays the index out.
     pub(crate) fn finish(mut self, totals: &Totals) -> Result<LayerIndex> {
+        let mut span = kiln_trace::span("write index");
+        span.count(self.records.len());
         let mut order: Vec<u32> = (0..self.records.len() as u32).collect();
         if !self.sorted {
             order.sort_by(|left, right| {
