@@ -11,10 +11,12 @@ use kiln_graph::{
     VertexId,
 };
 use kiln_oci::{ChainId, DiffId, Digest};
+use kiln_remote::Client;
 use kiln_store::{CacheRecord, Lease, RecordInput, Store};
 use kiln_sys::root::Directory;
 
 use crate::context::BuildContext;
+use crate::download::Fetched;
 use crate::error::{Error, Result};
 use crate::operation::{MountSource, Operation, ROOT, RunMountKind};
 use crate::request::{BuildRequest, Executions};
@@ -50,6 +52,10 @@ pub(crate) struct Engine<'a> {
     pub(crate) noted: AtomicBool,
     /// What was selected for a key, kept for the copying that may follow.
     pub(crate) selections: Mutex<HashMap<VertexId, Selection>>,
+    /// What was fetched for a key.
+    pub(crate) fetched: Mutex<HashMap<VertexId, Fetched>>,
+    /// Made when it is first needed.
+    pub(crate) client: OnceLock<Client>,
 }
 
 impl Engine<'_> {
@@ -182,8 +188,9 @@ impl Executor<Operation> for Engine<'_> {
             Operation::Base(_) | Operation::Workdir(_) => {}
             Operation::Copy(copy) => match self.copy_input(copy, inputs, context)? {
                 Some(input) => keyed.push(input),
-                None => return Ok(Identity::NeedsData(vec![1])),
+                None => return Ok(Identity::NeedsData(missing(inputs))),
             },
+            Operation::Download(download) => return self.download_identity(download, fixed, context),
             Operation::Run(run) => {
                 for mount in &run.mounts {
                     let (source, path) = match &mount.kind {
@@ -231,6 +238,7 @@ impl Executor<Operation> for Engine<'_> {
                 Ok(self.made(steps[0].chain, layer).into())
             }
             Operation::Copy(copy) => self.copy(copy, preimage, &steps, context),
+            Operation::Download(download) => self.download(download, preimage, context),
         }
     }
 }
@@ -240,6 +248,11 @@ impl Engine<'_> {
     pub(crate) fn made(&self, parent: ChainId, layer: DiffId) -> Step {
         Step { chain: parent.with(layer), layer: Some(layer), created: now() }
     }
+}
+
+/// The sources, by position, whose data is gone.
+fn missing(inputs: &[Given<'_, Step>]) -> Vec<usize> {
+    (1..inputs.len()).filter(|position| !inputs[*position].present).collect()
 }
 
 /// Nanoseconds since the epoch.
@@ -297,6 +310,8 @@ mod tests {
                 noted: AtomicBool::new(false),
                 opened: OnceLock::new(),
                 selections: Mutex::default(),
+                fetched: Mutex::default(),
+                client: OnceLock::new(),
             }
         };
         let store = open_store();

@@ -155,6 +155,7 @@ pub(crate) fn request(context: std::path::PathBuf, dockerfile: &[u8]) -> BuildRe
         platform: Platform::host(),
         parallelism: 1,
         executions: crate::request::Executions::Allowed,
+        remote: kiln_remote::Settings::default(),
     }
 }
 
@@ -262,6 +263,7 @@ impl Lab {
                     });
                     found.cloned().unwrap_or_default()
                 }
+                Operation::Download(_) => panic!("nothing is downloaded here"),
                 Operation::Run(_) => {
                     let mut image = input(0);
                     run(step, &mut image);

@@ -7,9 +7,11 @@
 #![forbid(unsafe_code)]
 
 mod build;
+mod checksum;
 mod context;
 mod context_walk;
 mod copy;
+mod download;
 mod engine;
 mod error;
 mod export;
@@ -23,6 +25,7 @@ mod mode;
 mod operation;
 mod owner;
 mod request;
+mod route;
 mod run;
 mod select;
 mod stage;

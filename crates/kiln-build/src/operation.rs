@@ -3,6 +3,7 @@
 use kiln_graph::{Operation as KeyOperation, Value};
 use kiln_oci::DiffId;
 
+use crate::checksum::Checksum;
 use crate::request::NetworkMode;
 
 /// What a vertex does.
@@ -16,6 +17,8 @@ pub(crate) enum Operation {
     Copy(Box<CopyOperation>),
     /// WORKDIR.
     Workdir(WorkdirOperation),
+    /// What ADD takes from the web: a root with one file.
+    Download(DownloadOperation),
 }
 
 /// Role of the edge to the parent.
@@ -127,6 +130,9 @@ pub(crate) enum CopySource {
     Path(String),
     /// A heredoc.
     Inline { name: String, content: String },
+    /// The file that an input of the vertex, a [`DownloadOperation`], gives; `name` is what it is called inside of a
+    /// directory that it is copied into.
+    Download { input: usize, name: String, unpack: bool },
 }
 
 /// How archives among the sources are treated.
@@ -136,6 +142,15 @@ pub(crate) enum CopyKind {
     Plain,
     /// ADD: local archives are unpacked.
     Unpack,
+}
+
+/// A file from the web.
+#[derive(Clone, Debug)]
+pub(crate) struct DownloadOperation {
+    /// As written.
+    pub(crate) url: String,
+    /// `--checksum`
+    pub(crate) checksum: Option<Checksum>,
 }
 
 /// WORKDIR: makes the directory if it is not there.
@@ -161,6 +176,10 @@ impl Operation {
                 .with("path", Value::from(workdir.path.as_str()))
                 .with("user", Value::from(workdir.user.as_str()))
                 .with("epoch", Value::from(workdir.epoch)),
+            // When the file was changed is added by whoever asks the server.
+            Self::Download(_) => {
+                KeyOperation::new("download", 1, platform).with("modified", Value::from(None::<i64>))
+            }
         }
     }
 }
@@ -235,6 +254,18 @@ impl RunMount {
 }
 
 impl CopyOperation {
+    /// The inputs, by position, that single sources are taken from.
+    pub(crate) fn source_inputs(&self) -> impl Iterator<Item = usize> {
+        self.sources.iter().filter_map(|source| match source {
+            CopySource::Download { input, .. } => Some(*input),
+            CopySource::Path(_) | CopySource::Inline { .. } => None,
+        })
+    }
+
+    /// Whether a source is a path of what [`CopyOperation::from`] says.
+    pub(crate) fn takes_paths(&self) -> bool {
+        self.sources.iter().any(|source| matches!(source, CopySource::Path(_)))
+    }
     fn key_operation(&self, platform: &str) -> KeyOperation {
         let kind = match self.kind {
             CopyKind::Plain => "copy",

@@ -40,6 +40,8 @@ pub struct BuildRequest {
     pub parallelism: usize,
     /// Whether steps may be executed.
     pub executions: Executions,
+    /// How ADD reaches the web.
+    pub remote: kiln_remote::Settings,
 }
 
 /// `--no-cache`.

@@ -10,16 +10,10 @@ use clap::ValueEnum;
 use kiln_build::Lent;
 
 use crate::failure::{Failure, Kind};
+use crate::web;
 
 /// Where lent files appear.
 const PLACE: &str = "/run/kiln";
-/// Where systems keep their CA bundle: Debian, Fedora, Alpine and openSUSE.
-const BUNDLES: [&str; 4] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/cert.pem",
-    "/etc/ssl/ca-bundle.pem",
-];
 /// Variables by which programs find a CA bundle.
 const BUNDLE_VARIABLES: [&str; 9] = [
     "SSL_CERT_FILE",
@@ -88,12 +82,9 @@ fn lend(lent: &mut Lent, name: &str, variable: &str, bytes: Vec<u8>) {
     lent.files.push((path, bytes));
 }
 
-#[expect(clippy::disallowed_methods, reason = "the binary reads the environment")]
 fn lend_bundle(lent: &mut Lent, apt: &mut String) -> Result<()> {
-    let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
-    let known = BUNDLES.iter().map(PathBuf::from);
-    let Some(bundle) = named.into_iter().chain(known).find(|path| path.is_file()) else {
-        let message = format!("cannot lend a CA bundle: none of {} is there", BUNDLES.join(", "));
+    let Some(bundle) = web::bundle() else {
+        let message = format!("cannot lend a CA bundle: none of {} is there", web::BUNDLES.join(", "));
         return Err(Failure::new(Kind::World, message).hint("name one with SSL_CERT_FILE").into());
     };
     let path = format!("{PLACE}/ca-certificates.crt");

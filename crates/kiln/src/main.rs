@@ -14,6 +14,7 @@ mod prompt;
 mod session;
 mod units;
 mod watch;
+mod web;
 
 use std::io::Write as _;
 use std::process::ExitCode;

@@ -133,6 +133,7 @@ fn request(arguments: &Build) -> Result<BuildRequest> {
         platform: Platform::host(),
         parallelism: std::thread::available_parallelism().map_or(2, usize::from).max(2),
         executions: Executions::Allowed,
+        remote: crate::web::settings(),
     })
 }
 
@@ -225,12 +226,16 @@ fn explain(request: &BuildRequest, failure: BuildFailure, failed: &[FailedStep])
         | BuildError::Layer(_)
         | BuildError::Path(_)
         | BuildError::File { .. }
+        | BuildError::Remote(_)
         | BuildError::Runtime(_) => Kind::World,
         _ => Kind::Input,
     };
     let hint = match &failure.error {
         BuildError::NoBase { .. } => {
             Some("load it with `kiln load`, make it with `kiln import`, or build and tag it")
+        }
+        BuildError::Remote(kiln_remote::Error::NoBundle { .. }) => {
+            Some("install ca-certificates, or name a bundle with SSL_CERT_FILE")
         }
         _ => None,
     };

@@ -3,7 +3,9 @@
 
 mod bench;
 mod dice;
+mod downloads;
 mod recipe;
 mod refusals;
 mod stale;
 mod together;
+mod web;
