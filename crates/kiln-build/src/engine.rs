@@ -19,7 +19,7 @@ use crate::context::BuildContext;
 use crate::download::Fetched;
 use crate::error::{Error, Result};
 use crate::operation::{MountSource, Operation, ROOT, RunMountKind};
-use crate::request::{BuildRequest, Executions};
+use crate::request::{BuildRequest, ContextKind, Executions};
 use crate::select::Selection;
 use crate::transfer::Form;
 
@@ -64,7 +64,10 @@ impl Engine<'_> {
         if let Some(context) = self.opened.get() {
             return Ok(context);
         }
-        let caches = Directory::open(&self.store.root().join("context")).ok();
+        let caches = match self.request.context_kind {
+            ContextKind::Lasting => Directory::open(&self.store.root().join("context")).ok(),
+            ContextKind::Passing => None,
+        };
         let context = BuildContext::open(&self.request.context, &self.request.ignore, caches)?;
         Ok(self.opened.get_or_init(|| context))
     }

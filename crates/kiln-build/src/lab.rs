@@ -140,6 +140,7 @@ pub(crate) fn letter(kind: Kind) -> char {
 pub(crate) fn request(context: std::path::PathBuf, dockerfile: &[u8]) -> BuildRequest {
     BuildRequest {
         context,
+        context_kind: crate::request::ContextKind::Lasting,
         dockerfile: dockerfile.to_vec(),
         dockerfile_name: "Dockerfile".to_owned(),
         ignore: Vec::new(),

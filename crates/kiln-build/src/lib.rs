@@ -38,5 +38,5 @@ mod workdir;
 
 pub use build::{BuildFailure, Built, Watcher, build};
 pub use error::{Error, Result};
-pub use request::{BuildRequest, CacheUse, Entitlement, Executions, Lent, NetworkMode};
+pub use request::{BuildRequest, CacheUse, ContextKind, Entitlement, Executions, Lent, NetworkMode};
 pub use stage::apply_changes;

@@ -663,6 +663,7 @@ mod tests {
     fn proxy(instructions: &str, build_arg: Option<&str>) -> Option<String> {
         let request = BuildRequest {
             context: ".".into(),
+            context_kind: crate::request::ContextKind::Lasting,
             dockerfile: format!("FROM scratch\n{instructions}\nRUN [\"x\"]\n").into_bytes(),
             dockerfile_name: "Dockerfile".to_owned(),
             ignore: Vec::new(),

@@ -10,6 +10,8 @@ use kiln_oci::{Platform, Reference};
 pub struct BuildRequest {
     /// The directory that COPY, ADD and bind mounts see.
     pub context: PathBuf,
+    /// Whether that directory is there for later builds, too.
+    pub context_kind: ContextKind,
     /// The Dockerfile's bytes.
     pub dockerfile: Vec<u8>,
     /// How the Dockerfile is named in messages.
@@ -42,6 +44,15 @@ pub struct BuildRequest {
     pub executions: Executions,
     /// How ADD reaches the web.
     pub remote: kiln_remote::Settings,
+}
+
+/// What becomes of the context's directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContextKind {
+    /// It stays: what is learned of its files is remembered.
+    Lasting,
+    /// It goes with the build.
+    Passing,
 }
 
 /// `--no-cache`.

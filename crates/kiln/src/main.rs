@@ -3,6 +3,7 @@
 
 mod arguments;
 mod commands;
+mod context;
 mod failure;
 mod filters;
 mod format;
