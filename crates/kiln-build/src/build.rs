@@ -86,6 +86,7 @@ pub fn build<W: Watcher>(
         noted: AtomicBool::new(false),
         selections: Mutex::default(),
         fetched: Mutex::default(),
+        commits: Mutex::default(),
         client: OnceLock::new(),
     };
     let solved = run(&engine, &lowered, watcher, cancel);

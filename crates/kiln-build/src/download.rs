@@ -290,7 +290,7 @@ fn stopped(error: kiln_remote::Error) -> Stop<Error> {
     }
 }
 
-fn open<'w>(path: &Path) -> kiln_layer::Result<Box<dyn Read + 'w>> {
+pub(crate) fn open<'w>(path: &Path) -> kiln_layer::Result<Box<dyn Read + 'w>> {
     let file = fs_err::File::open(path).map_err(kiln_layer::Error::Read)?;
     Ok(Box::new(file))
 }

@@ -18,6 +18,7 @@ use kiln_sys::root::Directory;
 use crate::context::BuildContext;
 use crate::download::Fetched;
 use crate::error::{Error, Result};
+use crate::git::Commit;
 use crate::operation::{MountSource, Operation, ROOT, RunMountKind};
 use crate::request::{BuildRequest, ContextKind, Executions};
 use crate::select::Selection;
@@ -54,6 +55,8 @@ pub(crate) struct Engine<'a> {
     pub(crate) selections: Mutex<HashMap<VertexId, Selection>>,
     /// What was fetched for a key.
     pub(crate) fetched: Mutex<HashMap<VertexId, Fetched>>,
+    /// What repositories said for keys.
+    pub(crate) commits: Mutex<HashMap<VertexId, Commit>>,
     /// Made when it is first needed.
     pub(crate) client: OnceLock<Client>,
 }
@@ -194,6 +197,7 @@ impl Executor<Operation> for Engine<'_> {
                 None => return Ok(Identity::NeedsData(missing(inputs))),
             },
             Operation::Download(download) => return self.download_identity(download, fixed, context),
+            Operation::Git(address) => return self.git_identity(address, fixed, context),
             Operation::Run(run) => {
                 for mount in &run.mounts {
                     let (source, path) = match &mount.kind {
@@ -242,6 +246,7 @@ impl Executor<Operation> for Engine<'_> {
             }
             Operation::Copy(copy) => self.copy(copy, preimage, &steps, context),
             Operation::Download(download) => self.download(download, preimage, context),
+            Operation::Git(address) => self.git(address, context),
         }
     }
 }
@@ -314,6 +319,7 @@ mod tests {
                 opened: OnceLock::new(),
                 selections: Mutex::default(),
                 fetched: Mutex::default(),
+                commits: Mutex::default(),
                 client: OnceLock::new(),
             }
         };

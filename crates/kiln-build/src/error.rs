@@ -78,6 +78,17 @@ pub enum Error {
         /// Of what came, by the same algorithm.
         found: String,
     },
+    /// A git repository.
+    #[error("{remote}: {problem}")]
+    Git {
+        /// Without credentials.
+        remote: String,
+        /// What is wrong, or what git said.
+        problem: String,
+    },
+    /// There is no git.
+    #[error("git repositories are read with the git program, which is not on PATH")]
+    NoGit,
     /// A download.
     #[error(transparent)]
     Remote(#[from] kiln_remote::Error),

@@ -157,6 +157,7 @@ pub(crate) fn request(context: std::path::PathBuf, dockerfile: &[u8]) -> BuildRe
         parallelism: 1,
         executions: crate::request::Executions::Allowed,
         remote: kiln_remote::Settings::default(),
+        git: crate::git::GitProgram::default(),
     }
 }
 
@@ -264,7 +265,7 @@ impl Lab {
                     });
                     found.cloned().unwrap_or_default()
                 }
-                Operation::Download(_) => panic!("nothing is downloaded here"),
+                Operation::Download(_) | Operation::Git(_) => panic!("nothing is downloaded here"),
                 Operation::Run(_) => {
                     let mut image = input(0);
                     run(step, &mut image);

@@ -16,6 +16,7 @@ mod engine;
 mod error;
 mod export;
 mod filter;
+mod git;
 mod image_tree;
 #[cfg(test)]
 mod lab;
@@ -38,5 +39,6 @@ mod workdir;
 
 pub use build::{BuildFailure, Built, Watcher, build};
 pub use error::{Error, Result};
+pub use git::{GitProgram, check_out};
 pub use request::{BuildRequest, CacheUse, ContextKind, Entitlement, Executions, Lent, NetworkMode};
 pub use stage::apply_changes;

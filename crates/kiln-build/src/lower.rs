@@ -74,6 +74,7 @@ pub(crate) fn lower(
         stages: BTreeMap::new(),
         images: BTreeMap::new(),
         downloads: BTreeMap::new(),
+        repositories: Vec::new(),
     };
     lowering.stage(target, 0)?;
     let mut state = lowering.stages.remove(&target).unwrap_or_else(|| unreachable_stage(request));
@@ -168,6 +169,8 @@ struct Lowering<'a> {
     images: BTreeMap<String, VertexId>,
     /// Downloads by address and checksum.
     downloads: BTreeMap<(String, Option<String>), VertexId>,
+    /// Repositories that were added before.
+    repositories: Vec<(crate::git::GitAddress, VertexId)>,
 }
 
 /// Where a stage is: for names of vertices.
@@ -538,6 +541,11 @@ impl Lowering<'_> {
         if let Some(url) = transfer.sources.iter().find(|source| is_url(&source.text)) {
             return Err(instruction_error("source can't be a URL for COPY".to_owned(), url.span));
         }
+        let is_git =
+            |source: &&kiln_dockerfile::Word| matches!(source_kind(&source.text), SourceKind::Git(_));
+        if let Some(git) = transfer.sources.iter().find(is_git) {
+            return Err(instruction_error("source can't be a git ref for COPY".to_owned(), git.span));
+        }
         let operation = self.transfer(state, transfer, from, CopyKind::Plain, copy.parents);
         Ok((Operation::Copy(Box::new(operation)), inputs, history::copy(copy)))
     }
@@ -683,6 +691,7 @@ mod tests {
             parallelism: 1,
             executions: Executions::Allowed,
             remote: kiln_remote::Settings::default(),
+            git: crate::git::GitProgram::default(),
         };
         let parsed = kiln_dockerfile::parse(&request.dockerfile);
         let lowered = lower(&parsed.dockerfile, &request, &mut NoBases).expect("lowered");

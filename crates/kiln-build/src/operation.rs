@@ -4,6 +4,7 @@ use kiln_graph::{Operation as KeyOperation, Value};
 use kiln_oci::DiffId;
 
 use crate::checksum::Checksum;
+use crate::git::GitAddress;
 use crate::request::NetworkMode;
 
 /// What a vertex does.
@@ -19,6 +20,8 @@ pub(crate) enum Operation {
     Workdir(WorkdirOperation),
     /// What ADD takes from the web: a root with one file.
     Download(DownloadOperation),
+    /// What ADD takes from a repository: a root with the files of a commit.
+    Git(Box<GitAddress>),
 }
 
 /// Role of the edge to the parent.
@@ -133,6 +136,8 @@ pub(crate) enum CopySource {
     /// The file that an input of the vertex, a [`DownloadOperation`], gives; `name` is what it is called inside of a
     /// directory that it is copied into.
     Download { input: usize, name: String, unpack: bool },
+    /// Everything that an input of the vertex, a repository, gives.
+    Repository { input: usize },
 }
 
 /// How archives among the sources are treated.
@@ -180,6 +185,9 @@ impl Operation {
             Self::Download(_) => {
                 KeyOperation::new("download", 1, platform).with("modified", Value::from(None::<i64>))
             }
+            Self::Git(address) => KeyOperation::new("git", 1, platform)
+                .with("git_dir", Value::from(address.keeps_git_dir()))
+                .with("submodules", Value::from(address.submodules)),
         }
     }
 }
@@ -257,7 +265,7 @@ impl CopyOperation {
     /// The inputs, by position, that single sources are taken from.
     pub(crate) fn source_inputs(&self) -> impl Iterator<Item = usize> {
         self.sources.iter().filter_map(|source| match source {
-            CopySource::Download { input, .. } => Some(*input),
+            CopySource::Download { input, .. } | CopySource::Repository { input } => Some(*input),
             CopySource::Path(_) | CopySource::Inline { .. } => None,
         })
     }

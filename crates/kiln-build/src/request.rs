@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use kiln_oci::{Platform, Reference};
 
+use crate::git::GitProgram;
+
 /// A build. Nothing in it was read from the environment by this crate.
 #[derive(Clone, Debug)]
 pub struct BuildRequest {
@@ -44,6 +46,8 @@ pub struct BuildRequest {
     pub executions: Executions,
     /// How ADD reaches the web.
     pub remote: kiln_remote::Settings,
+    /// What ADD reads repositories with.
+    pub git: GitProgram,
 }
 
 /// What becomes of the context's directory.

@@ -68,6 +68,12 @@ pub(crate) fn select(operation: &CopyOperation, source: &dyn SourceTree) -> Resu
             let selected = finish(selector, roots, &filter, source)?;
             Ok(SelectedSource { unpack: operation.kind == CopyKind::Unpack, ..selected })
         }
+        CopySource::Repository { input } => {
+            let filter = Filter::new(&operation.exclude, None)?;
+            let content = RootContent::Tree { path: routed(*input, b""), entries: None };
+            let root = SelectedRoot { name: Vec::new(), content };
+            finish(selector("/", &operation.exclude, ""), vec![root], &filter, source)
+        }
         CopySource::Download { input, name, unpack } => select_download(*input, name, *unpack, source),
     });
     Ok(Selection { sources: sources.collect::<Result<_>>()? })

@@ -1,12 +1,12 @@
-//! What `build` builds from: a directory, or what comes on standard input or from the web. The latter is unpacked into
-//! a directory that goes with the build.
+//! What `build` builds from: a directory, or what comes on standard input, from the web or from a git repository. That is
+//! put into a directory that goes with the build.
 
 use std::io::{self, Cursor, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use kiln_build::ContextKind;
-use kiln_dockerfile::{MAX_SOURCE_BYTES, SourceKind, source_kind};
+use kiln_dockerfile::{GitSource, MAX_SOURCE_BYTES, SourceKind, source_kind};
 use kiln_layer::archive::{Archive, Entry};
 use kiln_layer::{Compression, Options, Ownership, Unpack, Whiteouts, walk};
 use kiln_remote::{Answer, Client, Download, Validators};
@@ -63,10 +63,8 @@ pub(crate) fn open(root: Option<&Path>, context: &Path, file: Option<&Path>) -> 
         return read(context.to_path_buf(), ContextKind::Lasting, place, None);
     }
     let url = context.to_str().unwrap_or_default();
-    if let SourceKind::Git(_) = remote {
-        let message =
-            format!("cannot build from {}: git repositories are not supported", kiln_remote::shown(url));
-        return Err(Failure::new(Kind::Input, message).into());
+    if let SourceKind::Git(source) = remote {
+        return check_out(root, &source, from_input, file);
     }
     let client = Client::new(&crate::web::settings())?;
     match client.get(url, &Validators::default())? {
@@ -120,6 +118,29 @@ fn unpack(
     read(directory, ContextKind::Passing, place, Some(lease))
 }
 
+/// A context that is a directory of a git repository.
+fn check_out(
+    root: Option<&Path>,
+    source: &GitSource,
+    from_input: bool,
+    file: Option<&Path>,
+) -> Result<Inputs> {
+    let lease = session::open(root, Files::Untouched)?.lease("build context")?;
+    let place = lease.fresh_path("context");
+    fs_err::create_dir(&place)?;
+    let failed = |error| {
+        let message = format!("cannot build from {}", kiln_remote::shown(&source.remote));
+        Failure::new(Kind::World, message).caused_by(anyhow::Error::from(error))
+    };
+    let directory = kiln_build::check_out(&crate::web::git(), source, &place).map_err(failed)?;
+    let place = if from_input {
+        Place::StandardInput
+    } else {
+        Place::Inside(file.map_or_else(|| PathBuf::from("Dockerfile"), Path::to_path_buf))
+    };
+    read(directory, ContextKind::Passing, place, Some(lease))
+}
+
 fn is_archive(first: &[u8]) -> bool {
     Compression::detect(first) != Compression::Plain
         || Archive::new(first).next_entry(&mut Entry::default()).unwrap_or(false)
@@ -128,24 +149,24 @@ fn is_archive(first: &[u8]) -> bool {
 fn read(context: PathBuf, kind: ContextKind, place: Place, lease: Option<Lease>) -> Result<Inputs> {
     let mut name = "Dockerfile".to_owned();
     let mut own = None;
-    let dockerfile = match &place {
-        Place::Here(bytes) => bytes.clone(),
+    let dockerfile = match place {
+        Place::Here(bytes) => bytes,
         Place::StandardInput => {
             let mut bytes = Vec::new();
             io::stdin().lock().take(MAX_SOURCE_BYTES as u64 + 1).read_to_end(&mut bytes)?;
             bytes
         }
         Place::Machine(path) => {
-            let (directory, file) = parted(path)?;
-            let root = Root::open(directory).map_err(|error| no_dockerfile(path).caused_by(error))?;
-            let (bytes, found) = dockerfile_in(&root, Path::new(file), path)?;
+            let (directory, file) = parted(&path)?;
+            let root = Root::open(directory).map_err(|error| no_dockerfile(&path).caused_by(error))?;
+            let (bytes, found) = dockerfile_in(&root, Path::new(file), &path)?;
             own = Some((root, found.clone()));
             name = found.to_string_lossy().into_owned();
             bytes
         }
         Place::Inside(path) => {
             let root = Root::open(&context)?;
-            let (bytes, found) = dockerfile_in(&root, path, path)?;
+            let (bytes, found) = dockerfile_in(&root, &path, &path)?;
             if let Some(last) = found.file_name() {
                 name = last.to_string_lossy().into_owned();
             }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use kiln_build::GitProgram;
 use kiln_remote::{Limits, Proxies, Settings};
 
 /// Where systems keep their CA bundle: Debian, Fedora, Alpine and openSUSE.
@@ -28,6 +29,30 @@ pub(crate) fn settings() -> Settings {
     };
     let agent = format!("kiln/{}", env!("CARGO_PKG_VERSION"));
     Settings { proxies, bundle: bundle(), agent, limits: Limits::default() }
+}
+
+/// The git of this machine, and what it may know of the environment.
+#[expect(clippy::disallowed_methods, reason = "the binary reads the environment")]
+pub(crate) fn git() -> GitProgram {
+    const PROXIES: [&str; 8] = [
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "NO_PROXY",
+        "ALL_PROXY",
+        "http_proxy",
+        "https_proxy",
+        "no_proxy",
+        "all_proxy",
+    ];
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|directory| directory.join("git")).find(|git| git.is_file());
+    let known = PROXIES.into_iter().chain(["PATH"]);
+    let mut environment: Vec<(String, String)> =
+        known.filter_map(|name| Some((name.to_owned(), std::env::var(name).ok()?))).collect();
+    if let Some(bundle) = bundle() {
+        environment.push(("GIT_SSL_CAINFO".to_owned(), bundle.display().to_string()));
+    }
+    GitProgram { path: found, environment }
 }
 
 /// A variable in capital letters or, if that is not set, in small ones.

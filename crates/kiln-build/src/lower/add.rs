@@ -5,7 +5,8 @@ use kiln_graph::{Vertex, VertexId};
 
 use super::{LoweredStep, Lowering, instruction_error};
 use crate::checksum::Checksum;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::git::GitAddress;
 use crate::operation::{CopyKind, CopySource, DownloadOperation, MountSource, Operation};
 use crate::stage::StageState;
 
@@ -33,7 +34,16 @@ impl Lowering<'_> {
         for source in &transfer.sources {
             match source_kind(&source.text) {
                 SourceKind::Path => sources.push(CopySource::Path(source.text.clone())),
-                SourceKind::Git(_) => return Err(Error::Unsupported("ADD of a git repository".to_owned())),
+                SourceKind::Git(git) => {
+                    let address = GitAddress::parse(&git).and_then(|address| {
+                        address.with_flags(checksum.map(|word| word.text.as_str()), add.keep_git_dir)
+                    });
+                    let address =
+                        address.map_err(|error| instruction_error(error.to_string(), source.span))?;
+                    let vertex = self.git_vertex(address, source.span);
+                    inputs.push(("source".to_owned(), vertex));
+                    sources.push(CopySource::Repository { input: inputs.len() });
+                }
                 SourceKind::Url { file_name } => {
                     let checksum = checksum.map(|word| {
                         Checksum::parse(&word.text).map_err(|problem| {
@@ -72,6 +82,20 @@ impl Lowering<'_> {
         let vertex = Vertex::new(Operation::Download(operation), name).span(span.start..span.end);
         let id = self.graph.add(vertex);
         self.downloads.insert(known, id);
+        id
+    }
+}
+
+impl Lowering<'_> {
+    /// The vertex of a repository: one for each that is asked for in the same way.
+    fn git_vertex(&mut self, address: GitAddress, span: Span) -> VertexId {
+        if let Some((_, id)) = self.repositories.iter().find(|(known, _)| *known == address) {
+            return *id;
+        }
+        let name = format!("check out {}", kiln_remote::shown(&address.remote));
+        let vertex = Vertex::new(Operation::Git(Box::new(address.clone())), name);
+        let id = self.graph.add(vertex.span(span.start..span.end));
+        self.repositories.push((address, id));
         id
     }
 }

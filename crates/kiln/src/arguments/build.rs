@@ -17,6 +17,7 @@ Examples:
   kiln build --lend ca,proxy,pip -t app .
   kiln build -t app - < context.tar.gz
   kiln build -t app https://example.com/context.tar.gz
+  kiln build -t app https://example.com/repository.git#main:docker
 
 The image ID goes to --iidfile, and to standard output with -q; progress goes to standard error.")]
 pub(crate) struct Build {
@@ -68,7 +69,7 @@ pub(crate) struct Build {
     #[arg(long, value_name = "WHAT", value_delimiter = ',')]
     pub(crate) lend: Vec<Loan>,
 
-    /// Directory with the build's files; an archive of it, or a Dockerfile, at a URL or, as -, on standard input
+    /// Directory with the build's files; a git repository; an archive or a Dockerfile at a URL or, as -, on standard input
     #[arg(value_name = "CONTEXT")]
     pub(crate) context: PathBuf,
 }

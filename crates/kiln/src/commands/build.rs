@@ -130,6 +130,7 @@ fn request(arguments: &Build, inputs: &Inputs) -> Result<BuildRequest> {
         parallelism: std::thread::available_parallelism().map_or(2, usize::from).max(2),
         executions: Executions::Allowed,
         remote: crate::web::settings(),
+        git: crate::web::git(),
     })
 }
 
@@ -179,6 +180,8 @@ fn explain(request: &BuildRequest, failure: BuildFailure, failed: &[FailedStep])
         | BuildError::Path(_)
         | BuildError::File { .. }
         | BuildError::Remote(_)
+        | BuildError::Git { .. }
+        | BuildError::NoGit
         | BuildError::Runtime(_) => Kind::World,
         _ => Kind::Input,
     };

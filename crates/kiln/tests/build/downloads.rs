@@ -13,7 +13,7 @@ const OLD: &str = "Last-Modified: Sun, 09 Sep 2001 01:46:40 GMT";
 impl Bench {
     /// Builds a Dockerfile that must be right; what was executed, by the number of steps that were not cached.
     #[track_caller]
-    fn makes(&self, dockerfile: &str, more: &[&str]) -> String {
+    pub(crate) fn makes(&self, dockerfile: &str, more: &[&str]) -> String {
         self.write("Dockerfile", dockerfile);
         let mut words = vec!["build", "--progress=plain", "-t", "made", "-f", "Dockerfile"];
         words.extend(more);
@@ -25,7 +25,7 @@ impl Bench {
     }
 
     #[track_caller]
-    fn fails(&self, dockerfile: &str, says: &[&str]) {
+    pub(crate) fn fails(&self, dockerfile: &str, says: &[&str]) {
         self.write("Dockerfile", dockerfile);
         let images = text(&self.run("store", &["images", "-aq"]).stdout);
         let output = self.run("store", &["build", "-t", "made", "-f", "Dockerfile", "context"]);
@@ -39,7 +39,7 @@ impl Bench {
     }
 
     #[track_caller]
-    fn holds(&self, path: &str, expect: &str) {
+    pub(crate) fn holds(&self, path: &str, expect: &str) {
         let output = self.run("store", &["image", "cat", "made", path]);
         assert!(output.status.success(), "{path}: {}", text(&output.stderr));
         assert_eq!(text(&output.stdout), expect, "{path}");
@@ -49,7 +49,7 @@ impl Bench {
         text(&self.run("store", &["image", "files", "made"]).stdout)
     }
 
-    fn id(&self) -> String {
+    pub(crate) fn id(&self) -> String {
         text(&self.run("store", &["images", "-q", "--no-trunc", "made"]).stdout)
     }
 }

@@ -7,6 +7,7 @@ mod dice;
 mod downloads;
 mod recipe;
 mod refusals;
+mod repositories;
 mod stale;
 mod together;
 mod web;
