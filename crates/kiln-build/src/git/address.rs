@@ -149,6 +149,14 @@ impl GitAddress {
         }
     }
 
+    /// How addresses on the remote's host begin, with the credentials that the remote has and without.
+    pub(crate) fn credentials(&self) -> Option<(String, String)> {
+        let (scheme, rest) = self.remote.split_once("://")?;
+        let authority = rest.split('/').next()?;
+        let (_, host) = authority.rsplit_once('@')?;
+        Some((format!("{scheme}://{authority}/"), format!("{scheme}://{host}/")))
+    }
+
     pub(crate) fn keeps_git_dir(&self) -> bool {
         self.keep_git_dir == Some(true) && self.directory.is_empty()
     }
@@ -228,6 +236,14 @@ mod tests {
         let address = parse("http://h/r.git?keep-git-dir&submodules=false#main").expect("an address");
         assert_eq!((address.keep_git_dir, address.submodules, address.commit()), (Some(true), false, None));
         assert_eq!(address.remote, "http://h/r.git");
+    }
+
+    #[test]
+    fn credentials_are_set_apart() {
+        let address = parse("https://user:p@ss@h:1/r.git").expect("an address");
+        let expect = ("https://user:p@ss@h:1/".to_owned(), "https://h:1/".to_owned());
+        assert_eq!(address.credentials(), Some(expect));
+        assert_eq!(parse("https://h/@r.git").expect("an address").credentials(), None);
     }
 
     #[test]

@@ -103,7 +103,10 @@ impl Git<'_> {
         if status.success() {
             return said(&output);
         }
-        let told = said(&complaints)?.replace(&self.address.remote, &self.shown());
+        let mut told = said(&complaints)?;
+        if let Some((with, without)) = self.address.credentials() {
+            told = told.replace(&with, &without);
+        }
         let lines: Vec<&str> = told.lines().filter(|line| !line.trim().is_empty()).collect();
         let last = lines[lines.len().saturating_sub(5)..].join("\n");
         Err(self.failed(if last.is_empty() { status.to_string() } else { last }))
@@ -137,6 +140,11 @@ impl Git<'_> {
                 ("LC_ALL", "C"),
             ])
             .stdin(Stdio::null());
+        if let Some((with, without)) = self.address.credentials() {
+            // In the environment: neither other users' `ps` nor any configuration that is kept sees them.
+            command.env("GIT_CONFIG_COUNT", "1").env("GIT_CONFIG_KEY_0", format!("url.{with}.insteadOf"));
+            command.env("GIT_CONFIG_VALUE_0", without);
+        }
         if let Stopping::Token(_) = self.stopping {
             command.process_group(0);
         }
@@ -160,7 +168,7 @@ impl Git<'_> {
     }
 
     fn ask(&self) -> Result<Commit> {
-        let remote = self.address.remote.as_str();
+        let remote = &self.shown();
         let Some(reference) = &self.address.reference else {
             let listed = self.run(self.place, &["ls-remote", "--symref", "--", remote, "HEAD"])?;
             let ends = |line: &str| line.strip_suffix("\tHEAD").map(str::to_owned);
@@ -204,7 +212,7 @@ impl Git<'_> {
         let run = |words: &[&str]| self.run(&tree, &[&inside[..], words].concat());
         let format = if commit.hash.len() == 64 { "--object-format=sha256" } else { "--object-format=sha1" };
         self.run(&tree, &["--git-dir", &git_dir_text, "init", "--quiet", format])?;
-        run(&["remote", "add", "--", "origin", &self.address.remote])?;
+        run(&["remote", "add", "--", "origin", &self.shown()])?;
         self.fetch(commit, &run)?;
         if keep {
             run(&["checkout", "--quiet", "--detach", &commit.hash])?;
@@ -221,7 +229,6 @@ impl Git<'_> {
         let time = run(&["show", "--no-patch", "--format=%ct", &commit.hash])?;
         let seconds = time.trim().parse().map_err(|_| self.failed("its commit has no time"))?;
         if keep {
-            run(&["remote", "set-url", "origin", &self.shown()])?;
             run(&["reflog", "expire", "--all", "--expire=now"])?;
             let _ = fs_err::remove_file(git_dir.join("FETCH_HEAD"));
         }

@@ -189,7 +189,7 @@ fn a_server_of_files_will_do() {
     }
     let (first, _) = bench.repository();
     let web = Web::start();
-    serve_files(&web, &bench.path("served"), "");
+    serve_files(&web, &bench.path("served"), "", Page::default());
     let remote = web.url("/r.git");
     bench.makes(&format!("FROM scratch\nADD {remote}#feature/x /c/\n"), &[]);
     bench.holds("/c/a", "changed\n");
@@ -213,15 +213,48 @@ fn a_server_of_files_will_do() {
     assert!(told.contains("cannot build from http://127.0.0.1") && told.contains("not found"), "{told}");
 }
 
-fn serve_files(web: &Web, directory: &Path, path: &str) {
+fn serve_files(web: &Web, directory: &Path, path: &str, like: Page) {
     for entry in fs_err::read_dir(directory).expect("read").flatten() {
         let path = format!("{path}/{}", entry.file_name().to_str().expect("a plain name"));
         if entry.path().is_dir() {
-            serve_files(web, &entry.path(), &path);
+            serve_files(web, &entry.path(), &path, like.clone());
         } else {
-            web.put(&path, Page::new(fs_err::read(entry.path()).expect("read")));
+            web.put(&path, Page { body: fs_err::read(entry.path()).expect("read"), ..like.clone() });
         }
     }
+}
+
+#[test]
+fn credentials_stay_out_of_what_is_kept() {
+    let Some(bench) = Bench::new() else { return };
+    if !has_git() {
+        return;
+    }
+    bench.repository();
+    git(&bench.path("served"), &["clone", "--quiet", "--bare", "../work", "sub.git"]);
+    git(&bench.path("served/sub.git"), &["update-server-info"]);
+    let work = bench.path("work");
+    git(&work, &["submodule", "--quiet", "add", &bench.path("served/sub.git").display().to_string(), "s"]);
+    git(&work, &["config", "--file", ".gitmodules", "submodule.s.url", "../sub.git"]);
+    git(&work, &["commit", "--quiet", "-a", "-m", "modules"]);
+    bench.publish();
+    let web = Web::start();
+    serve_files(&web, &bench.path("served"), "", Page { locked: true, ..Page::default() });
+    let remote = web.url("/r.git");
+    bench.fails(&format!("FROM scratch\nADD {remote} /c/\n"), &["could not read Username"]);
+    let remote = remote.replace("http://", "http://user:s3cret@");
+    bench.makes(&format!("FROM scratch\nADD --keep-git-dir {remote} /c/\n"), &[]);
+    bench.holds("/c/s/a", "a\n");
+    let out = bench.path("out");
+    let unpacked = bench.run("store", &["image", "unpack", "made", &out.display().to_string()]);
+    assert!(unpacked.status.success(), "{}", text(&unpacked.stderr));
+    let found = Command::new("grep").args(["-rl", "s3cret"]).arg(&out).output().expect("grep");
+    assert_eq!(text(&found.stdout), "");
+    assert!(fs_err::read_to_string(out.join("c/.git/config")).expect("read").contains("127.0.0.1"));
+    bench.fails(
+        &format!("FROM scratch\nADD {} /c/\n", remote.replace("r.git", "none.git")),
+        &["http://127.0.0.1"],
+    );
 }
 
 #[test]

@@ -12,6 +12,8 @@ pub(crate) struct Page {
     pub(crate) body: Vec<u8>,
     /// It never comes to an end.
     pub(crate) endless: bool,
+    /// Only who shows credentials gets it.
+    pub(crate) locked: bool,
 }
 
 impl Page {
@@ -83,16 +85,22 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>) {
         let page = state.pages.get(path.split('?').next().unwrap_or_default()).cloned();
         let status = match &page {
             None => "404 Not Found",
+            Some(page) if page.locked && !head.to_ascii_lowercase().contains("\nauthorization: basic ") => {
+                "401 Unauthorized"
+            }
             Some(page) if is_known(&head, page) => "304 Not Modified",
             Some(_) => "200 OK",
         };
         state.log.push(format!("{} {path}", &status[..3]));
         (status, page.unwrap_or_default())
     };
-    let body = if status.starts_with("304") { &[][..] } else { &page.body };
+    let body = if status.starts_with("200") { &page.body[..] } else { &[] };
     let mut answer = format!("HTTP/1.1 {status}\r\nConnection: close\r\n");
     if !page.endless {
         answer.push_str(&format!("Content-Length: {}\r\n", body.len()));
+    }
+    if status.starts_with("401") {
+        answer.push_str("WWW-Authenticate: Basic realm=\"test\"\r\n");
     }
     for header in &page.headers {
         answer.push_str(header);
