@@ -50,7 +50,7 @@ pub(crate) struct Fetched {
     modified: Option<i64>,
 }
 
-/// What is remembered of an address: `downloads/<SHA-256 of the address>` (docs/formats.md, section 8).
+/// What is remembered of an address: `downloads/<SHA-256 of the address>` (docs/formats.md, section 9).
 #[derive(Debug, Serialize, Deserialize)]
 struct Remembered {
     version: u32,

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use kiln_layer::LayerIndex;
 use kiln_oci::{ChainId, DiffId};
@@ -42,6 +42,7 @@ pub struct Store {
     pub(crate) database: Arc<Database>,
     pub(crate) indexes: Mutex<HashMap<DiffId, Arc<LayerIndex>>>,
     pub(crate) chains: Mutex<HashMap<ChainId, Arc<[DiffId]>>>,
+    pub(crate) mounts_tars: OnceLock<bool>,
 }
 
 impl Store {
@@ -61,6 +62,7 @@ impl Store {
             database,
             indexes: Mutex::default(),
             chains: Mutex::default(),
+            mounts_tars: OnceLock::new(),
         };
         if is_new {
             store.make_reserve();
@@ -105,6 +107,17 @@ const MARKED: [(&str, &str); 3] = [("blobs", "digest"), ("layers", "diff_id"), (
 #[derive(Default)]
 pub(crate) struct Marks(Vec<(&'static str, &'static str, Vec<rusqlite::types::Value>)>);
 
+impl Marks {
+    /// The mark of the row of `table` whose `column` is `key`.
+    pub(crate) fn add(&mut self, table: &'static str, column: &'static str, key: rusqlite::types::Value) {
+        self.0.push((table, column, vec![key]));
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 /// After a sync: what was marked before it is durable now.
 pub(crate) fn clear_marks(t: &Connection, marks: &Marks) -> Result<()> {
     for (table, column, keys) in &marks.0 {
@@ -135,9 +148,19 @@ fn create_directories(root: &Path) -> Result<()> {
         fs_err::set_permissions(root, std::fs::Permissions::from_mode(0o700))
             .map_err(Error::file("set the mode of", root))?;
     }
-    for name in
-        ["blobs/sha256", "overlay2/l", "index", "cache", "tmp", "trash", "context", "claims", "downloads"]
-    {
+    let names = [
+        "blobs/sha256",
+        "overlay2/l",
+        "index",
+        "cache",
+        "tmp",
+        "trash",
+        "context",
+        "claims",
+        "mounts",
+        "downloads",
+    ];
+    for name in names {
         make(&root.join(name))?;
     }
     Ok(())

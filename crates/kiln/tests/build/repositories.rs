@@ -189,7 +189,7 @@ fn a_server_of_files_will_do() {
     }
     let (first, _) = bench.repository();
     let web = Web::start();
-    serve_files(&web, &bench.path("served"), "", Page::default());
+    serve_files(&web, &bench.path("served"), "", &Page::default());
     let remote = web.url("/r.git");
     bench.makes(&format!("FROM scratch\nADD {remote}#feature/x /c/\n"), &[]);
     bench.holds("/c/a", "changed\n");
@@ -213,11 +213,11 @@ fn a_server_of_files_will_do() {
     assert!(told.contains("cannot build from http://127.0.0.1") && told.contains("not found"), "{told}");
 }
 
-fn serve_files(web: &Web, directory: &Path, path: &str, like: Page) {
+fn serve_files(web: &Web, directory: &Path, path: &str, like: &Page) {
     for entry in fs_err::read_dir(directory).expect("read").flatten() {
         let path = format!("{path}/{}", entry.file_name().to_str().expect("a plain name"));
         if entry.path().is_dir() {
-            serve_files(web, &entry.path(), &path, like.clone());
+            serve_files(web, &entry.path(), &path, like);
         } else {
             web.put(&path, Page { body: fs_err::read(entry.path()).expect("read"), ..like.clone() });
         }
@@ -239,7 +239,7 @@ fn credentials_stay_out_of_what_is_kept() {
     git(&work, &["commit", "--quiet", "-a", "-m", "modules"]);
     bench.publish();
     let web = Web::start();
-    serve_files(&web, &bench.path("served"), "", Page { locked: true, ..Page::default() });
+    serve_files(&web, &bench.path("served"), "", &Page { locked: true, ..Page::default() });
     let remote = web.url("/r.git");
     bench.fails(&format!("FROM scratch\nADD {remote} /c/\n"), &["could not read Username"]);
     let remote = remote.replace("http://", "http://user:s3cret@");
