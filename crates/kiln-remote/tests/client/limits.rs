@@ -60,7 +60,7 @@ fn silent_and_dripping_servers_are_left() {
         let _ = out.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4000\r\n\r\n");
         for _ in 0..4 {
             let _ = out.write_all(&[b'x'; 1000]);
-            std::thread::sleep(Duration::from_millis(200));
+            std::thread::sleep(Duration::from_millis(300));
         }
     });
     assert_eq!(fetch(&settings(), &slow.url("/")).unwrap().len(), 4000);
@@ -96,9 +96,10 @@ fn gzipped(bytes: &[u8]) -> Vec<u8> {
 
 #[test]
 fn an_encoding_that_was_not_asked_for_is_undone() {
-    let server = Server::start(|head, out| {
+    let bomb = gzipped(&vec![0; 4 << 20]);
+    let server = Server::start(move |head, out| {
         let body = match crate::server::path(head) {
-            "/bomb" => gzipped(&vec![0; 64 << 20]),
+            "/bomb" => bomb.clone(),
             "/cut" => gzipped(b"hello hello hello")[..20].to_vec(),
             "/no" => b"not compressed".to_vec(),
             _ => gzipped(b"hello"),
@@ -117,7 +118,7 @@ fn a_download_can_be_stopped() {
         if crate::server::path(head) == "/body" {
             let _ = out.write_all(b"HTTP/1.1 200 OK\r\n\r\nbegun");
         }
-        std::thread::sleep(Duration::from_secs(2));
+        std::thread::sleep(Duration::from_secs(20));
     });
     let mut settings = settings();
     settings.limits.stall = Duration::from_secs(60);
@@ -135,7 +136,7 @@ fn a_download_can_be_stopped() {
             Err(error) => Err(error),
         };
         assert!(matches!(outcome, Err(Error::Stopped)), "{path}: {outcome:?}");
-        assert!(start.elapsed() < Duration::from_secs(2), "{path}: {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(10), "{path}: {:?}", start.elapsed());
         stopping.join().unwrap();
         assert!(matches!(client.get(&server.url(path), &Validators::default()), Err(Error::Stopped)));
     }

@@ -81,7 +81,7 @@ pub(crate) fn reply(out: &mut dyn Write, status: &str, headers: &[&str], body: &
 
 pub(crate) fn settings() -> Settings {
     let limits = Limits {
-        stall: Duration::from_millis(400),
+        stall: Duration::from_secs(1),
         connect: Duration::from_secs(5),
         bytes: 1 << 20,
         ..Limits::default()
