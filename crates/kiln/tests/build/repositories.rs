@@ -1,10 +1,13 @@
 //! ADD of git repositories, and repositories as contexts, from servers on this machine's loopback.
 
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Instant;
 
-use crate::bench::{Bench, say, text, until};
+use rustix::process::{Signal, kill_process};
+
+use crate::bench::{Bench, PATIENCE, say, text, until};
 use crate::web::{Page, Web};
 
 /// Files of a bench served by git-daemon, until it is dropped.
@@ -51,7 +54,7 @@ impl Bench {
     fn git_daemon(&self) -> Daemon {
         let directory = self.path("served");
         let exec_path = git(&directory, &["--exec-path"]);
-        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+        let free = TcpListener::bind("127.0.0.1:0").expect("bound");
         let port = free.local_addr().expect("an address").port();
         drop(free);
         let process = Command::new(Path::new(&exec_path).join("git-daemon"))
@@ -255,6 +258,26 @@ fn credentials_stay_out_of_what_is_kept() {
         &format!("FROM scratch\nADD {} /c/\n", remote.replace("r.git", "none.git")),
         &["http://127.0.0.1"],
     );
+}
+
+#[test]
+fn a_repository_that_does_not_answer_can_be_interrupted() {
+    let Some(bench) = Bench::new() else { return };
+    if !has_git() {
+        return;
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+    let remote = format!("git://{}/r.git", listener.local_addr().expect("an address"));
+    bench.write("Dockerfile", &format!("FROM scratch\nADD {remote} /c/\n"));
+    let mut build = bench.start("build");
+    let (_connection, _) = listener.accept().expect("git asks");
+    let start = Instant::now();
+    kill_process(build.process(), Signal::INT).expect("interrupted");
+    let status = build.wait();
+    assert!(start.elapsed() < PATIENCE / 2, "{:?}", start.elapsed());
+    assert_eq!(status.code(), Some(130), "{}", bench.read("build.err"));
+    bench.assert_nothing_goes_on(&remote);
+    assert_eq!(bench.leases(), 0);
 }
 
 #[test]
