@@ -13,11 +13,15 @@ pub(crate) const BUNDLES: [&str; 4] = [
     "/etc/ssl/ca-bundle.pem",
 ];
 
-/// The CA bundle that this machine trusts: what `SSL_CERT_FILE` names, or one at a usual place.
+/// The CA bundle that the user names.
 #[expect(clippy::disallowed_methods, reason = "the binary reads the environment")]
-pub(crate) fn bundle() -> Option<PathBuf> {
-    let named = std::env::var_os("SSL_CERT_FILE").filter(|path| !path.is_empty()).map(PathBuf::from);
-    named.into_iter().chain(BUNDLES.iter().map(PathBuf::from)).find(|path| path.is_file())
+pub(crate) fn named_bundle() -> Option<PathBuf> {
+    std::env::var_os("SSL_CERT_FILE").filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
+/// The CA bundle that this machine trusts: the one that is named, or one at a usual place.
+fn bundle() -> Option<PathBuf> {
+    named_bundle().or_else(|| BUNDLES.iter().map(PathBuf::from).find(|path| path.is_file()))
 }
 
 /// What a client of kiln's is given.
