@@ -86,6 +86,9 @@ pub fn build<W: Watcher>(
         note: &|text: &str| watcher.note(text),
         noted: AtomicBool::new(false),
         selections: Mutex::default(),
+        fetched: Mutex::default(),
+        commits: Mutex::default(),
+        client: OnceLock::new(),
     };
     let solved = run(&engine, &lowered, watcher, cancel);
     // What was learned of the context is of use also to the build that comes after one that failed.

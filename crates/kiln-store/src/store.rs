@@ -150,9 +150,19 @@ fn create_directories(root: &Path) -> Result<()> {
         fs_err::set_permissions(root, std::fs::Permissions::from_mode(0o700))
             .map_err(Error::file("set the mode of", root))?;
     }
-    for name in
-        ["blobs/sha256", "overlay2/l", "index", "cache", "tmp", "trash", "context", "claims", "mounts"]
-    {
+    let names = [
+        "blobs/sha256",
+        "overlay2/l",
+        "index",
+        "cache",
+        "tmp",
+        "trash",
+        "context",
+        "claims",
+        "mounts",
+        "downloads",
+    ];
+    for name in names {
         make(&root.join(name))?;
     }
     let tmp = root.join("tmp");

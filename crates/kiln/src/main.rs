@@ -3,6 +3,7 @@
 
 mod arguments;
 mod commands;
+mod context;
 mod failure;
 mod filters;
 mod format;
@@ -15,6 +16,7 @@ mod session;
 mod timings;
 mod units;
 mod watch;
+mod web;
 
 use std::io::Write as _;
 use std::process::ExitCode;
