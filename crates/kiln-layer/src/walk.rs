@@ -69,6 +69,8 @@ const LONGEST_NAME: usize = 255;
 const DEEPEST: usize = 1000;
 /// As many symbolic links as the kernel follows in one path.
 pub(crate) const LINKS: usize = 40;
+/// As many components as are looked up for one path, its links' included.
+const STEPS: usize = 10_000;
 
 /// Walks a layer to its end.
 ///
@@ -293,8 +295,9 @@ impl Walker {
         }
         let mut resolved: Vec<u8> = Vec::with_capacity(path.len());
         let mut pending: Vec<Vec<u8>> = stacked(parent);
-        let mut followed = 0;
+        let (mut followed, mut steps) = (0, 0);
         while let Some(component) = pending.pop() {
+            steps += 1;
             match component.as_slice() {
                 b"." => continue,
                 b".." => {
@@ -310,7 +313,7 @@ impl Walker {
             resolved.extend_from_slice(&component);
             let Some(target) = self.links.get(&resolved) else { continue };
             followed += 1;
-            if followed > LINKS {
+            if followed > LINKS || steps + pending.len() > STEPS {
                 return Err(Error::Entry { path: path::shown(path), problem: EntryProblem::Loop });
             }
             resolved.truncate(if target.starts_with(b"/") { 0 } else { length });
