@@ -51,6 +51,8 @@ impl Store {
         let is_new = !database_path.exists();
         if is_new {
             create_directories(root)?;
+        } else {
+            close_to_others(root)?;
         }
         let boot = kiln_sys::publish::boot_id()?;
         let database = Arc::new(Database::open(&database_path)?);
@@ -128,15 +130,20 @@ fn create_directories(root: &Path) -> Result<()> {
             .map_err(Error::file("make the directory", path))
     };
     make(root)?;
-    // A directory that was there already may be open to others: setuid files of layers must not be
-    // reachable (CVE-2021-41091).
+    close_to_others(root)?;
+    for name in ["blobs/sha256", "overlay2/l", "index", "cache", "tmp", "trash", "context", "claims"] {
+        make(&root.join(name))?;
+    }
+    Ok(())
+}
+
+/// A directory that was there already, or was changed since, may be open to others: setuid files of layers must not be
+/// reachable (CVE-2021-41091).
+fn close_to_others(root: &Path) -> Result<()> {
     let mode = fs_err::metadata(root).map_err(Error::file("stat", root))?.permissions().mode();
     if mode & 0o077 != 0 {
         fs_err::set_permissions(root, std::fs::Permissions::from_mode(0o700))
             .map_err(Error::file("set the mode of", root))?;
-    }
-    for name in ["blobs/sha256", "overlay2/l", "index", "cache", "tmp", "trash", "context", "claims"] {
-        make(&root.join(name))?;
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 
 mod bench;
 mod dice;
+mod hostile;
 mod recipe;
 mod refusals;
 mod stale;
