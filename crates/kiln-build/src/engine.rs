@@ -21,6 +21,9 @@ use crate::request::{BuildRequest, Executions};
 use crate::select::Selection;
 use crate::transfer::Form;
 
+/// So few files are written sooner than their tar is mounted.
+const FEW_ENTRIES: usize = 16;
+
 /// How many records a miss is compared with.
 const CANDIDATES: u32 = 32;
 
@@ -70,9 +73,10 @@ impl Engine<'_> {
         }
     }
 
-    /// In which form a vertex's layer is wanted.
-    pub(crate) fn form(&self, vertex: VertexId) -> Form {
-        if self.stood_on.contains(&vertex) { Form::Snapshot } else { Form::Tar }
+    /// In which form a vertex's layer of so many entries is wanted.
+    pub(crate) fn form(&self, vertex: VertexId, entries: usize) -> Form {
+        let mounted = entries > FEW_ENTRIES && self.store.mounts_tars();
+        if self.stood_on.contains(&vertex) && !mounted { Form::Snapshot } else { Form::Tar }
     }
 
     /// The layers of a chain, from the bottom to the top.

@@ -276,14 +276,14 @@ fn bind(
     inputs: &[Step],
 ) -> Result<MountKind> {
     let lowers = match source {
-        MountSource::Empty => vec![engine.fresh_directory("empty")?],
+        MountSource::Empty => only(engine.fresh_directory("empty")?),
         MountSource::Context => {
             let directory = engine.fresh_directory("context")?;
             let below = engine.materialize_bind(path, &directory)?;
             if !below.is_dir() {
                 return Ok(bind_file(below, access));
             }
-            vec![below]
+            only(below)
         }
         MountSource::Input(position) => {
             let layers = engine.layers(inputs[position].chain)?;
@@ -313,7 +313,14 @@ fn bind(
         }
     };
     let userxattr = engine.store.ownership() != Ownership::Root;
-    Ok(MountKind::Overlay { overlay: Overlay { lowers, upper, userxattr, volatile: true } })
+    Ok(MountKind::Overlay {
+        overlay: Overlay { tars: lowers.tars, lowers: lowers.directories, upper, userxattr, volatile: true },
+    })
+}
+
+/// The lowers of an overlay over one directory.
+fn only(directory: PathBuf) -> kiln_store::Lowers {
+    kiln_store::Lowers { tars: Vec::new(), directories: vec![directory] }
 }
 
 fn bind_file(path: PathBuf, access: Access) -> MountKind {

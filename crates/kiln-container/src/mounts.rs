@@ -79,7 +79,10 @@ fn anonymous(origin: &Origin<'_>, target: &Path) -> Result<MountKind> {
     }
     let upper = Upper { upper, work: fresh_directory(origin.lease, "work")? };
     let userxattr = origin.store.ownership() != Ownership::Root;
-    Ok(MountKind::Overlay { overlay: Overlay { lowers, upper: Some(upper), userxattr, volatile: true } })
+    let (tars, lowers) = (lowers.tars, lowers.directories);
+    Ok(MountKind::Overlay {
+        overlay: Overlay { tars, lowers, upper: Some(upper), userxattr, volatile: true },
+    })
 }
 
 fn fresh_directory(lease: &Lease, name: &str) -> Result<PathBuf> {

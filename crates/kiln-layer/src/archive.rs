@@ -89,6 +89,7 @@ pub struct Archive<R> {
     /// Stored bytes of the current entry that are still to come.
     remaining: u64,
     padding: u64,
+    stray_padding: bool,
     regions: Vec<Region>,
     region: usize,
     /// Position in the file's content.
@@ -118,6 +119,7 @@ impl<R: BufRead> Archive<R> {
             offset,
             remaining: 0,
             padding: 0,
+            stray_padding: false,
             regions: Vec::new(),
             region: 0,
             position: 0,
@@ -134,6 +136,11 @@ impl<R: BufRead> Archive<R> {
         (self.reader, self.offset)
     }
 
+    /// Whether anything but zeros stood behind a file in its last block, so far.
+    pub fn has_stray_padding(&self) -> bool {
+        self.stray_padding
+    }
+
     /// The reader below.
     pub fn reader(&mut self) -> &mut R {
         &mut self.reader
@@ -145,7 +152,8 @@ impl<R: BufRead> Archive<R> {
     /// # Errors
     /// When the archive breaks its format or the reader fails.
     pub fn next_entry(&mut self, entry: &mut Entry) -> Result<bool> {
-        self.skip(self.remaining + self.padding)?;
+        self.skip(self.remaining)?;
+        self.skip_padding()?;
         (self.remaining, self.padding) = (0, 0);
         self.pax.clear();
         let (mut long_name, mut long_link) = (None, None);
@@ -447,6 +455,18 @@ impl<R: BufRead> Archive<R> {
             self.offset += length as u64;
         }
         Ok(wanted - bytes.len())
+    }
+
+    fn skip_padding(&mut self) -> Result<()> {
+        let mut padding = [0; BLOCK];
+        let padding = &mut padding[..self.padding as usize % BLOCK];
+        let length = padding.len();
+        let at = self.offset;
+        if self.fill(padding)? < length {
+            return Err(damaged(at, TarProblem::Truncated));
+        }
+        self.stray_padding |= padding.iter().any(|byte| *byte != 0);
+        Ok(())
     }
 
     fn skip(&mut self, mut length: u64) -> Result<()> {

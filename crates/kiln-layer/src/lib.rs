@@ -11,6 +11,7 @@ mod complete;
 pub mod compression;
 pub mod contents;
 pub mod diff;
+pub mod erofs;
 pub mod error;
 pub mod facts;
 pub mod frames;

@@ -181,6 +181,9 @@ impl Walker {
             self.entry(&mut entry, &cleaned)?;
         }
         self.flush()?;
+        if self.archive.has_stray_padding() {
+            self.builder.set_stray_padding();
+        }
         // Padding and whatever follows the end still belong to the stream's digest.
         let reader = self.archive.reader();
         loop {

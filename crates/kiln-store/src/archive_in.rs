@@ -11,13 +11,14 @@ use kiln_layer::archive::{Archive, Entry, EntryType};
 use kiln_layer::{Compression, Options};
 use kiln_oci::{
     ChainId, Descriptor, DiffId, Digest, Document, ImageConfig, ImageId, MAX_DOCUMENT_SIZE, Manifest,
-    Platform, Reference, media_type,
+    Platform, Reference, Shape, check_members, media_type,
 };
 use kiln_sys::root::{Directory, Root};
 use serde::Deserialize;
 
 use crate::Store;
 use crate::error::{Error, Result};
+use crate::images::NewImage;
 use crate::layers::{NewBlob, NewLayer};
 use crate::layout::NewManifest;
 use crate::lease::{Lease, Leased};
@@ -34,8 +35,10 @@ const MAX_DEPTH: usize = 4;
 /// Whether layers are unpacked as they come in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unpacking {
-    /// Into snapshots, since people run next.
+    /// Into snapshots.
     Now,
+    /// Into snapshots, since people run next, unless tars can be mounted where they are.
+    IfNeeded,
     /// When a snapshot is first needed.
     Later,
 }
@@ -80,6 +83,10 @@ enum Member {
     File { offset: u64, size: u64 },
     Link(String),
 }
+
+/// `manifest.json` of docker archives.
+const DOCKER_MANIFEST: Shape =
+    Shape::List(&Shape::Object(&[("Config", Shape::Any), ("RepoTags", Shape::Any), ("Layers", Shape::Any)]));
 
 #[derive(Deserialize)]
 struct DockerImage {
@@ -173,43 +180,35 @@ impl Store {
         if found.is_empty() {
             return Err(Error::archive(members.name(), "it holds no image for this platform"));
         }
-        let mut load = || {
+        let load = || {
             for image in &found {
                 self.load_layers(lease, members, image, unpacking, progress)?;
             }
-            self.publish_all(lease, &found)
+            self.publish_all(lease, found)
         };
         let outcome = load();
         self.undo_failed(lease, outcome)
     }
 
-    fn publish_all(&self, lease: &Lease, found: &[FoundImage]) -> Result<Vec<LoadedImage>> {
-        let mut loaded = Vec::new();
-        for image in found {
-            let mut moved = Vec::new();
-            for name in &image.names {
-                moved.extend(self.find_name(name)?.map(|old| (name.clone(), old)));
-            }
-            let id = self.publish_loaded(lease, image)?;
-            moved.retain(|(_, old)| *old != id);
-            loaded.push(LoadedImage { id, names: image.names.clone(), moved });
+    /// All images and all names at once, or none.
+    fn publish_all(&self, lease: &Lease, found: Vec<FoundImage>) -> Result<Vec<LoadedImage>> {
+        let mut images = Vec::new();
+        for FoundImage { config_bytes, config, names, manifest, .. } in found {
+            let manifest = match manifest {
+                // A layer that was here before may have come as another blob, or have none.
+                Some(manifest) if self.manifest_holds(&manifest, &config)? => Some(manifest),
+                _ => None,
+            };
+            images.push(NewImage { config_bytes, manifest, names });
         }
-        Ok(loaded)
+        let names: Vec<_> = images.iter().map(|image| image.names.clone()).collect();
+        let published = self.publish_all_shown(lease, images)?;
+        let loaded = published.into_iter().zip(names);
+        Ok(loaded.map(|(image, names)| LoadedImage { id: image.id, names, moved: image.moved }).collect())
     }
 
-    fn publish_loaded(&self, lease: &Lease, image: &FoundImage) -> Result<ImageId> {
-        let manifest = match &image.manifest {
-            // A layer that was here before may have come as another blob, or have none.
-            Some((media_type, bytes)) if self.manifest_holds(media_type, bytes, &image.config)? => {
-                Some(NewManifest { media_type: media_type.clone(), bytes: bytes.clone() })
-            }
-            _ => None,
-        };
-        self.publish_shown(lease, &image.config_bytes, manifest, &image.names)
-    }
-
-    fn manifest_holds(&self, media_type: &str, bytes: &[u8], config: &ImageConfig) -> Result<bool> {
-        match Document::parse(Some(media_type), bytes)? {
+    fn manifest_holds(&self, manifest: &NewManifest, config: &ImageConfig) -> Result<bool> {
+        match Document::parse(Some(&manifest.media_type), &manifest.bytes)? {
             Document::Manifest(manifest) => self.can_give(&manifest, &config.rootfs.diff_ids),
             Document::Index(_) => Ok(false),
         }
@@ -302,8 +301,12 @@ impl Store {
         path: &Path,
         unpacking: Unpacking,
     ) -> Result<NewLayer> {
+        let unpacking = match unpacking {
+            Unpacking::IfNeeded if self.mounts_tars() => Unpacking::Later,
+            other => other,
+        };
         let snapshot = match unpacking {
-            Unpacking::Now => {
+            Unpacking::Now | Unpacking::IfNeeded => {
                 let directory = lease.fresh_path("unpack");
                 fs_err::create_dir(&directory).map_err(Error::file("make", &directory))?;
                 Some((Root::open(&directory)?, directory))
@@ -337,7 +340,7 @@ struct FoundImage {
     config: ImageConfig,
     names: Vec<Reference>,
     layers: Vec<LayerSource>,
-    manifest: Option<(String, Vec<u8>)>,
+    manifest: Option<NewManifest>,
 }
 
 struct LayerSource {
@@ -347,6 +350,7 @@ struct LayerSource {
 
 fn docker_images(members: &Members) -> Result<Vec<FoundImage>> {
     let bytes = members.document("manifest.json")?;
+    check_members("manifest.json", &DOCKER_MANIFEST, &bytes)?;
     let images: Vec<DockerImage> = serde_json::from_slice(&bytes)
         .map_err(|error| Error::archive(members.name(), format!("manifest.json cannot be read: {error}")))?;
     let mut found = Vec::new();
@@ -456,7 +460,7 @@ fn oci_manifest(
         .iter()
         .map(|layer| LayerSource { path: blob_member(&layer.digest), descriptor: Some(layer.clone()) })
         .collect();
-    let manifest = Some((descriptor.media_type.clone(), bytes));
+    let manifest = Some(NewManifest { media_type: descriptor.media_type.clone(), bytes });
     Ok(FoundImage { config_bytes, config, names, layers, manifest })
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use kiln_layer::LayerIndex;
 use kiln_oci::{ChainId, DiffId};
@@ -42,6 +42,7 @@ pub struct Store {
     pub(crate) database: Arc<Database>,
     pub(crate) indexes: Mutex<HashMap<DiffId, Arc<LayerIndex>>>,
     pub(crate) chains: Mutex<HashMap<ChainId, Arc<[DiffId]>>>,
+    pub(crate) mounts_tars: OnceLock<bool>,
 }
 
 impl Store {
@@ -63,6 +64,7 @@ impl Store {
             database,
             indexes: Mutex::default(),
             chains: Mutex::default(),
+            mounts_tars: OnceLock::new(),
         };
         if is_new {
             store.make_reserve();
@@ -107,6 +109,17 @@ const MARKED: [(&str, &str); 3] = [("blobs", "digest"), ("layers", "diff_id"), (
 #[derive(Default)]
 pub(crate) struct Marks(Vec<(&'static str, &'static str, Vec<rusqlite::types::Value>)>);
 
+impl Marks {
+    /// The mark of the row of `table` whose `column` is `key`.
+    pub(crate) fn add(&mut self, table: &'static str, column: &'static str, key: rusqlite::types::Value) {
+        self.0.push((table, column, vec![key]));
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 /// After a sync: what was marked before it is durable now.
 pub(crate) fn clear_marks(t: &Connection, marks: &Marks) -> Result<()> {
     for (table, column, keys) in &marks.0 {
@@ -131,7 +144,9 @@ fn create_directories(root: &Path) -> Result<()> {
     };
     make(root)?;
     close_to_others(root)?;
-    for name in ["blobs/sha256", "overlay2/l", "index", "cache", "tmp", "trash", "context", "claims"] {
+    for name in
+        ["blobs/sha256", "overlay2/l", "index", "cache", "tmp", "trash", "context", "claims", "mounts"]
+    {
         make(&root.join(name))?;
     }
     Ok(())

@@ -179,6 +179,56 @@ fn a_load_that_does_not_fit_leaves_no_bytes() {
 }
 
 #[test]
+fn names_that_do_not_fit_are_refused() {
+    let Some(disk) = Disk::new(12) else { return };
+    disk.context(1, 64);
+    disk.succeed(&["build", "-q", "-t", "kept:1", "context"]);
+    // Something else takes all the room that there is.
+    let filler = disk.path("disk/filler");
+    let fill = || {
+        let mut file = fs_err::File::create(&filler).expect("made");
+        let block = [1; 4096];
+        while std::io::Write::write_all(&mut file, &block).is_ok() {}
+    };
+    let mut told = None;
+    for number in 0..10_000 {
+        fill();
+        let before = disk.names();
+        let (_, said, status) = disk.kiln(&["tag", "kept:1", &format!("kept:{number}-{}", "x".repeat(100))]);
+        if status != 0 {
+            assert_eq!((status, disk.names()), (1, before), "{said}");
+            told = Some(said);
+            break;
+        }
+    }
+    is_clear(&told.expect("the disk takes every name"), &disk);
+    let checked = disk.succeed(&["system", "check"]);
+    assert!(checked.ends_with(": no fault\n"), "{checked}");
+    disk.succeed(&["system", "prune", "-f"]);
+    fs_err::remove_file(&filler).expect("removed");
+    disk.succeed(&["tag", "kept:1", "kept:2"]);
+}
+
+#[test]
+fn an_archive_that_does_not_fit_leaves_nothing() {
+    let Some(disk) = Disk::new(4) else { return };
+    disk.context(1, 6000);
+    let root = disk.path("elsewhere");
+    let elsewhere = ["--root", root.to_str().expect("a name")];
+    disk.succeed(&[&elsewhere[..], &["build", "-q", "-t", "large:1", "context"]].concat());
+    for form in ["docker-archive", "oci-archive", "oci-dir"] {
+        let output = disk.path("disk/out");
+        let words = ["save", "--format", form, "-o", output.to_str().expect("a name"), "large:1"];
+        let (_, told, status) = disk.kiln(&[&elsewhere[..], &words].concat());
+        let errors: Vec<&str> = told.lines().filter(|line| line.starts_with("kiln: ")).collect();
+        let cannot = format!("kiln: cannot save to {}: ", output.display());
+        assert!(errors.len() == 1 && errors[0].starts_with(&cannot) && status == 1, "{told}");
+        assert!(errors[0].contains("No space left on device"), "{told}");
+        assert_eq!(fs_err::read_dir(disk.path("disk")).expect("listed").count(), 0, "{form}");
+    }
+}
+
+#[test]
 fn a_build_over_the_cap_trims_the_cache() {
     // The cap is a tenth of the file system.
     let Some(disk) = Disk::new(20) else { return };

@@ -4,11 +4,11 @@ use std::path::Path;
 
 use crate::bench::{Bench, text};
 
-/// Every file of the store but the database, locks and the context's stat cache.
+/// Every file of the store but the database, locks and what is only remembered: stat cache, images of mounts.
 fn contents(directory: &Path, found: &mut Vec<String>) {
     for entry in fs_err::read_dir(directory).expect("read").flatten() {
         let name = entry.file_name().into_string().expect("a plain name");
-        if name.starts_with("kiln.db") || ["claims", "context"].contains(&name.as_str()) {
+        if name.starts_with("kiln.db") || ["claims", "context", "mounts"].contains(&name.as_str()) {
             continue;
         }
         found.push(entry.path().display().to_string());
