@@ -11,6 +11,7 @@ mod sparse;
 use std::io::BufRead;
 
 use crate::error::{Error, Result, TarProblem};
+use crate::metadata::Kind;
 use header::Block;
 pub use sparse::Region;
 
@@ -69,6 +70,23 @@ pub struct Entry {
     pub content_offset: u64,
     /// Whether the archive leaves holes out.
     pub sparse: bool,
+}
+
+impl Entry {
+    /// What it is in a layer, if its name means nothing else.
+    pub fn kind_in_layer(&self) -> Kind {
+        match self.kind {
+            EntryType::Regular => Kind::Regular,
+            EntryType::Directory => Kind::Directory,
+            EntryType::Symlink => Kind::Symlink,
+            EntryType::HardLink => Kind::HardLink,
+            // What overlayfs itself takes for a whiteout cannot be anything else in a snapshot.
+            EntryType::CharacterDevice if self.device == (0, 0) => Kind::Whiteout,
+            EntryType::CharacterDevice => Kind::CharacterDevice,
+            EntryType::BlockDevice => Kind::BlockDevice,
+            EntryType::Fifo => Kind::Fifo,
+        }
+    }
 }
 
 /// The next part of an entry's content.

@@ -20,6 +20,7 @@ mod import;
 mod layers;
 mod layout;
 mod lease;
+mod members;
 mod records;
 mod roots;
 mod snapshots;

@@ -22,6 +22,10 @@ use crate::lease::Lease;
 use crate::snapshots::SnapshotPaths;
 use crate::store::Ownership;
 
+/// A foreign layer of no more bytes and entries than this is unpacked all the same: that takes milliseconds once, and then
+/// all processes share the pages of its programs, while each mount has its own.
+const SMALL: (u64, u32) = (16 << 20, 1024);
+
 /// Where the images are, by boot.
 pub(crate) const MOUNTS: &str = "mounts";
 
@@ -91,11 +95,22 @@ impl Store {
         if !self.mounts_tars() {
             return Ok(None);
         }
-        let Some(metadata) = self.metadata_image(lease, layer)? else { return Ok(None) };
+        let mut mounted = lease.mounted.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(known) = mounted.get(&layer) {
+            return Ok(Some(known.clone()));
+        }
+        let index = self.index(layer)?;
+        let is_foreign = index.writer_version().is_none();
+        if is_foreign && index.content_size() <= SMALL.0 && index.entry_count() <= SMALL.1 {
+            return Ok(None);
+        }
+        let Some(metadata) = self.metadata_image(lease, &index)? else { return Ok(None) };
         let Some(tar) = self.plain_tar(lease, layer)? else { return Ok(None) };
         let at = lease.fresh_path("layer");
         fs_err::create_dir(&at).map_err(Error::file("make", &at))?;
-        Ok(Some(TarMount { metadata, tar, at }))
+        let tar = TarMount { metadata, tar, at };
+        mounted.insert(layer, tar.clone());
+        Ok(Some(tar))
     }
 
     /// The name of the directory of images that this kiln made in this boot.
@@ -104,15 +119,15 @@ impl Store {
     }
 
     /// The EROFS image of a layer, made if it is not there; `None` if the layer must be unpacked.
-    fn metadata_image(&self, lease: &Lease, layer: DiffId) -> Result<Option<PathBuf>> {
+    fn metadata_image(&self, lease: &Lease, index: &LayerIndex) -> Result<Option<PathBuf>> {
         let directory = self.root().join(MOUNTS).join(self.mounts_of_boot());
-        let path = directory.join(layer.0.hex());
+        let path = directory.join(index.diff_id().0.hex());
         if path.exists() {
             return Ok(Some(path));
         }
         let fresh = lease.fresh_path("erofs");
         let mut file = fs_err::File::create_new(&fresh).map_err(Error::file("make", &fresh))?;
-        match write_image(&*self.index(layer)?, file.file_mut()) {
+        match write_image(index, file.file_mut()) {
             Err(kiln_layer::Error::Unmountable(_)) => return Ok(None),
             written => written?,
         }

@@ -92,6 +92,30 @@ fn hostile_documents_are_refused() {
     for digest in ["sha256:../../../etc/passwd", "sha512:00", "sha256:ABCD", ""] {
         refused(&oci(|manifest| manifest["layers"][0]["digest"] = json!(digest)).0, "digest");
     }
+    for digest in ["sha256:../../../etc/passwd", "sha512:00", "sha256:ABCD", ""] {
+        refused(&oci(|manifest| manifest["config"]["digest"] = json!(digest)).0, "digest");
+        let (_, [manifest, config, layer]) = oci(|_| {});
+        let with = |index: String, config: Vec<u8>| {
+            let members = [
+                ("index.json".to_owned(), Ok(index.into())),
+                (blob(&manifest), Ok(manifest.clone())),
+                (blob(&config), Ok(config)),
+                (blob(&layer), Ok(layer.clone())),
+            ];
+            archive(&members)
+        };
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        let good = text(&layout_index(&manifest));
+        loaded(&with(good.clone(), config.clone()), 1);
+        refused(&with(good.replace(&Digest::of(&manifest).to_string(), digest), config.clone()), "digest");
+        let diff_id = text(&config).replace(&Digest::of(&layer).to_string(), digest).into_bytes();
+        let members = [
+            ("manifest.json", docker("c.json", &["l.tar"])),
+            ("c.json", Ok(diff_id)),
+            ("l.tar", Ok(layer.clone())),
+        ];
+        refused(&archive(&members), "digest");
+    }
     refused(&oci(|manifest| manifest["manifests"] = json!([])).0, "both manifests and layers or config");
     refused(&oci(|manifest| manifest["Layers"] = json!([])).0, "differs from a known one only by case");
     refused(&oci(|manifest| manifest["layers"] = json!([])).0, "has 0 layers, its config 1");
@@ -188,6 +212,15 @@ fn images_in_an_archive_are_bounded() {
     let mut large = config(&[]);
     large.resize(2 << 20, b' ');
     refused(&many(130, large), "its documents have more than");
+    let named = |count: usize| {
+        let names: Vec<String> = (0..count).map(|number| format!("app:{number}")).collect();
+        let manifest = json!([{ "Config": "c.json", "RepoTags": names, "Layers": ["l.tar"] }]).to_string();
+        let one = layer("one");
+        let config = config(&[&one]);
+        archive(&[("manifest.json", Ok(manifest.into())), ("c.json", Ok(config)), ("l.tar", Ok(one))])
+    };
+    assert_eq!(Fixture::new().load(&named(10_000)).unwrap()[0].names.len(), 10_000);
+    refused(&named(10_001), "it gives an image 10001 names; at most 10000 are read");
 }
 
 /// CVE-2014-9356 and CVE-2014-6407: names and links of members that lead out of the archive.

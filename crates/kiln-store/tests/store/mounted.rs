@@ -26,6 +26,11 @@ fn mounting() -> Option<(tempfile::TempDir, Store)> {
     Some((directory, store))
 }
 
+/// A smaller layer is unpacked.
+fn large() -> String {
+    "hello\n".repeat(3 << 20)
+}
+
 fn load(store: &Store, lease: &Lease, directory: &tempfile::TempDir, bytes: &[u8]) {
     let path = directory.path().join("archive.tar");
     fs_err::write(&path, bytes).unwrap();
@@ -36,7 +41,7 @@ fn load(store: &Store, lease: &Lease, directory: &tempfile::TempDir, bytes: &[u8
 #[test]
 fn a_layer_is_stored_once() {
     let Some((directory, store)) = mounting() else { return };
-    let (lease, layer) = (store.lease("test").unwrap(), layer("hello\n"));
+    let (lease, layer) = (store.lease("test").unwrap(), layer(&large()));
     let config = config(&[&layer]);
     let archive = archive(&[
         ("manifest.json", docker("config.json", &["layer.tar"])),
@@ -55,7 +60,7 @@ fn a_layer_is_stored_once() {
     let twice = store.prepare_root(&lease, &[diff_id, diff_id]).unwrap();
     assert_eq!((twice.overlay.tars.len(), twice.overlay.lowers.len()), (1, 1));
     let unpacked = store.snapshots(&lease, &[diff_id]).unwrap();
-    assert_eq!(fs_err::read_to_string(unpacked[0].diff.join("hello")).unwrap(), "hello\n");
+    assert_eq!(fs_err::read_to_string(unpacked[0].diff.join("hello")).unwrap(), large());
     assert!(store.prepare_root(&lease, &[diff_id]).unwrap().overlay.tars.is_empty());
     drop(lease);
     assert_eq!(store.check().unwrap().garbage, Vec::<String>::new());
@@ -65,7 +70,7 @@ fn a_layer_is_stored_once() {
 #[test]
 fn a_compressed_layer_is_decompressed_when_it_is_needed() {
     let Some((directory, store)) = mounting() else { return };
-    let (lease, layer) = (store.lease("test").unwrap(), layer("hello\n"));
+    let (lease, layer) = (store.lease("test").unwrap(), layer(&large()));
     let mut encoder = kiln_layer::Compression::Gzip.encoder(Vec::new(), 6).unwrap();
     std::io::Write::write_all(&mut encoder, &layer).unwrap();
     let compressed = encoder.finish().unwrap();
@@ -110,7 +115,7 @@ fn a_compressed_layer_is_decompressed_when_it_is_needed() {
 #[test]
 fn images_for_mounts_are_collected() {
     let Some((directory, store)) = mounting() else { return };
-    let (lease, layer) = (store.lease("test").unwrap(), layer("hello\n"));
+    let (lease, layer) = (store.lease("test").unwrap(), layer(&large()));
     let config = config(&[&layer]);
     let archive = archive(&[
         ("manifest.json", docker("config.json", &["layer.tar"])),

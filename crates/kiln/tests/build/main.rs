@@ -4,6 +4,7 @@
 mod bench;
 mod dice;
 mod hostile;
+mod kills;
 mod mounted;
 mod recipe;
 mod refusals;

@@ -51,6 +51,10 @@ fn refusals_are_clear_and_change_nothing() {
     let store = bench.path("store").display().to_string();
     bench.write("context/secret", "secret\n");
     bench.write("context/.dockerignore", "secret\n");
+    // So that the base is unpacked, which is remembered.
+    bench.write("Dockerfile", "FROM bb\nRUN echo first > /first\n");
+    assert!(bench.run("store", &["build", "-q", "-f", "Dockerfile", "context"]).status.success());
+    fs_err::remove_file(bench.path("Dockerfile")).expect("removed");
 
     bench.refuses(None, 1, &["cannot read the Dockerfile Dockerfile", "No such file"]);
     bench.refuses(Some(""), 1, &["the Dockerfile cannot be empty"]);
