@@ -53,6 +53,8 @@ impl Store {
         let is_new = !database_path.exists();
         if is_new {
             create_directories(root)?;
+        } else {
+            close_to_others(root)?;
         }
         let boot = kiln_sys::publish::boot_id()?;
         let database = Arc::new(Database::open(&database_path)?);
@@ -143,13 +145,7 @@ fn create_directories(root: &Path) -> Result<()> {
             .map_err(Error::file("make the directory", path))
     };
     make(root)?;
-    // A directory that was there already may be open to others: setuid files of layers must not be
-    // reachable (CVE-2021-41091).
-    let mode = fs_err::metadata(root).map_err(Error::file("stat", root))?.permissions().mode();
-    if mode & 0o077 != 0 {
-        fs_err::set_permissions(root, std::fs::Permissions::from_mode(0o700))
-            .map_err(Error::file("set the mode of", root))?;
-    }
+    close_to_others(root)?;
     let names = [
         "blobs/sha256",
         "overlay2/l",
@@ -169,6 +165,17 @@ fn create_directories(root: &Path) -> Result<()> {
     let opened = fs_err::File::open(&tmp).map_err(Error::file("open", &tmp))?;
     // Only for speed: other file systems do without.
     let _ = kiln_sys::publish::spread_directories(&opened);
+    Ok(())
+}
+
+/// A directory that was there already, or was changed since, may be open to others: setuid files of layers must not be
+/// reachable (CVE-2021-41091).
+fn close_to_others(root: &Path) -> Result<()> {
+    let mode = fs_err::metadata(root).map_err(Error::file("stat", root))?.permissions().mode();
+    if mode & 0o077 != 0 {
+        fs_err::set_permissions(root, std::fs::Permissions::from_mode(0o700))
+            .map_err(Error::file("set the mode of", root))?;
+    }
     Ok(())
 }
 

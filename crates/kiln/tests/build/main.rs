@@ -5,6 +5,7 @@ mod bench;
 mod contexts;
 mod dice;
 mod downloads;
+mod hostile;
 mod kills;
 mod mounted;
 mod recipe;
