@@ -68,7 +68,7 @@ impl Bench {
     }
 
     /// Whether these bytes are in any file below a directory here.
-    fn holds(&self, directory: &str, bytes: &[u8]) -> Option<PathBuf> {
+    fn file_with(&self, directory: &str, bytes: &[u8]) -> Option<PathBuf> {
         fn search(path: &Path, bytes: &[u8]) -> Option<PathBuf> {
             let metadata = fs_err::symlink_metadata(path).ok()?;
             if metadata.is_dir() {
@@ -405,7 +405,7 @@ fn secrets_of_the_environment_stay_out() {
     let output = bench.run("store", &["run", "seen", "cat", "/seen", "/proxied"]);
     let seen = text(&output.stdout);
     assert!(!seen.contains(plain) && seen.contains(proxy) && seen.ends_with("proxied\n"), "{seen}");
-    assert_eq!(bench.holds("store", plain.as_bytes()), None);
+    assert_eq!(bench.file_with("store", plain.as_bytes()), None);
     // A step that keeps nothing of it.
     bench.write("Dockerfile", "FROM bb\nRUN [ -n \"$HTTPS_PROXY\" ] && echo used > /used\n");
     let output = bench.kiln("clean", &["import", "image.tar", "bb"]).output().expect("kiln");
@@ -422,7 +422,7 @@ fn secrets_of_the_environment_stay_out() {
         let output = bench.run("clean", words);
         assert!(output.status.success() && !text(&output.stdout).contains(proxy), "{output:?}");
     }
-    assert_eq!(bench.holds("clean", proxy.as_bytes()), None);
+    assert_eq!(bench.file_with("clean", proxy.as_bytes()), None);
     assert!(bench.holds("clean", b"echo used").is_some(), "the search finds what is there");
 }
 
@@ -467,7 +467,7 @@ fn contexts_that_move() {
         }
         over.store(true, Ordering::Relaxed);
     });
-    assert_eq!(bench.holds("store", SECRET.as_bytes()), None, "{built} of {number} built");
+    assert_eq!(bench.file_with("store", SECRET.as_bytes()), None, "{built} of {number} built");
     canary.unharmed();
 
     let ignore = bench.path("context/.dockerignore");
