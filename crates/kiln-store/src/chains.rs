@@ -8,7 +8,7 @@ use rusqlite::{Connection, params};
 
 use crate::Store;
 use crate::database::{Durability, all, digest, execute};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::lease::{Lease, Leased};
 
 impl Store {
@@ -60,12 +60,18 @@ impl Store {
 
     /// Leases an image with its layers, so that a build whose steps end in them need not lease each step's.
     pub fn keep_image(&self, lease: &Lease, image: ImageId) -> Result<()> {
-        let kept = self.database.write(Durability::Relaxed, |t| {
+        let find = |connection: &Connection| {
             let sql = "SELECT chain_id FROM images WHERE id = ?1";
-            let chain = all(t, sql, [image.0.as_bytes()], |row| digest(row, 0))?;
+            let chain = all(connection, sql, [image.0.as_bytes()], |row| digest(row, 0))?;
+            Ok::<_, Error>(chain.first().copied().map(ChainId))
+        };
+        if find(&self.database.lock())?.is_some_and(|chain| lease.has_kept(chain)) {
+            return Ok(());
+        }
+        let kept = self.database.write(Durability::Relaxed, |t| {
             lease.keep_in(t, Leased::Image(image))?;
-            match chain.first() {
-                Some(chain) => self.keep_chain_in(t, lease, ChainId(*chain)),
+            match find(t)? {
+                Some(chain) => self.keep_chain_in(t, lease, chain),
                 None => Ok(None),
             }
         })?;
@@ -151,7 +157,6 @@ pub(crate) fn prune(t: &Connection, links: &Links) -> Result<()> {
 mod tests {
     use super::*;
     use crate::database::Durability;
-    use crate::error::Error;
     use crate::store::Ownership;
 
     /// A lease that thinks it has what it has not would let the collector take layers that are in use.

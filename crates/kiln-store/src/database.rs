@@ -40,15 +40,64 @@ impl Durability {
 /// Pages in the log before they are moved into the database: 1 MiB.
 const LOG_PAGES: i64 = 256;
 
+/// The byte of `kiln.db-shm` that every open connection holds a shared lock on (`UNIX_SHM_DMS` of SQLite's os_unix.c).
+const OPEN_LOCK: u64 = 128;
+
+/// How many databases this process has open.
+static OPEN: Mutex<usize> = Mutex::new(0);
+
 /// The one connection of this process.
 pub(crate) struct Database {
     connection: Mutex<Connection>,
     path: PathBuf,
+    /// Dropped after the connection.
+    _closing: Closing,
+}
+
+/// What comes after the connection is closed.
+struct Closing {
+    /// The index of the log.
+    index: PathBuf,
+}
+
+/// Whether what is given up now can be had again: on a full disk the index keeps its blocks.
+fn has_room(path: &Path) -> bool {
+    const ROOM: u64 = 64 << 20;
+    rustix::fs::statvfs(path).is_ok_and(|stat| stat.f_bavail.saturating_mul(stat.f_frsize) > ROOM)
+}
+
+impl Drop for Closing {
+    /// Empties the index of the log if nobody has the database open any more, as SQLite would when it is opened next. Now
+    /// its blocks are not on the disk yet and cost nothing; to free them later takes milliseconds on some file systems.
+    fn drop(&mut self) {
+        let mut open = OPEN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        *open -= 1;
+        // Closing a file takes this process's record locks on it away, so no other connection may be open in it.
+        if *open == 0
+            && has_room(&self.index)
+            && let Ok(index) = fs_err::OpenOptions::new().write(true).open(&self.index)
+            && matches!(kiln_sys::lock::try_lock_byte(index.file(), OPEN_LOCK), Ok(true))
+        {
+            let _ = index.set_len(3);
+        }
+    }
 }
 
 impl Database {
     /// Opens or makes the database at `path`.
     pub(crate) fn open(path: &Path) -> Result<Self> {
+        let mut open = OPEN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let connection = Self::connect(path)?;
+        *open += 1;
+        drop(open);
+        let closing = Closing { index: path.with_extension("db-shm") };
+        let database =
+            Self { connection: Mutex::new(connection), path: path.to_path_buf(), _closing: closing };
+        database.prepare()?;
+        Ok(database)
+    }
+
+    fn connect(path: &Path) -> Result<Connection> {
         let connection = Connection::open(path).map_err(Error::database("open kiln.db"))?;
         connection.busy_timeout(BUSY_TIMEOUT).map_err(Error::database("set the busy timeout"))?;
         connection.set_prepared_statement_cache_capacity(128);
@@ -60,9 +109,7 @@ impl Database {
         connection
             .pragma_update_and_check(None, "wal_autocheckpoint", LOG_PAGES, |_| Ok(()))
             .map_err(Error::database("limit the log"))?;
-        let database = Self { connection: Mutex::new(connection), path: path.to_path_buf() };
-        database.prepare()?;
-        Ok(database)
+        Ok(connection)
     }
 
     fn prepare(&self) -> Result<()> {

@@ -72,10 +72,17 @@ impl Store {
         if files.is_empty() && unsynced.marks.is_empty() {
             return Ok(());
         }
-        let root = fs_err::File::open(self.root()).map_err(Error::file("open", self.root()))?;
         let mut span = kiln_trace::span("sync files");
         span.count(files.len());
-        sync_files(root.as_fd(), &files).map_err(Error::file("sync files of", self.root())).map(drop)
+        let open = |path: &Path| fs_err::File::open(path).map_err(Error::file("open", path));
+        let root = open(self.root())?;
+        let parents = [
+            open(&self.root().join("index"))?.into_file(),
+            open(&self.root().join("blobs/sha256"))?.into_file(),
+        ];
+        // A snapshot is more than regular files in two directories.
+        let parents = unsynced.snapshots.is_empty().then_some(&parents[..]);
+        sync_files(root.as_fd(), &files, parents).map_err(Error::file("sync files of", self.root())).map(drop)
     }
 
     /// The regular files of a snapshot, opened.

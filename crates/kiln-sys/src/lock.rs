@@ -1,7 +1,8 @@
-//! Locks between processes that the kernel releases when the holder dies: `flock(2)`.
+//! Locks between processes that the kernel releases when the holder dies: `flock(2)`, and `fcntl(2)` where others use that.
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -22,6 +23,28 @@ pub enum Sharing {
 #[derive(Debug)]
 pub struct Lock {
     file: File,
+}
+
+/// Takes the record lock of one byte of a file for writing, as SQLite does (`F_SETLK`): false if another process has it. It
+/// is gone as soon as this process closes any descriptor of the file.
+///
+/// # Errors
+/// When the file system knows no such locks.
+pub fn try_lock_byte(file: &File, offset: u64) -> io::Result<bool> {
+    // SAFETY: the structure is plain numbers, for which zero is a value.
+    let mut range: libc::flock = unsafe { std::mem::zeroed() };
+    range.l_type = libc::F_WRLCK as libc::c_short;
+    range.l_whence = libc::SEEK_SET as libc::c_short;
+    range.l_start = offset.try_into().map_err(io::Error::other)?;
+    range.l_len = 1;
+    // SAFETY: the structure lives through the call, and the descriptor is open.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLK, &raw const range) } == 0 {
+        return Ok(true);
+    }
+    match io::Error::last_os_error() {
+        error if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
+        error => Err(error),
+    }
 }
 
 fn open(path: &Path) -> Result<File, FileError> {

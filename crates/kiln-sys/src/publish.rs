@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code, reason = "one system call; the block says why it is sound")]
 
-use std::ffi::OsStr;
+use std::ffi::{CString, OsStr};
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
@@ -161,8 +161,8 @@ fn random() -> u64 {
 /// Asks ext4 to give every directory that is made in this one a block group of its own (`chattr +T`, ext4(5)), with all that
 /// is made below it later.
 ///
-/// ext4 does not reuse the inode of a file that was removed less than a minute ago, and looks at each of those in the group
-/// anew for every file that it makes: where much is removed and made, that is most of the time it takes.
+/// Without a journal ext4 does not reuse the inode of a file that was removed less than a minute ago, and looks at each of
+/// those in the group anew for every file that it makes: where much is removed and made, that is most of the time it takes.
 ///
 /// # Errors
 /// When the file system knows no such flag.
@@ -188,18 +188,32 @@ pub enum Synced {
     FileSystem,
 }
 
+/// More than this are not synced one by one.
+const FEW: usize = 16;
+
 /// Makes `files`, their names and the directories above them durable, all of which are on the file system of
 /// `directory`.
 ///
-/// The data of the files is written first, all at once; then one `fsync(2)` of a new file commits the journal, which
-/// holds every change of metadata before it, and flushes the disk's cache. That is how ext4 (with a journal) and XFS
-/// order metadata; any other file system gets one [`sync_file_system`], which also waits for what other programs wrote.
+/// On ext4 (with a journal) and XFS, which commit changes of metadata in order, the data of the files is written first, all
+/// at once; then one `fsync(2)` of a new file commits the journal, which holds every change of metadata before it, and
+/// flushes the disk's cache. Elsewhere a few files are synced one by one with `parents`, the directories that hold their
+/// names. Many files, or none known of some of the parents, get one [`sync_file_system`], which also waits for what other
+/// programs wrote.
 ///
 /// # Errors
 /// When a write to the disk failed.
-pub fn sync_files(directory: BorrowedFd<'_>, files: &[std::fs::File]) -> io::Result<Synced> {
+pub fn sync_files(
+    directory: BorrowedFd<'_>,
+    files: &[std::fs::File],
+    parents: Option<&[std::fs::File]>,
+) -> io::Result<Synced> {
     if !commits_in_order(directory) {
-        return sync_file_system(directory).map(|()| Synced::FileSystem);
+        return match parents {
+            Some(parents) if files.len() + parents.len() <= FEW => {
+                files.iter().chain(parents).try_for_each(std::fs::File::sync_all).map(|()| Synced::Files)
+            }
+            _ => sync_file_system(directory).map(|()| Synced::FileSystem),
+        };
     }
     for flags in [
         libc::SYNC_FILE_RANGE_WRITE,
@@ -248,7 +262,14 @@ fn has_journal(directory: BorrowedFd<'_>) -> bool {
     let Ok(link) = rustix::fs::readlink(format!("/sys/dev/block/{device}"), Vec::new()) else { return false };
     let link = link.to_string_lossy().into_owned();
     let Some(name) = Path::new(&link).file_name().and_then(OsStr::to_str) else { return false };
-    rustix::fs::access(format!("/sys/fs/ext4/{name}/journal_task"), rustix::fs::Access::EXISTS).is_ok()
+    let task = CString::new(format!("/sys/fs/ext4/{name}/journal_task"));
+    let Ok(task) = task.map(|path| rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()))
+    else {
+        return false;
+    };
+    // The process that commits the journal; `<none>` without one.
+    let text = task.map_err(io::Error::from).and_then(|task| io::read_to_string(std::fs::File::from(task)));
+    text.is_ok_and(|text| text.trim().parse::<u32>().is_ok())
 }
 
 /// The identity of this boot of the machine: what is not synced and carries another one may be lost.
@@ -286,7 +307,10 @@ mod tests {
         let file = fs_err::File::open(host.path().join("x")).expect("opened").into_file();
         let count = || fs_err::read_dir(host.path()).expect("read").count();
         let before = count();
-        sync_files(directory.as_fd(), &[file]).expect("synced");
+        let parent = fs_err::File::open(host.path()).expect("opened").into_file();
+        for parents in [None, Some(&[parent][..])] {
+            sync_files(directory.as_fd(), std::slice::from_ref(&file), parents).expect("synced");
+        }
         assert_eq!(count(), before, "nothing is left behind");
         assert_eq!(boot_id().expect("read").len(), 36);
     }
