@@ -303,12 +303,12 @@ impl Store {
         unpacking: Unpacking,
     ) -> Result<NewLayer> {
         let snapshot = match unpacking {
-            Unpacking::Now => {
+            Unpacking::Now if self.keeps_snapshots() => {
                 let directory = lease.fresh_path("unpack");
                 fs_err::create_dir(&directory).map_err(Error::file("make", &directory))?;
                 Some((Root::open(&directory)?, directory))
             }
-            Unpacking::Later => None,
+            Unpacking::Now | Unpacking::Later => None,
         };
         let unpack = snapshot.as_ref().map(|(root, _)| self.unpacking(root));
         let walk = kiln_layer::walk(file, &Options { unpack, ..Options::default() })?;

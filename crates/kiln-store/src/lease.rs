@@ -3,7 +3,7 @@
 //! A lease is a row and a locked file. A free lock means that its owner is dead, whatever PID namespaces lie
 //! between; the collector then removes the row and the directory.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -28,6 +28,8 @@ pub struct Lease {
     next: AtomicU64,
     /// Chains whose layers are all leased, so that asking again costs nothing.
     kept: Mutex<HashSet<ChainId>>,
+    /// Layers that were decompressed for copied roots, and where.
+    pub(crate) inflated: Mutex<HashMap<DiffId, PathBuf>>,
     /// Released last: once it is free, the collector may sweep the directory.
     lock: Option<Lock>,
 }
@@ -72,6 +74,7 @@ impl Store {
             database: Arc::clone(&self.database),
             next: AtomicU64::new(0),
             kept: Mutex::default(),
+            inflated: Mutex::default(),
             lock: Some(lock),
         })
     }
@@ -150,6 +153,7 @@ impl Lease {
             }
         }
         self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
+        self.inflated.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
         self.database.write(Durability::Relaxed, |t| {
             execute(t, "DELETE FROM lease_roots WHERE lease = ?1", [&self.id]).map(|_| ())
         })

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use kiln_layer::LayerIndex;
 use kiln_oci::{ChainId, DiffId};
@@ -42,6 +42,7 @@ pub struct Store {
     pub(crate) database: Arc<Database>,
     pub(crate) indexes: Mutex<HashMap<DiffId, Arc<LayerIndex>>>,
     pub(crate) chains: Mutex<HashMap<ChainId, Arc<[DiffId]>>>,
+    pub(crate) keeps_snapshots: OnceLock<bool>,
 }
 
 impl Store {
@@ -61,6 +62,7 @@ impl Store {
             database,
             indexes: Mutex::default(),
             chains: Mutex::default(),
+            keeps_snapshots: OnceLock::new(),
         };
         if is_new {
             store.make_reserve();
