@@ -17,6 +17,7 @@ mod foreground;
 mod init;
 mod launch;
 mod machine;
+mod placement;
 mod recorder;
 mod report;
 mod sandbox;
