@@ -83,7 +83,8 @@ pub fn build<W: Watcher>(
         stood_on: stood_on(&lowered.graph),
         opened: OnceLock::new(),
         note: &|text: &str| watcher.note(text),
-        noted: AtomicBool::new(false),
+        noted: Mutex::default(),
+        overlays_refused: AtomicBool::new(false),
         selections: Mutex::default(),
     };
     let solved = run(&engine, &lowered, watcher, cancel);

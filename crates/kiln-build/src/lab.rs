@@ -154,7 +154,7 @@ pub(crate) fn request(context: std::path::PathBuf, dockerfile: &[u8]) -> BuildRe
         resolv_conf: Vec::new(),
         platform: Platform::host(),
         parallelism: 1,
-        executions: crate::request::Executions::Allowed,
+        executions: crate::request::Executions::Allowed(kiln_runtime::Isolation::Namespaces),
     }
 }
 

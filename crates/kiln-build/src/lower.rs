@@ -698,7 +698,7 @@ mod tests {
             resolv_conf: Vec::new(),
             platform: Platform::host(),
             parallelism: 1,
-            executions: Executions::Allowed,
+            executions: Executions::Allowed(kiln_runtime::Isolation::Namespaces),
         };
         let parsed = kiln_dockerfile::parse(&request.dockerfile);
         let lowered = lower(&parsed.dockerfile, &request, &mut NoBases).expect("lowered");

@@ -1,16 +1,15 @@
 //! Roots without an overlay: copied out of their layers, and compared with them afterwards.
 
+use std::ffi::OsStr;
 use std::io::{self, BufReader};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
 use kiln_layer::index::Entry;
-use kiln_layer::{
-    Capture, Changes, Compression, ContentSource, Copied, LayerContents, Owners, RootView,
-};
+use kiln_layer::{Capture, Changes, Compression, ContentSource, Copied, LayerContents, Owners, RootView};
 use kiln_oci::{ChainId, DiffId};
-use kiln_sys::root::{Directory, Root};
+use kiln_sys::root::{Directory, FileError, Root};
 use rustix::fs::FileType;
 
 use crate::Store;
@@ -19,14 +18,23 @@ use crate::layers::{NewBlob, NewLayer};
 use crate::lease::Lease;
 
 impl Store {
-    /// Whether unpacked layers can be kept here for overlays: an overlay keeps no whiteouts of another one, and who may
-    /// not administer the machine writes no opaque marks. Without them layers live as blobs, and roots are copied out of
+    /// Why no unpacked layers can be kept here for overlays, if so: an overlay keeps no whiteouts of another one, and who
+    /// may not administer the machine writes no opaque marks. Then layers live as blobs, and roots are copied out of
     /// those.
-    pub fn keeps_snapshots(&self) -> bool {
-        *self.keeps_snapshots.get_or_init(|| self.can_write_marks().unwrap_or(false))
+    pub fn snapshots_refused(&self) -> Option<&str> {
+        let refused = self.snapshots_refused.get_or_init(|| match self.try_marks() {
+            Ok(refused) => refused,
+            Err(error) => Some(error.to_string()),
+        });
+        refused.as_deref()
     }
 
-    fn can_write_marks(&self) -> Result<bool> {
+    /// Whether unpacked layers can be kept.
+    pub(crate) fn keeps_snapshots(&self) -> bool {
+        self.snapshots_refused().is_none()
+    }
+
+    fn try_marks(&self) -> Result<Option<String>> {
         let tmp = Directory::open(&self.root().join("tmp"))?;
         let name = format!("marks-{}", crate::store::random_hex(8)?);
         tmp.make_directory(&name, 0o700)?;
@@ -35,11 +43,15 @@ impl Store {
             kiln_layer::Whiteouts::OverlayTrusted => b"trusted.overlay.opaque",
             _ => b"user.overlay.opaque",
         };
-        let written = directory.make_node("whiteout", FileType::CharacterDevice, 0, 0, 0).is_ok()
-            && kiln_sys::xattr::set(&directory, std::ffi::OsStr::new(""), attribute, b"y").is_ok();
+        let refusal = |error: &FileError| {
+            format!("the store's file system takes no marks of overlays: {}", error.source)
+        };
+        let written = directory
+            .make_node("whiteout", FileType::CharacterDevice, 0, 0, 0)
+            .and_then(|()| kiln_sys::xattr::set(&directory, OsStr::new(""), attribute, b"y"));
         drop(directory);
         tmp.remove_all(&name)?;
-        Ok(written)
+        Ok(written.err().map(|error| refusal(&error)))
     }
 
     /// Copies the root of a stack of layers into a fresh directory.
@@ -157,7 +169,8 @@ fn inflate(blob: &Path, to: &Path) -> Result<()> {
     let mut first = [0; 8];
     let length = std::os::unix::fs::FileExt::read_at(open()?.file(), &mut first, 0)
         .map_err(Error::file("read", blob))?;
-    let mut reader = Compression::detect(&first[..length]).decoder(BufReader::with_capacity(128 << 10, open()?))?;
+    let mut reader =
+        Compression::detect(&first[..length]).decoder(BufReader::with_capacity(128 << 10, open()?))?;
     let mut file = fs_err::File::create_new(to).map_err(Error::file("make", to))?;
     io::copy(&mut reader, &mut file).map_err(Error::file("write", to))?;
     Ok(())

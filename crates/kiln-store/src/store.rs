@@ -42,7 +42,8 @@ pub struct Store {
     pub(crate) database: Arc<Database>,
     pub(crate) indexes: Mutex<HashMap<DiffId, Arc<LayerIndex>>>,
     pub(crate) chains: Mutex<HashMap<ChainId, Arc<[DiffId]>>>,
-    pub(crate) keeps_snapshots: OnceLock<bool>,
+    /// Why no snapshots can be kept, if so.
+    pub(crate) snapshots_refused: OnceLock<Option<String>>,
 }
 
 impl Store {
@@ -62,7 +63,7 @@ impl Store {
             database,
             indexes: Mutex::default(),
             chains: Mutex::default(),
-            keeps_snapshots: OnceLock::new(),
+            snapshots_refused: OnceLock::new(),
         };
         if is_new {
             store.make_reserve();

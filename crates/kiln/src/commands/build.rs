@@ -18,7 +18,7 @@ use crate::arguments::build::Build;
 use crate::failure::{Failure, Kind};
 use crate::progress::excerpt::{self, Source};
 use crate::progress::{FailedStep, Mode, Progress};
-use crate::session::{self, Files};
+use crate::session::{self, Commands, Files};
 use crate::watch::{Rehearsal, Watch};
 
 /// Builds an image.
@@ -31,7 +31,7 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Build) -> Result<u8> {
     let found = if rustix::process::geteuid().is_root() { None } else { find(root, &request, &rehearsal)? };
     let way = match found {
         Some(outcome) => Way::Found(outcome),
-        None => Way::Execute(session::open(root, Files::Touched)?),
+        None => Way::Execute(session::open_to_run(root)?),
     };
     let progress = Progress::start(mode, std::io::stderr(), started);
     let watch = Watch::new(progress.sender());
@@ -40,10 +40,14 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Build) -> Result<u8> {
             rehearsal.repeat(&watch);
             outcome
         }
-        Way::Execute(store) => {
+        Way::Execute((store, commands)) => {
             let cancel = Cancel::new();
             crate::interrupt::cancel_on_interrupt(&cancel)?;
-            kiln_build::build(&store, &request, &watch, &cancel)
+            let executions = match commands {
+                Commands::Held(isolation) => Executions::Allowed(isolation),
+                Commands::Refused { reason } => Executions::WithoutCommands { reason },
+            };
+            kiln_build::build(&store, &BuildRequest { executions, ..request.clone() }, &watch, &cancel)
         }
     };
     drop(watch);
@@ -59,7 +63,7 @@ enum Way {
     /// It is at its end, and nothing was executed.
     Found(Outcome),
     /// Steps are executed.
-    Execute(Store),
+    Execute((Store, Commands)),
 }
 
 type Outcome = std::result::Result<Built, Box<BuildFailure>>;
@@ -132,7 +136,7 @@ fn request(arguments: &Build) -> Result<BuildRequest> {
         resolv_conf: fs_err::read("/etc/resolv.conf").unwrap_or_default(),
         platform: Platform::host(),
         parallelism: std::thread::available_parallelism().map_or(2, usize::from).max(2),
-        executions: Executions::Allowed,
+        executions: Executions::Refused,
     })
 }
 
@@ -225,6 +229,7 @@ fn explain(request: &BuildRequest, failure: BuildFailure, failed: &[FailedStep])
         | BuildError::Layer(_)
         | BuildError::Path(_)
         | BuildError::File { .. }
+        | BuildError::NoCommands { .. }
         | BuildError::Runtime(_) => Kind::World,
         _ => Kind::Input,
     };
@@ -232,6 +237,7 @@ fn explain(request: &BuildRequest, failure: BuildFailure, failed: &[FailedStep])
         BuildError::NoBase { .. } => {
             Some("load it with `kiln load`, make it with `kiln import`, or build and tag it")
         }
+        BuildError::NoCommands { .. } => Some(session::REMEDY),
         _ => None,
     };
     let status = match &failure.error {
