@@ -140,6 +140,21 @@ struct Visit<'a> {
     lower: Option<Node<'a>>,
     /// Whether it is the directory that a copied root had there.
     place: Place,
+    /// The group that new files in it get, if it is not that of who makes them.
+    group: Option<u32>,
+}
+
+/// A name in a directory, and what it is.
+#[derive(Clone, Copy)]
+struct Found<'a> {
+    directory: &'a Directory,
+    name: &'a OsStr,
+    stat: &'a Stat,
+}
+
+/// The group of what is made in a directory with the set-group-ID bit.
+fn inherited_group(directory: &Metadata) -> Option<u32> {
+    (directory.mode & 0o2000 != 0).then_some(directory.gid)
 }
 
 /// Whether something is where it was copied to.
@@ -162,9 +177,9 @@ impl<'a> Scan<'a> {
     fn run(&mut self) -> Result<()> {
         let root = self.capture.root.directory();
         let lower = self.capture.lower.root()?;
-        self.root(root, &lower)?;
+        let group = self.root(root, &lower)?;
         let place = if self.capture.changes.is_upper() { Place::New } else { Place::Kept };
-        let mut visits = vec![Visit { path: Vec::new(), directory: None, lower: Some(lower), place }];
+        let mut visits = vec![Visit { path: Vec::new(), directory: None, lower: Some(lower), place, group }];
         while let Some(visit) = visits.pop() {
             let opened;
             let directory = match &visit.directory {
@@ -200,14 +215,16 @@ impl<'a> Scan<'a> {
         self.items.push(Item { path, metadata, identity: (0, 0), linked: false, fate: Fate::Changed });
     }
 
-    fn root(&mut self, root: &Directory, lower: &Node<'_>) -> Result<()> {
+    fn root(&mut self, root: &Directory, lower: &Node<'_>) -> Result<Option<u32>> {
         let stat = root.stat_self()?;
-        let metadata = self.metadata(root, OsStr::new(""), &stat, Kind::Directory, Some(lower))?;
+        let found = Found { directory: root, name: OsStr::new(""), stat: &stat };
+        let metadata = self.metadata(found, Kind::Directory, Some(lower), None)?;
+        let group = inherited_group(&metadata);
         let before = self.capture.lower.metadata(lower)?;
         // The root is written only when the step changed it, never as a mere parent.
         let fate = if same(&metadata, &before) { Fate::Dropped } else { Fate::Changed };
         self.items.push(Item { path: Vec::new(), metadata, identity: (0, 0), linked: false, fate });
-        Ok(())
+        Ok(group)
     }
 
     /// Looks at one name; a directory is to be visited next.
@@ -261,7 +278,8 @@ impl<'a> Scan<'a> {
             self.items.push(item);
             return Ok(None);
         }
-        item.metadata = self.metadata(directory, name, &stat, kind, lower.as_ref())?;
+        let found = Found { directory, name, stat: &stat };
+        item.metadata = self.metadata(found, kind, lower.as_ref(), visit.group)?;
         let stub = self.capture.stubs.iter().any(|stub| stub.path == item.path);
         if stub && kind == Kind::Regular && stat.st_size == 0 && lower.is_none() {
             item.fate = Fate::Dropped;
@@ -269,7 +287,7 @@ impl<'a> Scan<'a> {
             return Ok(None);
         }
         if kind == Kind::Directory {
-            return self.directory(directory, name, &stat, item, lower, stub).map(Some);
+            return self.directory(found, item, lower, stub).map(Some);
         }
         item.linked = stat.st_nlink > 1;
         if let Some(lower) = &lower
@@ -283,9 +301,7 @@ impl<'a> Scan<'a> {
 
     fn directory(
         &mut self,
-        parent: &Directory,
-        name: &OsStr,
-        stat: &Stat,
+        Found { directory: parent, name, stat }: Found<'_>,
         mut item: Item,
         lower: Option<Node<'a>>,
         stub: bool,
@@ -318,8 +334,9 @@ impl<'a> Scan<'a> {
             self.stale_marks.push(item.path.clone());
         }
         let path = item.path.clone();
+        let group = inherited_group(&item.metadata);
         self.items.push(item);
-        Ok(Visit { path, directory: None, lower: lower.filter(|_| !hides), place })
+        Ok(Visit { path, directory: None, lower: lower.filter(|_| !hides), place, group })
     }
 
     fn is_marked(&self, directory: &Directory, name: &OsStr, mark: &[u8]) -> Result<Option<Vec<u8>>> {
@@ -333,11 +350,10 @@ impl<'a> Scan<'a> {
 
     fn metadata(
         &self,
-        directory: &Directory,
-        name: &OsStr,
-        stat: &Stat,
+        Found { directory, name, stat }: Found<'_>,
         kind: Kind,
         lower: Option<&Node<'_>>,
+        group: Option<u32>,
     ) -> Result<Metadata> {
         let mut metadata = Metadata::new(kind, stat.st_mode & 0o7777);
         (metadata.uid, metadata.gid) = (stat.st_uid, stat.st_gid);
@@ -364,6 +380,7 @@ impl<'a> Scan<'a> {
                 Some(node) => Some(self.capture.lower.metadata(node)?).filter(|before| before.kind == kind),
                 None => None,
             };
+            let fresh = (fresh.0, group.unwrap_or(fresh.1));
             recorded_owner(&mut metadata, recorded(stat), before.as_ref(), fresh);
         }
         Ok(metadata)

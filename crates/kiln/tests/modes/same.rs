@@ -1,0 +1,104 @@
+//! The same files come out, however roots and owners are had.
+
+use std::process::Command;
+
+use crate::environment::{Environment, Place};
+
+/// What a step may do to a base, and what is easily lost: owners, special bits, replaced directories, links, bytes of
+/// equal length under an old time.
+const DOCKERFILE: &str = r#"
+FROM base AS first
+COPY --chown=7:8 --chmod=640 f /copied
+RUN chown 5:6 /etc/group && echo x >> /etc/shadow && rm -rf /opt && mkdir -m 2775 /opt && chown 9:42 /opt
+RUN touch /opt/new && chmod 4711 /bin/tool && ln /etc/passwd /etc/link && mkfifo /pipe && chown -h 3:4 /symlink \
+ && rm /gone/file && rmdir /gone && mkdir -p /made/below && mv /etc/second /etc/third
+RUN printf 'OLD' > /equal && touch -d @1600000000 /equal && chmod 700 /same && chmod 755 /same
+USER app
+WORKDIR /home/app/work
+RUN id -u > mine && ln -s mine own
+USER root
+FROM first AS second
+RUN --mount=type=bind,from=first,source=/opt,target=/mnt --mount=type=cache,target=/cache \
+    --mount=type=tmpfs,target=/scratch test -f /mnt/new && touch /cache/file /scratch/file && cat /etc/hosts > /dev/null
+RUN <<END
+echo heredoc > /heredoc
+END
+FROM base
+COPY --from=second / /all/
+RUN chown -R 11:12 /all/made
+"#;
+
+impl Place {
+    /// Makes `base.image`, an image to load: its ID must not depend on who makes it.
+    fn make_base(&self) {
+        let script = r#"
+            mkdir -p tree/bin tree/etc tree/opt/old tree/gone tree/home tree/same tree/tmp
+            cp "$(command -v busybox)" tree/bin/busybox
+            for name in sh cat chmod chown cp echo id install ln ls mkdir mkfifo mv printf rm rmdir stat test touch; do
+                ln -s busybox tree/bin/$name
+            done
+            echo tool > tree/bin/tool; echo f > tree/gone/file; printf old > tree/equal; ln -s /etc tree/symlink
+            printf 'root:x:0:0::/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n' > tree/etc/passwd
+            printf 'root:x:0:\nshadow:x:42:\napp:x:1000:\n' > tree/etc/group
+            echo 'root:*:1::::::' > tree/etc/shadow; cp tree/etc/shadow tree/etc/shadow-
+            echo second > tree/etc/second; ln tree/etc/second tree/etc/twin
+            chgrp 42 tree/etc/shadow tree/etc/shadow-; chmod 640 tree/etc/shadow tree/etc/shadow-
+            chown 1000:1000 tree/home; chmod 1777 tree/tmp; chmod 555 tree/same; chmod 755 tree/same
+            find tree -exec touch -h -d @1600000000 {} +
+            tar -C tree --sort=name -cf base.tar .
+            kiln import base.tar base > /dev/null; kiln save -o base.image base; chmod 644 base.image
+        "#;
+        self.run(Environment::Root, "022", script);
+        self.write("context/f", "f\n");
+        self.write("Dockerfile", DOCKERFILE);
+    }
+
+    /// Builds and gives the image's ID and files.
+    fn build(&self, environment: Environment, umask: &str) -> String {
+        let script = "kiln load -q -i base.image > /dev/null\n\
+             kiln build -q --build-arg SOURCE_DATE_EPOCH=1700000000 -t built -f Dockerfile context\n\
+             kiln run built sh -c 'test \"$(cat /all/home/app/work/mine)\" = 1000' 2> $STORE.err\n\
+             kiln save built > $STORE.tar; rm $STORE.tar; kiln system check > /dev/null\n\
+             kiln image files built";
+        self.run(environment, umask, script)
+    }
+}
+
+/// Tells what differs.
+#[track_caller]
+fn same(found: &str, expect: &str, environment: Environment) {
+    let only = |one: &str, other: &str| {
+        let other: std::collections::HashSet<&str> = other.lines().collect();
+        one.lines().filter(|line| !other.contains(line)).map(str::to_owned).collect::<Vec<_>>().join("\n")
+    };
+    assert!(
+        found == expect,
+        "{environment:?} gives\n{}\ninstead of\n{}",
+        only(found, expect),
+        only(expect, found)
+    );
+}
+
+#[test]
+fn every_way_gives_the_same_image() {
+    let Some(place) = Place::new() else { return };
+    place.make_base();
+    let expect = place.build(Environment::Root, "022");
+    assert!(expect.starts_with("sha256:"), "{expect}");
+    for (environment, umask) in [
+        (Environment::OverlayRoot, "022"),
+        (Environment::NoMounts, "022"),
+        (Environment::SubIds, "077"),
+        (Environment::SingleId, "077"),
+    ] {
+        same(&place.build(environment, umask), &expect, environment);
+    }
+    let again = Place::new().expect("as before");
+    fs_err::copy(place.path("base.image"), again.path("base.image")).expect("copied");
+    again.write("context/f", "f\n");
+    again.write("Dockerfile", DOCKERFILE);
+    same(&again.build(Environment::Root, "077"), &expect, Environment::Root);
+    place.assert_nothing_is_mounted();
+    let passwd = Command::new("head").args(["-1", "/etc/passwd"]).output().expect("head");
+    assert!(passwd.stdout.starts_with(b"root:"));
+}
