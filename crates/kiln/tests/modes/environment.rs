@@ -73,7 +73,7 @@ impl Place {
         let own = ["setpriv", "--reuid", &USER.to_string(), "--regid", &USER.to_string(), "--clear-groups"]
             .join(" ");
         // Who stands in a changed root directory may make no user namespace.
-        let confined = format!("mkdir {name}/root; mount --rbind / {name}/root; exec chroot {name}/root");
+        let confined = format!("mkdir -p {name}/root; mount --rbind / {name}/root; exec chroot {name}/root");
         let enter = match environment {
             Environment::Root => "exec \"$@\"".to_owned(),
             Environment::OverlayRoot => format!(
@@ -122,10 +122,35 @@ impl Place {
     }
 }
 
+impl Place {
+    /// Makes `base.image`, an image to load: its ID must not depend on who makes it.
+    pub(crate) fn make_base(&self) {
+        let script = r#"
+            mkdir -p tree/bin tree/etc tree/opt/old tree/gone tree/home tree/same tree/tmp
+            cp "$(command -v busybox)" tree/bin/busybox
+            for name in sh cat chgrp chmod chown cp echo grep id install kill ln ls mkdir mkfifo mv printf rm rmdir sed sleep stat stty test touch; do
+                ln -s busybox tree/bin/$name
+            done
+            echo tool > tree/bin/tool; echo f > tree/gone/file; printf old > tree/equal; ln -s /etc tree/symlink
+            printf 'root:x:0:0::/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n' > tree/etc/passwd
+            printf 'root:x:0:\nshadow:x:42:\napp:x:1000:\n' > tree/etc/group
+            echo 'root:*:1::::::' > tree/etc/shadow; cp tree/etc/shadow tree/etc/shadow-
+            echo second > tree/etc/second; ln tree/etc/second tree/etc/twin
+            chgrp 42 tree/etc/shadow tree/etc/shadow-; chmod 640 tree/etc/shadow tree/etc/shadow-
+            chown 1000:1000 tree/home; chmod 1777 tree/tmp; chmod 555 tree/same; chmod 755 tree/same
+            find tree -exec touch -h -d @1600000000 {} +
+            tar -C tree --sort=name -cf base.tar .
+            kiln import base.tar base > /dev/null; kiln save -o base.image base; chmod 644 base.image
+        "#;
+        self.run(Environment::Root, "022", script);
+        self.write("context/f", "f\n");
+    }
+}
+
 /// Lays files over `/etc` in which the ordinary user exists, with these ranges.
 fn ranges(name: &str, ranges: &str) -> String {
     format!(
-        "mkdir {name}/etc; mount -t tmpfs none {name}/etc; mkdir {name}/etc/upper {name}/etc/work; \
+        "mkdir -p {name}/etc; mount -t tmpfs none {name}/etc; mkdir {name}/etc/upper {name}/etc/work; \
          mount -t overlay none -olowerdir=/etc,upperdir={name}/etc/upper,workdir={name}/etc/work /etc; \
          echo 'kiln-test:x:{USER}:{USER}::/:/bin/sh' >> /etc/passwd; echo '{ranges}' > /etc/subuid; \
          echo '{ranges}' > /etc/subgid"
