@@ -4,16 +4,18 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use kiln_graph::{Context, Stop, Stream as LogStream};
 use kiln_layer::{Kind, Owner, Owners, RecordedDevice, RootView};
 use kiln_oci::{DiffId, Groups, UserSpec, find_user};
 use kiln_runtime::{
-    BindSource, Capabilities, Finished, Isolation, Mount, MountKind, Network, OwnershipMode, ProvidedFile,
-    RootSource, Running, Sandbox, Security, Stream, Streams,
+    BindSource, Capabilities, Finished, Isolation, LowerFile, LowerFiles, Mount, MountKind, Network,
+    OwnershipMode, ProvidedFile, RootSource, Running, Sandbox, Security, Stream, Streams,
 };
 use kiln_store::{CacheMountUse, Ownership, PreparedRoot, RootForm, RootPart, RootWay};
 use kiln_sys::overlay::{Overlay, Upper};
@@ -105,9 +107,18 @@ fn begin(
     let sandbox = sandbox(engine, operation, inputs, &prepared, parent, &mut caches)?;
     let fresh = (sandbox.process.credentials.uid, sandbox.process.credentials.gid);
     let streams = Streams { input: Stream::Null, output: Stream::Pipe, error: Stream::Pipe };
-    let running = kiln_runtime::start(&sandbox, streams)
+    let below = lower_files(engine.store.root_view(parent.layers)?);
+    let running = kiln_runtime::start(&sandbox, streams, Some(&below))
         .map_err(|error| failed_to_start(&operation.arguments, error))?;
     Ok(Begun { prepared, fresh, running, caches })
+}
+
+/// Whose files are that the step finds.
+fn lower_files(view: RootView) -> LowerFiles {
+    Arc::new(move |path| {
+        let (uid, gid, mode) = view.status(path.as_os_str().as_bytes()).ok()??;
+        Some(LowerFile { uid, gid, mode })
+    })
 }
 
 /// The walk over what the process changed.

@@ -1,12 +1,15 @@
 //! From a request to a process, and to its end.
 
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use kiln_layer::RootView;
 use kiln_oci::{Config, Groups, UserSpec, find_user};
 use kiln_runtime::{
-    Exit, Finished, Foreground, Isolation, OwnershipMode, RootSource, Sandbox, run_in_foreground,
+    Exit, Finished, Foreground, Isolation, LowerFile, LowerFiles, OwnershipMode, RootSource, Sandbox,
+    run_in_foreground,
 };
 use kiln_store::{Image, Lease, Leased, Ownership, PreparedRoot, RootForm, RootWay, Store};
 use kiln_sys::process::Credentials;
@@ -35,7 +38,12 @@ pub fn run(store: &Store, lease: &Lease, request: &Request, watcher: Foreground<
     let isolation = Isolation::best().map_err(Error::NoIsolation)?;
     let run = |way: RootWay| -> Result<Finished> {
         let sandbox = sandbox(store, lease, (&image, request), watcher.own_terminal, (isolation, way))?;
-        Ok(run_in_foreground(&sandbox, watcher)?)
+        let view = store.root_view(&image.config.rootfs.diff_ids)?;
+        let below: LowerFiles = Arc::new(move |path| {
+            let (uid, gid, mode) = view.status(path.as_os_str().as_bytes()).ok()??;
+            Some(LowerFile { uid, gid, mode })
+        });
+        Ok(run_in_foreground(&sandbox, watcher, Some(&below))?)
     };
     let mut reason = None;
     let finished = match (isolation, store.snapshots_refused()) {

@@ -13,7 +13,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::error::RuntimeError;
 use crate::init;
 use crate::placement::Placements;
-use crate::recorder::{Ownership, Recorder};
+use crate::recorder::{LowerFiles, Ownership, Recorder};
 use crate::report::Report;
 use crate::sandbox::{Isolation, Network, OwnershipMode, RootSource, Sandbox, Security};
 use crate::target::Stubs;
@@ -221,10 +221,16 @@ fn exit_of(ended: Ended) -> Exit {
 
 /// Sets a sandbox up and starts its command. When this returns, the command's program runs.
 ///
+/// `below` tells the owners of files that were there before, where owners are recorded.
+///
 /// # Errors
 /// Whatever keeps the command from being started. Nothing is left mounted or running then; stubs may be left in the
 /// root, which is to be thrown away.
-pub fn start(sandbox: &Sandbox, streams: Streams) -> Result<Running, RuntimeError> {
+pub fn start(
+    sandbox: &Sandbox,
+    streams: Streams,
+    below: Option<&LowerFiles>,
+) -> Result<Running, RuntimeError> {
     let set_up = |step: &str| {
         let step = step.to_owned();
         move |source| RuntimeError::SetUp { step, detail: String::new(), source }
@@ -279,7 +285,7 @@ pub fn start(sandbox: &Sandbox, streams: Streams) -> Result<Running, RuntimeErro
         terminal: None,
         waited: false,
     };
-    follow(&mut running, sandbox, &control)?;
+    follow(&mut running, sandbox, below, &control)?;
     Ok(running)
 }
 
@@ -288,7 +294,7 @@ pub fn start(sandbox: &Sandbox, streams: Streams) -> Result<Running, RuntimeErro
 /// # Errors
 /// As [`start`] and [`Running::wait`].
 pub fn run(sandbox: &Sandbox, streams: Streams) -> Result<Finished, RuntimeError> {
-    start(sandbox, streams)?.wait()
+    start(sandbox, streams, None)?.wait()
 }
 
 fn filter_for(sandbox: &Sandbox) -> Vec<u64> {
@@ -313,7 +319,12 @@ fn namespaces(sandbox: &Sandbox) -> Namespaces {
 }
 
 /// Reads the init's reports until it has become the command.
-fn follow(running: &mut Running, sandbox: &Sandbox, control: &OwnedFd) -> Result<(), RuntimeError> {
+fn follow(
+    running: &mut Running,
+    sandbox: &Sandbox,
+    below: Option<&LowerFiles>,
+    control: &OwnedFd,
+) -> Result<(), RuntimeError> {
     let mut message = vec![0_u8; 256 * 1024];
     let mut ready = false;
     loop {
@@ -330,7 +341,8 @@ fn follow(running: &mut Running, sandbox: &Sandbox, control: &OwnedFd) -> Result
                 let failed = |source| RuntimeError::Process { operation: "start recording owners", source };
                 let listener = descriptors.next().ok_or(RuntimeError::Died)?;
                 let (pid, ended) = (running.child.pid(), running.child.pidfd());
-                let recorder = Recorder::new(sandbox, listener, pid, ended).map_err(failed)?;
+                let recorder =
+                    Recorder::new(sandbox, below.cloned(), listener, pid, ended).map_err(failed)?;
                 running.recorder = Some(recorder.run().map_err(failed)?);
                 terminal::send_with_descriptors(control.as_fd(), b"!", &[]).map_err(failed)?;
             }
