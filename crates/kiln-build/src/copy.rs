@@ -442,6 +442,17 @@ mod tests {
     }
 
     #[test]
+    fn names_that_layers_take_for_whiteouts_are_refused() {
+        let files = || Lab::new().context(&[("dir/.wh.x", "x"), ("dir/.whale", "w"), ("a.txt", "a")]);
+        let told = |instructions| refused(files(), &[], instructions).to_string();
+        let says = "in a layer, a name that begins with .wh. says that a file is removed";
+        assert_eq!(told("COPY dir /d"), format!("cannot copy /dir/.wh.x to /d/.wh.x: {says}"));
+        assert_eq!(told("COPY a.txt /d/.wh.a"), format!("cannot copy /a.txt to /d/.wh.a: {says}"));
+        assert_eq!(told("COPY a.txt /.wh.d/"), format!("cannot make /.wh.d: {says}"));
+        check(files(), &[], "COPY dir/.whale /.whale", &["f 0644 0:0 .whale = w"]);
+    }
+
+    #[test]
     fn modes_and_owners_are_given() {
         check(lab(), &[], "COPY --chmod=640 a.txt /p/q", &["d 0640 0:0 p", "f 0640 0:0 p/q = a"]);
         check(

@@ -22,6 +22,9 @@ use crate::request::{BuildRequest, Executions};
 use crate::select::Selection;
 use crate::transfer::Form;
 
+/// So few files are written sooner than their tar is mounted.
+const FEW_ENTRIES: usize = 16;
+
 /// How many records a miss is compared with.
 const CANDIDATES: u32 = 32;
 
@@ -81,10 +84,11 @@ impl Engine<'_> {
         if copied { RootWay::Copy } else { RootWay::Overlay }
     }
 
-    /// In which form a vertex's layer is wanted.
-    pub(crate) fn form(&self, vertex: VertexId) -> Form {
+    /// In which form a vertex's layer of so many entries is wanted.
+    pub(crate) fn form(&self, vertex: VertexId, entries: usize) -> Form {
+        let mounted = entries > FEW_ENTRIES && self.store.mounts_tars();
         let stacked = self.stood_on.contains(&vertex) && self.root_way() == RootWay::Overlay;
-        if stacked { Form::Snapshot } else { Form::Tar }
+        if stacked && !mounted { Form::Snapshot } else { Form::Tar }
     }
 
     /// The layers of a chain, from the bottom to the top.

@@ -86,6 +86,12 @@ pub enum Error {
         /// What is wrong with it.
         problem: &'static str,
     },
+    /// A name that a layer takes for a whiteout (OCI image-spec `layer.md`, "Whiteouts").
+    #[error("cannot {action}: in a layer, a name that begins with .wh. says that a file is removed")]
+    ReservedName {
+        /// What was to be done, and with which file.
+        action: String,
+    },
     /// A layer could not be made or read.
     #[error(transparent)]
     Layer(#[from] kiln_layer::Error),

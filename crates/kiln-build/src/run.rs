@@ -345,14 +345,14 @@ fn bind(
     way: RootWay,
 ) -> Result<MountKind> {
     let lowers = match source {
-        MountSource::Empty => vec![engine.fresh_directory("empty")?],
+        MountSource::Empty => only(engine.fresh_directory("empty")?),
         MountSource::Context => {
             let directory = engine.fresh_directory("context")?;
             let below = engine.materialize_bind(path, &directory)?;
             if !below.is_dir() {
                 return Ok(bind_own(below, access));
             }
-            vec![below]
+            only(below)
         }
         MountSource::Input(position) => {
             let layers = engine.layers(inputs[position].chain)?;
@@ -376,20 +376,39 @@ fn bind(
             }
         }
     };
-    if way == RootWay::Copy && lowers.len() == 1 {
+    if let (RootWay::Copy, [own]) = (way, lowers.directories.as_slice()) {
         // It is the step's own.
-        return Ok(bind_own(lowers[0].clone(), access));
+        return Ok(bind_own(own.clone(), access));
     }
     let upper = match access {
         Access::ReadOnly => None,
         Access::ReadWrite => {
             let upper = engine.fresh_directory("upper")?;
-            like(&lowers[0], &upper)?;
+            match source {
+                MountSource::Input(position) => dress(engine, inputs[position], path, &upper)?,
+                MountSource::Empty | MountSource::Context => like(&lowers.directories[0], &upper)?,
+            }
             Some(Upper { upper, work: engine.fresh_directory("work")? })
         }
     };
     let userxattr = engine.store.ownership() != Ownership::Root;
-    Ok(MountKind::Overlay { overlay: Overlay { lowers, upper, userxattr, volatile: true } })
+    Ok(MountKind::Overlay {
+        overlay: Overlay { tars: lowers.tars, lowers: lowers.directories, upper, userxattr, volatile: true },
+    })
+}
+
+/// The lowers of an overlay over one directory.
+fn only(directory: PathBuf) -> kiln_store::Lowers {
+    kiln_store::Lowers { tars: Vec::new(), directories: vec![directory] }
+}
+
+/// Gives a directory the owner and mode of one in a stage or image.
+fn dress(engine: &Engine<'_>, step: Step, path: &str, directory: &Path) -> Result<()> {
+    let view = engine.store.root_view(&engine.layers(step.chain)?)?;
+    match view.resolve(path.as_bytes())? {
+        Some(node) => Ok(engine.store.dress(directory, &view.metadata(&node)?)?),
+        None => Ok(()),
+    }
 }
 
 /// Gives a directory the owner and mode of another.

@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use kiln_layer::path::WHITEOUT;
 use kiln_layer::{Kind, LayerWriter, Metadata};
 use kiln_oci::Digest;
 use kiln_sys::root::Time;
@@ -193,6 +194,13 @@ impl<'a> Staging<'a> {
     pub(crate) fn put(&mut self, path: &[u8], staged: Staged) -> Result<()> {
         if path.is_empty() {
             return Ok(());
+        }
+        if split(path).1.starts_with(WHITEOUT) {
+            let action = match &staged.bytes {
+                Bytes::Source(source) => format!("copy {} to {}", shown(source), shown(path)),
+                _ => format!("make {}", shown(path)),
+            };
+            return Err(Error::ReservedName { action });
         }
         let key = key(path);
         if let Some(slot) = self.slots.get_mut(&key) {

@@ -68,7 +68,7 @@ impl Contents for StoredRoot<'_> {
 pub(crate) enum Form {
     /// A RUN will need its files.
     Snapshot,
-    /// Nothing needs its files yet: a tar is written faster.
+    /// Nothing needs its files yet, or the tar can be mounted: it is written faster.
     Tar,
 }
 
@@ -213,7 +213,7 @@ impl Engine<'_> {
         lower: &RootView,
         context: &Context<'_>,
     ) -> Result<NewLayer> {
-        match self.form(context.vertex()) {
+        match self.form(context.vertex(), writer.len()) {
             Form::Snapshot => {
                 let directory = self.fresh_directory("snapshot")?;
                 let root = Root::open(&directory)?;

@@ -3,6 +3,8 @@
 use std::io::Read;
 use std::sync::Arc;
 
+use kiln_layer::path::Position;
+pub(crate) use kiln_layer::path::{join, shown, split, to_system as to_path};
 use kiln_layer::{Kind, Metadata};
 use kiln_oci::Digest;
 
@@ -139,41 +141,19 @@ pub(crate) fn resolve(
     path: &[u8],
     last: LastLink,
 ) -> Result<Vec<u8>> {
-    let mut resolved: Vec<u8> = Vec::with_capacity(path.len());
-    let mut pending: Vec<Vec<u8>> = stacked(path);
-    let mut followed = 0;
-    while let Some(component) = pending.pop() {
-        match component.as_slice() {
-            b"." => continue,
-            b".." => {
-                resolved.truncate(split(&resolved).0.len());
-                continue;
+    let look = |path: &[u8], position| {
+        if position == Position::Last && last == LastLink::Keep {
+            return Ok(None);
+        }
+        match find(path)? {
+            Some((Kind::Symlink, target)) => Ok(Some(target)),
+            Some((kind, _)) if kind != Kind::Directory && position == Position::OnTheWay => {
+                Err(Error::NotDirectory(shown(path)))
             }
-            _ => {}
+            _ => Ok(None),
         }
-        let parent = resolved.len();
-        if parent > 0 {
-            resolved.push(b'/');
-        }
-        resolved.extend_from_slice(&component);
-        if pending.is_empty() && last == LastLink::Keep {
-            break;
-        }
-        match find(&resolved)? {
-            Some((Kind::Symlink, target)) => {
-                followed += 1;
-                if followed > LINKS {
-                    return Err(Error::Loop(shown(path)));
-                }
-                resolved.truncate(if target.starts_with(b"/") { 0 } else { parent });
-                pending.extend(stacked(&target));
-            }
-            Some((Kind::Directory, _)) | None => {}
-            Some(_) if pending.is_empty() => {}
-            Some(_) => return Err(Error::NotDirectory(shown(&resolved))),
-        }
-    }
-    Ok(resolved)
+    };
+    kiln_layer::path::resolve(path, LINKS, look)?.ok_or_else(|| Error::Loop(shown(path)))
 }
 
 /// Resolves the symbolic links of `path` inside `tree`.
@@ -185,43 +165,7 @@ pub(crate) fn resolve_in(tree: &dyn SourceTree, path: &[u8], last: LastLink) -> 
     resolve(find, path, last)
 }
 
-fn stacked(path: &[u8]) -> Vec<Vec<u8>> {
-    let mut components: Vec<Vec<u8>> =
-        path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect();
-    components.reverse();
-    components
-}
-
-/// The parent and the last component of a path.
-pub(crate) fn split(path: &[u8]) -> (&[u8], &[u8]) {
-    match path.iter().rposition(|byte| *byte == b'/') {
-        Some(slash) => (&path[..slash], &path[slash + 1..]),
-        None => (b"", path),
-    }
-}
-
-/// `relative` below `directory`; either may be empty.
-pub(crate) fn join(directory: &[u8], relative: &[u8]) -> Vec<u8> {
-    let mut path = Vec::with_capacity(directory.len() + relative.len() + 1);
-    path.extend_from_slice(directory);
-    if !directory.is_empty() && !relative.is_empty() {
-        path.push(b'/');
-    }
-    path.extend_from_slice(relative);
-    path
-}
-
 /// A cleaned path inside a root, without its leading slash.
 pub(crate) fn cleaned(path: &str) -> Vec<u8> {
     kiln_dockerfile::clean_path(&format!("/{path}")).into_bytes().split_off(1)
-}
-
-/// A path for people.
-pub(crate) fn shown(path: &[u8]) -> String {
-    format!("/{}", String::from_utf8_lossy(path))
-}
-
-/// A path as the system's type.
-pub(crate) fn to_path(path: &[u8]) -> &std::path::Path {
-    kiln_layer::path::to_system(path)
 }

@@ -275,18 +275,10 @@ impl Unpacking<'_, '_> {
     }
 
     fn metadata(&self, entry: &Entry) -> Result<Metadata> {
-        let kind = match entry.kind {
-            EntryType::Regular => Kind::Regular,
-            EntryType::Directory => Kind::Directory,
-            EntryType::Symlink => Kind::Symlink,
-            EntryType::HardLink => Kind::HardLink,
-            EntryType::CharacterDevice if entry.device == (0, 0) => {
-                return Err(self.refused(entry, "a device that overlay file systems take for a whiteout"));
-            }
-            EntryType::CharacterDevice => Kind::CharacterDevice,
-            EntryType::BlockDevice => Kind::BlockDevice,
-            EntryType::Fifo => Kind::Fifo,
-        };
+        let kind = entry.kind_in_layer();
+        if kind == Kind::Whiteout {
+            return Err(self.refused(entry, "a device that overlay file systems take for a whiteout"));
+        }
         let mut metadata = Metadata::new(kind, entry.mode & 0o7777);
         (metadata.uid, metadata.gid) = self.owner.unwrap_or((entry.uid, entry.gid));
         metadata.modified = self.staging.time(entry.seconds);

@@ -74,7 +74,10 @@ fn anonymous(origin: &Origin<'_>, target: &Path) -> Result<MountKind> {
     }
     let upper = Upper { upper, work: origin.lease.fresh_directory("work")? };
     let userxattr = origin.store.ownership() != Ownership::Root;
-    Ok(MountKind::Overlay { overlay: Overlay { lowers, upper: Some(upper), userxattr, volatile: true } })
+    let (tars, lowers) = (lowers.tars, lowers.directories);
+    Ok(MountKind::Overlay {
+        overlay: Overlay { tars, lowers, upper: Some(upper), userxattr, volatile: true },
+    })
 }
 
 /// The files that Docker provides, except where a volume takes their place.

@@ -11,6 +11,7 @@ mod sparse;
 use std::io::BufRead;
 
 use crate::error::{Error, Result, TarProblem};
+use crate::metadata::Kind;
 use header::Block;
 pub use sparse::Region;
 
@@ -71,6 +72,23 @@ pub struct Entry {
     pub sparse: bool,
 }
 
+impl Entry {
+    /// What it is in a layer, if its name means nothing else.
+    pub fn kind_in_layer(&self) -> Kind {
+        match self.kind {
+            EntryType::Regular => Kind::Regular,
+            EntryType::Directory => Kind::Directory,
+            EntryType::Symlink => Kind::Symlink,
+            EntryType::HardLink => Kind::HardLink,
+            // What overlayfs itself takes for a whiteout cannot be anything else in a snapshot.
+            EntryType::CharacterDevice if self.device == (0, 0) => Kind::Whiteout,
+            EntryType::CharacterDevice => Kind::CharacterDevice,
+            EntryType::BlockDevice => Kind::BlockDevice,
+            EntryType::Fifo => Kind::Fifo,
+        }
+    }
+}
+
 /// The next part of an entry's content.
 #[derive(Debug)]
 pub enum Piece<'a> {
@@ -89,6 +107,7 @@ pub struct Archive<R> {
     /// Stored bytes of the current entry that are still to come.
     remaining: u64,
     padding: u64,
+    stray_padding: bool,
     regions: Vec<Region>,
     region: usize,
     /// Position in the file's content.
@@ -116,6 +135,7 @@ impl<R: BufRead> Archive<R> {
             offset,
             remaining: 0,
             padding: 0,
+            stray_padding: false,
             regions: Vec::new(),
             region: 0,
             position: 0,
@@ -131,6 +151,11 @@ impl<R: BufRead> Archive<R> {
         (self.reader, self.offset)
     }
 
+    /// Whether anything but zeros stood behind a file in its last block, so far.
+    pub fn has_stray_padding(&self) -> bool {
+        self.stray_padding
+    }
+
     /// The reader below.
     pub fn reader(&mut self) -> &mut R {
         &mut self.reader
@@ -142,7 +167,8 @@ impl<R: BufRead> Archive<R> {
     /// # Errors
     /// When the archive breaks its format or the reader fails.
     pub fn next_entry(&mut self, entry: &mut Entry) -> Result<bool> {
-        self.skip(self.remaining + self.padding)?;
+        self.skip(self.remaining)?;
+        self.skip_padding()?;
         (self.remaining, self.padding) = (0, 0);
         self.pax.clear();
         let (mut long_name, mut long_link) = (None, None);
@@ -395,6 +421,18 @@ impl<R: BufRead> Archive<R> {
             self.offset += length as u64;
         }
         Ok(wanted - bytes.len())
+    }
+
+    fn skip_padding(&mut self) -> Result<()> {
+        let mut padding = [0; BLOCK];
+        let padding = &mut padding[..self.padding as usize % BLOCK];
+        let length = padding.len();
+        let at = self.offset;
+        if self.fill(padding)? < length {
+            return Err(damaged(at, TarProblem::Truncated));
+        }
+        self.stray_padding |= padding.iter().any(|byte| *byte != 0);
+        Ok(())
     }
 
     fn skip(&mut self, mut length: u64) -> Result<()> {

@@ -4,6 +4,8 @@ use std::io;
 
 use kiln_sys::root::FileError;
 
+use crate::erofs::Unmountable;
+
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -78,6 +80,9 @@ pub enum Error {
         /// The file.
         path: String,
     },
+    /// The layer cannot be mounted without unpacking it.
+    #[error("the layer must be unpacked: {0}")]
+    Unmountable(#[from] Unmountable),
     /// A file on disk could not be used.
     #[error(transparent)]
     File(#[from] FileError),

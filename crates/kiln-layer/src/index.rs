@@ -24,6 +24,7 @@ const FLAG_SUPERSEDED: u8 = 1;
 const FLAG_SPARSE: u8 = 2;
 const FLAG_STANDS_ALONE: u32 = 1;
 const FLAG_MARKS: u32 = 2;
+const FLAG_STRAY_PADDING: u32 = 4;
 
 /// Sections, by their number in the format.
 #[derive(Clone, Copy)]
@@ -217,6 +218,11 @@ impl LayerIndex {
     /// Whether the layer hides anything of lower layers.
     pub fn has_marks(&self) -> bool {
         u32_at(self.bytes(), 80) & FLAG_MARKS != 0
+    }
+
+    /// Whether the tar has anything but zeros behind a file in its last block.
+    pub fn has_stray_padding(&self) -> bool {
+        u32_at(self.bytes(), 80) & FLAG_STRAY_PADDING != 0
     }
 
     /// The version of kiln's tar writer that made the layer; none for a foreign one.

@@ -12,6 +12,7 @@ pub mod compression;
 pub mod contents;
 mod copy;
 pub mod diff;
+pub mod erofs;
 pub mod error;
 pub mod facts;
 pub mod frames;

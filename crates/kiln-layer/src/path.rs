@@ -40,7 +40,7 @@ pub fn split(path: &[u8]) -> (&[u8], &[u8]) {
 }
 
 /// The components of a path; none for the root.
-pub fn components(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub fn components(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
     path.split(|byte| *byte == b'/').filter(|component| !component.is_empty())
 }
 
@@ -74,6 +74,56 @@ pub fn clean(name: &[u8], cleaned: &mut Vec<u8>) {
             }
         }
     }
+}
+
+/// Resolves the symbolic links of `path` inside the root; `None` if there are more than `limit` of them. `look` is told each
+/// path on the way, and whether anything comes after it, and gives the target of a link that is to be followed.
+///
+/// # Errors
+/// Those of `look`.
+pub fn resolve<T: AsRef<[u8]>, E>(
+    path: &[u8],
+    limit: usize,
+    mut look: impl FnMut(&[u8], Position) -> Result<Option<T>, E>,
+) -> Result<Option<Vec<u8>>, E> {
+    let stacked = |path: &[u8]| components(path).map(<[u8]>::to_vec).rev().collect::<Vec<_>>();
+    let mut resolved: Vec<u8> = Vec::with_capacity(path.len());
+    let mut pending = stacked(path);
+    let mut followed = 0;
+    while let Some(component) = pending.pop() {
+        match component.as_slice() {
+            b"." => continue,
+            b".." => {
+                resolved.truncate(split(&resolved).0.len());
+                continue;
+            }
+            _ => {}
+        }
+        let parent = resolved.len();
+        if parent > 0 {
+            resolved.push(b'/');
+        }
+        resolved.extend_from_slice(&component);
+        let position = if pending.is_empty() { Position::Last } else { Position::OnTheWay };
+        let Some(target) = look(&resolved, position)? else { continue };
+        let target = target.as_ref();
+        followed += 1;
+        if followed > limit {
+            return Ok(None);
+        }
+        resolved.truncate(if target.starts_with(b"/") { 0 } else { parent });
+        pending.extend(stacked(target));
+    }
+    Ok(Some(resolved))
+}
+
+/// Where a path is that [`resolve`] comes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Position {
+    /// Something comes after it.
+    OnTheWay,
+    /// Nothing comes after it.
+    Last,
 }
 
 fn is_clean(name: &[u8]) -> bool {

@@ -12,7 +12,7 @@ use std::thread;
 use kiln_oci::{DiffId, Digest};
 use kiln_sys::root::Time;
 
-use crate::archive::{self, Archive, EntryType, Piece};
+use crate::archive::{self, Archive, Piece};
 use crate::compression::Compression;
 use crate::error::{EntryProblem, Error, Result};
 use crate::index::LayerIndex;
@@ -179,6 +179,9 @@ impl Walker {
             self.entry(&mut entry, &cleaned)?;
         }
         self.flush()?;
+        if self.archive.has_stray_padding() {
+            self.builder.set_stray_padding();
+        }
         // Padding and whatever follows the end still belong to the stream's digest.
         let reader = self.archive.reader();
         loop {
@@ -271,18 +274,7 @@ impl Walker {
             }
             return Ok((Kind::Whiteout, self.follow_parents(&path::join(parent, hidden))?));
         }
-        let kind = match entry.kind {
-            EntryType::Regular => Kind::Regular,
-            EntryType::Directory => Kind::Directory,
-            EntryType::Symlink => Kind::Symlink,
-            EntryType::HardLink => Kind::HardLink,
-            // What overlayfs itself takes for a whiteout cannot be anything else in a snapshot.
-            EntryType::CharacterDevice if entry.device == (0, 0) => Kind::Whiteout,
-            EntryType::CharacterDevice => Kind::CharacterDevice,
-            EntryType::BlockDevice => Kind::BlockDevice,
-            EntryType::Fifo => Kind::Fifo,
-        };
-        Ok((kind, self.follow_parents(cleaned)?))
+        Ok((entry.kind_in_layer(), self.follow_parents(cleaned)?))
     }
 
     /// Replaces the symbolic links of this layer in the directories of `path`, inside the root. The last component stays.
@@ -291,31 +283,10 @@ impl Walker {
         if self.links.is_empty() || parent.is_empty() {
             return Ok(path.strip_prefix(b"/").unwrap_or(path).to_vec());
         }
-        let mut resolved: Vec<u8> = Vec::with_capacity(path.len());
-        let mut pending: Vec<Vec<u8>> = stacked(parent);
-        let mut followed = 0;
-        while let Some(component) = pending.pop() {
-            match component.as_slice() {
-                b"." => continue,
-                b".." => {
-                    resolved.truncate(split(&resolved).0.len());
-                    continue;
-                }
-                _ => {}
-            }
-            let length = resolved.len();
-            if length > 0 {
-                resolved.push(b'/');
-            }
-            resolved.extend_from_slice(&component);
-            let Some(target) = self.links.get(&resolved) else { continue };
-            followed += 1;
-            if followed > LINKS {
-                return Err(Error::Entry { path: path::shown(path), problem: EntryProblem::Loop });
-            }
-            resolved.truncate(if target.starts_with(b"/") { 0 } else { length });
-            pending.extend(stacked(target));
-        }
+        let look = |path: &[u8], _| Ok::<_, Error>(self.links.get(path));
+        let Some(resolved) = path::resolve(parent, LINKS, look)? else {
+            return Err(Error::Entry { path: path::shown(path), problem: EntryProblem::Loop });
+        };
         let joined = path::join(&resolved, name);
         check_length(&joined)?;
         Ok(joined)
@@ -416,11 +387,4 @@ pub(crate) fn hash_zeros(content: &mut Content, mut length: u64) {
         content.update(&ZEROS[..now]);
         length -= now as u64;
     }
-}
-
-/// The components of a path, last first, as a stack.
-fn stacked(path: &[u8]) -> Vec<Vec<u8>> {
-    let mut components: Vec<Vec<u8>> = path::components(path).map(<[u8]>::to_vec).collect();
-    components.reverse();
-    components
 }

@@ -88,6 +88,11 @@ impl<'a> LayerWriter<'a> {
         Self::default()
     }
 
+    /// How many entries were added; a path that was added twice counts once.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     /// Whether nothing was added.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()

@@ -4,7 +4,61 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ChainId, DiffId, Platform};
+use crate::members::{Shape, check_members};
+use crate::{ChainId, DiffId, DocumentError, Platform};
+
+const DOCUMENT: &str = "image config";
+/// The most layers that are read: twice what can be mounted.
+const MOST_LAYERS: usize = 1_000;
+/// The most ports that are read: all of TCP, UDP and SCTP.
+const MOST_PORTS: usize = 3 * 65_536;
+/// The most of anything else that is read.
+const MOST_ITEMS: usize = 10_000;
+
+/// Where members have a meaning.
+const SHAPE: Shape = Shape::Object(&[
+    ("architecture", Shape::Any),
+    ("author", Shape::Any),
+    ("config", CONFIG),
+    ("created", Shape::Any),
+    ("history", Shape::List(&HISTORY)),
+    ("os", Shape::Any),
+    ("os.features", Shape::Any),
+    ("os.version", Shape::Any),
+    ("rootfs", Shape::Object(&[("type", Shape::Any), ("diff_ids", Shape::Any)])),
+    ("variant", Shape::Any),
+]);
+const HISTORY: Shape = Shape::Object(&[
+    ("created", Shape::Any),
+    ("created_by", Shape::Any),
+    ("author", Shape::Any),
+    ("comment", Shape::Any),
+    ("empty_layer", Shape::Any),
+]);
+const CONFIG: Shape = Shape::Object(&[
+    ("User", Shape::Any),
+    ("ExposedPorts", Shape::Map),
+    ("Env", Shape::Any),
+    ("Entrypoint", Shape::Any),
+    ("Cmd", Shape::Any),
+    ("Volumes", Shape::Map),
+    ("WorkingDir", Shape::Any),
+    ("Labels", Shape::Map),
+    ("StopSignal", Shape::Any),
+    ("ArgsEscaped", Shape::Any),
+    ("Healthcheck", HEALTHCHECK),
+    ("OnBuild", Shape::Any),
+    ("StopTimeout", Shape::Any),
+    ("Shell", Shape::Any),
+]);
+const HEALTHCHECK: Shape = Shape::Object(&[
+    ("Test", Shape::Any),
+    ("Interval", Shape::Any),
+    ("Timeout", Shape::Any),
+    ("StartPeriod", Shape::Any),
+    ("StartInterval", Shape::Any),
+    ("Retries", Shape::Any),
+]);
 
 /// An empty JSON object, the value of a Go `map[string]struct{}`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -189,16 +243,39 @@ impl ImageConfig {
         }
     }
 
-    /// Reads a config; fails unless it has as many non-empty history entries as layers, or no history at all.
+    /// Reads a config; fails if two readers could understand it differently, or if it has far more of something than any
+    /// image.
     pub fn parse(bytes: &[u8]) -> Result<Self, crate::DocumentError> {
-        let config: Self = crate::manifest::parse_document("image config", bytes)?;
+        let config: Self = crate::manifest::parse_document(DOCUMENT, bytes)?;
+        check_members(DOCUMENT, &SHAPE, bytes)?;
+        let invalid = |reason| DocumentError::Invalid { document: DOCUMENT, reason };
         if config.rootfs.kind != "layers" {
-            return Err(crate::DocumentError::Invalid {
-                document: "image config",
-                reason: format!("rootfs.type is {:?}, expected \"layers\"", config.rootfs.kind),
-            });
+            return Err(invalid(format!("rootfs.type is {:?}, expected \"layers\"", config.rootfs.kind)));
+        }
+        for (what, count, most) in config.counts() {
+            if count > most {
+                return Err(invalid(format!("it has {count} {what}; at most {most} are read")));
+            }
         }
         Ok(config)
+    }
+
+    /// What there is how often, and how often it may be.
+    fn counts(&self) -> [(&'static str, usize, usize); 10] {
+        let list = |list: &Option<Vec<String>>| list.as_ref().map_or(0, Vec::len);
+        let config = &self.config;
+        [
+            ("layers", self.rootfs.diff_ids.len(), MOST_LAYERS),
+            ("history entries", self.history.len(), MOST_ITEMS),
+            ("exposed ports", config.exposed_ports.as_ref().map_or(0, BTreeMap::len), MOST_PORTS),
+            ("volumes", config.volumes.as_ref().map_or(0, BTreeMap::len), MOST_ITEMS),
+            ("labels", config.labels.as_ref().map_or(0, BTreeMap::len), MOST_ITEMS),
+            ("environment variables", list(&config.env), MOST_ITEMS),
+            ("words in Entrypoint", list(&config.entrypoint), MOST_ITEMS),
+            ("words in Cmd", list(&config.cmd), MOST_ITEMS),
+            ("words in Shell", list(&config.shell), MOST_ITEMS),
+            ("ONBUILD instructions", list(&config.on_build), MOST_ITEMS),
+        ]
     }
 
     /// The bytes of a config that kiln itself makes.
@@ -233,6 +310,71 @@ mod tests {
             "rootfs":{"type":"layers","diff_ids":null},"history":null}"#;
         let config = ImageConfig::parse(text).unwrap();
         assert_eq!(config.config, Config::default());
+    }
+
+    #[track_caller]
+    fn check(members: &str, expect: Result<(), &str>) {
+        let rootfs = r#""rootfs":{"type":"layers","diff_ids":[]}"#;
+        let found = ImageConfig::parse(format!("{{{rootfs}{members}}}").as_bytes());
+        match (found, expect) {
+            (Ok(_), Ok(())) => {}
+            (Err(error), Err(expect)) => {
+                let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+                let told = format!("{error}: {source}");
+                assert!(told.contains(expect), "{told}");
+            }
+            (found, _) => panic!("{members}: {found:?}"),
+        }
+    }
+
+    /// Whoever checks a config and whoever runs it must read the same.
+    #[test]
+    fn ambiguous_configs_are_refused() {
+        let by_case = Err("differs from a known one only by case");
+        check(r#","Rootfs":{"type":"layers","diff_ids":[]}"#, by_case);
+        check(r#","config":{"user":"0"}"#, by_case);
+        check(r#","config":{"Healthcheck":{"test":[]}}"#, by_case);
+        check(r#","history":[{"Created_by":"x"}]"#, by_case);
+        check(r#","hi\u017ftory":[]"#, by_case);
+        check(r#","os":"linux","os":"windows""#, Err("duplicate field"));
+        check(r#","config":{"Labels":{"a":"1","a":"2"}}"#, Err("member \"a\" stands twice"));
+        check(r#","config":{"Volumes":{"/a":{},"/a":{}}}"#, Err("stands twice"));
+        check(r#","new":1,"new":2"#, Err("stands twice"));
+        // Names that are data, and members that others have.
+        check(r#","config":{"Labels":{"maintainer":"1","MAINTAINER":"2","user":"3"}}"#, Ok(()));
+        check(
+            r#","config":{"Hostname":"x","AttachStdin":false},"container_config":{"user":"0"},"Size":1"#,
+            Ok(()),
+        );
+    }
+
+    #[test]
+    fn configs_are_bounded() {
+        let map = |count: usize, value: &str| {
+            (0..count).map(|i| format!("\"{i}\":{value}")).collect::<Vec<_>>().join(",")
+        };
+        let list = |count: usize, item: &str| vec![item; count].join(",");
+        for (count, ok) in [(10_000, true), (10_001, false)] {
+            let expect = |text| if ok { Ok(()) } else { Err(text) };
+            let member = |name: &str, value: &str| format!(",\"config\":{{\"{name}\":{value}}}");
+            check(&member("Env", &format!("[{}]", list(count, "\"A=1\""))), expect("10001 environment"));
+            check(&member("Cmd", &format!("[{}]", list(count, "\"a\""))), expect("10001 words in Cmd"));
+            check(&member("Volumes", &format!("{{{}}}", map(count, "{}"))), expect("10001 volumes"));
+            check(&member("Labels", &format!("{{{}}}", map(count, "\"v\""))), expect("10001 labels"));
+            let history = format!(",\"history\":[{}]", list(count, "{\"empty_layer\":true}"));
+            check(&history, expect("10001 history entries"));
+        }
+        let ports = |count| format!(",\"config\":{{\"ExposedPorts\":{{{}}}}}", map(count, "{}"));
+        check(&ports(196_608), Ok(()));
+        check(&ports(196_609), Err("196609 exposed ports"));
+        let layers = |count| {
+            let diff_id = format!("\"sha256:{}\"", "0".repeat(64));
+            let layers = list(count, &diff_id);
+            ImageConfig::parse(
+                format!(r#"{{"rootfs":{{"type":"layers","diff_ids":[{layers}]}}}}"#).as_bytes(),
+            )
+        };
+        assert!(layers(1_000).is_ok() && layers(1_001).is_err());
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod blobs;
 mod config;
 mod digest;
 mod manifest;
+mod members;
 mod platform;
 mod reference;
 mod users;
@@ -21,6 +22,7 @@ pub use digest::{ChainId, DiffId, Digest, DigestError, Hasher, ImageId};
 pub use manifest::{
     Annotations, Descriptor, Document, DocumentError, Index, MAX_DOCUMENT_SIZE, Manifest, media_type,
 };
+pub use members::{Shape, check_members};
 pub use platform::{Platform, PlatformError};
 pub use reference::{Reference, ReferenceError};
 pub use users::{Groups, UserError, UserSpec, find_group, find_user};

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::members::{Shape, check_members};
 use crate::{Digest, Platform};
 
 /// The largest manifest, index or config that is read: 4 MiB, as registries allow.
@@ -176,32 +177,45 @@ pub(crate) fn parse_document<T: DeserializeOwned>(
     serde_json::from_slice(bytes).map_err(|source| DocumentError::Json { document, source })
 }
 
-/// The members whose presence tells what a document is. Their names are compared without case, because Go's
-/// reader takes `Layers` for `layers`: a document that two readers understand differently is refused.
+/// The members whose presence tells what a document is.
 #[derive(Default)]
 struct Members {
     manifests: bool,
     layers_or_config: bool,
 }
 
+const PLATFORM: Shape = Shape::Object(&[
+    ("architecture", Shape::Any),
+    ("os", Shape::Any),
+    ("os.features", Shape::Any),
+    ("os.version", Shape::Any),
+    ("variant", Shape::Any),
+]);
+const DESCRIPTOR: Shape = Shape::Object(&[
+    ("mediaType", Shape::Any),
+    ("digest", Shape::Any),
+    ("size", Shape::Any),
+    ("urls", Shape::Any),
+    ("annotations", Shape::Map),
+    ("platform", PLATFORM),
+]);
+/// A manifest or an index.
+const DOCUMENT: Shape = Shape::Object(&[
+    ("schemaVersion", Shape::Any),
+    ("mediaType", Shape::Any),
+    ("config", DESCRIPTOR),
+    ("layers", Shape::List(&DESCRIPTOR)),
+    ("manifests", Shape::List(&DESCRIPTOR)),
+    ("annotations", Shape::Map),
+]);
+
 fn members(document: &'static str, bytes: &[u8]) -> Result<Members, DocumentError> {
     let map: BTreeMap<String, serde::de::IgnoredAny> = parse_document(document, bytes)?;
-    let mut members = Members::default();
-    for name in map.keys() {
-        let known = ["schemaVersion", "mediaType", "config", "layers", "manifests", "annotations"];
-        if known.iter().any(|known| known.eq_ignore_ascii_case(name) && known != name) {
-            return Err(DocumentError::Invalid {
-                document,
-                reason: format!("member {name:?} differs from a known one only by case"),
-            });
-        }
-        match name.as_str() {
-            "manifests" => members.manifests = true,
-            "layers" | "config" => members.layers_or_config = true,
-            _ => {}
-        }
-    }
-    Ok(members)
+    check_members(document, &DOCUMENT, bytes)?;
+    Ok(Members {
+        manifests: map.contains_key("manifests"),
+        layers_or_config: map.contains_key("layers") || map.contains_key("config"),
+    })
 }
 
 impl Document {
@@ -290,6 +304,17 @@ mod tests {
         check(None, &format!(r#"{{"schemaVersion":2,"manifests":[],"config":{D},"layers":[]}}"#), false);
         check(None, &format!(r#"{{"schemaVersion":2,"config":{D},"layers":[],"Layers":[]}}"#), false);
         check(None, &format!(r#"{{"schemaVersion":2,"config":{D},"layers":[],"layers":[{D}]}}"#), false);
+        let twice = D.replace("\"size\":0", "\"size\":0,\"size\":1");
+        check(None, &format!(r#"{{"schemaVersion":2,"config":{D},"layers":[{twice}]}}"#), false);
+        let by_case = D.replace("digest", "Digest\":\"x\",\"digest");
+        check(None, &format!(r#"{{"schemaVersion":2,"config":{D},"layers":[{by_case}]}}"#), false);
+        // U+017F is an s to Go.
+        check(None, &format!(r#"{{"schemaVersion":2,"config":{D},"layers":[],"layer\u017f":[]}}"#), false);
+        let annotated =
+            |a: &str| format!(r#"{{"schemaVersion":2,"config":{D},"layers":[],"annotations":{{{a}}}}}"#);
+        check(None, &annotated(r#""a":"1","a":"2""#), false);
+        check(None, &annotated(r#""a":"1","A":"2","layers":"x","Layers":"y""#), true);
+        check(None, &format!(r#"{{"schemaVersion":2,"config":{D},"layers":[],"new":{{"Layers":1}}}}"#), true);
         check(None, &format!(r#"{{"schemaVersion":1,"config":{D},"layers":[]}}"#), false);
         let typed =
             format!(r#"{{"schemaVersion":2,"mediaType":"{}","manifests":[]}}"#, media_type::OCI_MANIFEST);

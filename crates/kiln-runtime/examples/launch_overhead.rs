@@ -46,6 +46,7 @@ fn once(directory: &Path, lower: &Path, user: &UserNamespace, network: Network, 
     fs_err::create_dir_all(&upper).expect("make an upper");
     fs_err::create_dir_all(&work).expect("make a work directory");
     let overlay = Overlay {
+        tars: Vec::new(),
         lowers: vec![lower.to_owned()],
         upper: Some(Upper { upper, work }),
         userxattr: *user != UserNamespace::None,

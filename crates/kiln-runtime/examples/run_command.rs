@@ -24,7 +24,13 @@ fn main() {
     let upper_and_work = Upper { upper: upper.clone(), work };
     let chroot = Isolation::best() == Ok(Isolation::Chroot);
     let plain = lower.clone();
-    let overlay = Overlay { lowers: vec![lower], upper: Some(upper_and_work), userxattr, volatile: true };
+    let overlay = Overlay {
+        tars: Vec::new(),
+        lowers: vec![lower],
+        upper: Some(upper_and_work),
+        userxattr,
+        volatile: true,
+    };
     let mut sandbox = Sandbox::new(RootSource::Overlay { overlay }, command);
     if chroot {
         // Nothing can be mounted: the directory itself is changed.

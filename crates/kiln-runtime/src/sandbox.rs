@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use kiln_sys::overlay::{Overlay, Upper};
+use kiln_sys::overlay::{Overlay, TarMount, Upper};
 use kiln_sys::process::{Credentials, ResourceLimit};
 
 use crate::capability::Capabilities;
@@ -236,7 +236,8 @@ impl Sandbox {
 }
 
 wire_struct!(Upper { upper, work });
-wire_struct!(Overlay { lowers, upper, userxattr, volatile });
+wire_struct!(TarMount { metadata, tar, at });
+wire_struct!(Overlay { tars, lowers, upper, userxattr, volatile });
 wire_enum!(RootSource { 0 => Overlay { overlay }, 1 => Directory { path } });
 wire_enum!(BindSource { 0 => Host { path }, 1 => Within { root, path }, 2 => Owned { path } });
 wire_enum!(MountKind {
@@ -283,6 +284,7 @@ mod tests {
     #[test]
     fn a_sandbox_comes_back_from_its_bytes() {
         let overlay = Overlay {
+            tars: vec![TarMount { metadata: "/m".into(), tar: "/t".into(), at: "/a".into() }],
             lowers: vec!["/a".into(), "/b".into()],
             upper: Some(Upper { upper: "/u".into(), work: "/w".into() }),
             userxattr: true,

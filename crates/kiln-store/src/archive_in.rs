@@ -1,31 +1,30 @@
 //! Image archives and layouts coming in: docker archives old and new, OCI archives, OCI directories.
 
-use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader, Read, Write as _};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
 
-use kiln_layer::archive::{Archive, Entry, EntryType};
 use kiln_layer::{Compression, Options};
 use kiln_oci::{
-    ChainId, Descriptor, DiffId, Digest, Document, ImageConfig, ImageId, MAX_DOCUMENT_SIZE, Manifest,
-    Platform, Reference, media_type,
+    ChainId, Descriptor, DiffId, Document, ImageConfig, ImageId, Manifest, Platform, Reference, Shape,
+    check_members, media_type,
 };
 use kiln_sys::root::{Directory, Root};
 use serde::Deserialize;
 
 use crate::Store;
 use crate::error::{Error, Result};
+use crate::images::NewImage;
 use crate::layers::{NewBlob, NewLayer};
 use crate::layout::NewManifest;
 use crate::lease::{Lease, Leased};
+use crate::members::{Members, blob_member, scan};
 
-/// Members of an archive; more are refused.
-const MAX_MEMBERS: usize = 100_000;
 /// Images in an archive; more are refused.
 const MAX_IMAGES: usize = 1_000;
+/// Names of one image of an archive; more are refused.
+const MAX_NAMES: usize = 10_000;
 /// Bytes of all documents that are read from an archive, each as often as it is named; more are refused.
 const MAX_DOCUMENTS: u64 = 64 << 20;
 /// Indexes in indexes; deeper ones are refused.
@@ -34,8 +33,10 @@ const MAX_DEPTH: usize = 4;
 /// Whether layers are unpacked as they come in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unpacking {
-    /// Into snapshots, since people run next.
+    /// Into snapshots.
     Now,
+    /// Into snapshots, since people run next, unless tars can be mounted where they are.
+    IfNeeded,
     /// When a snapshot is first needed.
     Later,
 }
@@ -67,19 +68,9 @@ pub enum LoadEvent {
     },
 }
 
-/// Where an archive's members are.
-enum Members {
-    /// In a file, by offset and size.
-    Archive { name: String, file: Arc<File>, members: BTreeMap<String, Member> },
-    /// In a directory.
-    Directory { name: String, root: Root },
-}
-
-#[derive(Clone, Debug)]
-enum Member {
-    File { offset: u64, size: u64 },
-    Link(String),
-}
+/// `manifest.json` of docker archives.
+const DOCKER_MANIFEST: Shape =
+    Shape::List(&Shape::Object(&[("Config", Shape::Any), ("RepoTags", Shape::Any), ("Layers", Shape::Any)]));
 
 #[derive(Deserialize)]
 struct DockerImage {
@@ -151,8 +142,14 @@ impl Store {
         let first = io::BufRead::fill_buf(&mut input).map_err(read)?;
         let compression = Compression::detect(first);
         let mut decoder = compression.decoder(input)?;
-        io::copy(&mut decoder, &mut output).map_err(read)?;
-        Ok(output.into_file())
+        // Not `io::copy`: a full disk is no fault of the archive.
+        let mut buffer = vec![0; 1 << 18];
+        loop {
+            match decoder.read(&mut buffer).map_err(read)? {
+                0 => return Ok(output.into_file()),
+                length => output.write_all(&buffer[..length]).map_err(Error::file("write", &path))?,
+            }
+        }
     }
 
     fn load_members(
@@ -173,43 +170,35 @@ impl Store {
         if found.is_empty() {
             return Err(Error::archive(members.name(), "it holds no image for this platform"));
         }
-        let mut load = || {
+        let load = || {
             for image in &found {
                 self.load_layers(lease, members, image, unpacking, progress)?;
             }
-            self.publish_all(lease, &found)
+            self.publish_all(lease, found)
         };
         let outcome = load();
         self.undo_failed(lease, outcome)
     }
 
-    fn publish_all(&self, lease: &Lease, found: &[FoundImage]) -> Result<Vec<LoadedImage>> {
-        let mut loaded = Vec::new();
-        for image in found {
-            let mut moved = Vec::new();
-            for name in &image.names {
-                moved.extend(self.find_name(name)?.map(|old| (name.clone(), old)));
-            }
-            let id = self.publish_loaded(lease, image)?;
-            moved.retain(|(_, old)| *old != id);
-            loaded.push(LoadedImage { id, names: image.names.clone(), moved });
+    /// All images and all names at once, or none.
+    fn publish_all(&self, lease: &Lease, found: Vec<FoundImage>) -> Result<Vec<LoadedImage>> {
+        let mut images = Vec::new();
+        for FoundImage { config_bytes, config, names, manifest, .. } in found {
+            let manifest = match manifest {
+                // A layer that was here before may have come as another blob, or have none.
+                Some(manifest) if self.manifest_holds(&manifest, &config)? => Some(manifest),
+                _ => None,
+            };
+            images.push(NewImage { config_bytes, manifest, names });
         }
-        Ok(loaded)
+        let names: Vec<_> = images.iter().map(|image| image.names.clone()).collect();
+        let published = self.publish_all_shown(lease, images)?;
+        let loaded = published.into_iter().zip(names);
+        Ok(loaded.map(|(image, names)| LoadedImage { id: image.id, names, moved: image.moved }).collect())
     }
 
-    fn publish_loaded(&self, lease: &Lease, image: &FoundImage) -> Result<ImageId> {
-        let manifest = match &image.manifest {
-            // A layer that was here before may have come as another blob, or have none.
-            Some((media_type, bytes)) if self.manifest_holds(media_type, bytes, &image.config)? => {
-                Some(NewManifest { media_type: media_type.clone(), bytes: bytes.clone() })
-            }
-            _ => None,
-        };
-        self.publish_shown(lease, &image.config_bytes, manifest, &image.names)
-    }
-
-    fn manifest_holds(&self, media_type: &str, bytes: &[u8], config: &ImageConfig) -> Result<bool> {
-        match Document::parse(Some(media_type), bytes)? {
+    fn manifest_holds(&self, manifest: &NewManifest, config: &ImageConfig) -> Result<bool> {
+        match Document::parse(Some(&manifest.media_type), &manifest.bytes)? {
             Document::Manifest(manifest) => self.can_give(&manifest, &config.rootfs.diff_ids),
             Document::Index(_) => Ok(false),
         }
@@ -302,13 +291,17 @@ impl Store {
         path: &Path,
         unpacking: Unpacking,
     ) -> Result<NewLayer> {
+        let unpacking = match unpacking {
+            Unpacking::IfNeeded if self.mounts_tars() => Unpacking::Later,
+            other => other,
+        };
         let snapshot = match unpacking {
-            Unpacking::Now if self.keeps_snapshots() => {
+            Unpacking::Now | Unpacking::IfNeeded if self.keeps_snapshots() => {
                 let directory = lease.fresh_path("unpack");
                 fs_err::create_dir(&directory).map_err(Error::file("make", &directory))?;
                 Some((Root::open(&directory)?, directory))
             }
-            Unpacking::Now | Unpacking::Later => None,
+            _ => None,
         };
         let unpack = snapshot.as_ref().map(|(root, _)| self.unpacking(root));
         let walk = kiln_layer::walk(file, &Options { unpack, ..Options::default() })?;
@@ -337,7 +330,7 @@ struct FoundImage {
     config: ImageConfig,
     names: Vec<Reference>,
     layers: Vec<LayerSource>,
-    manifest: Option<(String, Vec<u8>)>,
+    manifest: Option<NewManifest>,
 }
 
 struct LayerSource {
@@ -347,6 +340,7 @@ struct LayerSource {
 
 fn docker_images(members: &Members) -> Result<Vec<FoundImage>> {
     let bytes = members.document("manifest.json")?;
+    check_members("manifest.json", &DOCKER_MANIFEST, &bytes)?;
     let images: Vec<DockerImage> = serde_json::from_slice(&bytes)
         .map_err(|error| Error::archive(members.name(), format!("manifest.json cannot be read: {error}")))?;
     let mut found = Vec::new();
@@ -367,6 +361,10 @@ fn docker_images(members: &Members) -> Result<Vec<FoundImage>> {
         }
         let layers = layers.into_iter().map(|path| LayerSource { path, descriptor: None }).collect();
         let names = image.names.unwrap_or_default();
+        if names.len() > MAX_NAMES {
+            let reason = format!("it gives an image {} names; at most {MAX_NAMES} are read", names.len());
+            return Err(Error::archive(members.name(), reason));
+        }
         let names =
             names.iter().map(|name| Ok(name.parse::<Reference>()?.or_latest())).collect::<Result<_>>()?;
         found.push(FoundImage { config_bytes, config, names, layers, manifest: None });
@@ -456,7 +454,7 @@ fn oci_manifest(
         .iter()
         .map(|layer| LayerSource { path: blob_member(&layer.digest), descriptor: Some(layer.clone()) })
         .collect();
-    let manifest = Some((descriptor.media_type.clone(), bytes));
+    let manifest = Some(NewManifest { media_type: descriptor.media_type.clone(), bytes });
     Ok(FoundImage { config_bytes, config, names, layers, manifest })
 }
 
@@ -475,10 +473,6 @@ fn count(members: &Members, found: &[FoundImage], total: &mut u64, document: &[u
     Ok(())
 }
 
-fn blob_member(digest: &Digest) -> String {
-    format!("blobs/sha256/{}", digest.hex())
-}
-
 /// The names that an annotation gives: containerd's full one, else OCI's if it is more than a tag.
 fn names_of(descriptor: &Descriptor) -> Vec<Reference> {
     let Some(annotations) = &descriptor.annotations else { return Vec::new() };
@@ -486,168 +480,6 @@ fn names_of(descriptor: &Descriptor) -> Vec<Reference> {
     let name =
         full.or_else(|| annotations.get(media_type::REF_NAME).filter(|name| name.contains([':', '/'])));
     name.and_then(|name| name.parse::<Reference>().ok()).map(Reference::or_latest).into_iter().collect()
-}
-
-fn scan(name: &str, file: File) -> Result<Members> {
-    let file = Arc::new(file);
-    let mut members = BTreeMap::new();
-    let mut offset = 0;
-    let mut entry = Entry::default();
-    loop {
-        let reader =
-            BufReader::with_capacity(4096, Window { file: Arc::clone(&file), offset, end: u64::MAX });
-        let mut archive = Archive::at(reader, offset);
-        if !archive.next_entry(&mut entry)? {
-            break;
-        }
-        let path = clean_member(&entry.name);
-        let member = match entry.kind {
-            EntryType::Regular => Some(Member::File { offset: entry.content_offset, size: entry.size }),
-            EntryType::Symlink => {
-                let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
-                let target = String::from_utf8_lossy(&entry.link).into_owned();
-                let joined = format!("/{parent}/{target}");
-                Some(Member::Link(clean_member(joined.as_bytes())))
-            }
-            EntryType::HardLink => Some(Member::Link(clean_member(&entry.link))),
-            _ => None,
-        };
-        if let Some(member) = member {
-            members.insert(path, member);
-        }
-        if members.len() > MAX_MEMBERS {
-            return Err(Error::archive(name, format!("it has more than {MAX_MEMBERS} members")));
-        }
-        let stored = if matches!(entry.kind, EntryType::Regular) { entry.size } else { 0 };
-        offset = entry.content_offset + stored.div_ceil(512) * 512;
-    }
-    Ok(Members::Archive { name: name.to_owned(), file, members })
-}
-
-/// A member's name as others refer to it: relative, without `.` and `..`.
-fn clean_member(name: &[u8]) -> String {
-    let text = String::from_utf8_lossy(name);
-    let mut parts: Vec<&str> = Vec::new();
-    for part in text.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => {
-                parts.pop();
-            }
-            part => parts.push(part),
-        }
-    }
-    parts.join("/")
-}
-
-impl Members {
-    fn name(&self) -> &str {
-        match self {
-            Self::Archive { name, .. } | Self::Directory { name, .. } => name,
-        }
-    }
-
-    fn has(&self, member: &str) -> bool {
-        match self {
-            Self::Archive { members, .. } => members.contains_key(member),
-            Self::Directory { root, .. } => root.stat(Path::new(member)).is_ok(),
-        }
-    }
-
-    /// Opens a member; links are followed, inside the archive.
-    fn open(&self, member: &str) -> Result<(Box<dyn Read + Send>, u64)> {
-        let missing = || Error::archive(self.name(), format!("{member} is named but not in it"));
-        match self {
-            Self::Archive { file, members, .. } => {
-                let mut name = clean_member(member.as_bytes());
-                for _ in 0..16 {
-                    match members.get(&name).ok_or_else(missing)? {
-                        Member::Link(target) => name.clone_from(target),
-                        Member::File { offset, size } => {
-                            let window = Window {
-                                file: Arc::clone(file),
-                                offset: *offset,
-                                end: offset.saturating_add(*size),
-                            };
-                            return Ok((Box::new(window), *size));
-                        }
-                    }
-                }
-                Err(Error::archive(self.name(), format!("{member} is a link to itself")))
-            }
-            Self::Directory { root, .. } => {
-                let file = root.open_file(Path::new(member)).map_err(|_| missing())?;
-                let size = file.metadata().map_err(Error::file("stat", member))?.len();
-                Ok((Box::new(file), size))
-            }
-        }
-    }
-
-    /// A small JSON document.
-    fn document(&self, member: &str) -> Result<Vec<u8>> {
-        let (reader, size) = self.open(member)?;
-        if size > MAX_DOCUMENT_SIZE {
-            let reason = format!("{member} has {size} bytes; at most {MAX_DOCUMENT_SIZE} are read");
-            return Err(Error::archive(self.name(), reason));
-        }
-        let mut bytes = Vec::new();
-        reader
-            .take(MAX_DOCUMENT_SIZE + 1)
-            .read_to_end(&mut bytes)
-            .map_err(Error::file("read", self.name()))?;
-        if bytes.len() as u64 != size {
-            return Err(Error::archive(self.name(), format!("{member} is truncated")));
-        }
-        Ok(bytes)
-    }
-
-    /// A document by its descriptor, verified.
-    fn verified(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
-        let bytes = self.document(&blob_member(&descriptor.digest))?;
-        let found = Digest::of(&bytes);
-        if found != descriptor.digest {
-            let what = format!("{}: {}", self.name(), blob_member(&descriptor.digest));
-            return Err(Error::Mismatch { what, expected: descriptor.digest, found });
-        }
-        if bytes.len() as u64 != descriptor.size {
-            let reason = format!(
-                "{} has {} bytes, its descriptor says {}",
-                descriptor.digest,
-                bytes.len(),
-                descriptor.size
-            );
-            return Err(Error::archive(self.name(), reason));
-        }
-        Ok(bytes)
-    }
-
-    /// Copies a member into a new file, in the kernel where that is possible.
-    fn copy(&self, member: &str, path: &Path) -> Result<()> {
-        let (mut reader, size) = self.open(member)?;
-        let mut output = fs_err::File::create_new(path).map_err(Error::file("make", path))?;
-        let copied = io::copy(&mut reader, &mut output).map_err(Error::file("copy into", path))?;
-        if copied != size {
-            return Err(Error::archive(self.name(), format!("{member} is truncated")));
-        }
-        Ok(())
-    }
-}
-
-/// A part of a file.
-struct Window {
-    file: Arc<File>,
-    offset: u64,
-    end: u64,
-}
-
-impl Read for Window {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = usize::try_from(self.end - self.offset).unwrap_or(usize::MAX);
-        let most = buffer.len().min(left);
-        let read = self.file.read_at(&mut buffer[..most], self.offset)?;
-        self.offset += read as u64;
-        Ok(read)
-    }
 }
 
 /// Whether a directory is an OCI layout.

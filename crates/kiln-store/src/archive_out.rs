@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::Path;
 
 use kiln_layer::{Compression, Kind, Metadata, tar};
@@ -39,6 +39,46 @@ pub struct SavedImage {
     pub id: ImageId,
     /// Its names; none if it was asked for by ID.
     pub names: Vec<Reference>,
+}
+
+/// How images are saved.
+#[derive(Clone, Copy)]
+pub struct Saving<'a> {
+    /// Of layers that did not come compressed.
+    pub compression: Compression,
+    /// Whether to give up: asked again and again, at least every 64 MiB.
+    pub stopped: &'a (dyn Fn() -> bool + Sync),
+}
+
+/// Bytes between two questions whether to give up.
+const AT_ONCE: u64 = 64 << 20;
+
+impl Saving<'_> {
+    fn go_on(&self) -> io::Result<()> {
+        if (self.stopped)() { Err(io::Error::other("stopped")) } else { Ok(()) }
+    }
+
+    /// What comes of saving; a failure after it was stopped is that it was stopped.
+    fn told(&self, save: impl FnOnce() -> Result<()>) -> Result<()> {
+        save().map_err(|error| if (self.stopped)() { Error::Stopped } else { error })
+    }
+}
+
+/// Gives up between two writes.
+struct Stoppable<'a, W> {
+    output: &'a mut W,
+    how: &'a Saving<'a>,
+}
+
+impl<W: io::Write> io::Write for Stoppable<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.how.go_on()?;
+        self.output.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.output.flush()
+    }
 }
 
 /// Where the bytes of a blob come from.
@@ -119,63 +159,65 @@ impl Store {
         lease: &Lease,
         images: &[SavedImage],
         form: ArchiveForm,
-        compression: Compression,
+        how: &Saving<'_>,
         output: &mut File,
     ) -> Result<()> {
-        let plan = self.plan(lease, images, Some(form), compression)?;
-        self.write_archive(&plan, output)
+        how.told(|| {
+            let plan = self.plan(lease, images, Some(form), how)?;
+            self.write_archive(&plan, how, output)
+        })
     }
 
-    /// As [`Store::save`], to a file that appears under its name only when it is complete.
+    /// As [`Store::save`], to a file that appears under its name only when it is complete; else nothing of it stays.
     pub fn save_to_file(
         &self,
         lease: &Lease,
         images: &[SavedImage],
         form: ArchiveForm,
-        compression: Compression,
+        how: &Saving<'_>,
         path: &Path,
     ) -> Result<()> {
-        let plan = self.plan(lease, images, Some(form), compression)?;
         if fs_err::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
             // A device or a pipe cannot be replaced.
             let file =
                 fs_err::OpenOptions::new().write(true).open(path).map_err(Error::file("open", path))?;
-            return self.write_archive(&plan, &mut file.into_file());
+            return self.save(lease, images, form, how, &mut file.into_file());
         }
-        let (directory, name) = parent(path)?;
-        let (temporary, mut file) = publish::create_temporary(&directory, 0o600)?;
-        let written = self.write_archive(&plan, &mut file).and_then(|()| {
-            Ok(publish::rename_over((&directory, temporary.as_ref()), (&directory, name.as_ref()))?)
-        });
-        if written.is_err() {
-            let _ = directory.unlink(&temporary);
-        }
-        written
+        how.told(|| {
+            let plan = self.plan(lease, images, Some(form), how)?;
+            let (directory, name) = parent(path)?;
+            let mut archive = publish::Unnamed::create(&directory, 0o600)?;
+            self.write_archive(&plan, how, archive.file())?;
+            Ok(archive.rename_over(name.as_ref())?)
+        })
     }
 
-    /// Writes images as an OCI layout into a directory that is made, or empty.
+    /// Writes images as an OCI layout into a directory that is made, or empty. It is filled under another name, which
+    /// goes if that fails or is stopped.
     pub fn save_to_directory(
         &self,
         lease: &Lease,
         images: &[SavedImage],
-        compression: Compression,
+        how: &Saving<'_>,
         path: &Path,
     ) -> Result<()> {
-        let plan = self.plan(lease, images, None, compression)?;
-        let (directory, name) = parent(path)?;
-        let temporary = format!(".kiln-{}", crate::store::random_hex(8)?);
-        directory.make_directory(&temporary, 0o755)?;
-        let made = directory.name().join(&temporary);
-        let written = self.write_layout_files(&plan, &made).and_then(|()| {
-            Ok(publish::rename_over((&directory, temporary.as_ref()), (&directory, name.as_ref()))?)
-        });
-        if written.is_err() {
-            let _ = directory.remove_all(&temporary);
-        }
-        written
+        how.told(|| {
+            let plan = self.plan(lease, images, None, how)?;
+            let (directory, name) = parent(path)?;
+            let temporary = format!(".kiln-{}", crate::store::random_hex(8)?);
+            directory.make_directory(&temporary, 0o755)?;
+            let made = directory.name().join(&temporary);
+            let written = self.write_layout_files(&plan, how, &made).and_then(|()| {
+                Ok(publish::rename_over((&directory, temporary.as_ref()), (&directory, name.as_ref()))?)
+            });
+            if written.is_err() {
+                let _ = directory.remove_all(&temporary);
+            }
+            written
+        })
     }
 
-    fn write_layout_files(&self, plan: &Plan, directory: &Path) -> Result<()> {
+    fn write_layout_files(&self, plan: &Plan, how: &Saving<'_>, directory: &Path) -> Result<()> {
         let blobs = directory.join("blobs/sha256");
         fs_err::create_dir_all(&blobs).map_err(Error::file("make", &blobs))?;
         for (name, bytes) in &plan.documents {
@@ -185,12 +227,12 @@ impl Store {
         for part in &plan.parts {
             let path = blobs.join(part.digest.hex());
             let file = fs_err::File::create_new(&path).map_err(Error::file("make", &path))?;
-            self.write_part(part, &mut file.into_file())?;
+            self.write_part(part, how, &mut file.into_file())?;
         }
         Ok(())
     }
 
-    fn write_archive(&self, plan: &Plan, output: &mut File) -> Result<()> {
+    fn write_archive(&self, plan: &Plan, how: &Saving<'_>, output: &mut File) -> Result<()> {
         let failed = |source| Error::Output { what: "the archive".to_owned(), source };
         let mut headers = Vec::new();
         for (name, bytes) in &plan.documents {
@@ -205,28 +247,39 @@ impl Store {
             header(&format!("blobs/sha256/{}", part.digest.hex()), Kind::Regular, part.size, &mut headers);
             output.write_all(&headers).map_err(failed)?;
             headers.clear();
-            self.write_part(part, output)?;
+            self.write_part(part, how, output)?;
             tar::pad(part.size, &mut headers);
         }
         headers.resize(headers.len() + 1024, 0);
         output.write_all(&headers).map_err(failed)
     }
 
-    fn write_part(&self, part: &Part, output: &mut File) -> Result<()> {
+    fn write_part(&self, part: &Part, how: &Saving<'_>, output: &mut File) -> Result<()> {
         let failed = |source| Error::Output { what: "the archive".to_owned(), source };
         match &part.bytes {
             Bytes::Document(bytes) => output.write_all(bytes).map_err(failed),
             Bytes::Blob(blob) => {
                 let path = self.blob_path(blob);
                 let mut file = fs_err::File::open(&path).map_err(Error::file("open", &path))?;
-                let copied = io::copy(file.file_mut(), output).map_err(failed)?;
+                let mut copied = 0;
+                loop {
+                    how.go_on().map_err(failed)?;
+                    // By the kernel.
+                    let some = io::copy(&mut file.file_mut().take(AT_ONCE), output).map_err(failed)?;
+                    copied += some;
+                    if some < AT_ONCE {
+                        break;
+                    }
+                }
                 if copied != part.size {
                     let what = format!("{} has {copied} bytes, expected {}", path.display(), part.size);
                     return Err(Error::Archive { archive: "the store".to_owned(), reason: what });
                 }
                 Ok(())
             }
-            Bytes::Made { layer, below } => self.write_uncompressed(below, *layer, output),
+            Bytes::Made { layer, below } => {
+                self.write_uncompressed(below, *layer, &mut Stoppable { output, how })
+            }
         }
     }
 
@@ -253,7 +306,7 @@ impl Store {
         lease: &Lease,
         images: &[SavedImage],
         form: Option<ArchiveForm>,
-        compression: Compression,
+        how: &Saving<'_>,
     ) -> Result<Plan> {
         let mut parts = Vec::new();
         let mut descriptors = Vec::new();
@@ -265,7 +318,7 @@ impl Store {
             let layers = &found.config.rootfs.diff_ids;
             self.keep_layers(lease, layers)?;
             let (media_type, manifest, bytes) =
-                self.manifest_to_save(lease, image.id, &found.config_bytes, layers, compression)?;
+                self.manifest_to_save(lease, image.id, &found.config_bytes, layers, how)?;
             for (position, descriptor) in manifest.layers.iter().enumerate() {
                 let bytes = match self.has_blob(&descriptor.digest)? {
                     true => Bytes::Blob(descriptor.digest),
@@ -323,7 +376,7 @@ impl Store {
         id: ImageId,
         config: &[u8],
         layers: &[DiffId],
-        compression: Compression,
+        how: &Saving<'_>,
     ) -> Result<(String, Manifest, Vec<u8>)> {
         let kept = self.database.all(
             "SELECT media_type, bytes FROM manifests WHERE image = ?1 ORDER BY digest",
@@ -340,7 +393,7 @@ impl Store {
         }
         let mut descriptors = Vec::new();
         for (position, layer) in layers.iter().enumerate() {
-            descriptors.push(self.layer_to_save(lease, &layers[..position], *layer, compression)?);
+            descriptors.push(self.layer_to_save(lease, &layers[..position], *layer, how)?);
         }
         let manifest = Manifest {
             schema_version: 2,
@@ -371,8 +424,9 @@ impl Store {
         lease: &Lease,
         below: &[DiffId],
         layer: DiffId,
-        compression: Compression,
+        how: &Saving<'_>,
     ) -> Result<Descriptor> {
+        let compression = how.compression;
         let info = self.layer(layer)?.ok_or(Error::NoLayer(layer))?;
         let blobs = self.layer_blobs(layer)?;
         let foreign = info.writer == 0;
@@ -386,7 +440,7 @@ impl Store {
             // What OCI has no media type for goes out uncompressed.
             return Ok(Descriptor::new(media_type::OCI_LAYER, layer.0, info.tar_size));
         }
-        let blob = self.compress(lease, below, layer, compression)?;
+        let blob = self.compress(lease, below, layer, how)?;
         let media_type = layer_media_type(compression.name()).unwrap_or(media_type::OCI_LAYER);
         let descriptor = Descriptor::new(media_type, blob.digest, blob.size);
         self.database.write(Durability::Relaxed, |t| {
@@ -397,20 +451,15 @@ impl Store {
     }
 
     /// Makes a layer's compressed blob in the lease's directory.
-    fn compress(
-        &self,
-        lease: &Lease,
-        below: &[DiffId],
-        layer: DiffId,
-        compression: Compression,
-    ) -> Result<NewBlob> {
+    fn compress(&self, lease: &Lease, below: &[DiffId], layer: DiffId, how: &Saving<'_>) -> Result<NewBlob> {
+        let compression = how.compression;
         let path = lease.fresh_path("compressed");
         let failed = |source| Error::File { action: "write", path: path.clone(), source };
         let file = fs_err::File::create_new(&path).map_err(failed)?;
         let hashing =
             Hashing { output: io::BufWriter::with_capacity(1 << 18, file), hasher: Hasher::new(), size: 0 };
         let mut encoder = compression.encoder(hashing, level(compression)).map_err(failed)?;
-        self.write_uncompressed(below, layer, &mut encoder)?;
+        self.write_uncompressed(below, layer, &mut Stoppable { output: &mut encoder, how })?;
         let mut hashing = encoder.finish().map_err(failed)?;
         hashing.output.flush().map_err(failed)?;
         let digest = hashing.hasher.finish();

@@ -1,8 +1,9 @@
 //! Stacks of layers by chain ID.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use kiln_oci::{ChainId, DiffId};
+use kiln_oci::{ChainId, DiffId, Digest};
 use rusqlite::{Connection, params};
 
 use crate::Store;
@@ -57,13 +58,18 @@ impl Store {
         Ok(!rows.is_empty())
     }
 
-    /// Leases all layers of a chain; `false` if one of them is not there, or was not written to the end before
-    /// a power cut.
-    pub(crate) fn keep_chain_in(&self, t: &Connection, lease: &Lease, chain: ChainId) -> Result<bool> {
+    /// Leases all layers of a chain; `None` if one of them is not there, or was not written to the end before a power
+    /// cut. What was leased is for [`Lease::note_kept`] once the transaction is over: it may still be rolled back.
+    pub(crate) fn keep_chain_in(
+        &self,
+        t: &Connection,
+        lease: &Lease,
+        chain: ChainId,
+    ) -> Result<Option<Vec<ChainId>>> {
         if lease.has_kept(chain) {
-            return Ok(true);
+            return Ok(Some(Vec::new()));
         }
-        let Some(layers) = self.chain_layers_in(t, chain)? else { return Ok(false) };
+        let Some(layers) = self.chain_layers_in(t, chain)? else { return Ok(None) };
         let mut at = ChainId::SCRATCH;
         let mut kept = Vec::new();
         for layer in layers.iter() {
@@ -72,13 +78,12 @@ impl Store {
                 continue;
             }
             if !self.is_usable(t, *layer)? {
-                return Ok(false);
+                return Ok(None);
             }
             lease.keep_in(t, Leased::Layer(*layer))?;
             kept.push(at);
         }
-        lease.note_kept(kept);
-        Ok(true)
+        Ok(Some(kept))
     }
 }
 
@@ -91,4 +96,79 @@ pub(crate) fn insert_link(t: &Connection, parent: ChainId, layer: DiffId) -> Res
         params![chain.0.as_bytes(), parent.0.as_bytes(), layer.0.as_bytes()],
     )?;
     Ok(())
+}
+
+/// Parent and topmost layer of each chain.
+pub(crate) type Links = HashMap<Digest, (Digest, Digest)>;
+
+/// All chains.
+pub(crate) fn links(t: &Connection) -> Result<Links> {
+    let rows = all(t, "SELECT chain_id, parent, diff_id FROM chains", [], |row| {
+        Ok((digest(row, 0)?, (digest(row, 1)?, digest(row, 2)?)))
+    })?;
+    Ok(rows.into_iter().collect())
+}
+
+/// Forgets the chains of `links` that no image, no record and no lease reaches. Those of records stay without their
+/// layers, so that what stood on them still hits.
+pub(crate) fn prune(t: &Connection, links: &Links) -> Result<()> {
+    let list = |sql: &str| all(t, sql, [], |row| digest(row, 0));
+    let leased: HashSet<Digest> =
+        list("SELECT digest FROM lease_roots WHERE kind = 'layer'")?.into_iter().collect();
+    let mut reached = HashSet::new();
+    let roots = list("SELECT chain_id FROM images UNION SELECT result FROM records")?;
+    let in_use = links.iter().filter(|(_, (_, layer))| leased.contains(layer)).map(|(chain, _)| *chain);
+    for root in roots.into_iter().chain(in_use) {
+        let mut at = root;
+        while let Some((parent, _)) = links.get(&at)
+            && reached.insert(at)
+        {
+            at = *parent;
+        }
+    }
+    for chain in links.keys().filter(|chain| !reached.contains(*chain)) {
+        execute(t, "DELETE FROM chains WHERE chain_id = ?1", [chain.as_bytes()])?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::database::Durability;
+    use crate::error::Error;
+    use crate::store::Ownership;
+
+    /// A lease that thinks it has what it has not would let the collector take layers that are in use.
+    #[test]
+    fn what_was_rolled_back_is_not_leased() {
+        let host = tempfile::tempdir().unwrap();
+        let store = Store::open(&host.path().join("store"), Ownership::SingleId).unwrap();
+        let lease = store.lease("test").unwrap();
+        let layer = DiffId(Digest::of(b"layer"));
+        let chain = ChainId::SCRATCH.with(layer);
+        let rows = || {
+            let count = "SELECT count(*) FROM lease_roots";
+            store.database.one(count, [], |row| row.get::<_, i64>(0)).unwrap()
+        };
+        store
+            .database
+            .write(Durability::Relaxed, |t| {
+                let key = layer.0.as_bytes();
+                execute(t, "INSERT INTO layers VALUES (?1, 0, 0, 0, 1, 1, 0, NULL, 0, 0)", [key])?;
+                execute(t, "INSERT INTO snapshots VALUES ('s', 'l', ?1, 'single-id', ?1, NULL, 0)", [key])?;
+                insert_link(t, ChainId::SCRATCH, layer)
+            })
+            .unwrap();
+        let rolled_back: Result<()> = store.database.write(Durability::Relaxed, |t| {
+            assert_eq!(store.keep_chain_in(t, &lease, chain)?, Some(vec![chain]));
+            Err(Error::NoImage("the disk is full".to_owned()))
+        });
+        rolled_back.unwrap_err();
+        assert!(!lease.has_kept(chain) && rows() == Some(0));
+
+        let kept = store.database.write(Durability::Relaxed, |t| store.keep_chain_in(t, &lease, chain));
+        lease.note_kept(kept.unwrap().unwrap());
+        assert!(lease.has_kept(chain) && rows() == Some(1));
+    }
 }

@@ -191,8 +191,7 @@ impl Store {
                         checked.faults.push(Fault::Snapshot { layer, reason });
                     }
                 }
-                None if !has_blob => checked.faults.push(Fault::NoSource { layer }),
-                Some(_) if !has_blob => checked.faults.push(Fault::NoSource { layer }),
+                _ if !has_blob => checked.faults.push(Fault::NoSource { layer }),
                 _ => {}
             }
         }

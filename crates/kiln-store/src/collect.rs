@@ -4,7 +4,7 @@
 //! again whether a row has come back. A kill in between leaves files without rows, which the next collection
 //! removes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::path::Path;
 
 use kiln_oci::{DiffId, Digest, ImageId, Reference};
@@ -13,9 +13,11 @@ use rusqlite::Connection;
 use rustix::fs::FallocateFlags;
 
 use crate::Store;
+use crate::chains::Links;
 use crate::database::{Durability, all, digest, execute};
 use crate::error::{Error, Result};
 use crate::layers::OVERLAY;
+use crate::tar_mounts::MOUNTS;
 
 /// The most bytes of layers that the build cache keeps of itself.
 const LARGEST_CACHE: u64 = 20_000_000_000;
@@ -120,6 +122,7 @@ impl Store {
                 execute(t, "DELETE FROM records", [])?;
                 execute(t, "DELETE FROM operations", [])?;
             }
+            crate::records::trim(t)?;
             let doomed = doom(t, collection)?;
             let of_image = |layer: &DiffId| layers.contains(&layer.0);
             (collected.image_layers, collected.cache_layers) =
@@ -160,10 +163,10 @@ impl Store {
     }
 
     /// Trims the build cache to nine tenths of [`Store::cache_cap`] if it has outgrown that: the layers that were used
-    /// longest ago go first. One query if it has not.
+    /// longest ago go first. So do records, of which there is a most, too. Two queries if it has not.
     pub fn collect_if_needed(&self) -> Result<Collected> {
         let cap = self.cache_cap()?;
-        if self.cache_bytes()? <= cap {
+        if self.cache_bytes()? <= cap && !crate::records::are_too_many(&self.database.lock())? {
             return Ok(Collected::default());
         }
         // Some room is left, so that not every build that follows has to trim again.
@@ -231,6 +234,7 @@ impl Store {
             if all(t, "SELECT 1 FROM layers WHERE diff_id = ?1", [layer.0.as_bytes()], |_| Ok(()))?.is_empty()
             {
                 self.to_trash(&self.index_path(*layer))?;
+                self.to_trash(&self.root().join(MOUNTS).join(self.mounts_of_boot()).join(layer.0.hex()))?;
             }
         }
         for blob in &doomed.blobs {
@@ -270,13 +274,20 @@ impl Store {
             caches.contains(name.strip_suffix(".lock").unwrap_or(name))
         })?;
         self.sweep_directory(&root.join("index"), |name| layers.contains(name))?;
+        let mounts = root.join(MOUNTS);
+        self.sweep_directory(&mounts, |name| name == self.mounts_of_boot())?;
+        self.sweep_directory(&mounts.join(self.mounts_of_boot()), |name| layers.contains(name))?;
         self.sweep_directory(&root.join("blobs/sha256"), |name| blobs.contains(name))?;
         self.sweep_directory(&root.join(OVERLAY), |name| name == "l" || snapshots.contains(name))?;
         self.sweep_directory(&root.join(OVERLAY).join("l"), |name| links.contains(name))
     }
 
     fn sweep_directory(&self, directory: &Path, known: impl Fn(&str) -> bool) -> Result<()> {
-        for entry in fs_err::read_dir(directory).map_err(Error::file("list", directory))? {
+        let entries = match fs_err::read_dir(directory) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(Error::file("list", directory))?,
+        };
+        for entry in entries {
             let entry = entry.map_err(Error::file("list", directory))?;
             if !entry.file_name().to_str().is_some_and(&known) {
                 self.to_trash(&entry.path())?;
@@ -371,15 +382,9 @@ fn free_layers(t: &Connection) -> Result<Vec<FreeLayer>> {
 }
 
 /// Layers that the build cache needs: those of all chains that a record has as its result and that are there.
-fn cached_layers(t: &Connection) -> Result<HashSet<Digest>> {
+fn cached_layers(t: &Connection, links: &Links) -> Result<HashSet<Digest>> {
     let present: HashSet<Digest> =
         all(t, "SELECT diff_id FROM layers", [], |row| digest(row, 0))?.into_iter().collect();
-    let links: HashMap<Digest, (Digest, Digest)> =
-        all(t, "SELECT chain_id, parent, diff_id FROM chains", [], |row| {
-            Ok((digest(row, 0)?, (digest(row, 1)?, digest(row, 2)?)))
-        })?
-        .into_iter()
-        .collect();
     let results = all(t, "SELECT DISTINCT result FROM records", [], |row| digest(row, 0))?;
     let mut needed = HashSet::new();
     for result in results {
@@ -399,7 +404,8 @@ fn cached_layers(t: &Connection) -> Result<HashSet<Digest>> {
 /// Deletes the rows of what goes.
 fn doom(t: &Connection, collection: &Collection<'_>) -> Result<Doomed> {
     let mut doomed = Doomed::default();
-    let cached = cached_layers(t)?;
+    let links = crate::chains::links(t)?;
+    let cached = cached_layers(t, &links)?;
     let keep = collection.cache.kept_bytes();
     let mut kept: u64 = 0;
     for layer in free_layers(t)? {
@@ -413,6 +419,7 @@ fn doom(t: &Connection, collection: &Collection<'_>) -> Result<Doomed> {
         doom_layer(t, &layer, &mut doomed)?;
     }
     doom_blobs(t, &mut doomed)?;
+    crate::chains::prune(t, &links)?;
     Ok(doomed)
 }
 

@@ -1,13 +1,12 @@
 //! Roots without an overlay: copied out of their layers, and compared with them afterwards.
 
 use std::ffi::OsStr;
-use std::io::{self, BufReader};
+use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::PoisonError;
 
 use kiln_layer::index::Entry;
-use kiln_layer::{Capture, Changes, Compression, ContentSource, Copied, LayerContents, Owners, RootView};
+use kiln_layer::{Capture, Changes, Copied, LayerContents, Owners, RootView};
 use kiln_oci::{ChainId, DiffId};
 use kiln_sys::root::{Directory, FileError, Root};
 use rustix::fs::FileType;
@@ -100,29 +99,19 @@ impl Store {
     }
 
     /// The contents of a layer in a form in which each file is found at once: its snapshot, or its tar, which is
-    /// decompressed once for a lease.
+    /// decompressed once and kept.
     fn flat_contents(&self, lease: &Lease, layers: &[DiffId], position: usize) -> Result<LayerContents> {
         let layer = layers[position];
         let blobs = self.layer_blobs(layer)?;
-        let is_flat = self.find_snapshot(ChainId::of(&layers[..position]), layer)?.is_some()
-            || blobs.iter().any(|blob| blob.compression == "none")
-            || self.index(layer)?.content_size() == 0;
-        if is_flat {
-            return self.layer_contents(layers, position);
+        let has_files = self.index(layer)?.content_size() > 0;
+        let is_compressed = blobs.iter().all(|blob| blob.compression != "none");
+        if has_files
+            && is_compressed
+            && self.find_snapshot(ChainId::of(&layers[..position]), layer)?.is_none()
+        {
+            self.plain_tar(lease, layer)?;
         }
-        let mut inflated = lease.inflated.lock().unwrap_or_else(PoisonError::into_inner);
-        let path = match inflated.get(&layer) {
-            Some(path) => path.clone(),
-            None => {
-                let blob = blobs.first().ok_or(Error::NoLayer(layer))?;
-                let path = lease.fresh_path("layer.tar");
-                inflate(&self.blob_path(&blob.digest), &path)?;
-                inflated.insert(layer, path.clone());
-                path
-            }
-        };
-        let file = fs_err::File::open(&path).map_err(Error::file("open", &path))?.into_file();
-        Ok(LayerContents::new(self.index(layer)?, vec![ContentSource::Tar { file, offset: 0 }]))
+        self.layer_contents(layers, position)
     }
 
     /// What a step changed in a copied root, as a layer with a blob. The copy is removed.
@@ -162,16 +151,4 @@ impl Lease {
         fs_err::set_permissions(&path, mode).map_err(Error::file("set the mode of", &path))?;
         Ok(path)
     }
-}
-
-fn inflate(blob: &Path, to: &Path) -> Result<()> {
-    let open = || fs_err::File::open(blob).map_err(Error::file("open", blob));
-    let mut first = [0; 8];
-    let length = std::os::unix::fs::FileExt::read_at(open()?.file(), &mut first, 0)
-        .map_err(Error::file("read", blob))?;
-    let mut reader =
-        Compression::detect(&first[..length]).decoder(BufReader::with_capacity(128 << 10, open()?))?;
-    let mut file = fs_err::File::create_new(to).map_err(Error::file("make", to))?;
-    io::copy(&mut reader, &mut file).map_err(Error::file("write", to))?;
-    Ok(())
 }

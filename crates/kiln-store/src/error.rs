@@ -24,6 +24,14 @@ pub enum Error {
     /// A layer could not be read or written.
     #[error(transparent)]
     Layer(#[from] kiln_layer::Error),
+    /// The index of a layer is damaged, or newer than this kiln.
+    #[error("cannot use {}", path.display())]
+    Index {
+        /// The index.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: kiln_layer::Error,
+    },
     /// SQLite.
     #[error("store database: cannot {action}")]
     Database {
@@ -108,6 +116,9 @@ pub enum Error {
     /// A reference.
     #[error(transparent)]
     Reference(#[from] ReferenceError),
+    /// The caller asked to give up.
+    #[error("interrupted")]
+    Stopped,
     /// The output could not be written.
     #[error("cannot write {what}")]
     Output {

@@ -63,6 +63,26 @@ pub enum Removed {
     Layer(DiffId),
 }
 
+/// An image that is to be published.
+pub(crate) struct NewImage {
+    pub(crate) config_bytes: Vec<u8>,
+    pub(crate) manifest: Option<NewManifest>,
+    pub(crate) names: Vec<Reference>,
+}
+
+impl NewImage {
+    fn id(&self) -> ImageId {
+        ImageId(Digest::of(&self.config_bytes))
+    }
+}
+
+/// An image that was published.
+pub(crate) struct PublishedImage {
+    pub(crate) id: ImageId,
+    /// Those of its names that another image had before, and which.
+    pub(crate) moved: Vec<(Reference, ImageId)>,
+}
+
 impl Store {
     /// Adds an image and gives it names, durably: what is on disk is synced first, and the names move in one
     /// transaction. Does nothing at all if every name is there already.
@@ -71,7 +91,9 @@ impl Store {
         if self.is_published(id, names)? {
             return Ok(id);
         }
-        self.publish(config_bytes, None, names)
+        let image = NewImage { config_bytes: config_bytes.to_vec(), manifest: None, names: names.to_vec() };
+        self.publish(&[image])?;
+        Ok(id)
     }
 
     /// As [`Store::publish_image`], of an image that came with layers that have blobs: `manifest`, or else one that is
@@ -83,53 +105,82 @@ impl Store {
         manifest: Option<NewManifest>,
         names: &[Reference],
     ) -> Result<ImageId> {
-        let manifest = match manifest {
-            Some(manifest) => Some(manifest),
-            None => self.made_manifest(config_bytes)?,
-        };
-        let Some(manifest) = manifest else { return self.publish_image(config_bytes, names) };
-        let id = ImageId(Digest::of(config_bytes));
-        if self.has_documents(id, &manifest)? && self.is_published(id, names)? {
-            return Ok(id);
-        }
-        self.put_documents(lease, config_bytes, &manifest)?;
-        self.publish(config_bytes, Some(&manifest), names)
+        let image = NewImage { config_bytes: config_bytes.to_vec(), manifest, names: names.to_vec() };
+        self.publish_all_shown(lease, vec![image])?;
+        Ok(ImageId(Digest::of(config_bytes)))
     }
 
-    fn publish(
+    /// As [`Store::publish_shown`], of several images: all of them, or none.
+    pub(crate) fn publish_all_shown(
         &self,
-        config_bytes: &[u8],
-        manifest: Option<&NewManifest>,
-        names: &[Reference],
-    ) -> Result<ImageId> {
-        let id = ImageId(Digest::of(config_bytes));
-        let marks = self.marks()?;
-        self.sync()?;
-        let shown = self.database.write(Durability::Durable, |t| {
-            insert_image(t, config_bytes)?;
-            if let Some(manifest) = manifest {
-                insert_manifest(t, id, manifest)?;
+        lease: &Lease,
+        mut images: Vec<NewImage>,
+    ) -> Result<Vec<PublishedImage>> {
+        let mut done = true;
+        for image in &mut images {
+            if image.manifest.is_none() {
+                image.manifest = self.made_manifest(&image.config_bytes)?;
             }
-            for layer in layers_of(t, id)? {
-                // What a power cut left behind must not get a name.
-                if !self.is_usable(t, layer)? {
-                    return Err(Error::NoLayer(layer));
+            done = done && self.is_published(image.id(), &image.names)?;
+            if let Some(manifest) = &image.manifest {
+                done = done && self.has_documents(image.id(), manifest)?;
+            }
+        }
+        if done {
+            let same = |image: &NewImage| PublishedImage { id: image.id(), moved: Vec::new() };
+            return Ok(images.iter().map(same).collect());
+        }
+        for image in &images {
+            if let Some(manifest) = &image.manifest {
+                self.put_documents(lease, &image.config_bytes, manifest)?;
+            }
+        }
+        self.publish(&images)
+    }
+
+    /// One sync and one transaction for all of them.
+    fn publish(&self, images: &[NewImage]) -> Result<Vec<PublishedImage>> {
+        let mut layers = Vec::new();
+        let mut documents = Vec::new();
+        for image in images {
+            layers.extend(ImageConfig::parse(&image.config_bytes)?.rootfs.diff_ids);
+            if let Some(manifest) = &image.manifest {
+                documents.extend([Digest::of(&manifest.bytes), image.id().0]);
+            }
+        }
+        let marks = self.make_durable(&layers, &documents)?;
+        let (published, shown) = self.database.write(Durability::Durable, |t| {
+            let mut shown = false;
+            let mut published = Vec::new();
+            for image in images {
+                let id = insert_image(t, &image.config_bytes)?;
+                if let Some(manifest) = &image.manifest {
+                    insert_manifest(t, id, manifest)?;
                 }
+                for layer in layers_of(t, id)? {
+                    // What a power cut left behind must not get a name.
+                    if !self.is_usable(t, layer)? {
+                        return Err(Error::NoLayer(layer));
+                    }
+                }
+                // The layout names the image that has a name now, and the one that had it.
+                shown |= is_shown(t, id)?;
+                let mut moved = Vec::new();
+                for name in &image.names {
+                    if let Some(old) = move_tag(t, name, id)?.filter(|old| *old != id) {
+                        shown |= is_shown(t, old)?;
+                        moved.push((name.clone(), old));
+                    }
+                }
+                published.push(PublishedImage { id, moved });
             }
             clear_marks(t, &marks)?;
-            // The layout names the image that has a name now, and the one that had it.
-            let mut shown = is_shown(t, id)?;
-            for name in names {
-                if let Some(old) = move_tag(t, name, id)? {
-                    shown |= is_shown(t, old)?;
-                }
-            }
-            Ok(shown)
+            Ok((published, shown))
         })?;
         if shown {
             self.write_layout()?;
         }
-        Ok(id)
+        Ok(published)
     }
 
     /// Whether the image is there, durable, and has all these names.

@@ -48,7 +48,7 @@ impl Store {
                 io::copy(&mut input, &mut copy).map_err(Error::file("copy into", &path))?;
                 drop(copy);
                 let file = fs_err::File::open(&path).map_err(Error::file("open", &path))?;
-                self.walk_layer(lease, &[], file, &path, Unpacking::Now)?
+                self.walk_layer(lease, &[], file, &path, Unpacking::IfNeeded)?
             }
         };
         let diff_id = self.publish_layer(lease, ChainId::SCRATCH, layer)?;
@@ -59,14 +59,17 @@ impl Store {
         let names: Vec<Reference> = name.cloned().into_iter().collect();
         self.publish_shown(lease, &bytes, None, &names)
     }
+
     /// A plain tar in a regular file is walked where it is and not stored a second time: its frames are kept in the
-    /// index, so that snapshot and index give it back byte for byte. `None` where that cannot be done.
+    /// index, so that snapshot and index give it back byte for byte. `None` where that cannot be done, or where the tar
+    /// itself can be mounted.
     fn import_in_place(&self, lease: &Lease, input: &File) -> Result<Option<NewLayer>> {
         let read = |source| Error::File { action: "read", path: "the archive".into(), source };
         let before = input.metadata().map_err(read)?;
         let mut first = [0; 512];
         if self.ownership() != Ownership::Root
             || !self.keeps_snapshots()
+            || self.mounts_tars()
             || !before.is_file()
             || (&*input).stream_position().map_err(read)? != 0
         {

@@ -275,14 +275,21 @@ impl Store {
         )
     }
 
-    /// The index of a layer. Mapped once for each process.
+    /// The index of a layer. Mapped once for each process. [`Error::NoLayer`] says that there is none, and nothing else.
     pub fn index(&self, diff_id: DiffId) -> Result<Arc<LayerIndex>> {
         if let Some(index) = self.indexes.lock().unwrap_or_else(|e| e.into_inner()).get(&diff_id) {
             return Ok(Arc::clone(index));
         }
         let path = self.index_path(diff_id);
-        let file = fs_err::File::open(&path).map_err(|_| Error::NoLayer(diff_id))?;
-        let index = Arc::new(LayerIndex::open(file.file(), &path)?);
+        let file = fs_err::File::open(&path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Error::NoLayer(diff_id),
+            _ => Error::file("open", &path)(error),
+        })?;
+        let index = LayerIndex::open(file.file(), &path).map_err(|error| match error {
+            kiln_layer::Error::File(named) => Error::Path(named),
+            source => Error::Index { path, source },
+        })?;
+        let index = Arc::new(index);
         self.indexes.lock().unwrap_or_else(|e| e.into_inner()).insert(diff_id, Arc::clone(&index));
         Ok(index)
     }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use kiln_oci::{ChainId, DiffId, Digest, ImageId};
 use kiln_sys::lock::{Lock, Sharing};
+use kiln_sys::overlay::TarMount;
 use rusqlite::{Connection, params};
 
 use crate::Store;
@@ -28,8 +29,8 @@ pub struct Lease {
     next: AtomicU64,
     /// Chains whose layers are all leased, so that asking again costs nothing.
     kept: Mutex<HashSet<ChainId>>,
-    /// Layers that were decompressed for copied roots, and where.
-    pub(crate) inflated: Mutex<HashMap<DiffId, PathBuf>>,
+    /// How layers are mounted: the same way in every root, since each is in a mount namespace of its own.
+    pub(crate) mounted: Mutex<HashMap<DiffId, TarMount>>,
     /// Released last: once it is free, the collector may sweep the directory.
     lock: Option<Lock>,
 }
@@ -74,7 +75,7 @@ impl Store {
             database: Arc::clone(&self.database),
             next: AtomicU64::new(0),
             kept: Mutex::default(),
-            inflated: Mutex::default(),
+            mounted: Mutex::default(),
             lock: Some(lock),
         })
     }
@@ -153,7 +154,7 @@ impl Lease {
             }
         }
         self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
-        self.inflated.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
+        self.mounted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
         self.database.write(Durability::Relaxed, |t| {
             execute(t, "DELETE FROM lease_roots WHERE lease = ?1", [&self.id]).map(|_| ())
         })

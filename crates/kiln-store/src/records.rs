@@ -4,12 +4,17 @@ use std::time::Duration;
 
 use kiln_oci::{ChainId, DiffId, Digest};
 use kiln_sys::lock::{Lock, Sharing};
-use rusqlite::params;
+use rusqlite::{Connection, params};
 
 use crate::Store;
 use crate::database::{Durability, all, digest, execute, now};
 use crate::error::Result;
 use crate::lease::Lease;
+
+/// The most records that are kept: the steps of thousands of builds, in a few tens of megabytes.
+const MOST_RECORDS: i64 = 20_000;
+/// A use of a record is noted unless one of the last day was: looking an unchanged build up writes next to nothing.
+const NOTED_AGAIN: i64 = 24 * 3600 * 1_000_000_000;
 
 /// One input of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,23 +80,34 @@ pub struct Claim {
 impl Store {
     /// Looks a key up and, if the layers of its result are there, leases them: one transaction.
     pub fn cached(&self, key: &Digest, lease: &Lease) -> Result<Option<CachedResult>> {
-        self.database.write(Durability::Relaxed, |t| {
+        let found = self.database.write(Durability::Relaxed, |t| {
             let row = all(
                 t,
-                "SELECT result, layer, created, wall_time FROM records WHERE key = ?1",
+                "SELECT result, layer, created, wall_time, last_used FROM records WHERE key = ?1",
                 [key.as_bytes()],
                 |row| {
                     let layer: Option<[u8; 32]> = row.get(1)?;
-                    let wall_time: i64 = row.get(3)?;
-                    Ok((digest(row, 0)?, layer.map(Digest::from_bytes), row.get::<_, i64>(2)?, wall_time))
+                    let times: [i64; 3] = [row.get(2)?, row.get(3)?, row.get(4)?];
+                    Ok((ChainId(digest(row, 0)?), layer.map(Digest::from_bytes), times))
                 },
             )?;
-            let Some((result, layer, created, wall_time)) = row.first().copied() else { return Ok(None) };
-            let result = ChainId(result);
-            let present = self.keep_chain_in(t, lease, result)?;
+            let Some((result, layer, times)) = row.first().copied() else { return Ok(None) };
+            let [created, wall_time, last_used] = times;
+            let now = now();
+            if now.saturating_sub(last_used) > NOTED_AGAIN {
+                let sql = "UPDATE records SET last_used = ?1 WHERE key = ?2";
+                execute(t, sql, params![now, key.as_bytes()])?;
+            }
+            let kept = self.keep_chain_in(t, lease, result)?;
+            let present = kept.is_some();
             let wall_time = Duration::from_nanos(wall_time.unsigned_abs());
-            Ok(Some(CachedResult { result, layer: layer.map(DiffId), present, wall_time, created }))
-        })
+            let cached = CachedResult { result, layer: layer.map(DiffId), present, wall_time, created };
+            Ok(Some((cached, kept.unwrap_or_default())))
+        })?;
+        Ok(found.map(|(cached, kept)| {
+            lease.note_kept(kept);
+            cached
+        }))
     }
 
     /// Writes a record. A record of the same key keeps its time of creation if it has the same result.
@@ -179,42 +195,42 @@ impl Store {
 
     /// Claims a key for this process, or `None` while another one works on it.
     pub fn try_claim(&self, key: &Digest) -> Result<Option<Claim>> {
-        let lock = Lock::try_acquire(&self.claim_path(key), Sharing::Exclusive)?;
+        let lock = Lock::try_acquire(&self.claim_path("", key), Sharing::Exclusive)?;
         Ok(lock.map(|lock| Claim { _lock: lock }))
     }
 
-    /// Waits until the key is free and claims it.
-    pub fn claim(&self, key: &Digest) -> Result<Claim> {
-        let lock = Lock::acquire(&self.claim_path(key), Sharing::Exclusive)?;
+    /// Waits until nobody makes the files of a layer ready, and claims that. A thread may hold a claim of a key of the
+    /// build already: these are others, so that it cannot wait for itself.
+    pub(crate) fn claim_files(&self, key: &Digest) -> Result<Claim> {
+        let lock = Lock::acquire(&self.claim_path("files-", key), Sharing::Exclusive)?;
         Ok(Claim { _lock: lock })
     }
 
     /// One of 1,024 lock files: two keys that share one wait for each other needlessly, which is harmless,
     /// and the files never need to be removed.
-    fn claim_path(&self, key: &Digest) -> std::path::PathBuf {
-        self.root().join("claims").join(&key.hex()[..3])
+    fn claim_path(&self, kind: &str, key: &Digest) -> std::path::PathBuf {
+        self.root().join("claims").join(format!("{kind}{}", &key.hex()[..3]))
     }
+}
 
-    /// A content digest that was computed before.
-    pub fn remembered_digest(&self, chain: ChainId, selector: &str) -> Result<Option<Digest>> {
-        self.database.one(
-            "SELECT digest FROM content_digests WHERE chain_id = ?1 AND selector = ?2",
-            params![chain.0.as_bytes(), selector],
-            |row| digest(row, 0),
-        )
-    }
+/// Whether there are more records than are kept.
+pub(crate) fn are_too_many(connection: &Connection) -> Result<bool> {
+    Ok(!all(connection, "SELECT 1 FROM records LIMIT 1 OFFSET ?1", [MOST_RECORDS], |_| Ok(()))?.is_empty())
+}
 
-    /// Remembers a content digest.
-    pub fn remember_digest(&self, chain: ChainId, selector: &str, content: &Digest) -> Result<()> {
-        self.database.write(Durability::Relaxed, |t| {
-            execute(
-                t,
-                "INSERT INTO content_digests VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
-                params![chain.0.as_bytes(), selector, content.as_bytes()],
-            )
-            .map(|_| ())
-        })
+/// If there are more records than are kept, forgets those that were used longest ago, and some more, so that not every
+/// collection has to.
+pub(crate) fn trim(t: &Connection) -> Result<()> {
+    if !are_too_many(t)? {
+        return Ok(());
     }
+    execute(
+        t,
+        "DELETE FROM records WHERE key IN (SELECT key FROM records ORDER BY last_used DESC LIMIT -1 OFFSET ?1)",
+        [MOST_RECORDS - MOST_RECORDS / 10],
+    )?;
+    execute(t, "DELETE FROM operations WHERE digest NOT IN (SELECT operation FROM records)", [])?;
+    Ok(())
 }
 
 fn read_record(row: &rusqlite::Row<'_>) -> rusqlite::Result<CacheRecord> {

@@ -1,7 +1,7 @@
 //! Reading and changing the roots that stacks of layers are: files by path, parts for mounts, captured changes.
 
+use std::collections::HashSet;
 use std::io::{self, Read};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use kiln_layer::index::Entry;
@@ -10,6 +10,7 @@ use kiln_layer::{
     RootView, Source, Unpack, Whiteouts,
 };
 use kiln_oci::{ChainId, DiffId};
+use kiln_sys::overlay::TarMount;
 use kiln_sys::root::{Root, Time};
 
 use crate::Store;
@@ -17,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::layers::NewLayer;
 use crate::lease::Lease;
 use crate::snapshots::{PreparedRoot, RootForm, RootWay};
+use crate::tar_mounts::Place;
 
 /// The largest file that is read whole, such as passwd: 16 MiB (CVE-2024-9676: larger ones are an attack).
 const MAX_WHOLE_FILE: u64 = 16 << 20;
@@ -24,12 +26,47 @@ const MAX_WHOLE_FILE: u64 = 16 << 20;
 /// What a path of a root is for a mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RootPart {
-    /// A directory: the layers' own directories, the nearest first.
-    Directories(Vec<PathBuf>),
+    /// A directory: the layers' own directories.
+    Directories(Lowers),
     /// A file, in its layer's snapshot.
     File(PathBuf),
     /// A copy of the file or directory, which may be changed.
     Copy(PathBuf),
+}
+
+/// The lowers of an overlay.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lowers {
+    /// What must be mounted first, for some of the directories to be there.
+    pub tars: Vec<TarMount>,
+    /// The nearest first.
+    pub directories: Vec<PathBuf>,
+}
+
+impl Lowers {
+    /// Whole layers, the nearest first. One that stands higher up, too, is left out: the kernel refuses a lower that
+    /// overlaps another, and steps that leave the same layer share its snapshot. The higher one hides all that the lower
+    /// one could show.
+    pub(crate) fn of(places: impl Iterator<Item = Place>) -> Self {
+        let mut lowers = Self::default();
+        let mut seen = HashSet::new();
+        for place in places {
+            if seen.insert(place.identity().to_path_buf()) {
+                lowers.add(&place, Path::new(""));
+            }
+        }
+        lowers
+    }
+
+    /// A layer's directory at `below`, a path without symbolic links.
+    fn add(&mut self, place: &Place, below: &Path) {
+        let files = place.files();
+        let whole = below.as_os_str().is_empty();
+        self.directories.push(if whole { files.to_path_buf() } else { files.join(below) });
+        if let Place::Tar(tar) = place {
+            self.tars.push(tar.clone());
+        }
+    }
 }
 
 impl Store {
@@ -82,28 +119,31 @@ impl Store {
         let view = self.root_view(layers)?;
         let Some(node) = view.resolve(path)? else { return Ok(None) };
         let real = node.path().to_vec();
-        let snapshots = self.snapshots(lease, layers)?;
-        let below = |layer: usize| snapshots[layer].diff.join(std::ffi::OsStr::from_bytes(&real));
+        let below = kiln_layer::path::to_system(&real);
         if !node.is_directory() {
-            return Ok(node.source().map(|(layer, _)| RootPart::File(below(layer))));
+            let Some((layer, _)) = node.source() else { return Ok(None) };
+            let snapshot = self.snapshot(lease, layers, layer)?;
+            return Ok(Some(RootPart::File(snapshot.diff.join(below))));
         }
-        let mut lowers = Vec::new();
+        let places = self.places(lease, layers)?;
+        let mut lowers = Lowers::default();
+        let mut seen = HashSet::new();
         for layer in (0..layers.len()).rev() {
-            let index = self.index(layers[layer])?;
-            match continues(&index, &real)? {
-                Continuation::Ends => break,
-                Continuation::Hides => {
-                    lowers.push(below(layer));
-                    break;
-                }
-                Continuation::Joins => lowers.push(below(layer)),
-                Continuation::Absent => {}
+            let continuation = continues(&*self.index(layers[layer])?, &real)?;
+            let joins = matches!(continuation, Continuation::Hides | Continuation::Joins);
+            let is_there = match &places[layer] {
+                Place::Snapshot(snapshot) => snapshot.diff.join(below).is_dir(),
+                Place::Tar(_) => true,
+            };
+            if joins && is_there && seen.insert(places[layer].identity()) {
+                lowers.add(&places[layer], below);
+            }
+            if matches!(continuation, Continuation::Ends | Continuation::Hides) {
+                break;
             }
         }
-        lowers.retain(|lower| lower.is_dir());
-        crate::snapshots::keep_topmost(&mut lowers);
-        if lowers.is_empty() {
-            lowers.push(lease.fresh_directory("empty")?);
+        if lowers.directories.is_empty() {
+            lowers.directories.push(lease.fresh_directory("empty")?);
         }
         Ok(Some(RootPart::Directories(lowers)))
     }
@@ -193,7 +233,7 @@ impl Store {
             let source = if entry.kind() == Kind::Regular && entry.size() > 0 {
                 let root = &root;
                 Source::Open(Box::new(move || {
-                    let path = Path::new(std::ffi::OsStr::from_bytes(entry.path()));
+                    let path = kiln_layer::path::to_system(entry.path());
                     Ok(Box::new(root.open_file(path)?) as Box<dyn Read>)
                 }))
             } else {
@@ -232,7 +272,7 @@ fn restore_times(root: &Root, view: &RootView) -> Result<()> {
 /// Writes a foreign tar again, from its frames and its files.
 fn write_foreign(index: &LayerIndex, root: &Root, layer: DiffId, output: &mut dyn io::Write) -> Result<()> {
     let open = |entry: &Entry<'_>| -> kiln_layer::Result<Box<dyn Read + Send + '_>> {
-        Ok(Box::new(root.open_file(Path::new(std::ffi::OsStr::from_bytes(entry.path())))?))
+        Ok(Box::new(root.open_file(kiln_layer::path::to_system(entry.path()))?))
     };
     let mut output = io::BufWriter::with_capacity(1 << 20, output);
     let found = kiln_layer::frames::restore(index, &open, &mut output)?;

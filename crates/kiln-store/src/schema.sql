@@ -35,7 +35,8 @@ CREATE TABLE layer_blobs (
 ) WITHOUT ROWID;
 CREATE INDEX layer_blobs_blob ON layer_blobs (blob);
 
--- Stacks of layers; the parent of a first layer is 32 zero bytes.
+-- Stacks of layers; the parent of a first layer is 32 zero bytes. A collection forgets those that are no stack, nor the
+-- lower part of one, of an image, a record's result or a leased layer.
 CREATE TABLE chains (
   chain_id BLOB PRIMARY KEY,
   parent   BLOB NOT NULL,
@@ -82,7 +83,8 @@ CREATE TABLE manifests (
   bytes      BLOB NOT NULL,
   image      BLOB NOT NULL REFERENCES images (id) ON DELETE CASCADE
 ) WITHOUT ROWID;
-CREATE INDEX manifests_image ON manifests (image);
+-- Rows of this table are large: what the layout tells is read from the index.
+CREATE INDEX manifests_image ON manifests (image, media_type);
 
 -- Names.
 CREATE TABLE tags (
@@ -99,7 +101,7 @@ CREATE TABLE operations (
   json   BLOB NOT NULL
 ) WITHOUT ROWID;
 
--- Cache records. They outlive the data of their results.
+-- Cache records. They outlive the data of their results; over 20,000, those that were used longest ago go.
 CREATE TABLE records (
   key       BLOB PRIMARY KEY,
   operation BLOB NOT NULL REFERENCES operations (digest),
@@ -108,7 +110,7 @@ CREATE TABLE records (
   wall_time INTEGER NOT NULL,         -- nanoseconds
   bytes     INTEGER NOT NULL,         -- files_size of the layer
   created   INTEGER NOT NULL,
-  last_used INTEGER NOT NULL,
+  last_used INTEGER NOT NULL,         -- to a day
   name      TEXT NOT NULL             -- the step as it was shown
 ) WITHOUT ROWID;
 CREATE INDEX records_operation ON records (operation);
@@ -122,14 +124,6 @@ CREATE TABLE record_inputs (
   selector TEXT NOT NULL,
   digest   BLOB NOT NULL,
   PRIMARY KEY (key, position)
-) WITHOUT ROWID;
-
--- Content digests of selections in image roots, remembered.
-CREATE TABLE content_digests (
-  chain_id BLOB NOT NULL,
-  selector TEXT NOT NULL,
-  digest   BLOB NOT NULL,
-  PRIMARY KEY (chain_id, selector)
 ) WITHOUT ROWID;
 
 -- Directories of RUN --mount=type=cache under cache/.

@@ -1,6 +1,5 @@
 //! Snapshots: unpacked layers, and roots made of them.
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use kiln_layer::{Copied, Options, Unpack, Whiteouts};
@@ -13,6 +12,7 @@ use crate::Store;
 use crate::error::{Error, Result};
 use crate::layers::{NewLayer, OVERLAY, snapshot_key};
 use crate::lease::Lease;
+use crate::roots::Lowers;
 use crate::store::Ownership;
 
 /// How a root is put together.
@@ -118,20 +118,25 @@ impl Store {
     /// The snapshots of a stack of layers, from the bottom to the top; missing ones are unpacked. Two processes
     /// that need the same one do not both unpack it.
     pub fn snapshots(&self, lease: &Lease, layers: &[DiffId]) -> Result<Vec<SnapshotPaths>> {
-        let mut parent = ChainId::SCRATCH;
-        let mut found = Vec::with_capacity(layers.len());
-        for (position, layer) in layers.iter().enumerate() {
-            let snapshot = match self.find_snapshot(parent, *layer)? {
-                Some(snapshot) => snapshot,
-                None => self.make_snapshot(lease, &layers[..position], parent, *layer)?,
-            };
-            found.push(snapshot);
-            parent = parent.with(*layer);
-        }
-        Ok(found)
+        (0..layers.len()).map(|position| self.snapshot(lease, layers, position)).collect()
     }
 
-    fn make_snapshot(
+    /// The snapshot of the layer at `position` of a stack; if it is missing, it is unpacked.
+    pub(crate) fn snapshot(
+        &self,
+        lease: &Lease,
+        layers: &[DiffId],
+        position: usize,
+    ) -> Result<SnapshotPaths> {
+        let (below, layer) = (&layers[..position], layers[position]);
+        let parent = ChainId::of(below);
+        match self.find_snapshot(parent, layer)? {
+            Some(snapshot) => Ok(snapshot),
+            None => self.make_snapshot(lease, below, parent, layer),
+        }
+    }
+
+    pub(crate) fn make_snapshot(
         &self,
         lease: &Lease,
         below: &[DiffId],
@@ -139,7 +144,7 @@ impl Store {
         layer: DiffId,
     ) -> Result<SnapshotPaths> {
         let key = snapshot_key(&*self.index(layer)?, parent);
-        let _claim = self.claim(&key)?;
+        let _claim = self.claim_files(&key)?;
         if let Some(snapshot) = self.snapshot_by_key(&key)? {
             return Ok(snapshot);
         }
@@ -192,11 +197,9 @@ impl Store {
         if layers.len() >= MOST_LOWERS {
             return Err(Error::TooManyLayers { layers: layers.len(), most: MOST_LOWERS - 1 });
         }
-        let mut lowers: Vec<PathBuf> =
-            self.snapshots(lease, layers)?.into_iter().rev().map(|snapshot| snapshot.diff).collect();
-        keep_topmost(&mut lowers);
-        if lowers.is_empty() {
-            lowers.push(lease.fresh_directory("empty")?);
+        let mut lowers = Lowers::of(self.places(lease, layers)?.into_iter().rev());
+        if lowers.directories.is_empty() {
+            lowers.directories.push(lease.fresh_directory("empty")?);
         }
         let upper = lease.fresh_directory("upper")?;
         // The upper's owner and mode are those of `/`.
@@ -204,8 +207,13 @@ impl Store {
         self.dress(&upper, &view.metadata(&view.root()?)?)?;
         let work = lease.fresh_directory("work")?;
         let userxattr = self.ownership() != Ownership::Root;
-        let overlay =
-            Overlay { lowers, upper: Some(Upper { upper: upper.clone(), work }), userxattr, volatile: true };
+        let overlay = Overlay {
+            tars: lowers.tars,
+            lowers: lowers.directories,
+            upper: Some(Upper { upper: upper.clone(), work }),
+            userxattr,
+            volatile: true,
+        };
         Ok(RootForm::Overlay { overlay, upper })
     }
 
@@ -219,21 +227,17 @@ impl Store {
     }
 }
 
-/// Takes out every directory that stands higher up, too: the kernel refuses a lower that overlaps another, and steps that
-/// leave the same layer share its snapshot. The higher one hides all that the lower one could show.
-pub(crate) fn keep_topmost(lowers: &mut Vec<PathBuf>) {
-    let mut seen = HashSet::new();
-    lowers.retain(|lower| seen.insert(lower.clone()));
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tar_mounts::Place;
 
     #[test]
     fn a_layer_that_comes_twice_is_mounted_once() {
-        let mut lowers: Vec<PathBuf> = ["c", "a", "b", "a", "base"].map(PathBuf::from).to_vec();
-        keep_topmost(&mut lowers);
-        assert_eq!(lowers, ["c", "a", "b", "base"].map(PathBuf::from));
+        let place = |name: &str| {
+            Place::Snapshot(SnapshotPaths { directory: PathBuf::from("d"), diff: PathBuf::from(name) })
+        };
+        let lowers = Lowers::of(["c", "a", "b", "a", "base"].map(place).into_iter());
+        assert_eq!(lowers.directories, ["c", "a", "b", "base"].map(PathBuf::from));
     }
 }

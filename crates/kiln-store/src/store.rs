@@ -44,6 +44,7 @@ pub struct Store {
     pub(crate) chains: Mutex<HashMap<ChainId, Arc<[DiffId]>>>,
     /// Why no snapshots can be kept, if so.
     pub(crate) snapshots_refused: OnceLock<Option<String>>,
+    pub(crate) mounts_tars: OnceLock<bool>,
 }
 
 impl Store {
@@ -64,6 +65,7 @@ impl Store {
             indexes: Mutex::default(),
             chains: Mutex::default(),
             snapshots_refused: OnceLock::new(),
+            mounts_tars: OnceLock::new(),
         };
         if is_new {
             store.make_reserve();
@@ -108,6 +110,17 @@ const MARKED: [(&str, &str); 3] = [("blobs", "digest"), ("layers", "diff_id"), (
 #[derive(Default)]
 pub(crate) struct Marks(Vec<(&'static str, &'static str, Vec<rusqlite::types::Value>)>);
 
+impl Marks {
+    /// The mark of the row of `table` whose `column` is `key`.
+    pub(crate) fn add(&mut self, table: &'static str, column: &'static str, key: rusqlite::types::Value) {
+        self.0.push((table, column, vec![key]));
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 /// After a sync: what was marked before it is durable now.
 pub(crate) fn clear_marks(t: &Connection, marks: &Marks) -> Result<()> {
     for (table, column, keys) in &marks.0 {
@@ -138,9 +151,15 @@ fn create_directories(root: &Path) -> Result<()> {
         fs_err::set_permissions(root, std::fs::Permissions::from_mode(0o700))
             .map_err(Error::file("set the mode of", root))?;
     }
-    for name in ["blobs/sha256", "overlay2/l", "index", "cache", "tmp", "trash", "context", "claims"] {
+    for name in
+        ["blobs/sha256", "overlay2/l", "index", "cache", "tmp", "trash", "context", "claims", "mounts"]
+    {
         make(&root.join(name))?;
     }
+    let tmp = root.join("tmp");
+    let opened = fs_err::File::open(&tmp).map_err(Error::file("open", &tmp))?;
+    // Only for speed: other file systems do without.
+    let _ = kiln_sys::publish::spread_directories(&opened);
     Ok(())
 }
 

@@ -6,6 +6,7 @@
 //! Entry: [`root::Root`] (paths), [`overlay::Overlay`] (mounts), [`process`] (launching).
 #![allow(unsafe_code)]
 
+pub mod erofs;
 pub mod lock;
 pub mod mmap;
 pub mod mount;

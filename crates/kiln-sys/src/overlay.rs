@@ -23,9 +23,37 @@ pub struct Upper {
     pub work: PathBuf,
 }
 
+/// A lower that is mounted first: a layer's tar, where it is, through an EROFS image that points into it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TarMount {
+    /// The EROFS image: everything but the files' content.
+    pub metadata: PathBuf,
+    /// The uncompressed tar.
+    pub tar: PathBuf,
+    /// An empty directory to mount it on.
+    pub at: PathBuf,
+}
+
+impl TarMount {
+    /// Mounts it where it is to be, which is on the caller's path: kernels before 6.15 take no detached lowers.
+    fn mount(&self) -> Result<(), FilesystemRefused> {
+        let failed =
+            |source| FilesystemRefused { filesystem: "erofs".to_owned(), log: String::new(), source };
+        let metadata = fs_err::File::open(&self.metadata).map_err(failed)?;
+        let tar = fs_err::File::open(&self.tar).map_err(failed)?;
+        let mounted = crate::erofs::mount(metadata.as_fd(), tar.as_fd()).map_err(|error| match error {
+            crate::erofs::MountError::NotHere(refused) | crate::erofs::MountError::Failed(refused) => refused,
+        })?;
+        let place = mount::open_place(&self.at).map_err(failed)?;
+        mount::attach(mounted.as_fd(), place.as_fd()).map_err(failed)
+    }
+}
+
 /// An overlay of directories.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Overlay {
+    /// What is mounted before the overlay is, in the caller's own mount namespace; `lowers` name the places.
+    pub tars: Vec<TarMount>,
     /// Lower directories, the topmost first; at least one, at most [`MOST_LOWERS`].
     pub lowers: Vec<PathBuf>,
     /// Where changes go; without it the overlay is read-only.
@@ -48,6 +76,9 @@ impl Overlay {
     /// # Errors
     /// The kernel's refusal, with its log. `EINVAL` is what an upper on another overlay gets.
     pub fn mount(&self, attributes: Attributes) -> Result<OwnedFd, FilesystemRefused> {
+        for tar in &self.tars {
+            tar.mount()?;
+        }
         match self.lowers.len() {
             0 => return Err(refused("an overlay needs a lower directory", rustix::io::Errno::INVAL)),
             1 if self.upper.is_none() => return self.mount_single(attributes),
@@ -159,7 +190,8 @@ impl Overlay {
             Some(("metacopy", "off")),
             // `nofollow` also ignores redirects that a hostile layer might carry.
             Some(("redirect_dir", "nofollow")),
-            Some(("xino", "off")),
+            // With several file systems below, a tree would seem to cross them at every file (`tar --one-file-system`).
+            Some(("xino", if self.tars.is_empty() { "off" } else { "on" })),
             self.userxattr.then_some(("userxattr", "")),
             (self.volatile && writable).then_some(("volatile", "")),
         ]
@@ -180,6 +212,7 @@ impl Overlay {
         }
         let [lower, upper, work] = names.clone();
         let overlay = Self {
+            tars: Vec::new(),
             lowers: vec![lower],
             upper: Some(Upper { upper, work: work.clone() }),
             userxattr,
@@ -271,20 +304,16 @@ fn detach(place: BorrowedFd<'_>) -> io::Result<()> {
 #[allow(clippy::print_stderr, reason = "a test that is skipped says so")]
 mod tests {
     use super::*;
-    use rustix::thread::UnshareFlags;
 
     /// Runs on a thread with a mount namespace of its own; says so and skips without the privilege.
     fn in_own_namespace(test: impl FnOnce(&Path) + Send + 'static) {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().to_owned();
         let thread = std::thread::spawn(move || {
-            crate::process::separate_directories().expect("a root of its own");
-            // SAFETY: mounts only; memory and descriptors are not split.
-            if let Err(errno) = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) } {
-                eprintln!("SKIPPED: a mount namespace needs root: {errno}");
+            if let Err(error) = crate::process::separate_mounts() {
+                eprintln!("SKIPPED: a mount namespace needs root: {error}");
                 return;
             }
-            mount::make_everything_private().expect("private");
             test(&path);
         });
         thread.join().expect("the test passes");
@@ -302,7 +331,7 @@ mod tests {
             fs_err::write(lower.join(format!("file{number}")), "").expect("write");
         }
         let upper = Some(Upper { upper: make("upper".to_owned()), work: make("work".to_owned()) });
-        Overlay { lowers, upper, userxattr: false, volatile: true }
+        Overlay { tars: Vec::new(), lowers, upper, userxattr: false, volatile: true }
     }
 
     fn entries(mounted: &OwnedFd) -> usize {
@@ -338,7 +367,8 @@ mod tests {
 
     #[test]
     fn refusals_name_the_reason() {
-        let none = Overlay { lowers: Vec::new(), upper: None, userxattr: false, volatile: false };
+        let none =
+            Overlay { tars: Vec::new(), lowers: Vec::new(), upper: None, userxattr: false, volatile: false };
         assert!(none.mount(Attributes::default()).expect_err("no lower").to_string().contains("lower"));
         in_own_namespace(|holder| {
             let mut overlay = overlay(holder, 2);

@@ -575,6 +575,18 @@ pub fn raise_loopback() -> io::Result<()> {
     Ok(())
 }
 
+/// Gives this thread a mount namespace of its own, cut off from all others, and directories of its own as
+/// [`separate_directories`] does. What is mounted in it goes with the thread.
+///
+/// # Errors
+/// The kernel's refusal: `EPERM` without the privilege.
+pub fn separate_mounts() -> io::Result<()> {
+    separate_directories()?;
+    // SAFETY: only mounts are split from other threads', nothing that memory or descriptors depend on.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS)? };
+    crate::mount::make_everything_private()
+}
+
 /// Gives this thread a root directory, current directory and file mode mask of its own, so that it may change them
 /// without the process's other threads.
 ///

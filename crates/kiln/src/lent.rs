@@ -88,16 +88,27 @@ fn lend(lent: &mut Lent, name: &str, variable: &str, bytes: Vec<u8>) {
     lent.files.push((path, bytes));
 }
 
+/// The bundle that the user names, which must be there, or else the first of those that are.
+fn bundle(named: Option<&Path>, known: &[&str]) -> Result<Vec<u8>, Failure> {
+    let cannot = |message| Failure::new(Kind::World, message);
+    let known = known.iter().map(Path::new);
+    let Some(bundle) = named.or_else(|| known.clone().find(|path| path.is_file())) else {
+        let places: Vec<String> = known.map(|path| path.display().to_string()).collect();
+        let message = format!("cannot lend a CA bundle: none of {} is there", places.join(", "));
+        return Err(cannot(message).hint("name one with SSL_CERT_FILE"));
+    };
+    fs_err::read(bundle).map_err(|error| {
+        let origin = if named.is_some() { ", which SSL_CERT_FILE names" } else { "" };
+        cannot(format!("cannot lend the CA bundle {}{origin}", bundle.display())).caused_by(error)
+    })
+}
+
 #[expect(clippy::disallowed_methods, reason = "the binary reads the environment")]
 fn lend_bundle(lent: &mut Lent, apt: &mut String) -> Result<()> {
-    let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
-    let known = BUNDLES.iter().map(PathBuf::from);
-    let Some(bundle) = named.into_iter().chain(known).find(|path| path.is_file()) else {
-        let message = format!("cannot lend a CA bundle: none of {} is there", BUNDLES.join(", "));
-        return Err(Failure::new(Kind::World, message).hint("name one with SSL_CERT_FILE").into());
-    };
+    let named = std::env::var_os("SSL_CERT_FILE").filter(|name| !name.is_empty()).map(PathBuf::from);
+    let bytes = bundle(named.as_deref(), &BUNDLES)?;
     let path = format!("{PLACE}/ca-certificates.crt");
-    lent.files.push((path.clone(), fs_err::read(&bundle)?));
+    lent.files.push((path.clone(), bytes));
     lent.environment.extend(BUNDLE_VARIABLES.map(|name| (name.to_owned(), path.clone())));
     apt.push_str(&format!("Acquire::https::CaInfo \"{path}\";\n"));
     Ok(())
@@ -147,4 +158,27 @@ fn apt_settings() -> Result<String> {
         }
     }
     Ok(settings)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bundle_that_is_named_is_the_one_that_is_lent() {
+        let host = tempfile::tempdir().unwrap();
+        let path = |name: &str| host.path().join(name);
+        fs_err::write(path("named"), "named").unwrap();
+        fs_err::write(path("known"), "known").unwrap();
+        let (missing, known) = (path("missing"), path("known"));
+        let known = [missing.to_str().unwrap(), known.to_str().unwrap()];
+        assert_eq!(bundle(Some(&path("named")), &known).unwrap(), b"named");
+        assert_eq!(bundle(None, &known).unwrap(), b"known");
+        for (named, expect) in [("missing", "missing, which SSL_CERT_FILE names"), (".", ".")] {
+            let told = bundle(Some(&path(named)), &known).unwrap_err();
+            assert!(told.to_string().contains(expect), "{told}");
+        }
+        let told = bundle(None, &known[..1]).unwrap_err();
+        assert_eq!(told.to_string(), format!("cannot lend a CA bundle: none of {} is there", known[0]));
+    }
 }

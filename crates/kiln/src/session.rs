@@ -33,7 +33,21 @@ pub(crate) fn open_as(root: Option<&Path>, ownership: Ownership) -> Result<Store
         Some(root) => std::path::absolute(root)?,
         None => default_root()?,
     };
-    Ok(Store::open(&root, ownership)?)
+    let store = Store::open(&root, ownership)?;
+    if unpacks_layers()? {
+        store.never_mount_tars();
+    }
+    Ok(store)
+}
+
+/// Whether the user wants every layer unpacked that could be mounted in its tar: `KILN_LAYERS`.
+#[expect(clippy::disallowed_methods, reason = "the binary reads the environment")]
+fn unpacks_layers() -> Result<bool> {
+    match std::env::var_os("KILN_LAYERS").as_ref().map(|value| value.to_str()) {
+        None | Some(Some("" | "mounted")) => Ok(false),
+        Some(Some("unpacked")) => Ok(true),
+        Some(_) => Err(Failure::new(Kind::Usage, "KILN_LAYERS is neither `mounted` nor `unpacked`").into()),
+    }
 }
 
 /// How commands can be run here.

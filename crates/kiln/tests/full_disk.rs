@@ -1,12 +1,14 @@
-//! A store on a small file system that runs full, and the cap of its build cache. Needs root, for the mounts; says so
-//! where it is skipped.
+//! A store on a small file system that runs full, and the cap of its build cache. Needs root, for the mounts, which
+//! are in namespaces of their own; says so where it is skipped.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
-/// A tmpfs, unmounted when the test ends, whichever way it does.
+/// A tmpfs in a mount namespace of its own, which ends with the process that holds it: that reads from this one, and so
+/// ends with it, whichever way that goes.
 struct Disk {
     directory: tempfile::TempDir,
+    holder: Child,
 }
 
 impl Disk {
@@ -15,20 +17,37 @@ impl Disk {
         let directory = tempfile::tempdir().expect("a directory");
         let disk = directory.path().join("disk");
         fs_err::create_dir(&disk).expect("made");
-        let options = format!("size={mebibytes}m,mode=0700");
-        let mount = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &options, "kiln-test"])
+        let script =
+            format!("mount -t tmpfs -o size={mebibytes}m,mode=0700 kiln-test \"$0\" && echo up && exec cat");
+        let holder = Command::new("unshare")
+            .args(["--mount", "--propagation", "private", "sh", "-c", &script])
             .arg(&disk)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
             .stderr(Stdio::null())
-            .status();
-        if !mount.is_ok_and(|status| status.success()) {
-            #[expect(clippy::print_stdout, reason = "a skipped test says so")]
-            {
-                println!("SKIPPED: needs root that may mount");
+            .spawn();
+        let up = |holder: &mut Child| {
+            let mut told = [0; 3];
+            let out = holder.stdout.as_mut().expect("piped");
+            std::io::Read::read_exact(out, &mut told).is_ok() && told == *b"up\n"
+        };
+        if let Ok(mut holder) = holder {
+            if up(&mut holder) {
+                return Some(Self { directory, holder });
             }
-            return None;
+            let _ = holder.wait();
         }
-        Some(Self { directory })
+        #[expect(clippy::print_stdout, reason = "a skipped test says so")]
+        {
+            println!("SKIPPED: needs root that may mount");
+        }
+        None
+    }
+
+    /// A path on the disk, as this process gets to it.
+    fn on_disk(&self, name: &str) -> PathBuf {
+        let root = format!("/proc/{}/root", self.holder.id());
+        Path::new(&root).join(self.path("disk").strip_prefix("/").expect("absolute")).join(name)
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -37,8 +56,10 @@ impl Disk {
 
     /// Standard output, standard error and exit status.
     fn kiln(&self, words: &[&str]) -> (String, String, i32) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
-        command.args(words).env("KILN_ROOT", self.path("disk/store")).current_dir(self.directory.path());
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--mount=/proc/{}/ns/mnt", self.holder.id()));
+        command.arg(format!("--wd={}", self.directory.path().display()));
+        command.arg(env!("CARGO_BIN_EXE_kiln")).args(words).env("KILN_ROOT", self.path("disk/store"));
         let output = command.stdin(Stdio::null()).output().expect("kiln starts");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         (text(&output.stdout), text(&output.stderr), output.status.code().unwrap_or(-1))
@@ -95,18 +116,10 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        let disk = self.path("disk");
-        // Lazily, so that nothing can hold it back.
-        let unmounted = Command::new("umount").arg("--lazy").arg(&disk).status();
-        if !std::thread::panicking() {
-            assert!(unmounted.is_ok_and(|status| status.success()) && !is_mounted(&disk));
-        }
+        // It ends at the end of its input.
+        drop(self.holder.stdin.take());
+        let _ = self.holder.wait();
     }
-}
-
-fn is_mounted(path: &Path) -> bool {
-    let mounts = fs_err::read_to_string("/proc/self/mounts").expect("read");
-    mounts.contains(&path.display().to_string())
 }
 
 /// Bytes that no other number gives.
@@ -170,12 +183,67 @@ fn a_load_that_does_not_fit_leaves_no_bytes() {
     disk.context(3, 64);
     disk.succeed(&["build", "-q", "-t", "kept:1", "context"]);
     let before = disk.succeed(&["system", "check"]);
-    let (_, told, status) = disk.kiln(&["load", "-i", "large.tar"]);
-    assert_eq!(status, 1, "{told}");
-    is_clear(&told, &disk);
-    assert_eq!(disk.succeed(&["system", "check"]), before);
-    let empty = |name: &str| fs_err::read_dir(disk.path(name)).expect("listed").next().is_none();
-    assert!(empty("disk/store/tmp") && empty("disk/store/trash"));
+    // Read where it is, and unpacked into the store first.
+    assert!(Command::new("gzip").arg("-k1").arg(disk.path("large.tar")).status().expect("gzip").success());
+    for archive in ["large.tar", "large.tar.gz"] {
+        let (_, told, status) = disk.kiln(&["load", "-i", archive]);
+        assert_eq!(status, 1, "{told}");
+        is_clear(&told, &disk);
+        assert!(!told.contains("cannot read"), "{told}");
+        assert_eq!(disk.succeed(&["system", "check"]), before);
+    }
+    let empty = |name: &str| fs_err::read_dir(disk.on_disk(name)).expect("listed").next().is_none();
+    assert!(empty("store/tmp") && empty("store/trash"));
+}
+
+#[test]
+fn names_that_do_not_fit_are_refused() {
+    let Some(disk) = Disk::new(12) else { return };
+    disk.context(1, 64);
+    disk.succeed(&["build", "-q", "-t", "kept:1", "context"]);
+    // Something else takes all the room that there is.
+    let filler = disk.on_disk("filler");
+    let fill = || {
+        let mut file = fs_err::File::create(&filler).expect("made");
+        let block = [1; 4096];
+        while std::io::Write::write_all(&mut file, &block).is_ok() {}
+    };
+    let mut told = None;
+    for number in 0..10_000 {
+        fill();
+        let before = disk.names();
+        let (_, said, status) = disk.kiln(&["tag", "kept:1", &format!("kept:{number}-{}", "x".repeat(100))]);
+        if status != 0 {
+            assert_eq!((status, disk.names()), (1, before), "{said}");
+            told = Some(said);
+            break;
+        }
+    }
+    is_clear(&told.expect("the disk takes every name"), &disk);
+    let checked = disk.succeed(&["system", "check"]);
+    assert!(checked.ends_with(": no fault\n"), "{checked}");
+    disk.succeed(&["system", "prune", "-f"]);
+    fs_err::remove_file(&filler).expect("removed");
+    disk.succeed(&["tag", "kept:1", "kept:2"]);
+}
+
+#[test]
+fn an_archive_that_does_not_fit_leaves_nothing() {
+    let Some(disk) = Disk::new(4) else { return };
+    disk.context(1, 6000);
+    let root = disk.path("elsewhere");
+    let elsewhere = ["--root", root.to_str().expect("a name")];
+    disk.succeed(&[&elsewhere[..], &["build", "-q", "-t", "large:1", "context"]].concat());
+    for form in ["docker-archive", "oci-archive", "oci-dir"] {
+        let output = disk.path("disk/out");
+        let words = ["save", "--format", form, "-o", output.to_str().expect("a name"), "large:1"];
+        let (_, told, status) = disk.kiln(&[&elsewhere[..], &words].concat());
+        let errors: Vec<&str> = told.lines().filter(|line| line.starts_with("kiln: ")).collect();
+        let cannot = format!("kiln: cannot save to {}: ", output.display());
+        assert!(errors.len() == 1 && errors[0].starts_with(&cannot) && status == 1, "{told}");
+        assert!(errors[0].contains("No space left on device"), "{told}");
+        assert_eq!(fs_err::read_dir(disk.on_disk("")).expect("listed").count(), 0, "{form}");
+    }
 }
 
 #[test]

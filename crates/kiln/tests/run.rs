@@ -92,6 +92,27 @@ fn a_command_runs_as_docker_runs_it() {
     assert_eq!(bench.leases(), 0);
 }
 
+/// CVE-2024-40635: a number that wraps to that of root.
+#[test]
+fn users_beyond_the_largest_are_refused() {
+    let Some(bench) = Bench::new() else { return };
+    let tar = bench.directory.path().join("image.tar");
+    for (user, status, stdout, stderr) in [
+        ("2147483647:2147483647", 0, "2147483647\n", ""),
+        ("2147483648", 125, "", "user and group numbers must be from 0 to 2147483647"),
+        ("4294967296:0", 125, "", "user and group numbers must be from 0 to 2147483647"),
+        ("0:4294967296", 125, "", "user and group numbers must be from 0 to 2147483647"),
+    ] {
+        let import = ["--change".to_owned(), format!("USER {user}")];
+        let imported = bench.kiln("import").args(import).arg(&tar).arg("user").output().expect("kiln");
+        assert!(imported.status.success(), "{imported:?}");
+        bench.check(&["user", "id", "-u"], status, stdout, stderr);
+        if status != 0 {
+            bench.check(&["-u", user, "bb", "id", "-u"], status, stdout, stderr);
+        }
+    }
+}
+
 #[test]
 fn volumes_show_what_they_should() {
     let Some(bench) = Bench::new() else { return };

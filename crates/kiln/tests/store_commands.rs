@@ -123,7 +123,10 @@ fn commands_on_images() {
 fn an_image_goes_out_and_comes_back() {
     let kiln = Fixture::new();
     kiln.check(&["load", "--no-unpack", "-i", "app.tar"], "Loaded image: app:1\n", "", 0);
-    kiln.check(&["inspect", "-f", "{{json .GraphDriver.Data}}", "app:1"], "null\n", "", 0);
+    let (data, _, _) = kiln.run(&["inspect", "-f", "{{json .GraphDriver.Data}}", "app:1"]);
+    // Unpacked only now, by who may mount layers and asks for their directories; else not at all.
+    let directory = |text: &str| text.split('"').find(|part| part.ends_with("/diff")).map(str::to_owned);
+    assert!(data == "null\n" || directory(&data).is_some_and(|diff| Path::new(&diff).is_dir()), "{data}");
     for form in ["docker-archive", "oci-archive", "oci-dir"] {
         kiln.check(&["save", "--format", form, "-o", form, "app:1"], "", "", 0);
         let store = kiln.path(&format!("{form}-store"));
@@ -136,6 +139,85 @@ fn an_image_goes_out_and_comes_back() {
     assert!(!kiln.path("x.tar").exists());
     kiln.check(&["image", "unpack", "app:1", "root"], "", "", 0);
     assert_eq!(fs_err::read_to_string(kiln.path("root/hello")).expect("read"), "hello\n");
+}
+
+/// An image of 24 MB that was built, so that saving it takes a while.
+fn large(kiln: &Fixture) {
+    let context = kiln.path("context");
+    fs_err::create_dir(&context).expect("made");
+    fs_err::write(context.join("data"), vec![7; 24 << 20]).expect("written");
+    fs_err::write(context.join("Dockerfile"), "FROM scratch\nCOPY data /\n").expect("written");
+    let (_, told, status) = kiln.run(&["build", "-q", "-t", "large:1", "context"]);
+    assert_eq!(status, 0, "{told}");
+}
+
+/// Whenever a save is interrupted, what it was to write is there as a whole or not at all.
+#[test]
+fn an_interrupted_save_leaves_nothing() {
+    let kiln = Fixture::new();
+    large(&kiln);
+    let out = kiln.path("out");
+    fs_err::create_dir(&out).expect("made");
+    let mut reference = std::collections::HashMap::new();
+    for form in ["docker-archive", "oci-archive", "oci-dir"] {
+        kiln.check(&["save", "--format", form, "-o", form, "large:1"], "", "", 0);
+        let file = if form == "oci-dir" { "oci-dir/index.json" } else { form };
+        reference.insert(form, fs_err::read(kiln.path(file)).expect("read"));
+    }
+    let mut interrupted = 0;
+    for round in 0..24_u64 {
+        let form = ["docker-archive", "oci-archive", "oci-dir"][round as usize % 3];
+        // A directory cannot be without a name: it needs the chance to remove it.
+        let signal = if form == "oci-dir" { "INT" } else { ["INT", "TERM", "KILL"][round as usize % 2 + 1] };
+        let mut save = kiln.command(&["save", "--format", form, "-o", "out/x", "large:1"]);
+        let mut child = save.stderr(Stdio::piped()).spawn().expect("started");
+        std::thread::sleep(Duration::from_millis(round * 4));
+        let sent = Command::new("sh").args(["-c", &format!("kill -{signal} {}", child.id())]).status();
+        assert!(sent.expect("sent").success());
+        let mut told = String::new();
+        let mut stderr = child.stderr.take().expect("piped");
+        std::io::Read::read_to_string(&mut stderr, &mut told).expect("read");
+        let status = child.wait().expect("waited");
+        let count = fs_err::read_dir(&out).expect("listed").count();
+        let whole = |name: &str| fs_err::read(kiln.path(name)).is_ok_and(|bytes| bytes == reference[form]);
+        let complete = if form == "oci-dir" { whole("out/x/index.json") } else { whole("out/x") };
+        assert!(
+            count == 0 || count == 1 && complete,
+            "round {round}: {signal} left {count} of {form}: {told}"
+        );
+        if !complete {
+            interrupted += 1;
+            let by_signal = status.code().is_none();
+            assert!(
+                by_signal
+                    || status.code() == Some(130) && told == "kiln: cannot save to out/x: interrupted\n"
+            );
+        }
+        drop(fs_err::remove_file(out.join("x")).or_else(|_| fs_err::remove_dir_all(out.join("x"))));
+    }
+    assert!(interrupted > 0);
+}
+
+/// One error, and not the silence of a listing whose reader has seen enough: half an archive is of no use.
+#[test]
+fn a_save_whose_reader_went_away_says_so() {
+    let kiln = Fixture::new();
+    large(&kiln);
+    let mut child = kiln
+        .command(&["save", "large:1"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("started");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("waited");
+    let told = String::from_utf8(output.stderr).expect("text");
+    assert!(
+        told.starts_with("kiln: cannot save to standard output: ") && told.lines().count() == 1,
+        "{told}"
+    );
+    assert!(told.contains("Broken pipe"), "{told}");
+    assert_eq!(output.status.code(), Some(1));
 }
 
 /// A store outlives what is killed in it: it opens, keeps its names, and has no fault.

@@ -5,8 +5,8 @@ use std::cmp::Ordering;
 use kiln_oci::{DiffId, Digest, Hasher};
 
 use super::{
-    FLAG_MARKS, FLAG_SPARSE, FLAG_STANDS_ALONE, FLAG_SUPERSEDED, HEADER, LOWER, LayerIndex, MAGIC, RECORD,
-    SECTION, Section, VERSION,
+    FLAG_MARKS, FLAG_SPARSE, FLAG_STANDS_ALONE, FLAG_STRAY_PADDING, FLAG_SUPERSEDED, HEADER, LOWER,
+    LayerIndex, MAGIC, RECORD, SECTION, Section, VERSION,
 };
 use crate::error::{EntryProblem, Error, Result};
 use crate::facts;
@@ -81,6 +81,7 @@ pub(crate) struct Builder {
     fact_bytes: Vec<u8>,
     /// Tar order so far is path order without duplicates, as kiln's own writer makes it.
     sorted: bool,
+    stray_padding: bool,
 }
 
 impl Builder {
@@ -143,6 +144,11 @@ impl Builder {
 
     pub(crate) fn set_content(&mut self, number: u32, digest: Digest) {
         self.records[number as usize].content = digest;
+    }
+
+    /// Says that something stands in the padding of the tar's files.
+    pub(crate) fn set_stray_padding(&mut self) {
+        self.stray_padding = true;
     }
 
     /// Whether the bytes of a file are to be kept, and there is room for them.
@@ -477,6 +483,9 @@ impl Builder {
         }
         if marks {
             flags |= FLAG_MARKS;
+        }
+        if self.stray_padding {
+            flags |= FLAG_STRAY_PADDING;
         }
         file.extend_from_slice(MAGIC);
         file.extend_from_slice(&VERSION.to_le_bytes());

@@ -185,7 +185,7 @@ fn visit(
     directory: &Directory,
     path: &str,
     found: &mut BTreeMap<String, String>,
-    first_names: &mut BTreeMap<u64, String>,
+    first_names: &mut BTreeMap<(u64, u64), String>,
 ) {
     let mut list = directory.list().expect("listed");
     list.sort_by(|left, right| left.name.cmp(&right.name));
@@ -201,7 +201,7 @@ fn visit(
                 let mut file = directory.open_file(&entry.name).expect("opened");
                 let mut bytes = Vec::new();
                 std::io::Read::read_to_end(&mut file, &mut bytes).expect("read");
-                let first = first_names.entry(stat.st_ino).or_insert_with(|| below.clone());
+                let first = first_names.entry((stat.st_dev, stat.st_ino)).or_insert_with(|| below.clone());
                 format!("{} = {first}", kiln_oci::Digest::of(&bytes))
             }
             rustix::fs::FileType::Directory => {

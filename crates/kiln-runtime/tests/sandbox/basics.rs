@@ -139,6 +139,7 @@ fn mounts(fixture: &Fixture) {
         target: target.into(),
     };
     let overlay = kiln_sys::overlay::Overlay {
+        tars: Vec::new(),
         lowers: vec![source.clone()],
         upper: None,
         userxattr: false,

@@ -72,7 +72,8 @@ impl Fixture {
         let lowers = lowers.iter().copied().chain([self.lower.as_path()]).map(Path::to_owned).collect();
         let userxattr = self.user != UserNamespace::None;
         let upper_and_work = Upper { upper: upper.clone(), work };
-        let overlay = Overlay { lowers, upper: Some(upper_and_work), userxattr, volatile: true };
+        let overlay =
+            Overlay { tars: Vec::new(), lowers, upper: Some(upper_and_work), userxattr, volatile: true };
         let ownership = match self.user {
             UserNamespace::SingleId { .. } => OwnershipMode::Recorded,
             _ => OwnershipMode::Kernel,

@@ -30,7 +30,7 @@ pub(crate) struct Build {
     #[arg(long, value_name = "STAGE")]
     pub(crate) target: Option<String>,
 
-    /// Value for an ARG, NAME=VALUE, or NAME to take it from the environment; may be repeated
+    /// Value for an ARG, NAME=VALUE, or NAME to take it from the environment, as SOURCE_DATE_EPOCH always is; may be repeated
     #[arg(long, value_name = "NAME[=VALUE]")]
     pub(crate) build_arg: Vec<String>,
 

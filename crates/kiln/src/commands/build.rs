@@ -199,7 +199,9 @@ fn build_args(given: &[String]) -> BTreeMap<String, String> {
         Some((name, value)) => Some((name.to_owned(), value.to_owned())),
         None => std::env::var(text).ok().map(|value| (text.clone(), value)),
     };
-    given.iter().filter_map(pair).collect()
+    // As buildx does, which the reproducible-builds.org specification asks of build tools.
+    let epoch = std::env::var("SOURCE_DATE_EPOCH").ok().map(|value| ("SOURCE_DATE_EPOCH".to_owned(), value));
+    epoch.into_iter().chain(given.iter().filter_map(pair)).collect()
 }
 
 fn labels(given: &[String]) -> BTreeMap<String, String> {

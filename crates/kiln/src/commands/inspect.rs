@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use kiln_oci::{ChainId, Config};
-use kiln_store::{Image, Store};
+use kiln_store::{Image, Leased, Store};
 use serde_json::{Map, Value as Json, json};
 
 use crate::arguments::image::{Inspect as Arguments, InspectImage, ObjectKind};
@@ -35,13 +35,14 @@ pub(crate) fn image(root: Option<&Path>, arguments: &InspectImage) -> Result<u8>
 fn show(root: Option<&Path>, format: Option<&str>, names: &[String], missing: &str) -> Result<u8> {
     let inspect = Inspect::read(format).map_err(|failure| Failure::from(failure).status(64))?;
     let store = session::open(root, Files::Untouched)?;
+    let unpacked = shows_directories(format);
     let mut failures: Vec<anyhow::Error> = Vec::new();
     let mut documents = Vec::new();
     for name in names {
         // Nothing but images is kept at rest, so there is no container to be found.
         let found = if missing == "container" { None } else { store.find(name)? };
         match found {
-            Some(id) => documents.push(document(&store, &store.image(id)?)?),
+            Some(id) => documents.push(document(&store, &store.image(id)?, unpacked)?),
             None => failures.push(Failure::new(Kind::Input, format!("No such {missing}: {name}")).into()),
         }
     }
@@ -51,7 +52,14 @@ fn show(root: Option<&Path>, format: Option<&str>, names: &[String], missing: &s
     Ok(super::report_all(&failures))
 }
 
-fn document(store: &Store, image: &Image) -> Result<Json> {
+/// Whether the directories of layers are asked for.
+fn shows_directories(format: Option<&str>) -> bool {
+    let Some(format) = format else { return true };
+    let dense: String = format.chars().filter(|c| !c.is_whitespace()).collect();
+    dense == "json" || ["GraphDriver", "{{.}}", "json.}", "json$}"].iter().any(|part| dense.contains(part))
+}
+
+fn document(store: &Store, image: &Image, unpacked: bool) -> Result<Json> {
     let raw: Json = serde_json::from_slice(&image.config_bytes)?;
     let text = |name: &str| raw.get(name).and_then(Json::as_str).unwrap_or_default().to_owned();
     let config = &image.config;
@@ -80,7 +88,7 @@ fn document(store: &Store, image: &Image) -> Result<Json> {
     let mut add = |name: &str, value: Json| members.insert(name.to_owned(), value);
     add("Os", config.os.as_str().into());
     add("Size", image.size.into());
-    add("GraphDriver", graph_driver(store, image)?);
+    add("GraphDriver", graph_driver(store, image, unpacked)?);
     add("RootFS", json!({ "Type": config.rootfs.kind, "Layers": config.rootfs.diff_ids }));
     let tagged = tagged.map_or_else(|| NO_TIME.to_owned(), |time| time.to_string());
     add("Metadata", json!({ "LastTagTime": tagged }));
@@ -133,9 +141,23 @@ fn container_config(config: &Config, raw: Option<&Json>) -> Result<Json> {
     Ok(Json::Object(members))
 }
 
-/// Where the layers are unpacked; `Data` is `null` unless all of them are. Nothing is unpacked for this.
-fn graph_driver(store: &Store, image: &Image) -> Result<Json> {
+fn unpack(store: &Store, image: &Image) -> kiln_store::Result<()> {
+    let lease = store.lease("inspect")?;
+    lease.keep(Leased::Image(image.id))?;
+    store.snapshots(&lease, &image.config.rootfs.diff_ids).map(drop)
+}
+
+/// Where the layers are unpacked; `Data` is `null` unless all of them are. Where layers are mounted in their tars instead,
+/// they are unpacked for those who ask for their directories.
+fn graph_driver(store: &Store, image: &Image, unpacked: bool) -> Result<Json> {
     let layers = &image.config.rootfs.diff_ids;
+    if unpacked
+        && store.mounts_tars()
+        && let Err(error) = unpack(store, image)
+    {
+        // A full disk, perhaps: what else is known of the image can be shown all the same.
+        writeln!(std::io::stderr(), "kiln: the layers of {} are not unpacked: {error}", image.id)?;
+    }
     let mut snapshots = Vec::with_capacity(layers.len());
     let mut parent = ChainId::SCRATCH;
     for layer in layers {

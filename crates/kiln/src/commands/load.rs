@@ -16,7 +16,7 @@ use crate::session::{self, Files};
 pub(crate) fn run(root: Option<&Path>, arguments: &Load) -> Result<u8> {
     let (files, unpacking) = match arguments.no_unpack {
         true => (Files::Untouched, Unpacking::Later),
-        false => (Files::Touched, Unpacking::Now),
+        false => (Files::Touched, Unpacking::IfNeeded),
     };
     let input = match arguments.input.as_deref().filter(|path| path.as_os_str() != "-") {
         Some(path) => {

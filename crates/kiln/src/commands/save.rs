@@ -1,14 +1,17 @@
 //! `save`.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
-use kiln_store::ArchiveForm as Form;
+use anyhow::Result;
+use kiln_graph::Cancel;
+use kiln_store::{ArchiveForm as Form, Error, Saving};
 
 use crate::arguments::image::{ArchiveForm, Compression, Save};
 use crate::failure::{Failure, Kind};
+use crate::interrupt;
 use crate::session::{self, Files};
 
 /// Writes images to an archive, a directory or standard output.
@@ -31,19 +34,35 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Save) -> Result<u8> {
     };
     let form = if arguments.format == ArchiveForm::DockerArchive { Form::Docker } else { Form::Oci };
     let store = session::open(root, Files::Touched)?;
+    let cancel = Cancel::new();
+    if output.is_some() {
+        interrupt::cancel_on_interrupt(&cancel)?;
+    }
     let lease = store.lease("save")?;
     let images = store.images_to_save(&arguments.images)?;
-    match output {
+    let how = Saving { compression, stopped: &|| cancel.is_canceled() };
+    let saved = match output {
         None => {
             let mut out = File::from(stdout.as_fd().try_clone_to_owned()?);
-            store.save(&lease, &images, form, compression, &mut out).context("cannot save")
+            store.save(&lease, &images, form, &how, &mut out)
         }
-        Some(path) if arguments.format == ArchiveForm::OciDir => store
-            .save_to_directory(&lease, &images, compression, path)
-            .with_context(|| format!("cannot save to {}", path.display())),
-        Some(path) => store
-            .save_to_file(&lease, &images, form, compression, path)
-            .with_context(|| format!("cannot save to {}", path.display())),
-    }?;
+        Some(path) if arguments.format == ArchiveForm::OciDir => {
+            store.save_to_directory(&lease, &images, &how, path)
+        }
+        Some(path) => store.save_to_file(&lease, &images, form, &how, path),
+    };
+    saved.map_err(|error| explain(error, output))?;
     Ok(0)
+}
+
+fn explain(error: Error, output: Option<&Path>) -> Failure {
+    let place = output.map_or_else(|| "standard output".to_owned(), |path| path.display().to_string());
+    let cannot = Failure::new(Kind::World, format!("cannot save to {place}"));
+    let told = match &error {
+        Error::Stopped => cannot.status(130),
+        Error::Output { source, .. } if source.kind() == ErrorKind::StorageFull => cannot
+            .hint("there is not enough room for the archive where it is to be; nothing of it was left there"),
+        _ => cannot,
+    };
+    told.caused_by(error)
 }

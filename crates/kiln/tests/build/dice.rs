@@ -1,5 +1,22 @@
 //! Chance that can be had again: SplitMix64.
 
+use std::time::SystemTime;
+
+/// The seed that is asked for, or one that nobody knows before. A gate, where CI is set, must fail for what the change did,
+/// and not for the hour: there the seed is always the same.
+#[expect(clippy::disallowed_methods, reason = "whoever runs the tests says whether they are a gate")]
+pub(crate) fn first_seed(name: &str, of_the_gate: u64) -> u64 {
+    let clock = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
+    let is_gate = std::env::var_os("CI").is_some();
+    variable(name).unwrap_or_else(|| if is_gate { of_the_gate } else { clock() })
+}
+
+/// A number from the environment.
+#[expect(clippy::disallowed_methods, reason = "how long and from where, as whoever runs the test wants it")]
+pub(crate) fn variable(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|value| value.parse().expect("a number"))
+}
+
 pub(crate) struct Dice(u64);
 
 impl Dice {

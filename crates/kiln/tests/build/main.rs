@@ -3,6 +3,8 @@
 
 mod bench;
 mod dice;
+mod kills;
+mod mounted;
 mod recipe;
 mod refusals;
 mod stale;

@@ -4,11 +4,11 @@ use std::path::Path;
 
 use crate::bench::{Bench, text};
 
-/// Every file of the store but the database, locks and the context's stat cache.
+/// Every file of the store but the database, locks and what is only remembered: stat cache, images of mounts.
 fn contents(directory: &Path, found: &mut Vec<String>) {
     for entry in fs_err::read_dir(directory).expect("read").flatten() {
         let name = entry.file_name().into_string().expect("a plain name");
-        if name.starts_with("kiln.db") || ["claims", "context"].contains(&name.as_str()) {
+        if name.starts_with("kiln.db") || ["claims", "context", "mounts"].contains(&name.as_str()) {
             continue;
         }
         found.push(entry.path().display().to_string());
@@ -51,6 +51,10 @@ fn refusals_are_clear_and_change_nothing() {
     let store = bench.path("store").display().to_string();
     bench.write("context/secret", "secret\n");
     bench.write("context/.dockerignore", "secret\n");
+    // So that the base is unpacked, which is remembered.
+    bench.write("Dockerfile", "FROM bb\nRUN echo first > /first\n");
+    assert!(bench.run("store", &["build", "-q", "-f", "Dockerfile", "context"]).status.success());
+    fs_err::remove_file(bench.path("Dockerfile")).expect("removed");
 
     bench.refuses(None, 1, &["cannot read the Dockerfile Dockerfile", "No such file"]);
     bench.refuses(Some(""), 1, &["the Dockerfile cannot be empty"]);

@@ -14,10 +14,10 @@ use std::hash::{Hash as _, Hasher as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use crate::bench::{Bench, say, text};
-use crate::dice::Dice;
+use crate::dice::{Dice, first_seed, variable};
 use crate::recipe::Recipe;
 
 /// The seed where CI is set.
@@ -61,10 +61,7 @@ struct Tally {
 
 #[test]
 fn never_a_stale_hit() {
-    let clock = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
-    // A gate must fail for what the change did, and not for the hour: there the seed is always the same.
-    let chance = || if is_gate() { GATE_SEED } else { clock() };
-    let first = variable("KILN_PROPERTY_SEED").unwrap_or_else(chance);
+    let first = first_seed("KILN_PROPERTY_SEED", GATE_SEED);
     let rounds = variable("KILN_PROPERTY_ROUNDS").map_or(ROUNDS, |rounds| rounds as usize);
     say(&format!("KILN_PROPERTY_SEED={first}"));
     let mut tally = Tally::default();
@@ -83,16 +80,6 @@ fn never_a_stale_hit() {
     say(&format!("{rounds} rounds, {refused} of them refused; {hits} hits in {steps} steps"));
     // Else nothing was tried.
     assert!(refused < rounds && hits > 0 && hits < steps);
-}
-
-#[expect(clippy::disallowed_methods, reason = "whoever runs the tests says whether they are a gate")]
-fn is_gate() -> bool {
-    std::env::var_os("CI").is_some()
-}
-
-#[expect(clippy::disallowed_methods, reason = "how long and from where, as whoever runs the test wants it")]
-fn variable(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|value| value.parse().expect("a number"))
 }
 
 impl Case {

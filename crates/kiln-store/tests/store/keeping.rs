@@ -1,54 +1,18 @@
 //! What is kept and what goes: leases, names, collection, and what a check finds.
 
 use std::collections::HashSet;
-use std::io::Write as _;
 use std::time::Duration;
 
-use kiln_layer::{Compression, Kind, Metadata, Owners, tar};
-use kiln_oci::{ChainId, DiffId, Digest, History, ImageConfig, ImageId, Platform};
+use kiln_layer::{Compression, Owners};
+use kiln_oci::{ChainId, DiffId, Digest};
 use kiln_store::{
-    CacheMountSharing, CacheRecord, CacheToRemove, Collected, Collection, Fault, ImagesToRemove, Lease,
-    Leased, Ownership, Removed, RootWay, Store,
+    CacheMountSharing, CacheRecord, CacheToRemove, Collected, Collection, Error, Fault, ImagesToRemove,
+    Lease, Leased, Ownership, Removed, RootWay, Store,
 };
 
-struct Fixture {
-    _directory: tempfile::TempDir,
-    store: Store,
-}
+use crate::fixture::{Fixture, told};
 
 impl Fixture {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let root = rustix::process::geteuid().is_root();
-        let ownership = if root { Ownership::Root } else { Ownership::SingleId };
-        let store = Store::open(&directory.path().join("store"), ownership).unwrap();
-        Self { _directory: directory, store }
-    }
-
-    /// An image of one layer with one file, imported from a plain tar, which as root is not stored beside its files.
-    fn image(&self, text: &str, name: Option<&str>) -> (ImageId, DiffId) {
-        self.image_from(text, name, Compression::Plain)
-    }
-
-    fn image_from(&self, text: &str, name: Option<&str>, compression: Compression) -> (ImageId, DiffId) {
-        let mut bytes = Vec::new();
-        let metadata = Metadata { size: text.len() as u64, ..Metadata::new(Kind::Regular, 0o644) };
-        tar::write_header(b"file", &metadata, &mut bytes);
-        bytes.extend_from_slice(text.as_bytes());
-        tar::pad(text.len() as u64, &mut bytes);
-        bytes.resize(bytes.len() + 1024, 0);
-        let path = self.store.root().join("input.tar");
-        let mut encoder = compression.encoder(Vec::new(), 1).unwrap();
-        encoder.write_all(&bytes).unwrap();
-        fs_err::write(&path, encoder.finish().unwrap()).unwrap();
-        let lease = self.store.lease("test").unwrap();
-        let config = ImageConfig::scratch(&Platform::host());
-        let input = fs_err::File::open(&path).unwrap().into_file();
-        let name = name.map(|name| name.parse().unwrap());
-        let id = self.store.import(&lease, input, config, History::default(), name.as_ref()).unwrap();
-        (id, DiffId(Digest::of(&bytes)))
-    }
-
     fn collect(&self, images: ImagesToRemove) -> Collected {
         let cache = CacheToRemove::Unused;
         self.store.collect(&Collection { images, cache, ..Collection::default() }).unwrap()
@@ -266,4 +230,111 @@ fn a_name_that_moves_leaves_the_layout() {
     // As a build publishes it: without a manifest.
     fixture.store.publish_image(&config.to_bytes(), &["app:1".parse().unwrap()]).unwrap();
     assert!(!layout().contains("docker.io/library/app:1") && layout().contains("docker.io/library/other:1"));
+}
+
+#[test]
+fn an_index_that_cannot_be_used_is_not_a_missing_one() {
+    let fixture = Fixture::new();
+    let (_, layer) = fixture.image("text", None);
+    let path = fixture.store.root().join("index").join(layer.0.hex());
+    let good = fs_err::read(&path).unwrap();
+    let index = || {
+        let again = Store::open(fixture.store.root(), fixture.store.ownership()).unwrap();
+        again.index(layer).map(drop)
+    };
+    let put = |bytes: &[u8]| {
+        // A new file: the old one may be mapped.
+        fs_err::remove_file(&path).unwrap();
+        fs_err::write(&path, bytes).unwrap();
+    };
+    index().unwrap();
+    let mut newer = good.clone();
+    newer[8] = 99;
+    for (bytes, expect) in [
+        (&newer[..], "version 99, this kiln knows 1"),
+        (b"no index", "damaged layer index"),
+        (&good[..good.len() - 1], "damaged layer index"),
+    ] {
+        put(bytes);
+        let error = index().unwrap_err();
+        let message = told(&error);
+        assert!(matches!(error, Error::Index { .. }), "{message}");
+        assert!(message.contains(expect) && message.contains(path.to_str().unwrap()), "{message}");
+    }
+    fs_err::remove_file(&path).unwrap();
+    assert!(matches!(index(), Err(Error::NoLayer(missing)) if missing == layer));
+    // What the kernel refuses, also to root: a link that leads to itself, and a directory.
+    fs_err::os::unix::fs::symlink(&path, &path).unwrap();
+    let refused = |error: Error| assert!(told(&error).contains(path.to_str().unwrap()), "{}", told(&error));
+    refused(index().unwrap_err());
+    fs_err::remove_file(&path).unwrap();
+    fs_err::create_dir(&path).unwrap();
+    refused(index().unwrap_err());
+}
+
+/// Rows that a query counts.
+fn count(fixture: &Fixture, table: &str) -> i64 {
+    let database = rusqlite::Connection::open(fixture.path("store/kiln.db")).unwrap();
+    database.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+}
+
+#[test]
+fn chains_go_when_nothing_reaches_them() {
+    let fixture = Fixture::new();
+    let (key, layer) = fixture.cached("cached");
+    let (_, in_use) = fixture.image("in use", Some("used:1"));
+    let (_, idle) = fixture.image("idle", Some("idle:1"));
+    let lease = fixture.store.lease("test").unwrap();
+    lease.keep(Leased::Layer(in_use)).unwrap();
+    fixture.collect(ImagesToRemove::All);
+    let again = Store::open(fixture.store.root(), fixture.store.ownership()).unwrap();
+    let known = |layer: DiffId| again.chain_layers(ChainId::of(&[layer])).unwrap().is_some();
+    // The data of the cached layer is gone, and its record still tells what it was.
+    assert!(!fixture.has(layer) && fixture.has(in_use) && !fixture.has(idle));
+    let found = fixture.store.cached(&key, &lease).unwrap().unwrap();
+    assert!(!found.present && found.result == ChainId::of(&[layer]));
+    assert!(known(layer) && known(in_use) && !known(idle));
+    drop(lease);
+    fixture.collect(ImagesToRemove::All);
+    assert_eq!(count(&fixture, "chains"), 1);
+    fixture.store.collect(&Collection { cache: CacheToRemove::All, ..Collection::default() }).unwrap();
+    assert_eq!(count(&fixture, "chains"), 0);
+}
+
+/// A store that sees new images and new steps for ever does not grow for ever.
+#[test]
+fn records_have_a_most() {
+    let fixture = Fixture::new();
+    let database = rusqlite::Connection::open(fixture.path("store/kiln.db")).unwrap();
+    let add = |from: i64, to: i64| {
+        let numbers = "WITH n(i) AS (SELECT ?1 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < ?2)";
+        for insert in [
+            "INSERT INTO operations SELECT unhex(printf('%064x', i)), 'copy', x'7b7d' FROM n",
+            "INSERT INTO records SELECT unhex(printf('%064x', i)), unhex(printf('%064x', i)), \
+             unhex(printf('%064x', i)), NULL, 0, 0, 0, i, '' FROM n",
+            "INSERT INTO record_inputs SELECT unhex(printf('%064x', i)), 0, 'root', '', zeroblob(32) FROM n",
+            "INSERT INTO chains SELECT unhex(printf('%064x', i)), zeroblob(32), zeroblob(32) FROM n",
+        ] {
+            database.execute(&format!("{numbers} {insert}"), [from, to]).unwrap();
+        }
+    };
+    let counts = || ["operations", "records", "record_inputs", "chains"].map(|table| count(&fixture, table));
+    add(1, 20_001);
+    fixture.store.collect_if_needed().unwrap();
+    assert_eq!(counts(), [20_000; 4]);
+    add(20_001, 20_002);
+    fixture.store.collect_if_needed().unwrap();
+    assert_eq!(counts(), [18_000; 4]);
+    // Those that were used longest ago went, and a use is noted.
+    let key = |number: u16| {
+        let mut key = [0; 32];
+        key[30..].copy_from_slice(&number.to_be_bytes());
+        Digest::from_bytes(key)
+    };
+    let lease = fixture.store.lease("test").unwrap();
+    let found = |number| fixture.store.cached(&key(number), &lease).unwrap().is_some();
+    assert!(!found(2001) && found(2002) && found(20_001));
+    add(30_000, 32_001);
+    fixture.store.collect_if_needed().unwrap();
+    assert!(found(2002) && !found(2003));
 }

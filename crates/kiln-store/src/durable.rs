@@ -1,0 +1,222 @@
+//! What a name makes durable: of every layer its index and one source, and the image's documents.
+//!
+//! A snapshot that can be made again from a blob keeps its mark: after a power cut it is dropped and unpacked again.
+
+use std::fs::File;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+
+use kiln_layer::Kind;
+use kiln_oci::{DiffId, Digest};
+use kiln_sys::publish::sync_files;
+use kiln_sys::root::Root;
+use rusqlite::params;
+use rusqlite::types::Value;
+
+use crate::Store;
+use crate::database::digest;
+use crate::error::{Error, Result};
+use crate::layers::OVERLAY;
+use crate::store::Marks;
+
+/// More files than this are not synced one by one: the whole file system is.
+const MOST_FILES: usize = 512;
+
+/// What is not durable yet of what an image needs.
+#[derive(Default)]
+struct Unsynced {
+    files: Vec<PathBuf>,
+    /// Snapshots that are the only source of their layer.
+    snapshots: Vec<(DiffId, PathBuf)>,
+    /// How many files these have at most.
+    entries: usize,
+    marks: Marks,
+}
+
+impl Store {
+    /// Makes the layers of an image and its documents durable. Gives the marks that may be cleared now.
+    pub(crate) fn make_durable(&self, layers: &[DiffId], documents: &[Digest]) -> Result<Marks> {
+        let mut unsynced = Unsynced::default();
+        for layer in layers {
+            self.unsynced_layer(*layer, &mut unsynced)?;
+        }
+        for document in documents {
+            let boot = "SELECT boot FROM blobs WHERE digest = ?1 AND boot = ?2";
+            let marked = self.database.one(boot, params![document.as_bytes(), self.boot], |_| Ok(()))?;
+            if marked.is_some() {
+                unsynced.files.push(self.blob_path(document));
+                unsynced.marks.add("blobs", "digest", bytes(document));
+            }
+        }
+        if unsynced.files.len() + unsynced.entries > MOST_FILES {
+            // Taken before the sync, so that what another process writes meanwhile keeps its mark.
+            let marks = self.marks()?;
+            self.sync()?;
+            return Ok(marks);
+        }
+        self.sync_each(&unsynced)?;
+        Ok(unsynced.marks)
+    }
+
+    fn sync_each(&self, unsynced: &Unsynced) -> Result<()> {
+        let mut files = Vec::with_capacity(unsynced.files.len() + unsynced.entries);
+        for path in &unsynced.files {
+            files.push(fs_err::File::open(path).map_err(Error::file("open", path))?.into_file());
+        }
+        for (layer, diff) in &unsynced.snapshots {
+            if self.open_files(*layer, diff, &mut files).is_err() {
+                // A file that its owner may not read, with a single UID.
+                return self.sync();
+            }
+        }
+        if files.is_empty() && unsynced.marks.is_empty() {
+            return Ok(());
+        }
+        let root = fs_err::File::open(self.root()).map_err(Error::file("open", self.root()))?;
+        sync_files(root.as_fd(), &files).map_err(Error::file("sync files of", self.root())).map(drop)
+    }
+
+    /// The regular files of a snapshot, opened.
+    fn open_files(&self, layer: DiffId, diff: &Path, files: &mut Vec<File>) -> Result<()> {
+        let root = Root::open(diff)?;
+        for entry in self.index(layer)?.tree() {
+            let entry = entry?;
+            if entry.kind() == Kind::Regular && entry.size() > 0 {
+                files.push(root.open_plain(kiln_layer::path::to_system(entry.path()))?);
+            }
+        }
+        Ok(())
+    }
+
+    fn unsynced_layer(&self, layer: DiffId, unsynced: &mut Unsynced) -> Result<()> {
+        let key = layer.0.as_bytes();
+        let Some((boot, entries)) =
+            self.database.one("SELECT boot, entries FROM layers WHERE diff_id = ?1", [key], |row| {
+                Ok((row.get::<_, Option<String>>(0)?, row.get::<_, u32>(1)? as usize))
+            })?
+        else {
+            return Ok(());
+        };
+        if boot.is_some() {
+            unsynced.files.push(self.index_path(layer));
+            unsynced.marks.add("layers", "diff_id", bytes(&layer.0));
+        }
+        let blobs = self.database.all(
+            "SELECT b.digest, b.boot IS NULL FROM layer_blobs l JOIN blobs b ON b.digest = l.blob \
+             WHERE l.diff_id = ?1 AND (b.boot IS NULL OR b.boot = ?2) ORDER BY b.size",
+            params![key, self.boot],
+            |row| Ok((digest(row, 0)?, row.get::<_, bool>(1)?)),
+        )?;
+        match blobs.first() {
+            Some(_) if blobs.iter().any(|(_, durable)| *durable) => {}
+            Some((smallest, _)) => {
+                unsynced.files.push(self.blob_path(smallest));
+                unsynced.marks.add("blobs", "digest", bytes(smallest));
+            }
+            None => self.unsynced_snapshot(layer, entries, unsynced)?,
+        }
+        Ok(())
+    }
+
+    fn unsynced_snapshot(&self, layer: DiffId, entries: usize, unsynced: &mut Unsynced) -> Result<()> {
+        let snapshots = self.database.all(
+            "SELECT id, boot FROM snapshots WHERE diff_id = ?1 AND ownership = ?2 \
+             AND (boot IS NULL OR boot = ?3)",
+            params![layer.0.as_bytes(), self.ownership().name(), self.boot],
+            |row| Ok((row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?)),
+        )?;
+        if snapshots.iter().any(|(_, boot)| boot.is_none()) {
+            return Ok(());
+        }
+        if let Some((id, _)) = snapshots.into_iter().next() {
+            unsynced.entries = unsynced.entries.saturating_add(entries);
+            unsynced.snapshots.push((layer, self.root().join(OVERLAY).join(&id).join("diff")));
+            unsynced.marks.add("snapshots", "id", Value::Text(id));
+        }
+        Ok(())
+    }
+}
+
+fn bytes(digest: &Digest) -> Value {
+    Value::Blob(digest.as_bytes().to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_layer::{LayerWriter, Metadata, Outputs, RootView, Source};
+    use kiln_oci::{ChainId, ImageConfig, Platform};
+
+    use super::*;
+    use crate::layers::{NewBlob, NewLayer};
+    use crate::lease::Lease;
+    use crate::store::Ownership;
+
+    /// Publishes a layer of one file as a snapshot, with or without a blob, and an image of it.
+    fn publish(store: &Store, lease: &Lease, text: &str, with_blob: bool) -> DiffId {
+        let mut writer = LayerWriter::new();
+        let metadata = Metadata { size: text.len() as u64, ..Metadata::new(Kind::Regular, 0o644) };
+        writer.add(b"file", metadata, Source::Bytes(text.as_bytes().to_vec())).unwrap();
+        let (path, directory) = (lease.fresh_path("blob"), lease.fresh_path("snapshot"));
+        fs_err::create_dir(&directory).unwrap();
+        let root = Root::open(&directory).unwrap();
+        let mut tar = fs_err::File::create_new(&path).unwrap();
+        let outputs = Outputs { tar: Some(&mut tar), unpack: Some(store.unpacking(&root)) };
+        let written = writer.finish(&RootView::new(Vec::new()), outputs).unwrap();
+        let (layer, size) = (written.diff_id, written.index.tar_size());
+        let blob = with_blob.then_some(NewBlob { path, digest: layer.0, size, compression: "none" });
+        let new = NewLayer { index: written.index, blob, snapshot: Some(directory) };
+        store.publish_layer(lease, ChainId::SCRATCH, new).unwrap();
+        let mut config = ImageConfig::scratch(&Platform::host());
+        config.rootfs.diff_ids = vec![layer];
+        store.publish_image(&config.to_bytes(), &[format!("{text}:1").parse().unwrap()]).unwrap();
+        layer
+    }
+
+    /// Whether the rows of a layer's index, blobs and snapshots are without a mark.
+    fn durable(store: &Store, layer: DiffId) -> [Option<bool>; 3] {
+        [
+            "SELECT boot IS NULL FROM layers WHERE diff_id = ?1",
+            "SELECT boot IS NULL FROM blobs WHERE digest = ?1",
+            "SELECT boot IS NULL FROM snapshots WHERE diff_id = ?1",
+        ]
+        .map(|sql| store.database.one(sql, [layer.0.as_bytes()], |row| row.get(0)).unwrap())
+    }
+
+    #[test]
+    fn one_source_of_each_layer_becomes_durable_and_a_snapshot_is_made_again() {
+        let host = tempfile::tempdir().unwrap();
+        let path = host.path().join("store");
+        let mut store = Store::open(&path, Ownership::SingleId).unwrap();
+        let lease = store.lease("test").unwrap();
+        let with_blob = publish(&store, &lease, "blob", true);
+        assert_eq!(durable(&store, with_blob), [Some(true), Some(true), Some(false)]);
+        let alone = publish(&store, &lease, "alone", false);
+        assert_eq!(durable(&store, alone), [Some(true), None, Some(true)]);
+
+        // After a power cut the one is dropped and made again, the other is trusted.
+        let before = store.find_snapshot(ChainId::SCRATCH, with_blob).unwrap().unwrap();
+        let kept = store.find_snapshot(ChainId::SCRATCH, alone).unwrap().unwrap();
+        store.boot = "another boot".to_owned();
+        assert_eq!(store.find_snapshot(ChainId::SCRATCH, with_blob).unwrap(), None);
+        assert_eq!(store.find_snapshot(ChainId::SCRATCH, alone).unwrap(), Some(kept));
+        fs_err::write(before.diff.join("file"), "torn").unwrap();
+        let again = store.snapshots(&lease, &[with_blob]).unwrap().remove(0);
+        assert_eq!(fs_err::read_to_string(again.diff.join("file")).unwrap(), "blob");
+        assert!(store.is_usable(&store.database.lock(), with_blob).unwrap());
+    }
+
+    #[test]
+    fn what_another_boot_wrote_and_nobody_synced_gets_no_name() {
+        let host = tempfile::tempdir().unwrap();
+        let mut store = Store::open(&host.path().join("store"), Ownership::SingleId).unwrap();
+        let lease = store.lease("test").unwrap();
+        let layer = publish(&store, &lease, "one", true);
+        let mark = "UPDATE layers SET boot = 'an earlier boot'";
+        store.database.lock().execute(mark, []).unwrap();
+        store.boot = "this boot".to_owned();
+        let mut config = ImageConfig::scratch(&Platform::host());
+        config.rootfs.diff_ids = vec![layer];
+        let named = store.publish_image(&config.to_bytes(), &["two:1".parse().unwrap()]);
+        assert!(matches!(named, Err(Error::NoLayer(missing)) if missing == layer), "{named:?}");
+    }
+}

@@ -1,0 +1,201 @@
+//! What an image archive is made of: files by name, in a tar or in a directory, whose names and links stay inside it.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use kiln_layer::archive::{Archive, Entry, EntryType};
+use kiln_oci::{Descriptor, Digest, MAX_DOCUMENT_SIZE};
+use kiln_sys::root::Root;
+
+use crate::error::{Error, Result};
+
+/// Members of an archive; more are refused.
+const MAX_MEMBERS: usize = 100_000;
+/// Where an archive's members are.
+pub(crate) enum Members {
+    /// In a file, by offset and size.
+    Archive { name: String, file: Arc<File>, members: BTreeMap<String, Member> },
+    /// In a directory.
+    Directory { name: String, root: Root },
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Member {
+    File { offset: u64, size: u64 },
+    Link(String),
+}
+
+/// Where a layout has a blob.
+pub(crate) fn blob_member(digest: &Digest) -> String {
+    format!("blobs/sha256/{}", digest.hex())
+}
+
+/// Finds the members of a tar.
+pub(crate) fn scan(name: &str, file: File) -> Result<Members> {
+    let file = Arc::new(file);
+    let mut members = BTreeMap::new();
+    let mut offset = 0;
+    let mut entry = Entry::default();
+    loop {
+        let reader =
+            BufReader::with_capacity(4096, Window { file: Arc::clone(&file), offset, end: u64::MAX });
+        let mut archive = Archive::at(reader, offset);
+        if !archive.next_entry(&mut entry)? {
+            break;
+        }
+        let path = clean_member(&entry.name);
+        let member = match entry.kind {
+            EntryType::Regular => Some(Member::File { offset: entry.content_offset, size: entry.size }),
+            EntryType::Symlink => {
+                let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+                let target = String::from_utf8_lossy(&entry.link).into_owned();
+                let joined = format!("/{parent}/{target}");
+                Some(Member::Link(clean_member(joined.as_bytes())))
+            }
+            EntryType::HardLink => Some(Member::Link(clean_member(&entry.link))),
+            _ => None,
+        };
+        if let Some(member) = member {
+            members.insert(path, member);
+        }
+        if members.len() > MAX_MEMBERS {
+            return Err(Error::archive(name, format!("it has more than {MAX_MEMBERS} members")));
+        }
+        let stored = if matches!(entry.kind, EntryType::Regular) { entry.size } else { 0 };
+        offset = entry.content_offset + stored.div_ceil(512) * 512;
+    }
+    Ok(Members::Archive { name: name.to_owned(), file, members })
+}
+
+/// A member's name as others refer to it: relative, without `.` and `..`.
+fn clean_member(name: &[u8]) -> String {
+    let text = String::from_utf8_lossy(name);
+    let mut parts: Vec<&str> = Vec::new();
+    for part in text.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    parts.join("/")
+}
+
+impl Members {
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Archive { name, .. } | Self::Directory { name, .. } => name,
+        }
+    }
+
+    pub(crate) fn has(&self, member: &str) -> bool {
+        match self {
+            Self::Archive { members, .. } => members.contains_key(member),
+            Self::Directory { root, .. } => root.stat(Path::new(member)).is_ok(),
+        }
+    }
+
+    /// Opens a member; links are followed, inside the archive.
+    fn open(&self, member: &str) -> Result<(Box<dyn Read + Send>, u64)> {
+        let missing = || Error::archive(self.name(), format!("{member} is named but not in it"));
+        match self {
+            Self::Archive { file, members, .. } => {
+                let mut name = clean_member(member.as_bytes());
+                for _ in 0..16 {
+                    match members.get(&name).ok_or_else(missing)? {
+                        Member::Link(target) => name.clone_from(target),
+                        Member::File { offset, size } => {
+                            let window = Window {
+                                file: Arc::clone(file),
+                                offset: *offset,
+                                end: offset.saturating_add(*size),
+                            };
+                            return Ok((Box::new(window), *size));
+                        }
+                    }
+                }
+                Err(Error::archive(self.name(), format!("{member} is a link to itself")))
+            }
+            Self::Directory { root, .. } => {
+                let file = root.open_file(Path::new(member)).map_err(|error| match error.kind() {
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => missing(),
+                    _ => Error::Path(error),
+                })?;
+                let size = file.metadata().map_err(Error::file("stat", member))?.len();
+                Ok((Box::new(file), size))
+            }
+        }
+    }
+
+    /// A small JSON document.
+    pub(crate) fn document(&self, member: &str) -> Result<Vec<u8>> {
+        let (reader, size) = self.open(member)?;
+        if size > MAX_DOCUMENT_SIZE {
+            let reason = format!("{member} has {size} bytes; at most {MAX_DOCUMENT_SIZE} are read");
+            return Err(Error::archive(self.name(), reason));
+        }
+        let mut bytes = Vec::new();
+        reader
+            .take(MAX_DOCUMENT_SIZE + 1)
+            .read_to_end(&mut bytes)
+            .map_err(Error::file("read", self.name()))?;
+        if bytes.len() as u64 != size {
+            return Err(Error::archive(self.name(), format!("{member} is truncated")));
+        }
+        Ok(bytes)
+    }
+
+    /// A document by its descriptor, verified.
+    pub(crate) fn verified(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
+        let bytes = self.document(&blob_member(&descriptor.digest))?;
+        let found = Digest::of(&bytes);
+        if found != descriptor.digest {
+            let what = format!("{}: {}", self.name(), blob_member(&descriptor.digest));
+            return Err(Error::Mismatch { what, expected: descriptor.digest, found });
+        }
+        if bytes.len() as u64 != descriptor.size {
+            let reason = format!(
+                "{} has {} bytes, its descriptor says {}",
+                descriptor.digest,
+                bytes.len(),
+                descriptor.size
+            );
+            return Err(Error::archive(self.name(), reason));
+        }
+        Ok(bytes)
+    }
+
+    /// Copies a member into a new file, in the kernel where that is possible.
+    pub(crate) fn copy(&self, member: &str, path: &Path) -> Result<()> {
+        let (mut reader, size) = self.open(member)?;
+        let mut output = fs_err::File::create_new(path).map_err(Error::file("make", path))?;
+        let copied = io::copy(&mut reader, &mut output).map_err(Error::file("copy into", path))?;
+        if copied != size {
+            return Err(Error::archive(self.name(), format!("{member} is truncated")));
+        }
+        Ok(())
+    }
+}
+
+/// A part of a file.
+struct Window {
+    file: Arc<File>,
+    offset: u64,
+    end: u64,
+}
+
+impl Read for Window {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = usize::try_from(self.end - self.offset).unwrap_or(usize::MAX);
+        let most = buffer.len().min(left);
+        let read = self.file.read_at(&mut buffer[..most], self.offset)?;
+        self.offset += read as u64;
+        Ok(read)
+    }
+}

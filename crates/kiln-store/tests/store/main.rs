@@ -1,0 +1,6 @@
+//! The store through its public methods.
+
+mod archives;
+mod fixture;
+mod keeping;
+mod mounted;

@@ -1,0 +1,162 @@
+//! Layers that are mounted where their tar is. Needs root and a kernel that can; says so and skips elsewhere.
+
+use kiln_oci::{ChainId, DiffId, Digest};
+use kiln_store::{
+    CacheToRemove, Collection, ImagesToRemove, Lease, Ownership, PreparedRoot, RootForm, RootWay, Store,
+    Unpacking,
+};
+use kiln_sys::overlay::Overlay;
+
+use crate::fixture::{Fixture, archive, blob, config, descriptor, docker, layer, layout_index};
+
+/// A store that mounts.
+fn mounting() -> Option<(tempfile::TempDir, Store)> {
+    let directory = tempfile::tempdir().unwrap();
+    if !rustix::process::geteuid().is_root() {
+        #[allow(clippy::print_stderr, reason = "a test that is skipped says so")]
+        {
+            eprintln!("SKIPPED: mounts need root");
+        }
+        return None;
+    }
+    let store = Store::open(&directory.path().join("store"), Ownership::Root).unwrap();
+    if !store.mounts_tars() {
+        #[allow(clippy::print_stderr, reason = "a test that is skipped says so")]
+        {
+            eprintln!("SKIPPED: this kernel mounts no EROFS images that are files");
+        }
+        return None;
+    }
+    Some((directory, store))
+}
+
+fn overlay_of(prepared: &PreparedRoot) -> &Overlay {
+    match &prepared.form {
+        RootForm::Overlay { overlay, .. } => overlay,
+        RootForm::Copy { .. } => panic!("no overlay was prepared"),
+    }
+}
+
+/// A smaller layer is unpacked.
+fn large() -> String {
+    "hello\n".repeat(3 << 20)
+}
+
+fn load(store: &Store, lease: &Lease, directory: &tempfile::TempDir, bytes: &[u8]) {
+    let path = directory.path().join("archive.tar");
+    fs_err::write(&path, bytes).unwrap();
+    store.load(lease, &path, Unpacking::IfNeeded, &mut |_| {}).unwrap();
+}
+
+/// Nothing is unpacked at load, nor for a root; those who ask for a directory get one.
+#[test]
+fn a_layer_is_stored_once() {
+    let Some((directory, store)) = mounting() else { return };
+    let (lease, layer) = (store.lease("test").unwrap(), layer(&large()));
+    let config = config(&[&layer]);
+    let archive = archive(&[
+        ("manifest.json", docker("config.json", &["layer.tar"])),
+        ("config.json", Ok(config)),
+        ("layer.tar", Ok(layer.clone())),
+    ]);
+    load(&store, &lease, &directory, &archive);
+    let diff_id = DiffId(Digest::of(&layer));
+    let prepared = store.prepare_root(&lease, &[diff_id], RootWay::Overlay).unwrap();
+    assert!(store.find_snapshot(ChainId::SCRATCH, diff_id).unwrap().is_none());
+    assert_eq!(overlay_of(&prepared).tars.len(), 1);
+    let tar = &overlay_of(&prepared).tars[0];
+    assert_eq!(fs_err::read(&tar.tar).unwrap(), layer);
+    assert_eq!(overlay_of(&prepared).lowers, std::slice::from_ref(&tar.at));
+    // A layer that comes twice is mounted once.
+    let twice = store.prepare_root(&lease, &[diff_id, diff_id], RootWay::Overlay).unwrap();
+    assert_eq!((overlay_of(&twice).tars.len(), overlay_of(&twice).lowers.len()), (1, 1));
+    let unpacked = store.snapshots(&lease, &[diff_id]).unwrap();
+    assert_eq!(fs_err::read_to_string(unpacked[0].diff.join("hello")).unwrap(), large());
+    let prepared = store.prepare_root(&lease, &[diff_id], RootWay::Overlay).unwrap();
+    assert!(overlay_of(&prepared).tars.is_empty());
+    drop(lease);
+    assert_eq!(store.check().unwrap().garbage, Vec::<String>::new());
+}
+
+/// A compressed layer is decompressed once, when it is first needed, and the image still goes out as it came.
+#[test]
+fn a_compressed_layer_is_decompressed_when_it_is_needed() {
+    let Some((directory, store)) = mounting() else { return };
+    let (lease, layer) = (store.lease("test").unwrap(), layer(&large()));
+    let mut encoder = kiln_layer::Compression::Gzip.encoder(Vec::new(), 6).unwrap();
+    std::io::Write::write_all(&mut encoder, &layer).unwrap();
+    let compressed = encoder.finish().unwrap();
+    let config = config(&[&layer]);
+    let manifest = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": descriptor("config.v1+json", &config),
+        "layers": [descriptor("layer.v1.tar+gzip", &compressed)],
+    })
+    .to_string()
+    .into_bytes();
+    let archive = archive(&[
+        ("index.json".to_owned(), Ok(layout_index(&manifest))),
+        (blob(&manifest), Ok(manifest.clone())),
+        (blob(&config), Ok(config.clone())),
+        (blob(&compressed), Ok(compressed.clone())),
+    ]);
+    load(&store, &lease, &directory, &archive);
+    let diff_id = DiffId(Digest::of(&layer));
+    let forms = |store: &Store| {
+        let blobs = store.layer_blobs(diff_id).unwrap();
+        blobs.into_iter().map(|blob| blob.compression).collect::<Vec<_>>()
+    };
+    assert_eq!(forms(&store), ["gzip"]);
+    for _ in 0..2 {
+        let prepared = store.prepare_root(&lease, &[diff_id], RootWay::Overlay).unwrap();
+        assert_eq!(fs_err::read(&overlay_of(&prepared).tars[0].tar).unwrap(), layer);
+        assert_eq!(forms(&store), ["none", "gzip"]);
+    }
+    let index = fs_err::read_to_string(store.root().join("index.json")).unwrap();
+    assert!(index.contains(&Digest::of(&manifest).hex()), "{index}");
+    // What a torn blob would decompress to is never mounted.
+    fs_err::write(store.blob_path(&Digest::of(&compressed)), &compressed[..compressed.len() - 9]).unwrap();
+    fs_err::remove_file(store.blob_path(&Digest::of(&layer))).unwrap();
+    drop(lease);
+    let faults = store.check().unwrap().faults;
+    assert_eq!(faults.len(), 2, "{faults:?}");
+}
+
+/// The images for mounts are of one boot, and go with their layers.
+#[test]
+fn images_for_mounts_are_collected() {
+    let Some((directory, store)) = mounting() else { return };
+    let (lease, layer) = (store.lease("test").unwrap(), layer(&large()));
+    let config = config(&[&layer]);
+    let archive = archive(&[
+        ("manifest.json", docker("config.json", &["layer.tar"])),
+        ("config.json", Ok(config)),
+        ("layer.tar", Ok(layer.clone())),
+    ]);
+    load(&store, &lease, &directory, &archive);
+    store.prepare_root(&lease, &[DiffId(Digest::of(&layer))], RootWay::Overlay).unwrap();
+    let mounts = store.root().join("mounts");
+    let other = mounts.join("another-boot");
+    fs_err::create_dir(&other).unwrap();
+    fs_err::write(other.join(Digest::of(&layer).hex()), "torn by a power cut").unwrap();
+    drop(lease);
+    let all =
+        Collection { images: ImagesToRemove::None, cache: CacheToRemove::Nothing, ..Collection::default() };
+    store.collect(&all).unwrap();
+    assert!(!other.exists());
+    let boot = fs_err::read_dir(&mounts).unwrap().next().unwrap().unwrap().path();
+    let count = || fs_err::read_dir(&boot).unwrap().count();
+    assert_eq!(count(), 1);
+    store.collect(&Collection { images: ImagesToRemove::All, cache: CacheToRemove::All, ..all }).unwrap();
+    assert_eq!(count(), 0);
+}
+
+/// Who wants directories gets them.
+#[test]
+fn unpacking_can_be_asked_for() {
+    let fixture = Fixture::new();
+    assert!(!fixture.store.mounts_tars());
+    let (_, layer) = fixture.image("hello\n", Some("app:1"));
+    assert!(fixture.store.find_snapshot(ChainId::SCRATCH, layer).unwrap().is_some());
+}
