@@ -107,8 +107,11 @@ fn begin(
     let sandbox = sandbox(engine, operation, inputs, &prepared, parent, &mut caches)?;
     let fresh = (sandbox.process.credentials.uid, sandbox.process.credentials.gid);
     let streams = Streams { input: Stream::Null, output: Stream::Pipe, error: Stream::Pipe };
-    let below = lower_files(engine.store.root_view(parent.layers)?);
-    let running = kiln_runtime::start(&sandbox, streams, Some(&below))
+    let below = match sandbox.ownership {
+        OwnershipMode::Recorded => Some(lower_files(engine.store.root_view(parent.layers)?)),
+        OwnershipMode::Kernel => None,
+    };
+    let running = kiln_runtime::start(&sandbox, streams, below.as_ref())
         .map_err(|error| failed_to_start(&operation.arguments, error))?;
     Ok(Begun { prepared, fresh, running, caches })
 }
