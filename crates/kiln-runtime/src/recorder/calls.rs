@@ -18,6 +18,12 @@ pub(crate) enum Call {
     RenameAt,
     Link,
     LinkAt,
+    Open,
+    OpenAt,
+    Mkdir,
+    MkdirAt,
+    Symlink,
+    SymlinkAt,
     SetUid,
     SetGid,
     SetReUid,
@@ -36,7 +42,7 @@ pub(crate) enum Call {
     GetGroups,
 }
 
-const NAMES: [(&str, Call); 32] = [
+const NAMES: [(&str, Call); 39] = [
     ("chown", Call::Chown),
     ("lchown", Call::Lchown),
     ("fchown", Call::Fchown),
@@ -53,6 +59,13 @@ const NAMES: [(&str, Call); 32] = [
     ("renameat2", Call::RenameAt),
     ("link", Call::Link),
     ("linkat", Call::LinkAt),
+    ("open", Call::Open),
+    ("creat", Call::Open),
+    ("openat", Call::OpenAt),
+    ("mkdir", Call::Mkdir),
+    ("mkdirat", Call::MkdirAt),
+    ("symlink", Call::Symlink),
+    ("symlinkat", Call::SymlinkAt),
     ("setuid", Call::SetUid),
     ("setgid", Call::SetGid),
     ("setreuid", Call::SetReUid),
@@ -96,6 +109,12 @@ impl Call {
     /// Whether it gives a file another name.
     pub(super) fn names(self) -> bool {
         matches!(self, Self::Rename | Self::RenameAt | Self::Link | Self::LinkAt)
+    }
+
+    /// Whether it may make a file.
+    pub(super) fn makes(self) -> bool {
+        use Call::{Mkdir, MkdirAt, Open, OpenAt, Symlink, SymlinkAt};
+        matches!(self, Open | OpenAt | Mkdir | MkdirAt | Symlink | SymlinkAt)
     }
 
     /// Whether the caller is another one afterwards.

@@ -7,6 +7,7 @@
 
 mod calls;
 mod identity;
+mod made;
 mod ownership;
 mod shown;
 
@@ -74,6 +75,7 @@ impl Recorder {
             };
             let _ = ready.send(Ok(()));
             scene.answer_all(self.listener.as_fd(), self.first.as_fd());
+            scene.find_expected(None);
             scene.ownership
         })?;
         prepared.recv().map_err(io::Error::other)??;
@@ -99,6 +101,7 @@ struct Scene {
     below: Option<LowerFiles>,
     /// What was said of files, by device and inode.
     known: HashMap<(u64, u64), shown::Known>,
+    expected: Vec<made::Expected>,
 }
 
 /// A file that a caller named.
@@ -133,6 +136,7 @@ impl Scene {
             ownership: Ownership::default(),
             below: recorder.below.clone(),
             known: HashMap::new(),
+            expected: Vec::new(),
         })
     }
 
@@ -166,8 +170,11 @@ impl Scene {
         else {
             return Answer::Continue;
         };
-        if call.asks_for_status() || call.names() {
-            let answer = if call.names() {
+        self.find_expected(Some(notification.pid));
+        if call.asks_for_status() || call.names() || call.makes() {
+            let answer = if call.makes() {
+                self.expect(notification, call)
+            } else if call.names() {
                 self.keep_owner(notification, call)
             } else {
                 self.show(listener, notification, (call, width))

@@ -155,7 +155,7 @@ impl Scene {
     }
 
     /// Where a file is in the root.
-    fn inside(&self, file: &OwnedFd) -> Result<PathBuf, Errno> {
+    pub(super) fn inside(&self, file: &OwnedFd) -> Result<PathBuf, Errno> {
         rustix::process::fchdir(&self.base)?;
         rustix::process::chroot(c".")?;
         let text = rustix::fs::readlinkat(&self.proc, format!("self/fd/{}", file.as_raw_fd()), Vec::new())?;

@@ -128,7 +128,7 @@ impl Place {
         let script = r#"
             mkdir -p tree/bin tree/etc tree/opt/old tree/gone tree/home tree/same tree/tmp
             cp "$(command -v busybox)" tree/bin/busybox
-            for name in sh cat chgrp chmod chown cp echo grep id install kill ln ls mkdir mkfifo mv printf rm rmdir sed sleep stat stty test touch; do
+            for name in sh cat chgrp chmod chown cp echo grep id install kill ln ls mkdir mkfifo mv printf rm rmdir sed sleep stat stty su test touch; do
                 ln -s busybox tree/bin/$name
             done
             echo tool > tree/bin/tool; echo f > tree/gone/file; printf old > tree/equal; ln -s /etc tree/symlink

@@ -38,6 +38,7 @@ RUN set -e; cp -a /etc/shadow- /root-copy; cp -p /etc/group /etc/group-; echo '_
 RUN cp /bin/tool /bin/helper && chown app:shadow /bin/helper && chmod 4750 /bin/helper \
  && mkdir -p /var/lib/dbus && chown app:app /var/lib/dbus && chmod 2775 /var/lib/dbus && touch /var/lib/dbus/id && cp -a /bin/helper /bin/again && cp -a /var /var2 && mv /etc/shadow- /etc/shadow.old \
  && ln /etc/shadow /etc/shadow.link && stat -c %u:%g:%a /etc/shadow.old /bin/helper > /seen
+RUN mkdir -m 777 /open && su app -c 'cd /open; mkdir d; echo x > d/f; ln -s f d/l; mv d/f d/g; cp -a d /open/e' && stat -c %u /open/d/g > /seen2
 RUN chown -R 0:0 /var2 && chown app /var2/lib && sed -i 's/x/y/' /etc/shadow && test "$(stat -c %g /etc/shadow)" = 42
 USER app
 WORKDIR /home/app/work
