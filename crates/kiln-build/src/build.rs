@@ -8,7 +8,7 @@ use std::sync::{Mutex, OnceLock};
 use kiln_dockerfile::{Dockerfile, Severity, Span, parse, render_all};
 use kiln_graph::{Cancel, Events, Graph, NoCache, Request, Solution, SolveError, VertexId, solve};
 use kiln_oci::{DiffId, ImageId, Platform, Reference};
-use kiln_store::{Lease, Leased, Store};
+use kiln_store::{Lease, Store};
 
 use crate::engine::{Engine, Step};
 use crate::error::{Error, Result};
@@ -57,7 +57,7 @@ pub fn build<W: Watcher>(
     watcher: &W,
     cancel: &Cancel,
 ) -> std::result::Result<Built, Box<BuildFailure>> {
-    let parsed = parse(&request.dockerfile);
+    let parsed = parse_traced(&request.dockerfile);
     let source_text = parsed.dockerfile.source.clone();
     let fail = |error: Error, step: Option<String>, span: Option<std::ops::Range<usize>>| {
         let span = span.or_else(|| span_of(&error).map(|span| span.start..span.end));
@@ -72,6 +72,7 @@ pub fn build<W: Watcher>(
         return Err(fail(Error::Dockerfile(rendered(Severity::Error)), None, None));
     }
     let lease = store.lease("build").map_err(|error| fail(error.into(), None, None))?;
+    keep_named(store, &lease, request).map_err(|error| fail(error.into(), None, None))?;
     let lowered =
         plan(store, &lease, &parsed.dockerfile, request).map_err(|error| fail(error, None, None))?;
     watcher.planned(&steps(&lowered.graph));
@@ -86,6 +87,9 @@ pub fn build<W: Watcher>(
         noted: Mutex::default(),
         overlays_refused: AtomicBool::new(false),
         selections: Mutex::default(),
+        fetched: Mutex::default(),
+        commits: Mutex::default(),
+        client: OnceLock::new(),
     };
     let solved = run(&engine, &lowered, watcher, cancel);
     // What was learned of the context is of use also to the build that comes after one that failed.
@@ -135,7 +139,23 @@ fn stood_on(graph: &Graph<Operation>) -> HashSet<VertexId> {
     found
 }
 
+/// Leases what has the build's names now: most builds end there again.
+fn keep_named(store: &Store, lease: &Lease, request: &BuildRequest) -> kiln_store::Result<()> {
+    for name in &request.names {
+        if let Some(image) = store.find_name(name)? {
+            store.keep_image(lease, image)?;
+        }
+    }
+    Ok(())
+}
+
+fn parse_traced(text: &[u8]) -> kiln_dockerfile::Parsed {
+    let _span = kiln_trace::span("parse").with_bytes(text.len() as u64);
+    parse(text)
+}
+
 fn plan(store: &Store, lease: &Lease, dockerfile: &Dockerfile, request: &BuildRequest) -> Result<Lowered> {
+    let _span = kiln_trace::span("lower");
     lower(dockerfile, request, &mut StoreBases { store, lease })
 }
 
@@ -158,7 +178,7 @@ impl Bases for StoreBases<'_> {
                 });
             }
         };
-        self.lease.keep(Leased::Image(id))?;
+        self.store.keep_image(self.lease, id)?;
         let image = self.store.image(id)?;
         let pinned = match reference.digest {
             Some(_) => reference.to_string(),
@@ -203,6 +223,7 @@ fn export(
     layers: &[DiffId],
     solution: Option<&Solution<Step>>,
 ) -> Result<ImageId> {
+    let _span = kiln_trace::span("export");
     let base_layers = lowered.image.rootfs.diff_ids.len();
     let made = |vertex: VertexId| solution.and_then(|s| s.result(vertex)).map(|step| step.created);
     let config = crate::export::finish(lowered.image, base_layers, &lowered.history, layers, made);

@@ -45,6 +45,7 @@ impl BuildContext {
     /// # Errors
     /// When the directory cannot be opened or a pattern of the ignore file is malformed.
     pub(crate) fn open(path: &Path, ignore: &[u8], caches: Option<Directory>) -> Result<Self> {
+        let _span = kiln_trace::span("open context");
         let root = Root::open(path)?;
         let ignore = IgnoreMatcher::parse(ignore)?;
         let stat = root.directory().stat_self()?;
@@ -57,6 +58,7 @@ impl BuildContext {
     /// # Errors
     /// When the cache file cannot be written.
     pub(crate) fn save(&self) -> Result<()> {
+        let _span = kiln_trace::span("save stat cache");
         Ok(self.cache().save()?)
     }
 
@@ -164,6 +166,7 @@ impl BuildContext {
         let work = || {
             let mut buffer = vec![0; BUFFER];
             let mut learned = Vec::new();
+            let mut span = kiln_trace::span("hash context");
             while let Some(chunk) = next() {
                 for below in chunk {
                     let path = crate::tree::join(root, &below.path);
@@ -175,11 +178,14 @@ impl BuildContext {
                         below.found.metadata.size = stamp.size;
                         below.found.metadata.modified.seconds = stamp.modified.0;
                     }
+                    span.count(1);
+                    span.bytes(stamp.size);
                     learned.push((stamp, digest, start));
                 }
             }
             Ok::<_, Error>(learned)
         };
+        let _span = kiln_trace::span("wait for hashing");
         let learned = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
             threads
@@ -294,7 +300,10 @@ impl SourceTree for BuildContext {
             .iter_mut()
             .filter(|below| below.found.metadata.kind == Kind::Regular && below.found.content.is_none())
             .collect();
+        let mut span = kiln_trace::span("look stat cache up");
+        span.count(files.len());
         self.cache().fill_in(&mut files);
+        drop(span);
         files.retain(|below| below.found.content.is_none());
         if files.is_empty() { Ok(()) } else { self.hash_missing(path, &mut files) }
     }
@@ -314,6 +323,6 @@ pub(crate) fn is_missing(error: &FileError) -> bool {
 }
 
 fn now() -> Time {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-    Time { seconds: now.tv_sec, nanoseconds: u32::try_from(now.tv_nsec).unwrap_or_default() }
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Time { seconds: i64::try_from(now.as_secs()).unwrap_or_default(), nanoseconds: now.subsec_nanos() }
 }

@@ -83,12 +83,14 @@ impl<'a> Walk<'a> {
     }
 
     fn work(&self) {
+        let mut span = kiln_trace::span("walk context");
         while let Some(task) = self.next() {
             let result = self.read(&task);
             let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
             work.active -= 1;
             match result {
                 Ok((mut listing, tasks)) => {
+                    span.count(listing.len());
                     let first = work.listings.len();
                     for (task, entry) in tasks {
                         let number = work.listings.len();

@@ -12,12 +12,12 @@ use kiln_sys::root::Directory;
 use crate::error::{Error, Result};
 use crate::image_tree::{Contents, ImageTree};
 use crate::mode::ModeChange;
-use crate::operation::{CopyKind, CopyOperation};
+use crate::operation::CopyOperation;
 use crate::owner::find_owner;
 use crate::select::{RootContent, SelectedRoot, Selection};
 use crate::staging::{Bytes, Expected, Making, Staged, Staging};
 use crate::tree::{Below, LastLink, SourceTree, cleaned, join, shown, split};
-use crate::unpack::{Spool, unpack};
+use crate::unpack::{Archived, Spool, unpack};
 
 /// What a COPY or ADD is given.
 #[derive(Clone, Copy)]
@@ -93,9 +93,9 @@ pub(crate) fn copy<'w>(
     };
     for selected in &mut selection.sources {
         for root in &mut selected.roots {
-            if operation.kind == CopyKind::Unpack
+            if selected.unpack
                 && let RootContent::Tree { path, .. } = &root.content
-                && copier.unpack(path)?
+                && copier.unpack(path, &root.name)?
             {
                 continue;
             }
@@ -192,9 +192,11 @@ impl Copier<'_> {
     }
 
     /// Unpacks the file at `path` if it is an archive.
-    fn unpack(&mut self, path: &[u8]) -> Result<bool> {
+    fn unpack(&mut self, path: &[u8], name: &[u8]) -> Result<bool> {
         let destination = cleaned(self.destination);
-        unpack(&mut self.staging, self.source, path, &destination, self.owner, &mut self.spool)
+        let shown = crate::route::shown(path, name);
+        let archive = Archived { source: self.source, path, shown: &shown };
+        unpack(&mut self.staging, archive, &destination, self.owner, &mut self.spool)
     }
 
     /// Copies one selected file, or the contents of one selected directory.
@@ -599,7 +601,7 @@ mod tests {
             exclude: Vec::new(),
             parents: false,
             link: false,
-            kind: CopyKind::Plain,
+            kind: crate::operation::CopyKind::Plain,
             epoch: None,
         };
         let mut selection = crate::select::select(&operation, &context).expect("selected");

@@ -11,14 +11,17 @@ use kiln_graph::{
     VertexId,
 };
 use kiln_oci::{ChainId, DiffId, Digest};
+use kiln_remote::Client;
 use kiln_runtime::Isolation;
 use kiln_store::{CacheRecord, Lease, RecordInput, RootWay, Store};
 use kiln_sys::root::Directory;
 
 use crate::context::BuildContext;
+use crate::download::Fetched;
 use crate::error::{Error, Result};
+use crate::git::Commit;
 use crate::operation::{MountSource, Operation, ROOT, RunMountKind};
-use crate::request::{BuildRequest, Executions};
+use crate::request::{BuildRequest, ContextKind, Executions};
 use crate::select::Selection;
 use crate::transfer::Form;
 
@@ -56,6 +59,12 @@ pub(crate) struct Engine<'a> {
     pub(crate) overlays_refused: AtomicBool,
     /// What was selected for a key, kept for the copying that may follow.
     pub(crate) selections: Mutex<HashMap<VertexId, Selection>>,
+    /// What was fetched for a key.
+    pub(crate) fetched: Mutex<HashMap<VertexId, Fetched>>,
+    /// What repositories said for keys.
+    pub(crate) commits: Mutex<HashMap<VertexId, Commit>>,
+    /// Made when it is first needed.
+    pub(crate) client: OnceLock<Client>,
 }
 
 impl Engine<'_> {
@@ -64,7 +73,10 @@ impl Engine<'_> {
         if let Some(context) = self.opened.get() {
             return Ok(context);
         }
-        let caches = Directory::open(&self.store.root().join("context")).ok();
+        let caches = match self.request.context_kind {
+            ContextKind::Lasting => Directory::open(&self.store.root().join("context")).ok(),
+            ContextKind::Passing => None,
+        };
         let context = BuildContext::open(&self.request.context, &self.request.ignore, caches)?;
         Ok(self.opened.get_or_init(|| context))
     }
@@ -192,8 +204,10 @@ impl Executor<Operation> for Engine<'_> {
             Operation::Base(_) | Operation::Workdir(_) => {}
             Operation::Copy(copy) => match self.copy_input(copy, inputs, context)? {
                 Some(input) => keyed.push(input),
-                None => return Ok(Identity::NeedsData(vec![1])),
+                None => return Ok(Identity::NeedsData(missing(inputs))),
             },
+            Operation::Download(download) => return self.download_identity(download, fixed, context),
+            Operation::Git(address) => return self.git_identity(address, fixed, context),
             Operation::Run(run) => {
                 for mount in &run.mounts {
                     let (source, path) = match &mount.kind {
@@ -248,6 +262,8 @@ impl Executor<Operation> for Engine<'_> {
                 Ok(self.made(steps[0].chain, layer).into())
             }
             Operation::Copy(copy) => self.copy(copy, preimage, &steps, context),
+            Operation::Download(download) => self.download(download, preimage, context),
+            Operation::Git(address) => self.git(address, context),
         }
     }
 }
@@ -257,6 +273,11 @@ impl Engine<'_> {
     pub(crate) fn made(&self, parent: ChainId, layer: DiffId) -> Step {
         Step { chain: parent.with(layer), layer: Some(layer), created: now() }
     }
+}
+
+/// The sources, by position, whose data is gone.
+fn missing(inputs: &[Given<'_, Step>]) -> Vec<usize> {
+    (1..inputs.len()).filter(|position| !inputs[*position].present).collect()
 }
 
 /// Nanoseconds since the epoch.
@@ -315,6 +336,9 @@ mod tests {
                 overlays_refused: AtomicBool::new(false),
                 opened: OnceLock::new(),
                 selections: Mutex::default(),
+                fetched: Mutex::default(),
+                commits: Mutex::default(),
+                client: OnceLock::new(),
             }
         };
         let store = open_store();

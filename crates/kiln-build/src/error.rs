@@ -68,6 +68,30 @@ pub enum Error {
     /// Symbolic links lead in a circle.
     #[error("{0}: too many levels of symbolic links")]
     Loop(String),
+    /// What ADD takes from the web is not what `--checksum` says.
+    #[error("digest mismatch for {url}: expected {expected}, found {found}")]
+    Checksum {
+        /// Where it came from.
+        url: String,
+        /// As written.
+        expected: String,
+        /// Of what came, by the same algorithm.
+        found: String,
+    },
+    /// A git repository.
+    #[error("{remote}: {problem}")]
+    Git {
+        /// Without credentials.
+        remote: String,
+        /// What is wrong, or what git said.
+        problem: String,
+    },
+    /// There is no git.
+    #[error("git repositories are read with the git program, which is not on PATH")]
+    NoGit,
+    /// A download.
+    #[error(transparent)]
+    Remote(#[from] kiln_remote::Error),
     /// An archive that ADD unpacks.
     #[error("cannot unpack {path}")]
     Archive {

@@ -140,6 +140,7 @@ pub(crate) fn letter(kind: Kind) -> char {
 pub(crate) fn request(context: std::path::PathBuf, dockerfile: &[u8]) -> BuildRequest {
     BuildRequest {
         context,
+        context_kind: crate::request::ContextKind::Lasting,
         dockerfile: dockerfile.to_vec(),
         dockerfile_name: "Dockerfile".to_owned(),
         ignore: Vec::new(),
@@ -155,6 +156,8 @@ pub(crate) fn request(context: std::path::PathBuf, dockerfile: &[u8]) -> BuildRe
         platform: Platform::host(),
         parallelism: 1,
         executions: crate::request::Executions::Allowed(kiln_runtime::Isolation::Namespaces),
+        remote: kiln_remote::Settings::default(),
+        git: crate::git::GitProgram::default(),
     }
 }
 
@@ -262,6 +265,7 @@ impl Lab {
                     });
                     found.cloned().unwrap_or_default()
                 }
+                Operation::Download(_) | Operation::Git(_) => panic!("nothing is downloaded here"),
                 Operation::Run(_) => {
                     let mut image = input(0);
                     run(step, &mut image);

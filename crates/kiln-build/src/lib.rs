@@ -7,13 +7,16 @@
 #![forbid(unsafe_code)]
 
 mod build;
+mod checksum;
 mod context;
 mod context_walk;
 mod copy;
+mod download;
 mod engine;
 mod error;
 mod export;
 mod filter;
+mod git;
 mod image_tree;
 #[cfg(test)]
 mod lab;
@@ -23,6 +26,7 @@ mod mode;
 mod operation;
 mod owner;
 mod request;
+mod route;
 mod run;
 mod select;
 mod stage;
@@ -35,5 +39,6 @@ mod workdir;
 
 pub use build::{BuildFailure, Built, Watcher, build};
 pub use error::{Error, Result};
-pub use request::{BuildRequest, CacheUse, Entitlement, Executions, Lent, NetworkMode};
+pub use git::{GitProgram, check_out};
+pub use request::{BuildRequest, CacheUse, ContextKind, Entitlement, Executions, Lent, NetworkMode};
 pub use stage::apply_changes;

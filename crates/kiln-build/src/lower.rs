@@ -1,5 +1,7 @@
 //! From a syntax tree to a graph: which vertices a target needs, and the image config that comes out.
 
+mod add;
+
 use std::collections::BTreeMap;
 
 use kiln_dockerfile::{
@@ -71,6 +73,8 @@ pub(crate) fn lower(
         graph: Graph::new(),
         stages: BTreeMap::new(),
         images: BTreeMap::new(),
+        downloads: BTreeMap::new(),
+        repositories: Vec::new(),
     };
     lowering.stage(target, 0)?;
     let mut state = lowering.stages.remove(&target).unwrap_or_else(|| unreachable_stage(request));
@@ -163,6 +167,10 @@ struct Lowering<'a> {
     stages: BTreeMap<usize, StageState>,
     /// Images of `--from` and `from=` that are no stages.
     images: BTreeMap<String, VertexId>,
+    /// Downloads by address and checksum.
+    downloads: BTreeMap<(String, Option<String>), VertexId>,
+    /// Repositories that were added before.
+    repositories: Vec<(crate::git::GitAddress, VertexId)>,
 }
 
 /// Where a stage is: for names of vertices.
@@ -533,27 +541,13 @@ impl Lowering<'_> {
         if let Some(url) = transfer.sources.iter().find(|source| is_url(&source.text)) {
             return Err(instruction_error("source can't be a URL for COPY".to_owned(), url.span));
         }
+        let is_git =
+            |source: &&kiln_dockerfile::Word| matches!(source_kind(&source.text), SourceKind::Git(_));
+        if let Some(git) = transfer.sources.iter().find(is_git) {
+            return Err(instruction_error("source can't be a git ref for COPY".to_owned(), git.span));
+        }
         let operation = self.transfer(state, transfer, from, CopyKind::Plain, copy.parents);
         Ok((Operation::Copy(Box::new(operation)), inputs, history::copy(copy)))
-    }
-
-    fn add(&mut self, state: &StageState, add: &kiln_dockerfile::Add) -> Result<LoweredStep> {
-        let transfer = &add.transfer;
-        if let Some(remote) =
-            transfer.sources.iter().find(|source| is_url(&source.text) || is_git(&source.text))
-        {
-            let what = if is_git(&remote.text) { "ADD of a git repository" } else { "ADD of a URL" };
-            return Err(Error::Unsupported(what.to_owned()));
-        }
-        if let Some(checksum) = &add.checksum {
-            return Err(instruction_error(
-                "checksum requires HTTP(S) or Git sources".to_owned(),
-                checksum.span,
-            ));
-        }
-        let kind = if add.unpack.unwrap_or(true) { CopyKind::Unpack } else { CopyKind::Plain };
-        let operation = self.transfer(state, transfer, MountSource::Context, kind, false);
-        Ok((Operation::Copy(Box::new(operation)), Vec::new(), history::add(add)))
     }
 
     fn transfer(
@@ -646,10 +640,6 @@ fn is_url(source: &str) -> bool {
     matches!(source_kind(source), SourceKind::Url { .. })
 }
 
-fn is_git(source: &str) -> bool {
-    matches!(source_kind(source), SourceKind::Git(_))
-}
-
 fn instruction_error(message: String, span: Span) -> Error {
     Error::Instruction { message, span, hint: None }
 }
@@ -681,6 +671,7 @@ mod tests {
     fn proxy(instructions: &str, build_arg: Option<&str>) -> Option<String> {
         let request = BuildRequest {
             context: ".".into(),
+            context_kind: crate::request::ContextKind::Lasting,
             dockerfile: format!("FROM scratch\n{instructions}\nRUN [\"x\"]\n").into_bytes(),
             dockerfile_name: "Dockerfile".to_owned(),
             ignore: Vec::new(),
@@ -699,6 +690,8 @@ mod tests {
             platform: Platform::host(),
             parallelism: 1,
             executions: Executions::Allowed(kiln_runtime::Isolation::Namespaces),
+            remote: kiln_remote::Settings::default(),
+            git: crate::git::GitProgram::default(),
         };
         let parsed = kiln_dockerfile::parse(&request.dockerfile);
         let lowered = lower(&parsed.dockerfile, &request, &mut NoBases).expect("lowered");

@@ -27,6 +27,7 @@ pub(crate) fn materialize(
     selected: &mut SelectedSource,
     directory: &Directory,
 ) -> Result<()> {
+    let _span = kiln_trace::span("materialize mount");
     let Some(root) = selected.roots.first_mut() else { return Ok(()) };
     let path = match &root.content {
         RootContent::Tree { path, .. } => path.clone(),

@@ -3,6 +3,8 @@
 use kiln_graph::{Operation as KeyOperation, Value};
 use kiln_oci::DiffId;
 
+use crate::checksum::Checksum;
+use crate::git::GitAddress;
 use crate::request::NetworkMode;
 
 /// What a vertex does.
@@ -16,6 +18,10 @@ pub(crate) enum Operation {
     Copy(Box<CopyOperation>),
     /// WORKDIR.
     Workdir(WorkdirOperation),
+    /// What ADD takes from the web: a root with one file.
+    Download(DownloadOperation),
+    /// What ADD takes from a repository: a root with the files of a commit.
+    Git(Box<GitAddress>),
 }
 
 /// Role of the edge to the parent.
@@ -127,6 +133,11 @@ pub(crate) enum CopySource {
     Path(String),
     /// A heredoc.
     Inline { name: String, content: String },
+    /// The file that an input of the vertex, a [`DownloadOperation`], gives; `name` is what it is called inside of a
+    /// directory that it is copied into.
+    Download { input: usize, name: String, unpack: bool },
+    /// Everything that an input of the vertex, a repository, gives.
+    Repository { input: usize },
 }
 
 /// How archives among the sources are treated.
@@ -136,6 +147,15 @@ pub(crate) enum CopyKind {
     Plain,
     /// ADD: local archives are unpacked.
     Unpack,
+}
+
+/// A file from the web.
+#[derive(Clone, Debug)]
+pub(crate) struct DownloadOperation {
+    /// As written.
+    pub(crate) url: String,
+    /// `--checksum`
+    pub(crate) checksum: Option<Checksum>,
 }
 
 /// WORKDIR: makes the directory if it is not there.
@@ -161,6 +181,13 @@ impl Operation {
                 .with("path", Value::from(workdir.path.as_str()))
                 .with("user", Value::from(workdir.user.as_str()))
                 .with("epoch", Value::from(workdir.epoch)),
+            // When the file was changed is added by whoever asks the server.
+            Self::Download(_) => {
+                KeyOperation::new("download", 1, platform).with("modified", Value::from(None::<i64>))
+            }
+            Self::Git(address) => KeyOperation::new("git", 1, platform)
+                .with("git_dir", Value::from(address.keeps_git_dir()))
+                .with("submodules", Value::from(address.submodules)),
         }
     }
 }
@@ -235,6 +262,18 @@ impl RunMount {
 }
 
 impl CopyOperation {
+    /// The inputs, by position, that single sources are taken from.
+    pub(crate) fn source_inputs(&self) -> impl Iterator<Item = usize> {
+        self.sources.iter().filter_map(|source| match source {
+            CopySource::Download { input, .. } | CopySource::Repository { input } => Some(*input),
+            CopySource::Path(_) | CopySource::Inline { .. } => None,
+        })
+    }
+
+    /// Whether a source is a path of what [`CopyOperation::from`] says.
+    pub(crate) fn takes_paths(&self) -> bool {
+        self.sources.iter().any(|source| matches!(source, CopySource::Path(_)))
+    }
     fn key_operation(&self, platform: &str) -> KeyOperation {
         let kind = match self.kind {
             CopyKind::Plain => "copy",

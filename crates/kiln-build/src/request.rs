@@ -6,11 +6,15 @@ use std::path::PathBuf;
 use kiln_oci::{Platform, Reference};
 use kiln_runtime::Isolation;
 
+use crate::git::GitProgram;
+
 /// A build. Nothing in it was read from the environment by this crate.
 #[derive(Clone, Debug)]
 pub struct BuildRequest {
     /// The directory that COPY, ADD and bind mounts see.
     pub context: PathBuf,
+    /// Whether that directory is there for later builds, too.
+    pub context_kind: ContextKind,
     /// The Dockerfile's bytes.
     pub dockerfile: Vec<u8>,
     /// How the Dockerfile is named in messages.
@@ -41,6 +45,19 @@ pub struct BuildRequest {
     pub parallelism: usize,
     /// Whether steps may be executed.
     pub executions: Executions,
+    /// How ADD reaches the web.
+    pub remote: kiln_remote::Settings,
+    /// What ADD reads repositories with.
+    pub git: GitProgram,
+}
+
+/// What becomes of the context's directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContextKind {
+    /// It stays: what is learned of its files is remembered.
+    Lasting,
+    /// It goes with the build.
+    Passing,
 }
 
 /// `--no-cache`.

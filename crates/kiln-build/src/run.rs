@@ -63,7 +63,9 @@ pub(crate) fn execute(
         }
         begun => begun?,
     };
+    let started = kiln_trace::span("run");
     let mut finished = follow(running, context)?;
+    drop(started);
     drop(caches);
     if context.cancel().is_canceled() {
         return Err(Stop::Canceled);

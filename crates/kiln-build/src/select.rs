@@ -9,7 +9,8 @@ use kiln_oci::{Digest, Hasher};
 
 use crate::error::{Error, Result};
 use crate::filter::Filter;
-use crate::operation::{CopyOperation, CopySource};
+use crate::operation::{CopyKind, CopyOperation, CopySource};
+use crate::route::routed;
 use crate::tree::{Below, LastLink, SourceTree, cleaned, join, resolve_in, shown, split};
 
 /// What an operation selects: one member for each of its sources, in order.
@@ -26,6 +27,8 @@ pub(crate) struct SelectedSource {
     /// Of names and content of all that was selected.
     pub(crate) digest: Digest,
     pub(crate) roots: Vec<SelectedRoot>,
+    /// Whether archives among the roots are unpacked.
+    pub(crate) unpack: bool,
 }
 
 /// A file or directory that a source stands for.
@@ -55,6 +58,7 @@ pub(crate) enum RootContent {
 /// # Errors
 /// [`Error::NoSource`] when a source without wildcards is not there, or the directory before the first wildcard.
 pub(crate) fn select(operation: &CopyOperation, source: &dyn SourceTree) -> Result<Selection> {
+    let _span = kiln_trace::span("select");
     let sources = operation.sources.iter().map(|written| match written {
         CopySource::Inline { name, content } => select_inline(name, content),
         CopySource::Path(path) if operation.parents => select_parents(path, &operation.exclude, source),
@@ -62,8 +66,16 @@ pub(crate) fn select(operation: &CopyOperation, source: &dyn SourceTree) -> Resu
             let filter = Filter::new(&operation.exclude, None)?;
             let selector = selector(path, &operation.exclude, "");
             let roots = find_roots(path, &cleaned(path), source)?;
-            finish(selector, roots, &filter, source)
+            let selected = finish(selector, roots, &filter, source)?;
+            Ok(SelectedSource { unpack: operation.kind == CopyKind::Unpack, ..selected })
         }
+        CopySource::Repository { input } => {
+            let filter = Filter::new(&operation.exclude, None)?;
+            let content = RootContent::Tree { path: routed(*input, b""), entries: None };
+            let root = SelectedRoot { name: Vec::new(), content };
+            finish(selector("/", &operation.exclude, ""), vec![root], &filter, source)
+        }
+        CopySource::Download { input, name, unpack } => select_download(*input, name, *unpack, source),
     });
     Ok(Selection { sources: sources.collect::<Result<_>>()? })
 }
@@ -125,7 +137,23 @@ fn select_inline(name: &str, content: &str) -> Result<SelectedSource> {
         selector: format!("<<{}", String::from_utf8_lossy(&name)),
         digest,
         roots: vec![root],
+        unpack: false,
     })
+}
+
+/// Where a file comes from counts for nothing, only what it is called and what it holds.
+fn select_download(
+    input: usize,
+    name: &str,
+    unpack: bool,
+    source: &dyn SourceTree,
+) -> Result<SelectedSource> {
+    let selector = if unpack { format!("{name}\nunpack") } else { name.to_owned() };
+    let path = routed(input, crate::download::FILE);
+    let name = name.as_bytes().to_vec();
+    let root = SelectedRoot { name, content: RootContent::Tree { path, entries: None } };
+    let selected = finish(selector, vec![root], &Filter::default(), source)?;
+    Ok(SelectedSource { unpack, ..selected })
 }
 
 /// `COPY --parents`: what is before `/./` is left out of the destination, what is behind it is a pattern below that.
@@ -166,7 +194,7 @@ fn finish(
     }
     let named = roots.iter().map(|root| root.name.as_slice()).zip(digests);
     let digest = with_links(roots_digest(named), names);
-    Ok(SelectedSource { selector, digest, roots })
+    Ok(SelectedSource { selector, digest, roots, unpack: false })
 }
 
 /// The names of the files that have several: content digests do not tell them from equal files.

@@ -17,6 +17,7 @@ use crate::engine::{Engine, Step};
 use crate::error::{Error, Result};
 use crate::image_tree::{Contents, ImageTree};
 use crate::operation::{CopyOperation, MountSource, WorkdirOperation};
+use crate::route::RoutedTree;
 use crate::select::{Selection, select, select_mount};
 use crate::tree::SourceTree;
 use crate::workdir::workdir;
@@ -80,13 +81,12 @@ impl Engine<'_> {
         inputs: &[Given<'_, Step>],
         context: &Context<'_>,
     ) -> Result<Option<Input>> {
-        let selection =
-            match self.with_source(operation.from, inputs.iter().map(|input| input.result), |tree| {
-                select(operation, tree)
-            }) {
-                Err(Error::Store(kiln_store::Error::NoLayer(_))) => return Ok(None),
-                other => other?,
-            };
+        let selection = match self
+            .with_sources(operation, inputs.iter().map(|input| input.result), |tree| select(operation, tree))
+        {
+            Err(Error::Store(kiln_store::Error::NoLayer(_))) => return Ok(None),
+            other => other?,
+        };
         let input =
             Input { name: SOURCE.to_owned(), selector: selection.selector(), digest: selection.digest() };
         self.selections.lock().unwrap_or_else(|e| e.into_inner()).insert(context.vertex(), selection);
@@ -112,6 +112,32 @@ impl Engine<'_> {
             selector: selected.selector,
             digest: selected.digest,
         }))
+    }
+
+    /// Everything that a COPY or ADD takes from, as one tree.
+    fn with_sources<T>(
+        &self,
+        operation: &CopyOperation,
+        inputs: impl Iterator<Item = Step> + Clone,
+        body: impl FnOnce(&dyn SourceTree) -> Result<T>,
+    ) -> Result<T> {
+        let mut roots = Vec::new();
+        for position in operation.source_inputs() {
+            let chain = inputs.clone().nth(position).map_or(ChainId::SCRATCH, |step| step.chain);
+            roots.push((position, StoredRoot::new(self.store, self.layers(chain)?)?));
+        }
+        if roots.is_empty() {
+            return self.with_source(operation.from, inputs, body);
+        }
+        // Without paths there is no need for a context.
+        let from = if operation.takes_paths() { operation.from } else { MountSource::Empty };
+        self.with_source(from, inputs, |main| {
+            let inputs = roots.iter().map(|(position, root)| {
+                let tree: Box<dyn SourceTree + '_> = Box::new(root.tree("the download"));
+                (*position, tree)
+            });
+            body(&RoutedTree { main, inputs: inputs.collect() })
+        })
     }
 
     fn with_source<T>(
@@ -143,11 +169,11 @@ impl Engine<'_> {
         let selected = |tree: &dyn SourceTree| select(operation, tree);
         let first = match known {
             Some(selection) => selection,
-            None => self.with_source(operation.from, inputs.iter().copied(), selected)?,
+            None => self.with_sources(operation, inputs.iter().copied(), selected)?,
         };
         match self.copy_once(operation, first, inputs, context) {
             Err(Error::Changed(_)) => {
-                let again = self.with_source(operation.from, inputs.iter().copied(), selected)?;
+                let again = self.with_sources(operation, inputs.iter().copied(), selected)?;
                 let mut preimage = preimage.clone();
                 for input in preimage.inputs.iter_mut().filter(|input| input.name == SOURCE) {
                     input.digest = again.digest();
@@ -170,11 +196,13 @@ impl Engine<'_> {
         let parent_root = StoredRoot::new(self.store, self.layers(parent)?)?;
         let parent_tree = parent_root.tree("the image");
         let scratch = Directory::open(self.lease.directory())?;
-        self.with_source(operation.from, inputs.iter().copied(), |source| {
+        self.with_sources(operation, inputs.iter().copied(), |source| {
             let mut writer = LayerWriter::new();
             let now = operation.epoch.unwrap_or_else(seconds);
             let copying = Copying { operation, parent: &parent_tree, source, scratch: &scratch, now };
+            let staging = kiln_trace::span("stage copy");
             let copied = copy(copying, &mut selection, &mut writer)?;
+            drop(staging);
             for name in &copied.unknown_owners {
                 let text = format!("--chown: the image does not know {name:?}: the files belong to root\n");
                 context.log(Stream::Error, text.as_bytes());
@@ -207,12 +235,13 @@ impl Engine<'_> {
     }
 
     /// Writes what was collected, in the form that is wanted next.
-    fn write_layer(
+    pub(crate) fn write_layer(
         &self,
         writer: LayerWriter<'_>,
         lower: &RootView,
         context: &Context<'_>,
     ) -> Result<NewLayer> {
+        let _span = kiln_trace::span("write layer");
         match self.form(context.vertex(), writer.len()) {
             Form::Snapshot => {
                 let directory = self.fresh_directory("snapshot")?;

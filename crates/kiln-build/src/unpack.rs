@@ -18,7 +18,7 @@ use kiln_sys::root::Directory;
 
 use crate::error::{Error, Result};
 use crate::staging::{Bytes, Making, Staged, Staging};
-use crate::tree::{LastLink, SourceTree, join, shown, split};
+use crate::tree::{LastLink, SourceTree, join, split};
 
 const BUFFER: usize = 256 << 10;
 /// As the kernel has them.
@@ -98,45 +98,56 @@ impl Read for Part {
     }
 }
 
-fn open_archive<'a>(source: &'a dyn SourceTree, path: &[u8]) -> Result<Archive<impl io::BufRead + use<'a>>> {
-    let failed = |source| Error::Archive { path: shown(path), source };
-    let (reader, _) = source.open(path)?;
-    let mut reader = BufReader::with_capacity(BUFFER, reader);
-    let first = io::BufRead::fill_buf(&mut reader);
-    let first = first.map_err(|source| Error::File { action: "read", path: shown(path), source })?;
-    let compression = Compression::detect(first);
-    let decoder = compression.decoder(reader).map_err(failed)?;
-    Ok(Archive::new(BufReader::with_capacity(BUFFER, decoder)))
+/// A file that may be an archive.
+#[derive(Clone, Copy)]
+pub(crate) struct Archived<'a> {
+    pub(crate) source: &'a dyn SourceTree,
+    pub(crate) path: &'a [u8],
+    /// What messages call it.
+    pub(crate) shown: &'a str,
 }
 
-/// Whether the first header of an archive can be read: the file's name does not matter.
-fn is_archive(source: &dyn SourceTree, path: &[u8]) -> Result<bool> {
-    let found = source.find(path)?;
-    if found.is_none_or(|found| found.metadata.kind != Kind::Regular) {
-        return Ok(false);
+impl<'a> Archived<'a> {
+    fn open(self) -> Result<Archive<impl io::BufRead + use<'a>>> {
+        let failed = |source| Error::Archive { path: self.shown.to_owned(), source };
+        let (reader, _) = self.source.open(self.path)?;
+        let mut reader = BufReader::with_capacity(BUFFER, reader);
+        let first = io::BufRead::fill_buf(&mut reader);
+        let first =
+            first.map_err(|source| Error::File { action: "read", path: self.shown.to_owned(), source })?;
+        let compression = Compression::detect(first);
+        let decoder = compression.decoder(reader).map_err(failed)?;
+        Ok(Archive::new(BufReader::with_capacity(BUFFER, decoder)))
     }
-    let Ok(mut archive) = open_archive(source, path) else { return Ok(false) };
-    Ok(archive.next_entry(&mut Entry::default()).unwrap_or(false))
+
+    /// Whether the first header of an archive can be read: the file's name does not matter.
+    fn is_archive(self) -> Result<bool> {
+        let found = self.source.find(self.path)?;
+        if found.is_none_or(|found| found.metadata.kind != Kind::Regular) {
+            return Ok(false);
+        }
+        let Ok(mut archive) = self.open() else { return Ok(false) };
+        Ok(archive.next_entry(&mut Entry::default()).unwrap_or(false))
+    }
 }
 
-/// Unpacks the file at `path` of `source` to `destination` if it is an archive; false if it is none.
+/// Unpacks a file to `destination` if it is an archive; false if it is none.
 pub(crate) fn unpack(
     staging: &mut Staging<'_>,
-    source: &dyn SourceTree,
-    path: &[u8],
+    archived: Archived<'_>,
     destination: &[u8],
     owner: Option<(u32, u32)>,
     spool: &mut Spool<'_>,
 ) -> Result<bool> {
-    if !is_archive(source, path)? {
+    if !archived.is_archive()? {
         return Ok(false);
     }
     let root = staging.resolve(destination, LastLink::Follow)?;
     staging.make_directories(&root, Making { mode: 0o755, owner })?;
-    let failed = |source| Error::Archive { path: shown(path), source };
-    let mut archive = open_archive(source, path)?;
-    let mut unpacking =
-        Unpacking { staging, root, owner, archive: shown(path), bytes: 0, names: HashMap::new() };
+    let failed = |source| Error::Archive { path: archived.shown.to_owned(), source };
+    let mut archive = archived.open()?;
+    let shown = archived.shown.to_owned();
+    let mut unpacking = Unpacking { staging, root, owner, archive: shown, bytes: 0, names: HashMap::new() };
     let mut entry = Entry::default();
     let mut entries = 0;
     while archive.next_entry(&mut entry).map_err(failed)? {

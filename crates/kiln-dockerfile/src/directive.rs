@@ -126,7 +126,7 @@ pub(crate) fn read(source: &Source<'_>, diagnostics: &mut Vec<Diagnostic>) -> Di
         let other = lines(source, Leniency::Strict, "//", skip, None)
             .into_iter()
             .find(|found| found.name == "syntax");
-        directives.syntax = other.map(|found| found.value);
+        directives.syntax = other.map(|found| found.value).or_else(|| json_syntax(source, skip));
     }
     if let Some(syntax) = &mut directives.syntax {
         if let Some((reference, _)) = syntax.text.split_once(' ') {
@@ -145,6 +145,15 @@ pub(crate) fn read(source: &Source<'_>, diagnostics: &mut Vec<Diagnostic>) -> Di
         }
     }
     directives
+}
+
+/// A file that is one JSON object names its frontend in the member `syntax`.
+fn json_syntax(source: &Source<'_>, skip: usize) -> Option<Word> {
+    let start = if skip < source.line_count() { source.line_range(1 + skip).start } else { return None };
+    let text = &source.text[start..];
+    let start = start + (text.len() - text.trim_start_matches('\u{feff}').len());
+    let (value, range) = crate::json::text_member(&source.text[start..], "syntax")?;
+    Some(Word { text: value, span: source.span(start + range.start..start + range.end) })
 }
 
 fn first_line<'t>(source: &Source<'t>) -> Option<&'t str> {

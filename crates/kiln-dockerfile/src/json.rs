@@ -27,6 +27,42 @@ pub(crate) fn read(text: &str) -> JsonForm {
     reader.array().unwrap_or(JsonForm::NotJson)
 }
 
+/// A member of a text that is one JSON object: its value, if that is a string, and the value's byte range. Of several with
+/// that name the last counts, as in Go.
+pub(crate) fn text_member(text: &str, name: &str) -> Option<(String, Range<usize>)> {
+    let mut reader = Reader { bytes: text.as_bytes(), text, at: 0 };
+    reader.blanks();
+    reader.eat(b'{')?;
+    reader.blanks();
+    let mut found = None;
+    if reader.eat(b'}').is_none() {
+        loop {
+            reader.blanks();
+            let key = reader.string()?;
+            reader.blanks();
+            reader.eat(b':')?;
+            reader.blanks();
+            let start = reader.at;
+            let value = if reader.bytes.get(start) == Some(&b'"') {
+                Some(reader.string()?)
+            } else {
+                reader.value()?;
+                None
+            };
+            if key == name {
+                found = value.map(|value| (value, start..reader.at));
+            }
+            reader.blanks();
+            if reader.eat(b',').is_none() {
+                break;
+            }
+        }
+        reader.eat(b'}')?;
+    }
+    reader.blanks();
+    found.filter(|_| reader.at == text.len())
+}
+
 struct Reader<'t> {
     bytes: &'t [u8],
     text: &'t str,

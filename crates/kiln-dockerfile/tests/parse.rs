@@ -125,6 +125,26 @@ fn directives() {
             "1:10 frontend example.com/front:1 is not supported: expected docker/dockerfile [{other}]"
         )],
     );
+    for (text, place) in [
+        ("{\"a\": [1, {}], \"syntax\": \"example.com/front:1\"}\n", "1:26"),
+        ("\u{feff}{\"syntax\":\"docker/dockerfile\",\n\"syntax\":\"example.com/front:1\"}", "2:10"),
+        ("#!/x\n{\"syntax\": \"example.com/front:1\"}", "2:12"),
+    ] {
+        let expect = format!("{place} frontend example.com/front:1 is not supported: expected");
+        let errors = found(text, Severity::Error);
+        assert!(errors.iter().any(|error| error.starts_with(&expect)), "{text} {errors:?}");
+    }
+    for text in [
+        "{\"syntax\": 1}",
+        "{\"Syntax\": \"example.com/front:1\"}",
+        "{\"syntax\": \"example.com/front:1\"} FROM scratch",
+        "{\"x\": {\"syntax\": \"example.com/front:1\"}}",
+        "{\"syntax\": \"example.com/front:1\",}",
+        "{}",
+    ] {
+        let found = parse(text).dockerfile.directives.syntax;
+        assert_eq!(found, None, "{text}");
+    }
     check_errors("# escape=x\nFROM scratch\n", &["1:10 invalid escape token: expected \\ or `, found x"]);
     check_errors(
         "# escape=`\n# escape=`\nFROM scratch\n",

@@ -153,6 +153,7 @@ where
     S: Records<Result = X::Result>,
     X::Error: From<S::Error>,
 {
+    let _span = kiln_trace::span("solve");
     let stop = Cancel::new();
     let link = cancel.on_cancel({
         let stop = stop.clone();
@@ -256,6 +257,7 @@ where
             if !shared.schedule.is_running() {
                 return None;
             }
+            let _span = kiln_trace::span("wait for other steps");
             shared.idle += 1;
             shared = self.changed.wait(shared).unwrap_or_else(PoisonError::into_inner);
             shared.idle -= 1;

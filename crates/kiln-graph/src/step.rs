@@ -55,6 +55,7 @@ where
         context: &Context<'_>,
     ) -> Step<X::Result, X::Error> {
         let vertex = context.vertex;
+        let _span = self.span("compute key", vertex);
         let preimage = match self.executor.preimage(self.operation(vertex), inputs, context)? {
             Identity::Known(preimage) => preimage,
             Identity::NeedsData(wanted) => {
@@ -87,6 +88,7 @@ where
     fn restore(&self, mut known: Known<X::Result>, context: &Context<'_>) -> Step<X::Result, X::Error> {
         let vertex = context.vertex;
         let start = Instant::now();
+        let _span = self.span("restore", vertex);
         match self.executor.restore(self.operation(vertex), &known.result, context)? {
             Some(result) => {
                 context.emit(Event::Restored { vertex, duration: start.elapsed() });
@@ -106,6 +108,7 @@ where
         context: &Context<'_>,
     ) -> Step<X::Result, X::Error> {
         let vertex = context.vertex;
+        let _span = self.span("execute", vertex);
         let claimed = self.claim(&identified.key, context)?;
         if miss != Miss::CacheDisabled {
             // Another process may have executed it since the first lookup.
@@ -146,6 +149,7 @@ where
     fn claim(&self, key: &Key, context: &Context<'_>) -> Result<Claimed<S::Guard>, Stop<X::Error>> {
         let vertex = context.vertex;
         let mut waited = false;
+        let _span = kiln_trace::span("claim key");
         loop {
             if context.cancel.is_canceled() {
                 return Err(Stop::Canceled);
@@ -165,10 +169,20 @@ where
 
     fn reasons(&self, preimage: &Preimage, miss: Miss) -> Result<Vec<Reason>, Stop<X::Error>> {
         Ok(match miss {
-            Miss::Unrecorded => reasons(preimage, &failed(self.records.candidates(preimage))?),
+            Miss::Unrecorded => self.explain(preimage)?,
             Miss::DataGone => vec![Reason::DataGone],
             Miss::CacheDisabled => vec![Reason::CacheDisabled],
         })
+    }
+
+    /// What is different from the nearest records.
+    fn explain(&self, preimage: &Preimage) -> Result<Vec<Reason>, Stop<X::Error>> {
+        let _span = kiln_trace::span("explain miss");
+        Ok(reasons(preimage, &failed(self.records.candidates(preimage))?))
+    }
+
+    fn span(&self, name: &'static str, vertex: VertexId) -> kiln_trace::Span {
+        kiln_trace::span(name).of(|| self.graph.vertex(vertex).name.clone())
     }
 
     fn record(
@@ -179,6 +193,7 @@ where
         duration: Duration,
     ) -> Result<(), Stop<X::Error>> {
         let vertex = self.graph.vertex(vertex);
+        let _span = kiln_trace::span("write record");
         failed(self.records.record(Entry {
             key: identified.key,
             preimage: &identified.preimage,
@@ -194,6 +209,7 @@ where
     }
 
     fn lookup(&self, key: &Key) -> Result<Option<Record<X::Result>>, Stop<X::Error>> {
+        let _span = kiln_trace::span("look record up");
         failed(self.records.lookup(key))
     }
 

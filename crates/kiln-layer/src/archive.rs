@@ -115,6 +115,8 @@ pub struct Archive<R> {
     size: u64,
     sparse: bool,
     extended: Vec<u8>,
+    /// No NUL ends the extended header's text, neither in it nor right after it.
+    extended_goes_on: bool,
     pax: pax::Records,
 }
 
@@ -142,6 +144,7 @@ impl<R: BufRead> Archive<R> {
             size: 0,
             sparse: false,
             extended: Vec::new(),
+            extended_goes_on: false,
             pax: pax::Records::default(),
         }
     }
@@ -172,7 +175,7 @@ impl<R: BufRead> Archive<R> {
         (self.remaining, self.padding) = (0, 0);
         self.pax.clear();
         let (mut long_name, mut long_link) = (None, None);
-        let mut first = None;
+        let (mut first, mut has_pax) = (None, false);
         loop {
             let at = self.offset;
             let mut block = Block::default();
@@ -185,24 +188,33 @@ impl<R: BufRead> Archive<R> {
             if block.is_zero() {
                 return self.end(at, first.is_some());
             }
-            first.get_or_insert(at);
+            let disagree = |about| damaged(at, TarProblem::Disagreement(about));
             block.check(at)?;
+            if block.flag() == b'g' && (has_pax || long_name.is_some() || long_link.is_some()) {
+                // Go's reader forgets what came before it.
+                return Err(disagree("a global header between an entry's headers"));
+            }
+            first.get_or_insert(at);
             match block.flag() {
-                b'x' | b'g' => {
+                b'g' => {
                     self.extended_header(&block, at)?;
-                    if block.flag() == b'x' {
-                        self.pax.parse(&self.extended, at)?;
-                    } else {
-                        pax::check_global(&self.extended, at)?;
-                    }
+                    pax::check_global(&self.extended, at)?;
                 }
+                b'x' if has_pax => return Err(disagree("two extended headers of one entry")),
+                b'x' => {
+                    self.extended_header(&block, at)?;
+                    self.pax.parse(&self.extended, at)?;
+                    has_pax = true;
+                }
+                b'L' if long_name.is_some() => return Err(disagree("two long names of one entry")),
+                b'K' if long_link.is_some() => return Err(disagree("two long links of one entry")),
                 b'L' => {
                     self.extended_header(&block, at)?;
-                    long_name = Some(until_nul(&self.extended).to_vec());
+                    long_name = Some(self.long_text().ok_or_else(|| disagree("where a long name ends"))?);
                 }
                 b'K' => {
                     self.extended_header(&block, at)?;
-                    long_link = Some(until_nul(&self.extended).to_vec());
+                    long_link = Some(self.long_text().ok_or_else(|| disagree("where a long link ends"))?);
                 }
                 _ => {
                     entry.header_offset = first.unwrap_or(at);
@@ -211,6 +223,13 @@ impl<R: BufRead> Archive<R> {
                 }
             }
         }
+    }
+
+    /// What a GNU long name or link says.
+    fn long_text(&self) -> Option<Vec<u8>> {
+        let text = until_nul(&self.extended);
+        // Without an end of its own, some readers read on in what fills the block.
+        (!text.is_empty() && !self.extended_goes_on).then(|| text.to_vec())
     }
 
     fn end(&mut self, at: u64, inside: bool) -> Result<bool> {
@@ -233,9 +252,10 @@ impl<R: BufRead> Archive<R> {
         long_link: Option<Vec<u8>>,
     ) -> Result<()> {
         block.read_into(entry, at)?;
+        let named_like_directory = entry.name.ends_with(b"/");
         self.pax.apply(entry, at)?;
         for (long, value, from_pax) in [
-            (long_name, &mut entry.name, self.pax.has_path()),
+            (long_name, &mut entry.name, self.pax.has_path() || self.pax.speaks_of_sparse()),
             (long_link, &mut entry.link, self.pax.has_link()),
         ] {
             if let Some(long) = long {
@@ -244,6 +264,10 @@ impl<R: BufRead> Archive<R> {
                 }
                 *value = long;
             }
+        }
+        if block.flag() == 0 && entry.name.ends_with(b"/") != named_like_directory {
+            // Python asks the name of the header itself whether it is a directory.
+            return Err(damaged(at, TarProblem::Disagreement("a directory by one of its names")));
         }
         entry.kind = match block.flag() {
             0 if entry.name.ends_with(b"/") => EntryType::Directory,
@@ -256,7 +280,15 @@ impl<R: BufRead> Archive<R> {
             b'6' => EntryType::Fifo,
             other => return Err(damaged(at, TarProblem::Type(other))),
         };
-        // Headers of other types carry no content, whatever their size field says (as Go and Python read them).
+        let disagree = |about| Err(damaged(at, TarProblem::Disagreement(about)));
+        match entry.kind {
+            EntryType::Regular => {}
+            // All agree that a header's size is that of the link's target, but not that a record's is.
+            EntryType::HardLink if !self.pax.has_size() => {}
+            // GNU tar skips so many bytes, Go and Python take them for the next header.
+            _ if entry.size != 0 => return disagree("the content of what is no file"),
+            _ => {}
+        }
         let stored = if entry.kind == EntryType::Regular { entry.size } else { 0 };
         entry.size = stored;
         self.start_content(stored);
@@ -265,6 +297,14 @@ impl<R: BufRead> Archive<R> {
             self.old_sparse(block, at, entry)?;
         } else if entry.kind == EntryType::Regular {
             self.pax_sparse(at, entry)?;
+        }
+        if (block.flag() == b'S' || !self.sparse) && self.pax.speaks_of_sparse() {
+            // Python takes the size or name from it all the same.
+            return disagree("a sparse file that is none");
+        }
+        if entry.kind == EntryType::Regular && entry.name.ends_with(b"/") {
+            // GNU tar takes it for a directory.
+            return disagree("a file whose name ends in a slash");
         }
         entry.sparse = self.sparse;
         entry.content_offset = self.offset;
@@ -311,6 +351,9 @@ impl<R: BufRead> Archive<R> {
             }
             None => self.read_map(at)?,
         }
+        if sparse.regions.is_some_and(|regions| regions != self.regions.len() as u64) {
+            return Err(damaged(at, TarProblem::Sparse));
+        }
         sparse::check(&self.regions, entry.size, self.remaining)
             .ok_or_else(|| damaged(at, TarProblem::Sparse))?;
         self.sparse = true;
@@ -320,6 +363,7 @@ impl<R: BufRead> Archive<R> {
     /// GNU sparse 1.0: the map is text in the first blocks of the content.
     fn read_map(&mut self, at: u64) -> Result<()> {
         let mut text = Vec::new();
+        let mut lines = 0;
         loop {
             if text.len() as u64 >= MAXIMUM_EXTENDED {
                 return Err(damaged(at, TarProblem::ExtendedHeaderSize));
@@ -330,7 +374,9 @@ impl<R: BufRead> Archive<R> {
             }
             self.remaining -= BLOCK as u64;
             text.extend_from_slice(block.bytes());
-            if sparse::map_is_complete(&text).ok_or_else(|| damaged(at, TarProblem::Sparse))? {
+            lines += block.bytes().iter().filter(|byte| **byte == b'\n').count();
+            let wanted = sparse::lines_of_map(&text).ok_or_else(|| damaged(at, TarProblem::Sparse))?;
+            if wanted.is_some_and(|wanted| lines > wanted) {
                 return sparse::parse_map(&text, &mut self.regions)
                     .ok_or_else(|| damaged(at, TarProblem::Sparse));
             }
@@ -393,7 +439,13 @@ impl<R: BufRead> Archive<R> {
         if whole < self.extended.len() {
             return Err(damaged(at, TarProblem::Truncated));
         }
-        self.skip(size.wrapping_neg() % BLOCK as u64)
+        let padding = (size.wrapping_neg() % BLOCK as u64) as usize;
+        let mut rest = [0; BLOCK];
+        if self.fill(&mut rest[..padding])? < padding {
+            return Err(damaged(self.offset, TarProblem::Truncated));
+        }
+        self.extended_goes_on = !self.extended.contains(&0) && rest[0] != 0;
+        Ok(())
     }
 
     /// Reads one block; false at the end of the stream.

@@ -125,8 +125,11 @@ pub enum TarProblem {
     #[error("two extended headers disagree")]
     Ambiguous,
     /// A global header changes what readers see of the entries; readers disagree on it.
-    #[error("a global header overrides names or sizes")]
+    #[error("a global header overrides names, sizes or owners")]
     GlobalOverride,
+    /// Something that other readers of tar take for something else.
+    #[error("readers of tar disagree about {0}")]
+    Disagreement(&'static str),
     /// A sparse map that is out of order, overlapping or beyond the file.
     #[error("bad sparse map")]
     Sparse,

@@ -76,7 +76,11 @@ pub fn clean(name: &[u8], cleaned: &mut Vec<u8>) {
     }
 }
 
-/// Resolves the symbolic links of `path` inside the root; `None` if there are more than `limit` of them. `look` is told each
+/// As many components as are looked up for one path, its links' included.
+const STEPS: usize = 10_000;
+
+/// Resolves the symbolic links of `path` inside the root; `None` if there are more than `limit` of them, or
+/// they are so long that following them for every entry would take for ever. `look` is told each
 /// path on the way, and whether anything comes after it, and gives the target of a link that is to be followed.
 ///
 /// # Errors
@@ -89,8 +93,9 @@ pub fn resolve<T: AsRef<[u8]>, E>(
     let stacked = |path: &[u8]| components(path).map(<[u8]>::to_vec).rev().collect::<Vec<_>>();
     let mut resolved: Vec<u8> = Vec::with_capacity(path.len());
     let mut pending = stacked(path);
-    let mut followed = 0;
+    let (mut followed, mut steps) = (0, 0);
     while let Some(component) = pending.pop() {
+        steps += 1;
         match component.as_slice() {
             b"." => continue,
             b".." => {
@@ -108,7 +113,7 @@ pub fn resolve<T: AsRef<[u8]>, E>(
         let Some(target) = look(&resolved, position)? else { continue };
         let target = target.as_ref();
         followed += 1;
-        if followed > limit {
+        if followed > limit || steps + pending.len() > STEPS {
             return Ok(None);
         }
         resolved.truncate(if target.starts_with(b"/") { 0 } else { parent });

@@ -94,7 +94,10 @@ fn pump(
 ) -> Result<()> {
     loop {
         let mut chunk = Vec::with_capacity(CHUNK);
+        let mut span = kiln_trace::span("read and hash layer");
         (&mut reader).take(CHUNK as u64).read_to_end(&mut chunk).map_err(&failed)?;
+        span.bytes(chunk.len() as u64);
+        drop(span);
         if chunk.is_empty() {
             return Ok(());
         }
@@ -133,6 +136,7 @@ impl Read for ChunkReader {
 impl BufRead for ChunkReader {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.position == self.current.len() {
+            let _span = kiln_trace::span("wait for reader");
             match self.receiver.recv() {
                 Ok(chunk) => (self.current, self.position) = (chunk, 0),
                 // The stage before has ended; its result says whether well.

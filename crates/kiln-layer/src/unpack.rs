@@ -87,6 +87,8 @@ pub(crate) struct Unpacker<'a> {
     directories: BTreeMap<Vec<u8>, (Placed, ModeSet)>,
     /// In a flat tree: what this layer made, which its own marks must not remove.
     made: HashSet<Vec<u8>>,
+    /// In a flat tree: the marks that were obeyed, by their own paths. Once is enough.
+    cleared: HashSet<Vec<u8>>,
     open: Option<Open>,
     own_umask: bool,
     ours: (u32, u32),
@@ -103,6 +105,7 @@ impl<'a> Unpacker<'a> {
             place: Vec::new(),
             directories: BTreeMap::new(),
             made: HashSet::new(),
+            cleared: HashSet::new(),
             open: None,
             own_umask: root::clear_own_umask(),
             ours: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
@@ -296,7 +299,11 @@ impl<'a> Unpacker<'a> {
         let (parent, name) = split(&placed.path);
         let name = OsStr::from_bytes(name);
         if self.to.whiteouts == Whiteouts::Apply {
-            return self.remove_lower(&placed.path);
+            return if self.cleared.insert(placed.path.clone()) {
+                self.remove_lower(&placed.path)
+            } else {
+                Ok(())
+            };
         }
         match self.parent(parent)?.make_node(name, FileType::CharacterDevice, 0, 0, 0) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -314,6 +321,7 @@ impl<'a> Unpacker<'a> {
         let attribute: &[u8] = match self.to.whiteouts {
             Whiteouts::OverlayTrusted => b"trusted.overlay.opaque",
             Whiteouts::OverlayUser => b"user.overlay.opaque",
+            Whiteouts::Apply if !self.cleared.insert(path::join(path, path::OPAQUE)) => return Ok(()),
             Whiteouts::Apply => {
                 let Some(directory) = self.find(path)? else { return Ok(()) };
                 for found in listed(directory)? {

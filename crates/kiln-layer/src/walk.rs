@@ -80,6 +80,7 @@ pub(crate) const LINKS: usize = 40;
 /// When the layer is damaged, hostile or over a limit, or a file cannot be written.
 pub fn walk<R: Read + Send>(reader: R, options: &Options<'_>) -> Result<Walk> {
     let limits = options.limits;
+    let _span = kiln_trace::span("walk layer");
     let (chunk_sender, chunks) = mpsc::sync_channel(stream::DEPTH);
     let (streamed, unpacked, parsed) = thread::scope(|scope| {
         let streaming = scope.spawn(move || stream::run(reader, limits.bytes, &chunk_sender));
@@ -126,6 +127,7 @@ const BATCH_BYTES: usize = 512 << 10;
 fn write(unpack: &Unpack<'_>, operations: &Receiver<Vec<Operation>>) -> Result<()> {
     let mut unpacker = Unpacker::new(unpack)?;
     for batch in operations {
+        let _span = kiln_trace::span("unpack files");
         for operation in batch {
             match operation {
                 Operation::Entry(placed) => unpacker.entry(placed)?,
@@ -165,6 +167,7 @@ impl Walker {
     }
 
     fn run(mut self) -> Result<Builder> {
+        let _span = kiln_trace::span("parse tar");
         let mut entry = archive::Entry::default();
         let mut cleaned = Vec::new();
         while self.archive.next_entry(&mut entry)? {
@@ -359,6 +362,7 @@ impl Walker {
         self.batch_bytes = 0;
         let Some(sender) = &self.operations else { return Ok(()) };
         let batch = std::mem::replace(&mut self.batch, Vec::with_capacity(BATCH));
+        let _span = kiln_trace::span("wait for unpacking");
         sender.send(batch).map_err(|_| Error::Worker)
     }
 }

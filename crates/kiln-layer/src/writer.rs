@@ -125,9 +125,11 @@ impl<'a> LayerWriter<'a> {
     /// When a source, the tar or the snapshot cannot be read or written; a source with another size than announced is
     /// [`Error::Changed`].
     pub fn finish(mut self, lower: &RootView, outputs: Outputs<'_>) -> Result<Written> {
+        let order = kiln_trace::span("order entries");
         self.settle();
         self.add_parents(lower)?;
         self.order_links()?;
+        drop(order);
         let (tar_sender, tar_chunks) = mpsc::sync_channel::<Arc<Vec<u8>>>(DEPTH);
         let Outputs { tar, unpack } = outputs;
         let entries = self.entries;
@@ -324,6 +326,7 @@ type Batch = (Arc<Vec<u8>>, Vec<Step>);
 fn hash(mut tar: Option<&mut (dyn Write + Send)>, chunks: &Receiver<Arc<Vec<u8>>>) -> Result<DiffId> {
     let mut hasher = Hasher::new();
     for chunk in chunks {
+        let _span = kiln_trace::span("hash and write tar").with_bytes(chunk.len() as u64);
         hasher.update(&chunk);
         if let Some(tar) = &mut tar {
             tar.write_all(&chunk).map_err(Error::Write)?;
@@ -338,6 +341,7 @@ fn hash(mut tar: Option<&mut (dyn Write + Send)>, chunks: &Receiver<Arc<Vec<u8>>
 fn write_files(unpack: &Unpack<'_>, batches: &Receiver<Batch>) -> Result<()> {
     let mut unpacker = Unpacker::new(unpack)?;
     for (chunk, steps) in batches {
+        let _span = kiln_trace::span("unpack files").with_bytes(chunk.len() as u64);
         for step in steps {
             match step {
                 Step::Entry(placed) => unpacker.entry(placed)?,
@@ -365,8 +369,10 @@ impl Emitter {
     }
 
     fn run(mut self, entries: Vec<Pending<'_>>) -> Result<(Builder, u64)> {
+        let mut span = kiln_trace::span("read files");
         for entry in entries {
             self.entry(entry)?;
+            span.count(1);
         }
         self.chunk.resize(self.chunk.len() + 2 * tar::BLOCK, 0);
         self.flush()?;
@@ -459,6 +465,7 @@ impl Emitter {
 
     fn flush(&mut self) -> Result<()> {
         let chunk = Arc::new(std::mem::replace(&mut self.chunk, Vec::with_capacity(CHUNK)));
+        let _span = kiln_trace::span("wait for writers");
         self.sent += chunk.len() as u64;
         if let Some(files) = &self.files {
             let steps = std::mem::take(&mut self.steps);

@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use kiln_layer::{Error, Whiteouts};
-use support::{Canary, Tar, unpack};
+use support::{Canary, Header, Tar, unpack};
 
 /// What is there before the layer comes; only onto a flat tree.
 #[derive(Clone, Copy)]
@@ -107,6 +107,9 @@ fn links_of_the_layer_itself() {
     let two = Tar::new().dir("etc", 0o755).dir("dummy", 0o755).symlink("/etc", "/dummy/etc");
     let two = two.symlink("./dummy/etc", "localetc").file("localetc/unbroken", b"unbroken");
     check("relative to another", &[], two, unbroken);
+    let both = Tar::new().dir("etc", 0o755).dir("dummy", 0o755).symlink("/etc", "/dummy/etc");
+    let both = both.symlink("/dummy/etc", "localetc").file("/dummy/etc/unbroken", b"unbroken");
+    check("absolute through another", &[], both, unbroken);
     let emptied = Tar::new().dir("etc", 0o755).file("etc/emptied", b"not empty").symlink("/etc", "localetc");
     check("emptied", &[], emptied.file("/localetc/emptied", b""), &[E::Content("etc/emptied", "")]);
     let circle = Tar::new().symlink("b", "a").symlink("a", "b").file("a/file", b"");
@@ -138,6 +141,21 @@ fn hard_links() {
         &[],
         deep.link("/breakouts/d1/passwd", "breakouts/p"),
         &[E::Same("breakouts/p", "etc/passwd")],
+    );
+    let down = etc().dir("breakouts", 0o755).dir("downandout", 0o755);
+    let down = down.symlink("../downandout/../../etc", "breakouts/d1");
+    check(
+        "down and out",
+        &[],
+        down.link("/breakouts/d1/passwd", "breakouts/p"),
+        &[E::Same("breakouts/p", "etc/passwd")],
+    );
+    let far = etc().symlink("../../../../../etc/passwd", "l").link("/l", "dup");
+    check(
+        "to a symbolic link far up",
+        &[],
+        far,
+        &[E::Same("dup", "l"), E::Symlink("dup", "../../../../../etc/passwd")],
     );
     check("direct", &[], etc().link("../../../../../etc/passwd", "localpasswd"), same);
     check("direct and absolute", &[], etc().link("/etc/passwd", "localpasswd"), same);
@@ -291,6 +309,37 @@ fn whiteouts() {
     check("opaque through a link", tree, opaque, &[E::Content("etc/new", "new"), E::Missing("etc/passwd")]);
     let remade = Tar::new().dir("etc", 0o755).file("etc/new", b"new").file(".wh.etc", b"");
     check("beside its directory", tree, remade, &[E::Content("etc/new", "new"), E::Missing("etc/passwd")]);
+    // umoci's tables: whiteouts at each depth, of files and of directories, and what is not there.
+    let deep = &[
+        B::Dir("some/path/dir"),
+        B::File("some/path/file", "f"),
+        B::File(".hidden", "h"),
+        B::File("kept", "k"),
+    ];
+    for name in ["some/path/file", "some/path/dir", "some/path", "some", ".hidden"] {
+        let (parent, last) =
+            name.rsplit_once('/').map_or((String::new(), name), |(p, l)| (format!("{p}/"), l));
+        let tar = Tar::new().file(&format!("{parent}.wh.{last}"), b"");
+        check(name, deep, tar, &[E::Missing(name), E::Content("kept", "k")]);
+    }
+    let nothing = Tar::new().file("some/path/.wh.nothing", b"").file("none/.wh.x", b"");
+    check("of nothing", deep, nothing, &[E::Content("some/path/file", "f"), E::Content("kept", "k")]);
+    let links = &[
+        B::Dir("dir"),
+        B::File("file", "kept"),
+        B::File("dir/lower", ""),
+        B::Symlink("../file", "dir/link"),
+        B::Symlink("../../../../../../outside", "dir/verybad"),
+        B::Symlink("/../../../outside/secret", "dir/worse"),
+    ];
+    let opaque = Tar::new().file("dir/.wh..wh..opq", b"").file("dir/new", b"new");
+    let gone = ["dir/lower", "dir/link", "dir/verybad", "dir/worse"].map(E::Missing);
+    check(
+        "opaque over links",
+        links,
+        opaque,
+        &[&[E::Content("file", "kept"), E::Content("dir/new", "new")][..], &gone].concat(),
+    );
     let aufs = Tar::new().file(".wh..wh.aufs", b"").dir(".wh..wh.plnk", 0o700).file(".wh..wh.plnk/1.2", b"x");
     check("of AUFS", tree, aufs, &[kept, E::Missing(".wh..wh.aufs"), E::Missing(".wh..wh.plnk")]);
 }
@@ -311,6 +360,25 @@ fn devices_are_not_opened_and_need_privileges() {
     support::unpack_as(&tar, &other.root(), Whiteouts::OverlayUser, kiln_layer::Ownership::Ignore)
         .expect("unpacked");
     assert!(fs_err::metadata(other.root().join("dev/null")).expect("stat").is_file());
+}
+
+/// A node that nothing answers for, and a pipe without a reader: whoever opened them to set their modes would fail.
+#[test]
+fn modes_of_nodes_are_set_without_opening_them() {
+    let canary = Canary::new();
+    let mut tar = Tar::new().header(&Header { name: b"pipe", flag: b'6', mode: 0o6711, ..Header::default() });
+    if support::is_root() {
+        for (name, flag) in [(&b"character"[..], b'3'), (b"block", b'4')] {
+            tar = tar.header(&Header { name, flag, mode: 0o6751, device: (511, 7), ..Header::default() });
+        }
+    }
+    unpack(&tar.end(), &canary.root(), Whiteouts::Apply).expect("unpacked");
+    let mode = |name: &str| fs_err::symlink_metadata(canary.root().join(name)).expect("stat").mode() & 0o7777;
+    assert_eq!(mode("pipe"), if support::is_root() { 0o6711 } else { 0o711 });
+    if support::is_root() {
+        assert_eq!((mode("character"), mode("block")), (0o6751, 0o6751));
+        fs_err::File::open(canary.root().join("character")).expect_err("nothing answers for it");
+    }
 }
 
 #[test]

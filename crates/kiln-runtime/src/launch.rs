@@ -174,6 +174,7 @@ impl Running {
     /// The kernel's refusal.
     pub fn wait(mut self) -> Result<Finished, RuntimeError> {
         self.waited = true;
+        let _span = kiln_trace::span("unmount");
         let ended = self
             .child
             .wait()
@@ -231,6 +232,7 @@ pub fn start(
     streams: Streams,
     below: Option<&LowerFiles>,
 ) -> Result<Running, RuntimeError> {
+    let _span = kiln_trace::span("mount and start");
     let set_up = |step: &str| {
         let step = step.to_owned();
         move |source| RuntimeError::SetUp { step, detail: String::new(), source }

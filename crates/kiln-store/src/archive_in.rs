@@ -118,6 +118,7 @@ impl Store {
 
     /// A regular, uncompressed file is read in place; anything else is first written to one.
     fn open_archive(&self, lease: &Lease, name: &str, mut file: File) -> Result<Members> {
+        let _span = kiln_trace::span("open archive");
         let read = |source| Error::File { action: "read", path: name.into(), source };
         let is_regular = file.metadata().map_err(read)?.is_file();
         let mut first = [0; 512];
@@ -259,6 +260,7 @@ impl Store {
         source: &LayerSource,
         unpacking: Unpacking,
     ) -> Result<()> {
+        let _span = kiln_trace::span("load layer").of(|| layer.to_string());
         let what = || format!("{}: layer {}", members.name(), source.path);
         let path = lease.fresh_path("blob");
         members.copy(&source.path, &path)?;

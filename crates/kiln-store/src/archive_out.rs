@@ -256,6 +256,7 @@ impl Store {
 
     fn write_part(&self, part: &Part, how: &Saving<'_>, output: &mut File) -> Result<()> {
         let failed = |source| Error::Output { what: "the archive".to_owned(), source };
+        let _span = kiln_trace::span("write blob").with_bytes(part.size);
         match &part.bytes {
             Bytes::Document(bytes) => output.write_all(bytes).map_err(failed),
             Bytes::Blob(blob) => {
@@ -453,6 +454,7 @@ impl Store {
     /// Makes a layer's compressed blob in the lease's directory.
     fn compress(&self, lease: &Lease, below: &[DiffId], layer: DiffId, how: &Saving<'_>) -> Result<NewBlob> {
         let compression = how.compression;
+        let _span = kiln_trace::span("compress").of(|| layer.to_string());
         let path = lease.fresh_path("compressed");
         let failed = |source| Error::File { action: "write", path: path.clone(), source };
         let file = fs_err::File::create_new(&path).map_err(failed)?;

@@ -3,11 +3,11 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use kiln_oci::{ChainId, DiffId, Digest};
+use kiln_oci::{ChainId, DiffId, Digest, ImageId};
 use rusqlite::{Connection, params};
 
 use crate::Store;
-use crate::database::{all, digest, execute};
+use crate::database::{Durability, all, digest, execute};
 use crate::error::Result;
 use crate::lease::{Lease, Leased};
 
@@ -56,6 +56,21 @@ impl Store {
             |_| Ok(()),
         )?;
         Ok(!rows.is_empty())
+    }
+
+    /// Leases an image with its layers, so that a build whose steps end in them need not lease each step's.
+    pub fn keep_image(&self, lease: &Lease, image: ImageId) -> Result<()> {
+        let kept = self.database.write(Durability::Relaxed, |t| {
+            let sql = "SELECT chain_id FROM images WHERE id = ?1";
+            let chain = all(t, sql, [image.0.as_bytes()], |row| digest(row, 0))?;
+            lease.keep_in(t, Leased::Image(image))?;
+            match chain.first() {
+                Some(chain) => self.keep_chain_in(t, lease, ChainId(*chain)),
+                None => Ok(None),
+            }
+        })?;
+        lease.note_kept(kept.unwrap_or_default());
+        Ok(())
     }
 
     /// Leases all layers of a chain; `None` if one of them is not there, or was not written to the end before a power

@@ -112,6 +112,7 @@ struct Doomed {
 impl Store {
     /// Collects. One collector works at a time; another one waits.
     pub fn collect(&self, collection: &Collection<'_>) -> Result<Collected> {
+        let _span = kiln_trace::span("collect");
         let _one = Lock::acquire(&self.root().join("collect.lock"), Sharing::Exclusive)?;
         self.release_reserve()?;
         self.end_dead_leases()?;
@@ -165,6 +166,7 @@ impl Store {
     /// Trims the build cache to nine tenths of [`Store::cache_cap`] if it has outgrown that: the layers that were used
     /// longest ago go first. So do records, of which there is a most, too. Two queries if it has not.
     pub fn collect_if_needed(&self) -> Result<Collected> {
+        let _span = kiln_trace::span("trim cache");
         let cap = self.cache_cap()?;
         if self.cache_bytes()? <= cap && !crate::records::are_too_many(&self.database.lock())? {
             return Ok(Collected::default());

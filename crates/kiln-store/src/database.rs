@@ -27,6 +27,16 @@ pub(crate) enum Durability {
     Durable,
 }
 
+impl Durability {
+    /// What a transaction is called in a trace.
+    fn span(self) -> &'static str {
+        match self {
+            Self::Relaxed => "transaction",
+            Self::Durable => "durable transaction",
+        }
+    }
+}
+
 /// Pages in the log before they are moved into the database: 1 MiB.
 const LOG_PAGES: i64 = 256;
 
@@ -111,6 +121,7 @@ impl Database {
         durability: Durability,
         body: impl FnOnce(&Transaction<'_>) -> Result<T>,
     ) -> Result<T> {
+        let _span = kiln_trace::span(durability.span());
         let mut connection = self.lock();
         if durability == Durability::Durable {
             connection

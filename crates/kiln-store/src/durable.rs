@@ -73,6 +73,8 @@ impl Store {
             return Ok(());
         }
         let root = fs_err::File::open(self.root()).map_err(Error::file("open", self.root()))?;
+        let mut span = kiln_trace::span("sync files");
+        span.count(files.len());
         sync_files(root.as_fd(), &files).map_err(Error::file("sync files of", self.root())).map(drop)
     }
 

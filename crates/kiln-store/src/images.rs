@@ -140,6 +140,7 @@ impl Store {
 
     /// One sync and one transaction for all of them.
     fn publish(&self, images: &[NewImage]) -> Result<Vec<PublishedImage>> {
+        let _span = kiln_trace::span("publish image");
         let mut layers = Vec::new();
         let mut documents = Vec::new();
         for image in images {

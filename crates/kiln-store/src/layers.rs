@@ -72,6 +72,7 @@ impl Store {
     /// Publishes a layer on `parent` and leases it. Idempotent: what is there already is kept, and the new files
     /// go with the lease.
     pub fn publish_layer(&self, lease: &Lease, parent: ChainId, layer: NewLayer) -> Result<DiffId> {
+        let _span = kiln_trace::span("publish layer");
         let diff_id = layer.index.diff_id();
         let index_path = lease.fresh_path("index");
         fs_err::write(&index_path, layer.index.bytes()).map_err(Error::file("write", &index_path))?;

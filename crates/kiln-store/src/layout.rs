@@ -74,6 +74,7 @@ impl Store {
 
     /// Writes `oci-layout` and `index.json` from the database, by rename.
     pub(crate) fn write_layout(&self) -> Result<()> {
+        let _span = kiln_trace::span("write layout");
         // Else what was read before another process's change could replace what that one wrote after it.
         let _one = Lock::acquire(&self.root().join("layout.lock"), Sharing::Exclusive)?;
         // Sizes come from the blobs: reading them off the manifests' own bytes takes ten times as long.

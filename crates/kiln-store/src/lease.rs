@@ -60,6 +60,7 @@ impl Store {
     /// Takes a lease for a command, which is named in `kiln system df -v` and in errors.
     pub fn lease(&self, command: &str) -> Result<Lease> {
         let id = crate::store::random_hex(8)?;
+        let _span = kiln_trace::span("begin lease");
         let directory = self.root().join("tmp").join(&id);
         // All of it in one transaction: for the collector, a directory without a row is nobody's.
         let made = self.database.write(Durability::Relaxed, |t| {
@@ -163,6 +164,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        let _span = kiln_trace::span("end lease");
         let _ = self
             .database
             .write(Durability::Relaxed, |t| execute(t, "DELETE FROM leases WHERE id = ?1", [&self.id]));

@@ -174,6 +174,7 @@ impl Members {
     /// Copies a member into a new file, in the kernel where that is possible.
     pub(crate) fn copy(&self, member: &str, path: &Path) -> Result<()> {
         let (mut reader, size) = self.open(member)?;
+        let _span = kiln_trace::span("copy blob").with_bytes(size);
         let mut output = fs_err::File::create_new(path).map_err(Error::file("make", path))?;
         let copied = io::copy(&mut reader, &mut output).map_err(Error::file("copy into", path))?;
         if copied != size {

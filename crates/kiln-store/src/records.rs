@@ -78,30 +78,22 @@ pub struct Claim {
 }
 
 impl Store {
-    /// Looks a key up and, if the layers of its result are there, leases them: one transaction.
+    /// Looks a key up and, if the layers of its result are there, leases them: one transaction. Nothing is written if
+    /// they are leased already.
     pub fn cached(&self, key: &Digest, lease: &Lease) -> Result<Option<CachedResult>> {
+        let Some((known, last_used)) = find_record(&self.database.lock(), key)? else { return Ok(None) };
+        if lease.has_kept(known.result) && now().saturating_sub(last_used) <= NOTED_AGAIN {
+            return Ok(Some(known));
+        }
         let found = self.database.write(Durability::Relaxed, |t| {
-            let row = all(
-                t,
-                "SELECT result, layer, created, wall_time, last_used FROM records WHERE key = ?1",
-                [key.as_bytes()],
-                |row| {
-                    let layer: Option<[u8; 32]> = row.get(1)?;
-                    let times: [i64; 3] = [row.get(2)?, row.get(3)?, row.get(4)?];
-                    Ok((ChainId(digest(row, 0)?), layer.map(Digest::from_bytes), times))
-                },
-            )?;
-            let Some((result, layer, times)) = row.first().copied() else { return Ok(None) };
-            let [created, wall_time, last_used] = times;
+            let Some((cached, last_used)) = find_record(t, key)? else { return Ok(None) };
             let now = now();
             if now.saturating_sub(last_used) > NOTED_AGAIN {
                 let sql = "UPDATE records SET last_used = ?1 WHERE key = ?2";
                 execute(t, sql, params![now, key.as_bytes()])?;
             }
-            let kept = self.keep_chain_in(t, lease, result)?;
-            let present = kept.is_some();
-            let wall_time = Duration::from_nanos(wall_time.unsigned_abs());
-            let cached = CachedResult { result, layer: layer.map(DiffId), present, wall_time, created };
+            let kept = self.keep_chain_in(t, lease, cached.result)?;
+            let cached = CachedResult { present: kept.is_some(), ..cached };
             Ok(Some((cached, kept.unwrap_or_default())))
         })?;
         Ok(found.map(|(cached, kept)| {
@@ -252,4 +244,24 @@ fn read_record(row: &rusqlite::Row<'_>) -> rusqlite::Result<CacheRecord> {
         created: row.get(7)?,
         name: row.get(8)?,
     })
+}
+/// A record as it is, taken to be there, and when it was last used.
+fn find_record(connection: &Connection, key: &Digest) -> Result<Option<(CachedResult, i64)>> {
+    let rows = all(
+        connection,
+        "SELECT result, layer, created, wall_time, last_used FROM records WHERE key = ?1",
+        [key.as_bytes()],
+        |row| {
+            let layer: Option<[u8; 32]> = row.get(1)?;
+            let cached = CachedResult {
+                result: ChainId(digest(row, 0)?),
+                layer: layer.map(Digest::from_bytes).map(DiffId),
+                present: true,
+                wall_time: Duration::from_nanos(row.get::<_, i64>(3)?.unsigned_abs()),
+                created: row.get(2)?,
+            };
+            Ok((cached, row.get(4)?))
+        },
+    )?;
+    Ok(rows.into_iter().next())
 }

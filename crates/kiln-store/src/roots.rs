@@ -175,6 +175,7 @@ impl Store {
         owners: Owners<'_>,
         clamp: Option<i64>,
     ) -> Result<LayerIndex> {
+        let _span = kiln_trace::span("capture");
         let root = Root::open(upper)?;
         let changes = Changes::Upper;
         let capture = Capture { root: &root, lower, changes, owners, stubs: &[], clamp };
@@ -218,6 +219,7 @@ impl Store {
         layer: DiffId,
         output: &mut (dyn io::Write + Send),
     ) -> Result<()> {
+        let _span = kiln_trace::span("make tar again").of(|| layer.to_string());
         let index = self.index(layer)?;
         let snapshot = self.find_snapshot(ChainId::of(below), layer)?.ok_or(Error::NoLayer(layer))?;
         let root = Root::open(&snapshot.diff)?;

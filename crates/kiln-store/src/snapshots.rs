@@ -143,6 +143,7 @@ impl Store {
         parent: ChainId,
         layer: DiffId,
     ) -> Result<SnapshotPaths> {
+        let _span = kiln_trace::span("make snapshot").of(|| layer.to_string());
         let key = snapshot_key(&*self.index(layer)?, parent);
         let _claim = self.claim_files(&key)?;
         if let Some(snapshot) = self.snapshot_by_key(&key)? {
@@ -183,6 +184,8 @@ impl Store {
 
     /// Prepares a root of a stack of layers, with a fresh place for changes.
     pub fn prepare_root(&self, lease: &Lease, layers: &[DiffId], way: RootWay) -> Result<PreparedRoot> {
+        let mut span = kiln_trace::span("prepare root");
+        span.count(layers.len());
         let form = match way {
             RootWay::Overlay => self.stack_root(lease, layers)?,
             RootWay::Copy => {

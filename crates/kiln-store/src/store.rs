@@ -50,10 +50,13 @@ pub struct Store {
 impl Store {
     /// Opens the store at `root`, making it (mode 0700) if it is not there. Nothing is cleaned up.
     pub fn open(root: &Path, ownership: Ownership) -> Result<Self> {
+        let _span = kiln_trace::span("open store");
         let database_path = root.join("kiln.db");
         let is_new = !database_path.exists();
         if is_new {
             create_directories(root)?;
+        } else {
+            close_to_others(root)?;
         }
         let boot = kiln_sys::publish::boot_id()?;
         let database = Arc::new(Database::open(&database_path)?);
@@ -85,6 +88,7 @@ impl Store {
 
     /// Makes everything that was written before durable: one `syncfs`.
     pub(crate) fn sync(&self) -> Result<()> {
+        let _span = kiln_trace::span("sync file system");
         let root = fs_err::File::open(&self.root).map_err(Error::file("open", &self.root))?;
         kiln_sys::publish::sync_file_system(&root).map_err(Error::file("sync the file system of", &self.root))
     }
@@ -144,22 +148,37 @@ fn create_directories(root: &Path) -> Result<()> {
             .map_err(Error::file("make the directory", path))
     };
     make(root)?;
-    // A directory that was there already may be open to others: setuid files of layers must not be
-    // reachable (CVE-2021-41091).
-    let mode = fs_err::metadata(root).map_err(Error::file("stat", root))?.permissions().mode();
-    if mode & 0o077 != 0 {
-        fs_err::set_permissions(root, std::fs::Permissions::from_mode(0o700))
-            .map_err(Error::file("set the mode of", root))?;
-    }
-    for name in
-        ["blobs/sha256", "overlay2/l", "index", "cache", "tmp", "trash", "context", "claims", "mounts"]
-    {
+    close_to_others(root)?;
+    let names = [
+        "blobs/sha256",
+        "overlay2/l",
+        "index",
+        "cache",
+        "tmp",
+        "trash",
+        "context",
+        "claims",
+        "mounts",
+        "downloads",
+    ];
+    for name in names {
         make(&root.join(name))?;
     }
     let tmp = root.join("tmp");
     let opened = fs_err::File::open(&tmp).map_err(Error::file("open", &tmp))?;
     // Only for speed: other file systems do without.
     let _ = kiln_sys::publish::spread_directories(&opened);
+    Ok(())
+}
+
+/// A directory that was there already, or was changed since, may be open to others: setuid files of layers must not be
+/// reachable (CVE-2021-41091).
+fn close_to_others(root: &Path) -> Result<()> {
+    let mode = fs_err::metadata(root).map_err(Error::file("stat", root))?.permissions().mode();
+    if mode & 0o077 != 0 {
+        fs_err::set_permissions(root, std::fs::Permissions::from_mode(0o700))
+            .map_err(Error::file("set the mode of", root))?;
+    }
     Ok(())
 }
 

@@ -125,6 +125,7 @@ impl Store {
         if path.exists() {
             return Ok(Some(path));
         }
+        let _span = kiln_trace::span("write EROFS image");
         let fresh = lease.fresh_path("erofs");
         let mut file = fs_err::File::create_new(&fresh).map_err(Error::file("make", &fresh))?;
         match write_image(index, file.file_mut()) {
@@ -155,6 +156,7 @@ impl Store {
     }
 
     fn decompress(&self, lease: &Lease, layer: DiffId, blob: &Path) -> Result<NewBlob> {
+        let _span = kiln_trace::span("decompress layer").of(|| layer.to_string());
         let path = lease.fresh_path("layer.tar");
         let output = fs_err::File::create_new(&path).map_err(Error::file("make", &path))?;
         let input = fs_err::File::open(blob).map_err(Error::file("open", blob))?;
@@ -203,6 +205,7 @@ fn write_image(index: &LayerIndex, file: &mut File) -> kiln_layer::Result<()> {
 fn can_mount(root: &Path) -> io::Result<bool> {
     const OVERLAYFS: i64 = 0x794c_7630;
     const ECRYPTFS: i64 = 0xf15f;
+    let _span = kiln_trace::span("try EROFS");
     #[allow(clippy::unnecessary_cast, reason = "the type differs between architectures")]
     if [OVERLAYFS, ECRYPTFS].contains(&(rustix::fs::statfs(root)?.f_type as i64)) {
         return Ok(false);

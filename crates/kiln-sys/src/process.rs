@@ -472,11 +472,18 @@ pub fn fork() -> io::Result<Forked> {
     }
 }
 
+/// Waits a moment for threads that have ended: whoever joined them may be told before the kernel has taken them off.
+///
 /// # Errors
 /// `EBUSY` when this process has more than one thread.
 pub(crate) fn require_single_thread() -> io::Result<()> {
-    let threads = fs_err::read_dir("/proc/self/task").map_or(1, Iterator::count);
-    if threads == 1 { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EBUSY)) }
+    for _ in 0..200 {
+        if fs_err::read_dir("/proc/self/task").map_or(1, Iterator::count) == 1 {
+            return Ok(());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    Err(io::Error::from_raw_os_error(libc::EBUSY))
 }
 
 /// Waits for any child, or for the one named; the identifier and how it ended. For a container's first process, which

@@ -4,6 +4,9 @@
 //! stay inside. A [`Directory`] is one opened directory; its methods take a single name and never follow a symbolic
 //! link, and none of them opens a device, a FIFO or a socket.
 
+#[cfg(any(test, feature = "without-openat2"))]
+mod by_component;
+
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -15,6 +18,11 @@ use rustix::fs::{
     Timestamps, UTIME_OMIT, Uid,
 };
 use rustix::io::Errno;
+
+#[cfg(feature = "without-openat2")]
+use by_component::openat2;
+#[cfg(not(feature = "without-openat2"))]
+use rustix::fs::openat2;
 
 /// An operation on a file that failed.
 #[derive(Debug, thiserror::Error)]
@@ -137,7 +145,7 @@ impl Root {
     pub fn open_plain(&self, path: &Path) -> Result<std::fs::File> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let resolve = IN_ROOT | ResolveFlags::NO_SYMLINKS;
-        sys::openat2(&self.directory.fd, path, flags, Mode::empty(), resolve)
+        openat2(&self.directory.fd, path, flags, Mode::empty(), resolve)
             .map(std::fs::File::from)
             .map_err(|error| self.error("open", path, error))
     }
@@ -192,7 +200,7 @@ impl Root {
     fn openat2(&self, operation: &'static str, path: &Path, flags: OFlags, mode: Mode) -> Result<OwnedFd> {
         let inside = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         loop {
-            match sys::openat2(&self.directory.fd, inside, flags | OFlags::CLOEXEC, mode, IN_ROOT) {
+            match openat2(&self.directory.fd, inside, flags | OFlags::CLOEXEC, mode, IN_ROOT) {
                 // A concurrent rename or mount makes the kernel give up on a path with "..": try again (openat2(2)).
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 result => return result.map_err(|error| self.error(operation, path, error)),

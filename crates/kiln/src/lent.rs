@@ -10,16 +10,10 @@ use clap::ValueEnum;
 use kiln_build::Lent;
 
 use crate::failure::{Failure, Kind};
+use crate::web;
 
 /// Where lent files appear.
 const PLACE: &str = "/run/kiln";
-/// Where systems keep their CA bundle: Debian, Fedora, Alpine and openSUSE.
-const BUNDLES: [&str; 4] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/cert.pem",
-    "/etc/ssl/ca-bundle.pem",
-];
 /// Variables by which programs find a CA bundle.
 const BUNDLE_VARIABLES: [&str; 9] = [
     "SSL_CERT_FILE",
@@ -103,10 +97,8 @@ fn bundle(named: Option<&Path>, known: &[&str]) -> Result<Vec<u8>, Failure> {
     })
 }
 
-#[expect(clippy::disallowed_methods, reason = "the binary reads the environment")]
 fn lend_bundle(lent: &mut Lent, apt: &mut String) -> Result<()> {
-    let named = std::env::var_os("SSL_CERT_FILE").filter(|name| !name.is_empty()).map(PathBuf::from);
-    let bytes = bundle(named.as_deref(), &BUNDLES)?;
+    let bytes = bundle(web::named_bundle().as_deref(), &web::BUNDLES)?;
     let path = format!("{PLACE}/ca-certificates.crt");
     lent.files.push((path.clone(), bytes));
     lent.environment.extend(BUNDLE_VARIABLES.map(|name| (name.to_owned(), path.clone())));

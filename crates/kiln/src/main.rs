@@ -3,6 +3,7 @@
 
 mod arguments;
 mod commands;
+mod context;
 mod failure;
 mod filters;
 mod format;
@@ -12,20 +13,24 @@ mod listing;
 mod progress;
 mod prompt;
 mod session;
+mod timings;
 mod units;
 mod watch;
+mod web;
 
 use std::io::Write as _;
 use std::process::ExitCode;
 
+use arguments::Arguments;
 use arguments::switches::{self, Stop};
 use failure::Convention;
+use timings::Timings;
 
 fn main() -> ExitCode {
     kiln_runtime::init_if_asked();
     let words: Vec<_> = std::env::args_os().collect();
     let (error, convention) = match switches::parse(&words) {
-        Ok(arguments) => match commands::dispatch(&arguments) {
+        Ok(arguments) => match run(&arguments) {
             Ok(status) => return ExitCode::from(status),
             Err(error) => (error, commands::convention(&arguments.command)),
         },
@@ -36,7 +41,26 @@ fn main() -> ExitCode {
         }
         Err(Stop::Refused(refusal)) => (refusal.into_failure().into(), Convention::Plain),
     };
-    let report = failure::report(&error, convention);
+    ExitCode::from(tell(&error, convention))
+}
+
+/// Does what was asked for, and tells where its time went if that was asked for, too.
+fn run(arguments: &Arguments) -> anyhow::Result<u8> {
+    let timings = Timings::start(arguments)?;
+    let outcome = commands::dispatch(arguments);
+    let status = match &outcome {
+        // What failed comes before the table.
+        Err(error) => tell(error, commands::convention(&arguments.command)),
+        Ok(status) => *status,
+    };
+    timings.finish()?;
+    Ok(status)
+}
+
+/// Reports a failure and gives the exit status.
+fn tell(error: &anyhow::Error, convention: Convention) -> u8 {
+    let report = failure::report(error, convention);
+    // Nobody is left to tell if standard error is gone.
     let _ = std::io::stderr().lock().write_all(report.text.as_bytes());
-    ExitCode::from(report.status)
+    report.status
 }

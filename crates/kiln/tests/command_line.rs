@@ -119,10 +119,12 @@ fn help() {
       version  Show the version
 
     Options:
-      -v, --version     Print version
-          --root <DIR>  Directory of the store [default: /var/lib/kiln as root, else
-                        $XDG_DATA_HOME/kiln] [env: KILN_ROOT]
-      -h, --help        Print help (see more with '--help')
+      -v, --version       Print version
+          --root <DIR>    Directory of the store [default: /var/lib/kiln as root, else
+                          $XDG_DATA_HOME/kiln] [env: KILN_ROOT]
+          --timings       Tell on standard error where the time went, by phase and by thread
+          --trace <FILE>  Write where the time went to a file for Perfetto and chrome://tracing
+      -h, --help          Print help (see more with '--help')
 
     `kiln COMMAND --help` tells more about a command.
     [exit 0]
@@ -151,9 +153,11 @@ fn help() {
       prune    Remove images without a name
 
     Options:
-          --root <DIR>  Directory of the store [default: /var/lib/kiln as root, else
-                        $XDG_DATA_HOME/kiln] [env: KILN_ROOT]
-      -h, --help        Print help
+          --root <DIR>    Directory of the store [default: /var/lib/kiln as root, else
+                          $XDG_DATA_HOME/kiln] [env: KILN_ROOT]
+          --timings       Tell on standard error where the time went, by phase and by thread
+          --trace <FILE>  Write where the time went to a file for Perfetto and chrome://tracing
+      -h, --help          Print help
     [exit 0]
     "#);
     insta::assert_snapshot!(kiln(&["history", "--help"]), @r#"
@@ -184,6 +188,12 @@ fn help() {
               Directory of the store [default: /var/lib/kiln as root, else $XDG_DATA_HOME/kiln]
               
               [env: KILN_ROOT]
+
+          --timings
+              Tell on standard error where the time went, by phase and by thread
+
+          --trace <FILE>
+              Write where the time went to a file for Perfetto and chrome://tracing
 
       -h, --help
               Print help (see a summary with '-h')

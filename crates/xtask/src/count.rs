@@ -48,13 +48,10 @@ pub(crate) fn run(purpose: Purpose) -> Result<()> {
         println!("SKIPPED: instructions are not counted, since valgrind is not on the PATH");
         return Ok(());
     }
-    let figures = Figures {
-        compiler: machine::output(Command::new("rustc").arg("--version"))?.trim().to_owned(),
-        architecture: std::env::consts::ARCH.to_owned(),
-        instructions: count()?,
-    };
+    let compiler = machine::output(Command::new("rustc").arg("--version"))?.trim().to_owned();
     let path = repository().join("crates/xtask/instructions.json");
     if purpose == Purpose::Accept {
+        let figures = Figures { compiler, architecture: architecture(), instructions: count(None)? };
         std::fs::write(&path, serde_json::to_string_pretty(&figures)? + "\n")?;
         println!("accepted: {}", path.display());
         for (name, count) in &figures.instructions {
@@ -64,23 +61,34 @@ pub(crate) fn run(purpose: Purpose) -> Result<()> {
     }
     let text = std::fs::read_to_string(&path)
         .with_context(|| format!("cannot read {}: `cargo xtask count --accept` makes it", path.display()))?;
-    report(&serde_json::from_str(&text)?, &figures)
+    let accepted: Figures = serde_json::from_str(&text)?;
+    // Other code is not comparable.
+    for (what, theirs, ours) in
+        [("compiler", &accepted.compiler, &compiler), ("processor", &accepted.architecture, &architecture())]
+    {
+        if theirs != ours {
+            println!(
+                "SKIPPED: instructions are not counted, since the figures are of another {what}: {theirs}, this is {ours}; \
+                 `cargo xtask count --accept` takes this one's"
+            );
+            return Ok(());
+        }
+    }
+    let instructions = count(Some(&accepted))?;
+    report(&accepted.instructions, &instructions)
 }
 
-fn report(accepted: &Figures, found: &Figures) -> Result<()> {
-    if accepted.architecture != found.architecture {
-        println!(
-            "SKIPPED: the figures are those of {}, not of {}",
-            accepted.architecture, found.architecture
-        );
-        return Ok(());
-    }
-    if accepted.compiler != found.compiler {
-        println!("note: the figures were made by {}, this is {}", accepted.compiler, found.compiler);
-    }
+/// What decides which code is run: valgrind shows the processor's vector instructions, and copying uses them.
+fn architecture() -> String {
+    let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let vectors = if flags.split_whitespace().any(|flag| flag == "avx2") { " with AVX2" } else { "" };
+    format!("{}{vectors}", std::env::consts::ARCH)
+}
+
+fn report(accepted: &BTreeMap<String, u64>, found: &BTreeMap<String, u64>) -> Result<()> {
     let mut worse = Vec::new();
-    for (name, count) in &found.instructions {
-        let verdict = compare(accepted.instructions.get(name).copied(), *count);
+    for (name, count) in found {
+        let verdict = compare(accepted.get(name).copied(), *count);
         let told = match verdict {
             Verdict::Same(part) => format!("{:+.1} %", part * 100.0),
             Verdict::Better(part) => {
@@ -96,7 +104,7 @@ fn report(accepted: &Figures, found: &Figures) -> Result<()> {
         };
         println!("{name:<12} {count:>14} instructions  {told}");
     }
-    for name in accepted.instructions.keys().filter(|name| !found.instructions.contains_key(*name)) {
+    for name in accepted.keys().filter(|name| !found.contains_key(*name)) {
         println!("{name:<12} NOT COMPARED: it was not counted");
     }
     if worse.is_empty() {
@@ -121,46 +129,75 @@ fn compare(accepted: Option<u64>, found: u64) -> Verdict {
     }
 }
 
-/// Builds what is counted and runs each piece.
-fn count() -> Result<BTreeMap<String, u64>> {
-    say("building what is counted (release)");
-    let release = target_directory().join("release");
-    for (package, target) in [
-        ("kiln", ["--bin", "kiln"]),
-        ("kiln-layer", ["--example", "count_layer"]),
-        ("kiln-graph", ["--example", "count_keys"]),
-    ] {
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.current_dir(repository()).args(["build", "--release", "--quiet", "--package", package]);
-        machine::run(cargo.args(target))?;
-    }
-    let place = target_directory().join("count");
+/// A piece of work, by name.
+struct Work {
+    name: &'static str,
+    command: Command,
+}
+
+/// Builds what is counted and makes what it works on.
+fn prepare() -> Result<Vec<Work>> {
+    say("building what is counted");
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(repository()).args(["build", "--profile", "count", "--quiet"]);
+    cargo.args([
+        "--package",
+        "kiln",
+        "--package",
+        "kiln-sys",
+        "--package",
+        "kiln-layer",
+        "--package",
+        "kiln-graph",
+    ]);
+    cargo.args(["--bin", "kiln", "--example", "count_layer", "--example", "count_keys"]);
+    // valgrind 3.19 does not know openat2.
+    cargo.args(["--features", "kiln-sys/without-openat2"]);
+    machine::run(&mut cargo)?;
+    let built = target_directory().join("count");
+    let place = target_directory().join("counted");
     let _ = std::fs::remove_dir_all(&place);
     std::fs::create_dir_all(&place)?;
-    let layers = release.join("examples/count_layer");
-    let layer = place.join("layer.tar");
+    let (layers, kiln) = (built.join("examples/count_layer"), built.join("kiln"));
+    let (layer, index) = (place.join("layer.tar"), place.join("index"));
     machine::run(Command::new(&layers).arg("make").arg(&layer))?;
-
-    say("counting instructions");
-    let mut counts = BTreeMap::new();
-    let mut add = |name: &str, command: &Command| -> Result<()> {
-        match instructions(command).with_context(|| name.to_owned())? {
-            Some(count) => drop(counts.insert(name.to_owned(), count)),
-            None => println!("SKIPPED: {name}, since this valgrind does not know openat2"),
-        }
-        Ok(())
+    let of_layers = |what: &str, path: &Path| {
+        let mut command = Command::new(&layers);
+        command.arg(what).arg(path);
+        command
     };
-    add("tar-walk", Command::new(&layers).arg("walk").arg(&layer))?;
-    add("index", Command::new(&layers).arg("index"))?;
-    add("keys", &Command::new(release.join("examples/count_keys")))?;
-    let kiln = release.join("kiln");
-    let steps = build(&kiln, &place, &steps(&place)?);
-    add("steps", &steps)?;
-    add("steps-again", &steps)?;
-    // Contents are hashed, and a layer is written from them; then they are only looked at.
-    let files = build(&kiln, &place, &files(&place)?);
-    add("files", &files)?;
-    add("files-again", &files)?;
+    let (steps, files) = (steps(&place)?, files(&place)?);
+    let build = |name, context: &Path| Work { name, command: build(&kiln, &place, context) };
+    let work = |name, command| Work { name, command };
+    Ok(vec![
+        work("tar-walk", of_layers("walk", &layer)),
+        work("index-write", of_layers("write-index", &index)),
+        work("index-read", of_layers("read-index", &index)),
+        work("keys", Command::new(built.join("examples/count_keys"))),
+        build("steps", &steps),
+        build("steps-again", &steps),
+        // Contents are hashed, and a layer is written from them; then they are only looked at.
+        build("files", &files),
+        build("files-again", &files),
+    ])
+}
+
+/// Counts each piece of work. One that is worse than it was is counted once more where that can be done: nothing but the
+/// order of threads and the places in memory differ between two counts.
+fn count(accepted: Option<&Figures>) -> Result<BTreeMap<String, u64>> {
+    let works = prepare()?;
+    say("counting instructions");
+    let profile = target_directory().join("counted/callgrind");
+    let mut counts = BTreeMap::new();
+    for Work { name, command } in &works {
+        let mut count = instructions(command, &profile).with_context(|| (*name).to_owned())?;
+        let known = accepted.and_then(|accepted| accepted.instructions.get(*name).copied());
+        let repeatable = !matches!(*name, "steps" | "files");
+        if repeatable && matches!(compare(known, count), Verdict::Worse(_)) {
+            count = count.min(instructions(command, &profile)?);
+        }
+        counts.insert((*name).to_owned(), count);
+    }
     Ok(counts)
 }
 
@@ -171,15 +208,16 @@ fn build(kiln: &Path, place: &Path, context: &Path) -> Command {
     command
 }
 
-/// A Dockerfile of four hundred steps that need no files.
+/// Forty steps that each have a key and a record, between two hundred that have none.
 fn steps(place: &Path) -> Result<PathBuf> {
     let context = place.join("steps");
     std::fs::create_dir_all(&context)?;
     let mut text = "FROM scratch\n".to_owned();
     for number in 0..200 {
-        text.push_str(&format!(
-            "ENV NAME_{number}=value-{number}\nLABEL label.{number}=${{NAME_{number}}}\n"
-        ));
+        text.push_str(&format!("ENV NAME_{number}=value-{number}\n"));
+        if number % 5 == 0 {
+            text.push_str(&format!("WORKDIR /w/${{NAME_{number}}}\n"));
+        }
     }
     std::fs::write(context.join("Dockerfile"), text)?;
     Ok(context)
@@ -191,7 +229,7 @@ fn files(place: &Path) -> Result<PathBuf> {
     for number in 0..1000 {
         let directory = context.join(format!("src/d{:02}", number % 25));
         std::fs::create_dir_all(&directory)?;
-        std::fs::write(directory.join(format!("file-{number:04}")), format!("{number}\n").repeat(200))?;
+        std::fs::write(directory.join(format!("file-{number:04}")), format!("{number}\n").repeat(20))?;
     }
     std::fs::write(context.join("Dockerfile"), "FROM scratch\nCOPY src /src\n")?;
     // Files that were written a moment ago are not trusted to stay as they are.
@@ -199,35 +237,61 @@ fn files(place: &Path) -> Result<PathBuf> {
     Ok(context)
 }
 
-/// Instructions of a command, its threads together; `None` if valgrind cannot run it.
-fn instructions(command: &Command) -> Result<Option<u64>> {
+/// Instructions of a command, its threads together, without those of the hash function itself: valgrind's processor has
+/// no instructions for it, so it would hide everything else.
+fn instructions(command: &Command, profile: &Path) -> Result<u64> {
     let mut valgrind = Command::new("valgrind");
-    valgrind.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]);
-    valgrind.arg(PathBuf::from(command.get_program())).args(command.get_args());
-    let output = valgrind.output().context("cannot start valgrind")?;
-    let text = String::from_utf8_lossy(&output.stderr);
-    if !output.status.success() {
-        if text.contains("unhandled") && text.contains("syscall") {
-            return Ok(None);
+    valgrind.arg("--tool=callgrind").arg(format!("--callgrind-out-file={}", profile.display()));
+    valgrind.arg(command.get_program()).args(command.get_args());
+    machine::output(&mut valgrind)?;
+    let text = std::fs::read_to_string(profile).with_context(|| profile.display().to_string())?;
+    let total: u64 =
+        costs(&text).iter().filter(|(name, _)| !name.contains("sha2")).map(|(_, cost)| cost).sum();
+    if total == 0 { bail!("callgrind's profile {} has no costs", profile.display()) } else { Ok(total) }
+}
+
+/// The instructions of each function itself, from a profile in callgrind's format (valgrind's manual, "Callgrind Format
+/// Specification"): `fn=(1) name` begins a function, and is `fn=(1)` from then on; lines of a position and a cost follow;
+/// the one after `calls=` is what the called function took.
+fn costs(profile: &str) -> BTreeMap<String, u64> {
+    let mut names: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut costs: BTreeMap<String, u64> = BTreeMap::new();
+    let (mut function, mut of_callee) = ("", false);
+    for line in profile.lines() {
+        if let Some(id) = line.strip_prefix("fn=").or_else(|| line.strip_prefix("cfn=")) {
+            let (id, name) = id.split_once(' ').unwrap_or((id, ""));
+            if !name.is_empty() {
+                names.insert(id, name);
+            }
+            if !line.starts_with('c') {
+                function = id;
+            }
+        } else if line.starts_with("calls=") {
+            of_callee = true;
+        } else if line.starts_with(|c: char| c.is_ascii_digit() || "+-*".contains(c)) {
+            let cost = line.split(' ').nth(1).and_then(|cost| cost.parse::<u64>().ok()).unwrap_or(0);
+            if !std::mem::take(&mut of_callee) {
+                *costs.entry((*names.get(function).unwrap_or(&function)).to_owned()).or_default() += cost;
+            }
         }
-        bail!("{} ended with {}: {text}", machine::line(command), output.status);
     }
-    // ==123== Collected : 456
-    let collected = text.lines().find_map(|line| line.split_once("Collected :"));
-    let number = collected.and_then(|(_, number)| number.trim().parse().ok());
-    number.map(Some).with_context(|| format!("callgrind does not say what it collected: {text}"))
+    costs
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn figures(count: u64) -> Figures {
-        Figures {
-            compiler: "rustc".to_owned(),
-            architecture: "any".to_owned(),
-            instructions: BTreeMap::from([("walk".to_owned(), count)]),
-        }
+    fn figures(count: u64) -> BTreeMap<String, u64> {
+        BTreeMap::from([("walk".to_owned(), count)])
+    }
+
+    #[test]
+    fn costs_are_each_functions_own() {
+        let profile = "version: 1\npositions: line\nevents: Ir\n\nfl=(1) a.rs\nfn=(1) main\n16 20\ncfn=(2) sha2::compress\n\
+                       calls=3 10\n16 400\n+1 5\nfi=(2) b.rs\n* 1\n\nfn=(2)\n10 400\n\nfn=(1)\n-3 2\n";
+        let own = costs(profile);
+        assert_eq!(own, BTreeMap::from([("main".to_owned(), 28), ("sha2::compress".to_owned(), 400)]));
     }
 
     #[test]

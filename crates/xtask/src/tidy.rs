@@ -32,7 +32,57 @@ fn breaches(root: &Path) -> Result<Vec<String>> {
         }
     }
     check_edges(&crates, &architecture, &mut breaches)?;
+    let security = std::fs::read_to_string(root.join("docs/security.md"))?;
+    check_named_tests(&crates, &security, &mut breaches)?;
     Ok(breaches)
+}
+
+/// Every test that docs/security.md names must exist: what no test holds is not promised.
+fn check_named_tests(
+    crates: &BTreeMap<String, PathBuf>,
+    page: &str,
+    breaches: &mut Vec<String>,
+) -> Result<()> {
+    let named = named_tests(page);
+    if named.is_empty() {
+        breaches.push("docs/security.md names no test".to_owned());
+    }
+    for (name, test) in named {
+        let Some(directory) = crates.get(name) else {
+            breaches.push(format!("docs/security.md names the crate {name}, which is none"));
+            continue;
+        };
+        let mut sources = Vec::new();
+        for part in ["src", "tests"].map(|part| directory.join(part)).iter().filter(|part| part.is_dir()) {
+            collect(part, &mut sources)?;
+        }
+        let found =
+            sources.iter().any(|path| std::fs::read_to_string(path).is_ok_and(|text| is_test(&text, test)));
+        if !found {
+            breaches.push(format!("docs/security.md names the test {test} of {name}, which is none"));
+        }
+    }
+    Ok(())
+}
+
+/// Crate and test of each `crate::test` in backticks.
+fn named_tests(page: &str) -> Vec<(&str, &str)> {
+    page.split('`').skip(1).step_by(2).filter_map(|word| word.split_once("::")).collect()
+}
+
+/// Whether a source has a test of this name: a function with the attribute, or a case of the sandbox's table.
+fn is_test(text: &str, test: &str) -> bool {
+    let (function, case) = (format!("fn {test}("), format!("(\"{test}\","));
+    let mut lines = text.lines().map(str::trim);
+    let mut marked = false;
+    lines.any(|line| {
+        if line == "#[test]" {
+            marked = true;
+        }
+        let is_function =
+            line.starts_with("fn ") && std::mem::take(&mut marked) && line.starts_with(&function);
+        is_function || line.starts_with(&case)
+    }) || text.contains("proptest!") && text.contains(&function)
 }
 
 fn crates(root: &Path) -> Result<BTreeMap<String, PathBuf>> {
@@ -137,6 +187,14 @@ mod tests {
     #[test]
     fn the_house_is_tidy() {
         run().unwrap();
+    }
+
+    #[test]
+    fn named_tests_are_looked_for() {
+        assert_eq!(named_tests("| a `b` | `c::d`, `e::f` |"), [("c", "d"), ("e", "f")]);
+        let source = "fn helper() {}\n#[test]\n#[cfg(unix)]\nfn holds() {\n}\nfn other() {}\n    (\"a_case\", case),\n";
+        assert!(is_test(source, "holds") && is_test(source, "a_case"));
+        assert!(!is_test(source, "helper") && !is_test(source, "other") && !is_test(source, "hold"));
     }
 
     #[test]

@@ -67,7 +67,10 @@ impl Block {
     }
 
     pub(super) fn size(&self, at: u64) -> Result<u64> {
-        unsigned(&self.0[124..136]).ok_or_else(|| damaged(at, TarProblem::Number("size")))
+        let field = &self.0[124..136];
+        // GNU tar passes over a header whose size is blank.
+        let blank = field[0] == b' ' && field.trim_ascii().is_empty();
+        unsigned(field).filter(|_| !blank).ok_or_else(|| damaged(at, TarProblem::Number("size")))
     }
 
     pub(super) fn read_into(&self, entry: &mut Entry, at: u64) -> Result<()> {

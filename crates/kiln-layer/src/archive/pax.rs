@@ -23,6 +23,8 @@ pub(super) struct Sparse {
     pub(super) size: Option<u64>,
     /// The map of formats 0.0 and 0.1; in format 1.0 it is in the content.
     pub(super) map: Option<Vec<u8>>,
+    /// How many regions there are, where the records say so.
+    pub(super) regions: Option<u64>,
 }
 
 impl Records {
@@ -35,7 +37,14 @@ impl Records {
     /// Reads a whole extended header; it replaces an earlier one for the same entry.
     pub(super) fn parse(&mut self, bytes: &[u8], at: u64) -> Result<()> {
         self.clear();
-        each(bytes, |key, value| self.add(key, value)).ok_or_else(|| damaged(at, TarProblem::Pax))
+        each(bytes, |key, value| self.add(key, value)).ok_or_else(|| damaged(at, TarProblem::Pax))?;
+        // POSIX and Go take an empty one for none at all, GNU tar refuses it, Python takes it for zero.
+        let governs =
+            |key: &[u8]| matches!(key, b"path" | b"linkpath" | b"size" | b"uid" | b"gid" | b"mtime");
+        if self.records.iter().any(|(key, value)| value.is_empty() && governs(key)) {
+            return Err(damaged(at, TarProblem::Disagreement("an empty record")));
+        }
+        Ok(())
     }
 
     fn add(&mut self, key: &[u8], value: &[u8]) -> Option<()> {
@@ -43,8 +52,9 @@ impl Records {
             b"GNU.sparse.offset" => 0,
             b"GNU.sparse.numbytes" => 1,
             _ => {
-                self.records.insert(key.to_vec(), value.to_vec());
-                return Some(());
+                let again = self.records.insert(key.to_vec(), value.to_vec()).is_some();
+                // The last one wins, but only where the first one can be read.
+                return (!again || !governs(key)).then_some(());
             }
         };
         if self.sparse_numbers % 2 != expected || value.contains(&b',') {
@@ -63,8 +73,17 @@ impl Records {
         self.records.get(key).map(Vec::as_slice).filter(|value| !value.is_empty())
     }
 
+    /// Whether any record is about a sparse file.
+    pub(super) fn speaks_of_sparse(&self) -> bool {
+        self.sparse_numbers > 0 || self.records.keys().any(|key| key.starts_with(b"GNU.sparse."))
+    }
+
     pub(super) fn has_path(&self) -> bool {
         self.get(b"path").is_some()
+    }
+
+    pub(super) fn has_size(&self) -> bool {
+        self.get(b"size").is_some()
     }
 
     pub(super) fn has_link(&self) -> bool {
@@ -117,6 +136,10 @@ impl Records {
         }
         let map =
             if self.sparse_numbers > 0 { Some(&self.sparse_map[..]) } else { self.get(b"GNU.sparse.map") };
+        let regions = match self.get(b"GNU.sparse.numblocks") {
+            Some(count) => Some(decimal(count).ok_or_else(bad)?),
+            None => None,
+        };
         let map = match (self.get(b"GNU.sparse.major"), self.get(b"GNU.sparse.minor")) {
             (Some(b"0"), Some(b"0" | b"1")) => Some(map.unwrap_or_default()),
             (Some(b"1"), Some(b"0")) => None,
@@ -124,13 +147,22 @@ impl Records {
             (None, None) => return Ok(None),
             _ => return Err(bad()),
         };
+        if map.is_some() && regions.is_none() {
+            return Err(bad());
+        }
         let size = match self.get(b"GNU.sparse.size").or_else(|| self.get(b"GNU.sparse.realsize")) {
             Some(size) => Some(decimal(size).ok_or_else(bad)?),
             None => None,
         };
         let name = self.get(b"GNU.sparse.name").map(<[u8]>::to_vec);
-        Ok(Some(Sparse { name, size, map: map.map(<[u8]>::to_vec) }))
+        Ok(Some(Sparse { name, size, map: map.map(<[u8]>::to_vec), regions }))
     }
+}
+
+/// Whether a record decides what an entry is.
+fn governs(key: &[u8]) -> bool {
+    matches!(key, b"path" | b"linkpath" | b"size" | b"uid" | b"gid" | b"mtime")
+        || key.starts_with(b"GNU.sparse.")
 }
 
 /// Reads a global header for validity. Go's reader and the engines on it ignore global records, GNU tar applies them:
@@ -138,7 +170,9 @@ impl Records {
 pub(super) fn check_global(bytes: &[u8], at: u64) -> Result<()> {
     let mut overrides = false;
     each(bytes, |key, _| {
-        overrides |= matches!(key, b"path" | b"linkpath" | b"size") || key.starts_with(b"GNU.sparse.");
+        overrides |= matches!(key, b"path" | b"linkpath" | b"size" | b"uid" | b"gid")
+            || key.starts_with(b"GNU.sparse.")
+            || key.starts_with(XATTR);
         Some(())
     })
     .ok_or_else(|| damaged(at, TarProblem::Pax))?;

@@ -49,17 +49,14 @@ pub(super) fn parse_map(text: &[u8], regions: &mut Vec<Region>) -> Option<()> {
     (regions.len() == count).then_some(())
 }
 
-/// Whether the map has as many lines as its first line wants; none when that is no number.
-pub(super) fn map_is_complete(text: &[u8]) -> Option<bool> {
-    let Some(first) = text.iter().position(|byte| *byte == b'\n') else {
-        return (text.len() <= super::BLOCK).then_some(false);
+/// How many lines the map has by its first line, itself left out: none while that is not there, an error when it is no
+/// number.
+pub(super) fn lines_of_map(text: &[u8]) -> Option<Option<usize>> {
+    let Some(first) = text.iter().take(super::BLOCK).position(|byte| *byte == b'\n') else {
+        return (text.len() < super::BLOCK).then_some(None);
     };
     let count = usize::try_from(decimal(&text[..first])?).ok()?;
-    if count > MAXIMUM_REGIONS {
-        return None;
-    }
-    let lines = text.iter().filter(|byte| **byte == b'\n').count();
-    Some(lines > count * 2)
+    (count <= MAXIMUM_REGIONS).then_some(Some(count * 2))
 }
 
 fn pairs<'a>(mut numbers: impl Iterator<Item = &'a [u8]>, regions: &mut Vec<Region>) -> Option<()> {

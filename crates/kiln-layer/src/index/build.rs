@@ -1,6 +1,7 @@
 //! Making a layer index: entries in tar order go in, the effective tree is worked out at the end.
 
 use std::cmp::Ordering;
+use std::collections::HashMap;
 
 use kiln_oci::{DiffId, Digest, Hasher};
 
@@ -14,6 +15,8 @@ use crate::metadata::{Children, Hashed, Kind, Tail, Time, Xattr, content_digest,
 use crate::path::{self, OPAQUE, WHITEOUT, is_below, split};
 
 const NONE: u32 = u32::MAX;
+/// Bytes of paths, link targets and attributes in one layer: they are in memory while the index is made.
+const MOST_STRINGS: usize = 512 << 20;
 
 /// An entry as the tar has it, its path cleaned.
 pub(crate) struct New<'a> {
@@ -94,11 +97,13 @@ impl Builder {
     }
 
     fn string(&mut self, bytes: &[u8]) -> Result<(u32, u32)> {
-        let too_long = || Error::Limit { what: "bytes of names and links", limit: u32::MAX.into() };
-        let offset = u32::try_from(self.strings.len()).map_err(|_| too_long())?;
-        let length = u32::try_from(bytes.len()).map_err(|_| too_long())?;
+        if self.strings.len() + bytes.len() > MOST_STRINGS {
+            let limit = MOST_STRINGS as u64;
+            return Err(Error::Limit { what: "bytes of names, links and attributes", limit });
+        }
+        let offset = self.strings.len() as u32;
         self.strings.extend_from_slice(bytes);
-        Ok((offset, length))
+        Ok((offset, bytes.len() as u32))
     }
 
     fn text(&self, range: (u32, u32)) -> &[u8] {
@@ -165,6 +170,8 @@ impl Builder {
 
     /// Works out the effective tree and lays the index out.
     pub(crate) fn finish(mut self, totals: &Totals) -> Result<LayerIndex> {
+        let mut span = kiln_trace::span("write index");
+        span.count(self.records.len());
         let mut order: Vec<u32> = (0..self.records.len() as u32).collect();
         if !self.sorted {
             order.sort_by(|left, right| {
@@ -258,11 +265,19 @@ impl Builder {
 
     /// Finds what each hard link means: the file that had the path when the link was made.
     fn resolve_links(&mut self, order: &[u32]) -> Result<()> {
+        if self.records.iter().all(|record| record.kind != Kind::HardLink) {
+            return Ok(());
+        }
+        let select = |wanted: &dyn Fn(Kind) -> bool| -> Vec<u32> {
+            order.iter().copied().filter(|number| wanted(self.records[*number as usize].kind)).collect()
+        };
+        let real = select(&|kind| !kind.is_mark());
+        let files = select(&|kind| !kind.is_mark() && kind != Kind::Directory);
         for number in 0..self.records.len() as u32 {
             if self.records[number as usize].kind != Kind::HardLink {
                 continue;
             }
-            let target = self.link_target(number, order);
+            let target = self.link_target(number, &real, &files);
             let Some(target) = target else {
                 self.records[number as usize].link_entry = LOWER;
                 continue;
@@ -281,34 +296,30 @@ impl Builder {
         Ok(())
     }
 
-    fn link_target(&self, number: u32, order: &[u32]) -> Option<u32> {
+    fn link_target(&self, number: u32, real: &[u32], files: &[u32]) -> Option<u32> {
         let path = self.text(self.records[number as usize].link);
-        let target = self.last_before(path, number, order)?;
+        let target = self.last_before(path, number, real)?;
         if self.sorted {
             return Some(target);
         }
         let mut parent = split(path).0;
         while !parent.is_empty() {
             // A file that took the place of a directory above in the meantime took the target with it.
-            let mut before = number;
-            while let Some(other) = self.last_before(parent, before, order).filter(|other| *other > target) {
-                if self.records[other as usize].kind != Kind::Directory {
-                    return None;
-                }
-                before = other;
+            if self.last_before(parent, number, files).is_some_and(|file| file > target) {
+                return None;
             }
             parent = split(parent).0;
         }
         Some(target)
     }
 
-    /// The last real entry for `path` before `number`.
-    fn last_before(&self, path: &[u8], number: u32, order: &[u32]) -> Option<u32> {
-        let after = order.partition_point(|other| {
+    /// The last entry for `path` before `number` among some that are in path order: one search, however many there are.
+    fn last_before(&self, path: &[u8], number: u32, among: &[u32]) -> Option<u32> {
+        let after = among.partition_point(|other| {
             path::compare(self.path(*other), path).then(other.cmp(&number)) == Ordering::Less
         });
-        let earlier = order[..after].iter().rev().take_while(|other| self.path(**other) == path);
-        earlier.copied().find(|other| !self.records[*other as usize].kind.is_mark())
+        let last = *among.get(after.checked_sub(1)?)?;
+        (self.path(last) == path).then_some(last)
     }
 
     /// The content digest of each effective entry, and whether a directory is implied.
@@ -320,6 +331,7 @@ impl Builder {
             children: Children,
         }
         let mut trees = vec![Digest::default(); effective.len()];
+        let mut linked: HashMap<u32, Digest> = HashMap::new();
         let mut implied = false;
         let mut open = vec![Open { path: b"", position: None, children: Children::default() }];
         let close = |open: &mut Vec<Open<'_>>, trees: &mut Vec<Digest>| {
@@ -360,6 +372,13 @@ impl Builder {
                     let (prefix, name, digest) = match record.kind {
                         Kind::Whiteout => (WHITEOUT, split(path).1, mark_digest(record.kind)),
                         Kind::Opaque => (OPAQUE, &b""[..], mark_digest(record.kind)),
+                        // Of a file with many names the attributes are hashed once.
+                        Kind::HardLink if record.link_entry != LOWER => {
+                            let digest = *linked.entry(record.link_entry).or_insert_with(|| {
+                                self.entry_digest(&self.records[record.link_entry as usize])
+                            });
+                            (&b""[..], split(path).1, digest)
+                        }
                         _ => (&b""[..], split(path).1, self.entry_digest(record)),
                     };
                     trees[position] = digest;
@@ -383,19 +402,14 @@ impl Builder {
             .map(|xattr| (self.text((xattr[0], xattr[1])), self.text((xattr[2], xattr[3]))))
     }
 
+    /// Of anything but a hard link within the layer, which is the file it names.
     fn entry_digest(&self, record: &Record) -> Digest {
-        // A hard link is the file it names.
-        let shown = match (record.kind, record.link_entry) {
-            (Kind::HardLink, LOWER) => record,
-            (Kind::HardLink, target) => &self.records[target as usize],
-            _ => record,
-        };
-        let link = if shown.kind == Kind::Symlink { self.text(shown.link) } else { b"" };
-        let tail = match shown.kind {
-            Kind::Regular | Kind::HardLink => Tail::Content(&shown.content),
+        let link = if record.kind == Kind::Symlink { self.text(record.link) } else { b"" };
+        let tail = match record.kind {
+            Kind::Regular | Kind::HardLink => Tail::Content(&record.content),
             _ => Tail::Nothing,
         };
-        content_digest(&shown.hashed(link), self.xattrs(shown), &tail)
+        content_digest(&record.hashed(link), self.xattrs(record), &tail)
     }
 
     fn directory_digest(&self, number: Option<u32>, children: &Children) -> Digest {

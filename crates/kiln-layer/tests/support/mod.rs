@@ -1,6 +1,8 @@
 //! Hand-made tars, hostile ones included, and what tests ask of trees.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
+pub mod chance;
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;

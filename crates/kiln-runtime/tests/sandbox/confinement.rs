@@ -15,6 +15,7 @@ pub(crate) const CASES: &[Case] = &[
     ("a_filter_is_installed", filter_installed),
     ("dangerous_calls_are_refused", dangerous_calls),
     ("programs_of_32_bits_run", narrow_programs),
+    ("control_groups_cannot_be_changed", control_groups),
     ("chroot_says_what_it_does_not_isolate", chroot),
     ("death_of_kiln_ends_the_command", death_of_kiln),
     ("this_machine_is_described", machine),
@@ -88,6 +89,16 @@ fn narrow_programs(fixture: &Fixture) {
     let Some(output) = calls(fixture, "-m32") else { return };
     let expect = "inet ok\nalg -1\nvsock -1\nkeyctl -1\nunshare -1\nclone3 -38\nsocketcall ok\n0\n";
     assert_eq!(output, expect);
+}
+
+/// CVE-2023-25809: nothing of the machine's control groups can be written, whichever version it has.
+fn control_groups(fixture: &Fixture) {
+    let script = "for d in /sys/fs/cgroup /sys/fs/cgroup/* /sys/fs/cgroup/*/*; do \
+                  mkdir $d/made 2>/dev/null && echo MADE $d; \
+                  for f in cgroup.procs release_agent notify_on_release; do \
+                  (echo 0 > $d/$f) 2>/dev/null && echo WRITTEN $d/$f; done; done; \
+                  mkdir /tmp/c; mount -t cgroup2 none /tmp/c 2>/dev/null && echo MOUNTED; echo tried";
+    assert_eq!(fixture.output(script), "tried");
 }
 
 fn chroot(fixture: &Fixture) {

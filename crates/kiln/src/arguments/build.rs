@@ -15,6 +15,9 @@ Examples:
   kiln build -f docker/Dockerfile --target test --progress plain .
   kiln build -q --iidfile app.id .
   kiln build --lend ca,proxy,pip -t app .
+  kiln build -t app - < context.tar.gz
+  kiln build -t app https://example.com/context.tar.gz
+  kiln build -t app https://example.com/repository.git#main:docker
 
 The image ID goes to --iidfile, and to standard output with -q; progress goes to standard error.")]
 pub(crate) struct Build {
@@ -22,7 +25,7 @@ pub(crate) struct Build {
     #[arg(short, long, value_name = "NAME")]
     pub(crate) tag: Vec<String>,
 
-    /// Dockerfile, or - for standard input [default: CONTEXT/Dockerfile]
+    /// Dockerfile, or - for standard input; in an archive if the context is one [default: CONTEXT/Dockerfile]
     #[arg(short, long, value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
 
@@ -66,7 +69,7 @@ pub(crate) struct Build {
     #[arg(long, value_name = "WHAT", value_delimiter = ',')]
     pub(crate) lend: Vec<Loan>,
 
-    /// Directory with the build's files
+    /// Directory with the build's files; a git repository; an archive or a Dockerfile at a URL or, as -, on standard input
     #[arg(value_name = "CONTEXT")]
     pub(crate) context: PathBuf,
 }

@@ -8,7 +8,7 @@ pub(crate) mod switches;
 pub(crate) mod system;
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -38,6 +38,14 @@ pub(crate) struct Arguments {
         value_parser = clap::builder::OsStringValueParser::new(),
     )]
     root: Option<OsString>,
+
+    /// Tell on standard error where the time went, by phase and by thread
+    #[arg(long, global = true, display_order = 901)]
+    pub(crate) timings: bool,
+
+    /// Write where the time went to a file for Perfetto and chrome://tracing
+    #[arg(long, global = true, value_name = "FILE", display_order = 902)]
+    pub(crate) trace: Option<PathBuf>,
 
     /// Print version
     #[arg(short, short_alias = 'V', long, action = clap::ArgAction::Version)]

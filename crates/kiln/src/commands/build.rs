@@ -2,19 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use kiln_build::{
     BuildFailure, BuildRequest, Built, CacheUse, Entitlement, Error as BuildError, Executions, NetworkMode,
 };
 use kiln_graph::Cancel;
 use kiln_oci::{Platform, Reference};
 use kiln_store::Store;
-use kiln_sys::root::Root;
 
 use crate::arguments::build::Build;
+use crate::context::{self, Inputs};
 use crate::failure::{Failure, Kind};
 use crate::progress::excerpt::{self, Source};
 use crate::progress::{FailedStep, Mode, Progress};
@@ -23,7 +23,8 @@ use crate::watch::{Rehearsal, Watch};
 
 /// Builds an image.
 pub(crate) fn run(root: Option<&Path>, arguments: &Build) -> Result<u8> {
-    let request = request(arguments)?;
+    let inputs = context::open(root, &arguments.context, arguments.file.as_deref())?;
+    let request = request(arguments, &inputs)?;
     let mode = Mode::choose(arguments.progress, arguments.quiet)?;
     let started = Instant::now();
     let rehearsal = Rehearsal::default();
@@ -94,13 +95,7 @@ fn report(arguments: &Build, built: &Built) -> Result<u8> {
     Ok(0)
 }
 
-fn request(arguments: &Build) -> Result<BuildRequest> {
-    let context = arguments.context.clone();
-    if context.as_os_str() == "-" {
-        let message = "cannot take the context from standard input: expected a directory";
-        return Err(Failure::new(Kind::Usage, message).hint("`-f -` reads the Dockerfile from there").into());
-    }
-    let (dockerfile, name, path) = dockerfile(arguments, &context)?;
+fn request(arguments: &Build, inputs: &Inputs) -> Result<BuildRequest> {
     let names = arguments
         .tag
         .iter()
@@ -121,10 +116,11 @@ fn request(arguments: &Build) -> Result<BuildRequest> {
         allowed.push(Entitlement::NetworkHost);
     }
     Ok(BuildRequest {
-        ignore: ignore_file(&context, path.as_deref())?,
-        context,
-        dockerfile,
-        dockerfile_name: name,
+        context: inputs.context.clone(),
+        context_kind: inputs.kind,
+        dockerfile: inputs.dockerfile.clone(),
+        dockerfile_name: inputs.dockerfile_name.clone(),
+        ignore: inputs.ignore.clone(),
         target: arguments.target.clone(),
         build_args: build_args(&arguments.build_arg),
         labels: labels(&arguments.label),
@@ -137,6 +133,8 @@ fn request(arguments: &Build) -> Result<BuildRequest> {
         platform: Platform::host(),
         parallelism: std::thread::available_parallelism().map_or(2, usize::from).max(2),
         executions: Executions::Refused,
+        remote: crate::web::settings(),
+        git: crate::web::git(),
     })
 }
 
@@ -147,50 +145,6 @@ fn entitlement(name: &str) -> Result<Entitlement> {
             format!("cannot allow {name:?}: the entitlements are network.host and security.insecure");
         Failure::new(Kind::Usage, message).into()
     })
-}
-
-/// The Dockerfile's bytes, its name in messages, and its path if it has one.
-fn dockerfile(arguments: &Build, context: &Path) -> Result<(Vec<u8>, String, Option<PathBuf>)> {
-    let path = match &arguments.file {
-        Some(file) if file.as_os_str() == "-" => {
-            let mut bytes = Vec::new();
-            std::io::Read::read_to_end(&mut std::io::stdin(), &mut bytes)?;
-            return Ok((bytes, "Dockerfile".to_owned(), None));
-        }
-        Some(file) => file.clone(),
-        None => context.join("Dockerfile"),
-    };
-    let bytes = fs_err::read(&path).map_err(|error| {
-        let message = format!("cannot read the Dockerfile {}", path.display());
-        Failure::new(Kind::Input, message).caused_by(error)
-    })?;
-    let name =
-        path.file_name().map_or_else(|| "Dockerfile".to_owned(), |name| name.to_string_lossy().into_owned());
-    Ok((bytes, name, Some(path)))
-}
-
-/// `<Dockerfile>.dockerignore` if it is there, else the context's `.dockerignore`. Symbolic links are followed inside the
-/// directory that it is in; one that cannot be read is an error, since without it secrets would be copied.
-fn ignore_file(context: &Path, dockerfile: Option<&Path>) -> Result<Vec<u8>> {
-    let own = dockerfile.map(|path| {
-        let mut name = path.as_os_str().to_owned();
-        name.push(".dockerignore");
-        PathBuf::from(name)
-    });
-    for path in own.into_iter().chain([context.join(".dockerignore")]) {
-        if fs_err::symlink_metadata(&path).is_err() {
-            continue;
-        }
-        let cannot = || format!("cannot read {}", path.display());
-        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { continue };
-        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-        let file =
-            Root::open(parent).and_then(|root| root.open_file(Path::new(name))).with_context(cannot)?;
-        let mut bytes = Vec::new();
-        std::io::Read::read_to_end(&mut &file, &mut bytes).with_context(cannot)?;
-        return Ok(bytes);
-    }
-    Ok(Vec::new())
 }
 
 #[expect(clippy::disallowed_methods, reason = "the binary reads the environment")]
@@ -232,6 +186,9 @@ fn explain(request: &BuildRequest, failure: BuildFailure, failed: &[FailedStep])
         | BuildError::Path(_)
         | BuildError::File { .. }
         | BuildError::NoCommands { .. }
+        | BuildError::Remote(_)
+        | BuildError::Git { .. }
+        | BuildError::NoGit
         | BuildError::Runtime(_) => Kind::World,
         _ => Kind::Input,
     };
@@ -240,6 +197,9 @@ fn explain(request: &BuildRequest, failure: BuildFailure, failed: &[FailedStep])
             Some("load it with `kiln load`, make it with `kiln import`, or build and tag it")
         }
         BuildError::NoCommands { .. } => Some(session::REMEDY),
+        BuildError::Remote(kiln_remote::Error::NoBundle { .. }) => {
+            Some("install ca-certificates, or name a bundle with SSL_CERT_FILE")
+        }
         _ => None,
     };
     let status = match &failure.error {
@@ -254,25 +214,4 @@ fn explain(request: &BuildRequest, failure: BuildFailure, failed: &[FailedStep])
         told = told.hint(hint);
     }
     told
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_ignore_file_is_read_or_the_build_ends() {
-        let host = tempfile::tempdir().unwrap();
-        let context = host.path();
-        let file = context.join(".dockerignore");
-        assert_eq!(ignore_file(context, None).unwrap(), b"");
-        fs_err::write(context.join("real"), "secret").unwrap();
-        fs_err::os::unix::fs::symlink("real", &file).unwrap();
-        assert_eq!(ignore_file(context, None).unwrap(), b"secret");
-        for target in ["missing", "/etc/hostname", ".dockerignore"] {
-            fs_err::remove_file(&file).unwrap();
-            fs_err::os::unix::fs::symlink(target, &file).unwrap();
-            assert!(ignore_file(context, None).is_err(), "{target}");
-        }
-    }
 }

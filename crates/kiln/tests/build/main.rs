@@ -2,10 +2,15 @@
 //! /bin/busybox or /usr/bin/busybox; says so where it is skipped.
 
 mod bench;
+mod contexts;
 mod dice;
+mod downloads;
+mod hostile;
 mod kills;
 mod mounted;
 mod recipe;
 mod refusals;
+mod repositories;
 mod stale;
 mod together;
+mod web;

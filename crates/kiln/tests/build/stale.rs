@@ -122,6 +122,7 @@ impl Case {
         tally.hits += cached.hits;
         tally.steps += cached.steps;
         let is_last = tally.rounds.is_multiple_of(ROUNDS_OF_A_CASE);
+        let anew = self.failed_elsewhere(&cached, anew);
         if cached.image != anew.image || is_last && cached.image.is_ok() {
             let [one, other] = [(KEPT, &cached), (NEW, &anew)].map(|(store, found)| self.tree(store, found));
             if cached.image != anew.image || one != other {
@@ -159,6 +160,24 @@ impl Case {
         };
         let hits = lines(" CACHED");
         Found { image, hits, steps: hits + lines(" DONE "), told }
+    }
+
+    /// Of several stages that cannot be built, either build tells the one that it came to first. One of the two does not
+    /// need the other: built alone in the other store, it must fail with the same words.
+    fn failed_elsewhere(&self, cached: &Found, anew: Found) -> Found {
+        let (Err(one), Err(other)) = (&cached.image, &anew.image) else { return anew };
+        let (Some(stage), Some(other_stage)) = (cached.failed_stage(), anew.failed_stage()) else {
+            return anew;
+        };
+        if one == other || stage == other_stage {
+            return anew;
+        }
+        let again = self.build(NEW, &["--no-cache", "--target", stage]);
+        if again.image == cached.image {
+            return again;
+        }
+        let again = self.build(KEPT, &["--target", other_stage]);
+        if again.image == anew.image { Found { image: cached.image.clone(), ..again } } else { anew }
     }
 
     /// Every file of an image, with all that is known of it but times.
@@ -356,6 +375,14 @@ struct Found {
     hits: usize,
     steps: usize,
     told: String,
+}
+
+impl Found {
+    /// The stage whose step failed.
+    fn failed_stage(&self) -> Option<&str> {
+        let line = self.told.lines().find_map(|line| line.strip_prefix(" > ["))?;
+        line.split(' ').next()
+    }
 }
 
 /// What is known of each file but times, and how many names it has.

@@ -23,6 +23,9 @@ pub(crate) struct Image {
     pub(crate) name: String,
     /// Its one layer.
     pub(crate) rootfs: PathBuf,
+    /// The same, compressed.
+    pub(crate) rootfs_gzip: PathBuf,
+    pub(crate) rootfs_zstd: PathBuf,
     /// Archive of docker's and of OCI's form.
     pub(crate) archive: PathBuf,
     /// OCI layout as a directory.
@@ -62,21 +65,26 @@ pub(crate) fn image(name: &str, directory: &Path) -> Result<Image> {
     let file = |name: &str| directory.join(name);
     let (rootfs, archive, layout) = (file("rootfs.tar"), file("image.tar"), file("layout"));
     let (gzip, zstd) = (file("image-gzip.tar"), file("image-zstd.tar"));
+    let (rootfs_gzip, rootfs_zstd) = (file("rootfs.tar.gz"), file("rootfs.tar.zst"));
+    for (path, program, level) in [(&rootfs_gzip, "gzip", "-6n"), (&rootfs_zstd, "zstd", "-3")] {
+        if !path.is_file() {
+            let partial = path.with_extension("partial");
+            let mut command = Command::new(program);
+            let status = command.args([level, "-c"]).arg(&rootfs).stdout(File::create(&partial)?).status()?;
+            if !status.success() {
+                bail!("{program} ended with {status}");
+            }
+            std::fs::rename(partial, path)?;
+        }
+    }
     if !zstd.is_file() {
         let plain = std::fs::read(&rootfs)?;
         let diff_id = digest(&plain);
-        let compressed = |program: &str, level: &str| -> Result<Vec<u8>> {
-            let out = Command::new(program).args([level, "-c"]).arg(&rootfs).output()?;
-            if !out.status.success() {
-                bail!("{program} ended with {}", out.status);
-            }
-            Ok(out.stdout)
-        };
         let _ = std::fs::remove_dir_all(&layout);
         let forms = [
             (&archive, "tar", plain.clone()),
-            (&gzip, "tar+gzip", compressed("gzip", "-6n")?),
-            (&zstd, "tar+zstd", compressed("zstd", "-3")?),
+            (&gzip, "tar+gzip", std::fs::read(&rootfs_gzip)?),
+            (&zstd, "tar+zstd", std::fs::read(&rootfs_zstd)?),
         ];
         for (path, media, layer) in forms {
             let files = layout_files(name, media, &layer, &diff_id)?;
@@ -98,7 +106,17 @@ pub(crate) fn image(name: &str, directory: &Path) -> Result<Image> {
     }
     let index: Value = serde_json::from_slice(&std::fs::read(layout.join("index.json"))?)?;
     let manifest = index["manifests"][0]["digest"].as_str().unwrap_or_default().to_owned();
-    Ok(Image { name: name.to_owned(), rootfs, archive, layout, manifest, gzip, zstd })
+    Ok(Image {
+        name: name.to_owned(),
+        rootfs,
+        rootfs_gzip,
+        rootfs_zstd,
+        archive,
+        layout,
+        manifest,
+        gzip,
+        zstd,
+    })
 }
 
 /// The files of an OCI layout with one image, and docker's manifest.json.

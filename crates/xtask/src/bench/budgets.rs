@@ -33,18 +33,24 @@ const BUDGETS: [Budget; 17] = [
     Budget { workload: "copy/unchanged-run", promise: Promise::Faster(10.0, BUILDERS) },
     Budget { workload: "transfer/load-plain", promise: Promise::Faster(3.0, DOCKER) },
     Budget { workload: "transfer/load-gzip", promise: Promise::Faster(3.0, DOCKER) },
-    Budget { workload: "transfer/save", promise: Promise::Faster(3.0, DOCKER) },
+    Budget { workload: "transfer/save-plain", promise: Promise::Faster(3.0, DOCKER) },
     Budget { workload: "transfer/load-run", promise: Promise::Faster(2.0, DOCKER) },
     Budget { workload: "container/run", promise: Promise::Faster(10.0, &["docker", "podman"]) },
     Budget { workload: "queries/images-1000", promise: Promise::Within(0.02) },
     Budget { workload: "queries/images-100", promise: Promise::Within(0.02) },
     Budget { workload: "start/version", promise: Promise::Within(0.005) },
 ];
+/// Seconds, on two cores.
+const CLEAN_BUILD: f64 = 360.0;
 /// Of all the peer's processes.
 const MEMORY: f64 = 4.0;
 
 /// One line of the table.
 pub(crate) struct Verdict {
+    /// The workload's name; `memory`, `store` or `program` for what is not of one.
+    pub(crate) workload: String,
+    /// The peer, or `time` for a budget in seconds.
+    pub(crate) against: String,
     pub(crate) what: String,
     pub(crate) promised: String,
     pub(crate) found: String,
@@ -66,6 +72,8 @@ pub(crate) fn verdicts(run: &Run) -> Vec<Verdict> {
             let Some(kiln) = row.median("kiln") else { continue };
             match &budget.promise {
                 Promise::Within(most) => verdicts.push(Verdict {
+                    workload: row.name.clone(),
+                    against: "time".to_owned(),
                     what: row.title.clone(),
                     promised: format!("within {}", seconds(*most)),
                     found: seconds(kiln),
@@ -76,6 +84,8 @@ pub(crate) fn verdicts(run: &Run) -> Vec<Verdict> {
                         let Some(other) = row.median(peer) else { continue };
                         let found = other / kiln;
                         verdicts.push(Verdict {
+                            workload: row.name.clone(),
+                            against: (*peer).to_owned(),
                             what: row.title.clone(),
                             promised: format!("{} of {peer}'s speed", ratio(*least)),
                             found: ratio(found),
@@ -87,13 +97,23 @@ pub(crate) fn verdicts(run: &Run) -> Vec<Verdict> {
         }
     }
     verdicts.extend(space(run));
+    if let Some(program) = &run.program {
+        verdicts.push(Verdict {
+            workload: "program".to_owned(),
+            against: "time".to_owned(),
+            what: "a clean build of the workspace".to_owned(),
+            promised: format!("within {}", seconds(CLEAN_BUILD)),
+            found: seconds(program.build),
+            held: program.build <= CLEAN_BUILD,
+        });
+    }
     verdicts
 }
 
 /// Memory and bytes, over all workloads of a peer: the worst speaks for them.
 fn space(run: &Run) -> Vec<Verdict> {
     let mut verdicts = Vec::new();
-    for (peer, _) in run.engines.iter().skip(1) {
+    for (peer, _) in run.engines.iter().filter(|(peer, _)| BUILDERS.contains(&peer.as_str())) {
         let pairs =
             || run.rows.iter().filter_map(|row| Some((row, row.measured("kiln")?, row.measured(peer)?)));
         #[expect(clippy::cast_precision_loss, reason = "a ratio with two digits")]
@@ -102,6 +122,8 @@ fn space(run: &Run) -> Vec<Verdict> {
             pairs().map(|(row, kiln, peer)| (times(kiln.memory, peer.memory), row, kiln.memory, peer.memory));
         if let Some((found, row, own, other)) = memory.min_by(|a, b| a.0.total_cmp(&b.0)) {
             verdicts.push(Verdict {
+                workload: "memory".to_owned(),
+                against: peer.clone(),
                 what: format!("peak memory, at the worst: {}", row.title),
                 promised: format!("a quarter of {peer}'s"),
                 found: format!("{} beside {} ({} less)", bytes(own), bytes(other), ratio(found)),
@@ -115,6 +137,8 @@ fn space(run: &Run) -> Vec<Verdict> {
         }
         if let Some((found, row, own, other)) = stored.min_by(|a, b| a.0.total_cmp(&b.0)) {
             verdicts.push(Verdict {
+                workload: "store".to_owned(),
+                against: peer.clone(),
                 what: format!("bytes in the store, at the worst: {}", row.title),
                 promised: format!("no more than {peer}'s"),
                 found: format!("{} beside {}", bytes(own), bytes(other)),

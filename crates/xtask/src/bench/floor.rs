@@ -10,7 +10,7 @@ use anyhow::Result;
 use sha2::{Digest as _, Sha256};
 
 use super::inputs::Inputs;
-use super::outcome::Floor;
+use super::outcome::{Floor, Run};
 use super::workload::grouped;
 
 const REPEATS: usize = 5;
@@ -32,6 +32,9 @@ pub(crate) fn measure(inputs: &Inputs, place: &Path) -> Result<Vec<Floor>> {
         let _ = std::fs::remove_dir_all(&copy);
         run(Command::new("cp").arg("-a").arg(&tree).arg(&copy))
     })?);
+    for (floor, size) in floors.iter_mut().zip([inputs.sizes.tree, inputs.sizes.many]) {
+        floor.size = size;
+    }
     let _ = std::fs::remove_dir_all(&copy);
     floors.push(floor("exec", "clone and exec of a program that exits at once".to_owned(), || {
         run(&mut Command::new("true"))
@@ -49,6 +52,31 @@ pub(crate) fn measure(inputs: &Inputs, place: &Path) -> Result<Vec<Floor>> {
     Ok(floors)
 }
 
+/// What the machine takes for the least that a workload has to do, where that was measured.
+pub(crate) fn below(run: &Run, workload: &str) -> Option<f64> {
+    let median = |name: &str| {
+        let floor = run.floors.iter().find(|floor| floor.name == name)?;
+        super::figures::median(&floor.seconds)
+    };
+    // Floors were measured on the largest trees.
+    let of = |name: &str, count: &str| {
+        let floor = run.floors.iter().find(|floor| floor.name == name)?;
+        (count.parse() == Ok(floor.size)).then(|| median(name)).flatten()
+    };
+    match workload.split_once('/')? {
+        ("unchanged", what) => {
+            let count = what.strip_prefix("files-")?;
+            of("stat-tree", count).or_else(|| of("stat-many", count))
+        }
+        ("run-steps", what) => Some(median("unshare")? * what.strip_prefix("cold-")?.parse::<f64>().ok()?),
+        ("copy", "cold" | "cold-run") => median("hash-tree"),
+        ("copy", "changed" | "changed-run" | "unchanged" | "unchanged-run") => median("stat-tree"),
+        ("container", "run") => median("unshare"),
+        ("start", "version") => median("exec"),
+        _ => None,
+    }
+}
+
 fn floor(name: &str, title: String, mut work: impl FnMut() -> Result<()>) -> Result<Floor> {
     // Once for the page cache.
     work()?;
@@ -58,7 +86,7 @@ fn floor(name: &str, title: String, mut work: impl FnMut() -> Result<()>) -> Res
         work()?;
         seconds.push(started.elapsed().as_secs_f64());
     }
-    Ok(Floor { name: name.to_owned(), title, seconds })
+    Ok(Floor { name: name.to_owned(), title, size: 0, seconds })
 }
 
 fn run(command: &mut Command) -> Result<()> {
@@ -99,4 +127,27 @@ fn sync(place: &Path, length: usize) -> Result<()> {
     file.write_all(&vec![7; length])?;
     file.sync_all()?;
     Ok(std::fs::remove_file(path)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_floor_is_below_the_workload_of_its_size() {
+        let floor = |name: &str, size, seconds| Floor {
+            name: name.to_owned(),
+            title: String::new(),
+            size,
+            seconds: vec![seconds],
+        };
+        let floors =
+            vec![floor("stat-tree", 2000, 0.1), floor("stat-many", 20_000, 1.0), floor("unshare", 0, 0.01)];
+        let run = Run { floors, ..Run::default() };
+        assert_eq!(below(&run, "unchanged/files-2000"), Some(0.1));
+        assert_eq!(below(&run, "unchanged/files-20000"), Some(1.0));
+        assert_eq!(below(&run, "unchanged/files-200"), None);
+        assert_eq!(below(&run, "run-steps/cold-40"), Some(0.4));
+        assert_eq!(below(&run, "start/version"), None);
+    }
 }

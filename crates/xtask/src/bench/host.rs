@@ -5,8 +5,11 @@ use std::process::Command;
 
 use crate::machine::{is_root, output, repository};
 
+/// The user whose figures promises are about.
+pub(crate) const ROOT: &str = "root";
+
 /// Facts that figures depend on, in reading order.
-pub(crate) fn facts(place: &Path) -> Vec<(String, String)> {
+pub(crate) fn facts(place: &Path, user: Option<&str>) -> Vec<(String, String)> {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let field = |text: &str, name: &str| {
         let line = text.lines().find(|line| line.starts_with(name))?;
@@ -30,7 +33,7 @@ pub(crate) fn facts(place: &Path) -> Vec<(String, String)> {
         ("memory", format!("{} GiB", (kibibytes + (1 << 19)) >> 20)),
         ("kernel", ask("uname", &["-sr"])),
         ("file system", filesystem),
-        ("user", if is_root() { "root".to_owned() } else { "an ordinary user".to_owned() }),
+        ("user", if is_root() && user.is_none() { ROOT.to_owned() } else { "an ordinary user".to_owned() }),
         ("load average before the first workload", load),
         ("compiler", ask("rustc", &["--version"])),
     ];

@@ -25,6 +25,25 @@ pub(crate) fn time(commands: Vec<Command>, log: &Path) -> Result<f64> {
     Ok(total)
 }
 
+/// Waits until what was written before is on disk, so that it is not paid for by what is timed next: a file system is
+/// synced as a whole. At most ten seconds, since other programs may go on writing.
+pub(crate) fn settle() {
+    let started = Instant::now();
+    rustix::fs::sync();
+    while dirty_kibibytes() > 2048 && started.elapsed() < Duration::from_secs(10) {
+        std::thread::sleep(Duration::from_millis(50));
+        rustix::fs::sync();
+    }
+}
+
+/// Bytes that wait to be written, or are being written.
+fn dirty_kibibytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let lines = text.lines().filter_map(|line| line.split_once(':'));
+    let waiting = lines.filter(|(name, _)| matches!(*name, "Dirty" | "Writeback"));
+    waiting.filter_map(|(_, rest)| rest.split_whitespace().next()?.parse::<u64>().ok()).sum()
+}
+
 /// The last lines of what a command printed.
 fn tail(log: &Path) -> String {
     let text =

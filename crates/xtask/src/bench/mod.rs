@@ -8,25 +8,29 @@ mod floor;
 mod host;
 mod inputs;
 mod measure;
+mod missed;
 mod options;
 mod outcome;
 mod page;
 mod plot;
+mod program;
 mod race;
 mod same;
 mod workload;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use crate::machine::{self, has, is_root, repository, say, target_directory};
-use engines::{Engine, Kiln};
+use engines::{Engine, Kiln, User};
 use inputs::Inputs;
-use options::{Action, Keep, Options, PeerKind, Peers, Size};
+use options::{Action, Begin, Keep, Options, PeerKind, Peers, Size};
 use outcome::{Results, Run};
 use race::Race;
+use workload::Workload;
 
 /// Runs the bench.
 pub(crate) fn run(words: &[String]) -> Result<()> {
@@ -67,59 +71,108 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
         left_out.push("whatever needs a Debian root: mmdebstrap and root are needed to make one".to_owned());
     }
     let engines = start(&options, &peers, &place.join("engines"), &mut left_out)?;
-    let run = measure(engines, &options, &inputs, &workloads, left_out, &place)?;
+    let run = measure(engines, &options, &inputs, &workloads, left_out, (&place, &output))?;
     let mut results = match options.keep {
         Keep::Earlier => read(&output).unwrap_or_default(),
         Keep::Nothing => Results::default(),
     };
     results.runs.push(run);
-    publish(&output, &results)
+    publish(&output, &results)?;
+    let _ = std::fs::remove_dir_all(place.join(UNFINISHED));
+    Ok(())
 }
 
-/// The floor first, then every workload.
+/// What an earlier run took for these workloads, if it says so of most.
+fn expected(output: &Path, options: &Options, workloads: &[&Workload]) -> Option<Duration> {
+    let size = options.size.name();
+    let earlier =
+        [output.to_path_buf(), repository().join("docs")].into_iter().filter_map(|at| read(&at).ok());
+    let runs: Vec<Run> = earlier.flat_map(|results| results.runs).filter(|run| run.size == size).collect();
+    let took =
+        |name: &str| runs.iter().flat_map(|run| &run.rows).find(|row| row.name == name && row.took > 0.0);
+    let known: Vec<f64> = workloads.iter().filter_map(|workload| Some(took(&workload.name)?.took)).collect();
+    #[expect(clippy::cast_precision_loss, reason = "small counts")]
+    let all = known.iter().sum::<f64>() * workloads.len() as f64 / known.len().max(1) as f64;
+    (known.len() * 2 > workloads.len()).then(|| Duration::from_secs_f64(all))
+}
+
+/// The rest of a run that was interrupted, if it was one of this kind.
+fn interrupted(place: &Path, fresh: &Run) -> Result<Run> {
+    let run = read(&place.join(UNFINISHED))?.runs.pop().context("the interrupted run is empty")?;
+    for (what, before, now) in [("size", &run.size, &fresh.size), ("commit", &run.commit, &fresh.commit)] {
+        if before != now {
+            bail!("the interrupted run is of another {what}: {before}, this is {now}");
+        }
+    }
+    if run.engines != fresh.engines {
+        bail!("the interrupted run was with other engines: {:?}, these are {:?}", run.engines, fresh.engines);
+    }
+    Ok(run)
+}
+
+/// Where a run is kept while it goes on.
+const UNFINISHED: &str = "unfinished";
+
+/// The floor first, then every workload that is not there yet.
 fn measure(
     engines: Vec<Box<dyn Engine>>,
     options: &Options,
     inputs: &Inputs,
-    workloads: &[workload::Workload],
+    workloads: &[Workload],
     left_out: Vec<String>,
-    place: &Path,
+    (place, output): (&Path, &Path),
 ) -> Result<Run> {
     let names = engines.iter().map(|engine| Ok((engine.name().to_owned(), engine.version()?)));
-    let names = names.collect::<Result<Vec<_>>>()?;
-    let machine = host::facts(place);
-    say("the machine's floor");
-    let floors = if options.only.is_empty() || options.only.iter().any(|only| only == "floor") {
-        floor::measure(inputs, place)?
-    } else {
-        Vec::new()
-    };
-    for floor in &floors {
-        println!(
-            "{:<48} {}",
-            floor.title,
-            figures::median(&floor.seconds).map_or_else(String::new, figures::seconds)
-        );
-    }
-    say("workloads: median, ratio to kiln's, peak memory");
-    let mut race = Race::new(engines, place, options.size);
-    let mut results = Results::default();
-    results.runs.push(Run {
-        size: if options.size == Size::Quick { "quick" } else { "whole" }.to_owned(),
+    let mut run = Run {
+        size: options.size.name().to_owned(),
         commit: host::commit(),
         date: host::date(),
         seed: inputs::SEED,
-        machine,
-        engines: names,
+        machine: host::facts(place, options.user.as_deref()),
+        engines: names.collect::<Result<Vec<_>>>()?,
         left_out,
-        floors,
+        rest: options.rest.as_secs(),
+        program: None,
+        floors: Vec::new(),
         rows: Vec::new(),
-    });
-    for workload in workloads {
+    };
+    if options.begin == Begin::Interrupted {
+        run = interrupted(place, &run)?;
+    }
+    let wanted =
+        |name: &str| options.only.is_empty() || options.only.iter().any(|only| name.contains(only.as_str()));
+    if wanted("floor") && run.floors.is_empty() {
+        say("the machine's floor");
+        run.floors = floor::measure(inputs, place)?;
+        for floor in &run.floors {
+            let median = figures::median(&floor.seconds).map_or_else(String::new, figures::seconds);
+            println!("{:<48} {median}", floor.title);
+        }
+    }
+    let whole = options.size == Size::Whole || !options.only.is_empty();
+    if whole && wanted("program") && options.user.is_none() && run.program.is_none() {
+        say("a clean build of the workspace");
+        run.program = Some(program::measure(place)?);
+    }
+    let missing: Vec<&Workload> =
+        workloads.iter().filter(|workload| run.rows.iter().all(|row| row.name != workload.name)).collect();
+    say("workloads: median, ratio to kiln's, peak memory");
+    let expected = expected(output, options, &missing);
+    if let Some(expected) = expected {
+        println!(
+            "an earlier run took {:.1} minutes for these {}",
+            expected.as_secs_f64() / 60.0,
+            missing.len()
+        );
+    }
+    let clock = race::Clock::start(options.budget, expected, missing.len());
+    let mut race = Race::new(engines, place, options.size, clock, options.rest);
+    let mut results = Results { runs: vec![run] };
+    for workload in missing {
         let row = race.run(workload);
         results.runs[0].rows.push(row);
         // What is there already survives an interruption.
-        write(&place.join("unfinished"), &results)?;
+        write(&place.join(UNFINISHED), &results)?;
     }
     results.runs.pop().context("the run is gone")
 }
@@ -151,7 +204,8 @@ fn start(
         None => build_kiln()?,
     };
     engines::daemon::stop_on_signals()?;
-    let mut engines: Vec<Box<dyn Engine>> = vec![Box::new(Kiln::new(program, place))];
+    let user = options.user.as_deref().map(User::find).transpose()?;
+    let mut engines: Vec<Box<dyn Engine>> = vec![Box::new(Kiln::new(program, place, user)?)];
     for peer in peers {
         match engines::start(*peer, place) {
             Ok(engine) => engines.push(engine),
@@ -206,13 +260,18 @@ fn write(directory: &Path, results: &Results) -> Result<()> {
     let json = directory.join("performance.json");
     std::fs::write(&json, serde_json::to_string_pretty(results)? + "\n")?;
     let page = directory.join("performance.md");
-    std::fs::write(&page, page::render(results))?;
+    std::fs::write(&page, page::render(results, &missed::read(&repository())?))?;
     Ok(())
 }
 
 /// Writes the results and says where.
 fn publish(directory: &Path, results: &Results) -> Result<()> {
     write(directory, results)?;
+    if let Some(run) = results.runs.first() {
+        for complaint in missed::complaints(&missed::read(&repository())?, &budgets::verdicts(run)) {
+            println!("{complaint}");
+        }
+    }
     say(&format!("wrote performance.md, performance.json and plots in {}", directory.display()));
     Ok(())
 }

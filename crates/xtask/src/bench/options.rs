@@ -1,8 +1,9 @@
 //! What to measure, from the command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 
 /// Engines that kiln can be measured beside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +24,16 @@ pub(crate) enum Size {
     Whole,
 }
 
+impl Size {
+    /// As the JSON file has it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Quick => "quick",
+            Self::Whole => "whole",
+        }
+    }
+}
+
 /// Where a run goes in the results that are there already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Keep {
@@ -30,6 +41,15 @@ pub(crate) enum Keep {
     Nothing,
     /// It stands beside them.
     Earlier,
+}
+
+/// Where a run begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Begin {
+    /// With the first workload.
+    Afresh,
+    /// Where another was interrupted.
+    Interrupted,
 }
 
 /// Which peers were asked for.
@@ -48,8 +68,15 @@ pub(crate) struct Options {
     pub(crate) only: Vec<String>,
     pub(crate) peers: Peers,
     pub(crate) keep: Keep,
+    pub(crate) begin: Begin,
     pub(crate) output: Option<PathBuf>,
     pub(crate) kiln: Option<PathBuf>,
+    /// Whose commands kiln's are, if not the caller's.
+    pub(crate) user: Option<String>,
+    /// What a whole run may take; repeats are fewer for it, down to a least number.
+    pub(crate) budget: Option<Duration>,
+    /// Waited before every repeat that begins with an emptied store.
+    pub(crate) rest: Duration,
     pub(crate) action: Action,
 }
 
@@ -69,7 +96,13 @@ pub(crate) const USAGE: &str = "usage: cargo xtask bench [OPTIONS]
   --only NAME     only workloads whose name contains NAME; may be repeated; writes below the target directory
   --peer PEER     docker, buildkit, buildah, podman, umoci or none; may be repeated
                   [default: as root docker, and buildkit where buildkitd and buildctl are on the PATH; else none]
+  --user NAME     kiln's commands are those of this user, who needs no password; without peers, since theirs are root's
   --append        keep the runs that the JSON file has and add this one
+  --resume        go on with a run of this commit and size that was interrupted: every workload is written when it is done
+  --minutes N     what the workloads may take: slow ones are repeated less often for it, but not less than two or three
+                  times [default: 35 for a whole run]
+  --rest SECONDS  wait so long before repeats that begin with an emptied store: ext4 passes over inodes that were deleted in
+                  the last minute, one by one [default: 0]
   --output DIR    where performance.md, performance.json and plots/ go [default: docs]
   --kiln FILE     measure this program [default: build it]
   --render        measure nothing, write page and plots anew from the JSON file
@@ -83,8 +116,12 @@ impl Options {
             only: Vec::new(),
             peers: Peers::Usual,
             keep: Keep::Nothing,
+            begin: Begin::Afresh,
             output: None,
             kiln: None,
+            user: None,
+            budget: None,
+            rest: Duration::ZERO,
             action: Action::Measure,
         };
         let mut words = words.iter();
@@ -102,13 +139,27 @@ impl Options {
                 "--peer" => options.add_peers(&value()?)?,
                 "--output" => options.output = Some(value()?.into()),
                 "--kiln" => options.kiln = Some(value()?.into()),
+                "--user" => options.user = Some(value()?),
+                "--minutes" => options.budget = Some(Duration::from_secs(60 * number(flag, &value()?)?)),
+                "--rest" => options.rest = Duration::from_secs(number(flag, &value()?)?),
                 _ if attached.is_some() => bail!("{flag} takes no value\n\n{USAGE}"),
                 "--quick" => options.size = Size::Quick,
                 "--append" => options.keep = Keep::Earlier,
+                "--resume" => options.begin = Begin::Interrupted,
                 "--render" => options.action = Action::Render,
                 "--list" => options.action = Action::List,
                 _ => bail!("unknown option {flag}\n\n{USAGE}"),
             }
+        }
+        if options.user.is_some() {
+            match &options.peers {
+                Peers::Usual => options.peers = Peers::These(Vec::new()),
+                Peers::These(peers) if peers.is_empty() => {}
+                Peers::These(_) => bail!("--user goes with --peer none: the peers' daemons are root's"),
+            }
+        }
+        if options.size == Size::Whole && options.budget.is_none() {
+            options.budget = Some(Duration::from_secs(35 * 60));
         }
         Ok(options)
     }
@@ -136,6 +187,10 @@ impl Options {
     }
 }
 
+fn number(flag: &str, text: &str) -> Result<u64> {
+    text.parse().map_err(|_| anyhow!("{flag} needs a number, not {text:?}\n\n{USAGE}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,7 +209,15 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_refused() {
-        for line in ["--peer", "--peer rkt", "--quick=yes", "--fast", "quick"] {
+        for line in [
+            "--peer",
+            "--peer rkt",
+            "--quick=yes",
+            "--fast",
+            "quick",
+            "--minutes ten",
+            "--user me --peer docker",
+        ] {
             assert!(parse(line).is_err(), "{line}");
         }
     }

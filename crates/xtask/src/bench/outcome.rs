@@ -12,7 +12,7 @@ pub(crate) struct Results {
 }
 
 /// One run of the bench.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Run {
     /// `quick` or `whole`.
     pub(crate) size: String,
@@ -26,8 +26,25 @@ pub(crate) struct Run {
     pub(crate) engines: Vec<(String, String)>,
     /// What was not measured at all, and why.
     pub(crate) left_out: Vec<String>,
+    /// Seconds waited before repeats that began with an emptied store.
+    #[serde(default)]
+    pub(crate) rest: u64,
+    /// The program itself, if it was looked at.
+    #[serde(default)]
+    pub(crate) program: Option<Program>,
     pub(crate) floors: Vec<Floor>,
     pub(crate) rows: Vec<Row>,
+}
+
+/// How long it takes to compile kiln, and what is in it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Program {
+    /// Seconds of a clean release build of the workspace, dependencies included.
+    pub(crate) build: f64,
+    /// Bytes of the program as it is shipped.
+    pub(crate) size: u64,
+    /// Where the bytes of its code come from, and of what else there is; the largest first.
+    pub(crate) parts: Vec<(String, u64)>,
 }
 
 /// What the machine itself takes for something.
@@ -35,6 +52,9 @@ pub(crate) struct Run {
 pub(crate) struct Floor {
     pub(crate) name: String,
     pub(crate) title: String,
+    /// How many files, if it is about files.
+    #[serde(default)]
+    pub(crate) size: usize,
     pub(crate) seconds: Vec<f64>,
 }
 
@@ -50,6 +70,9 @@ pub(crate) struct Row {
     pub(crate) results: BTreeMap<String, Outcome>,
     /// By peer: whether it did the same as kiln.
     pub(crate) same: BTreeMap<String, Same>,
+    /// Seconds that it took in all, with everything that is not timed.
+    #[serde(default)]
+    pub(crate) took: f64,
 }
 
 /// What an engine did with a workload.
@@ -80,6 +103,8 @@ pub(crate) struct Measured {
 pub(crate) enum Same {
     /// The same list of files (type, mode, owner, size, link), this long.
     Files(usize),
+    /// The same but for so many files, which differ for a known reason.
+    Excused { files: usize, count: usize, reason: String },
     /// The same exit.
     Exit,
     /// Not the same: how many files differ, and the first of them.

@@ -4,6 +4,9 @@ use std::fmt::Write as _;
 
 use super::budgets;
 use super::figures::{self, bytes, ratio, seconds, slope};
+use super::floor;
+use super::host::ROOT;
+use super::missed::Text;
 use super::outcome::{Outcome, Results, Row, Run, Same};
 use super::plot;
 use super::workload::GROUPS;
@@ -11,23 +14,28 @@ use super::workload::GROUPS;
 const ABOUT: &str = include_str!("about.md");
 
 /// The page.
-pub(crate) fn render(results: &Results) -> String {
+pub(crate) fn render(results: &Results, texts: &[Text]) -> String {
     let mut page = format!("# Performance\n\n{}\n", ABOUT.trim_end());
     for (number, run) in results.runs.iter().enumerate() {
-        let heading =
-            if results.runs.len() == 1 { "The run".to_owned() } else { format!("Run {}", number + 1) };
+        let whose = if is_roots(run) { "" } else { ", by an ordinary user" };
+        let heading = match results.runs.len() {
+            1 => format!("The run{whose}"),
+            _ => format!("Run {}{whose}", number + 1),
+        };
         // Writing to a String does not fail.
         let _ = write!(page, "\n## {heading}\n\n");
-        section(&mut page, run);
+        // What is missed is explained once, for the first run.
+        section(&mut page, run, if number == 0 { texts } else { &[] });
     }
-    if results.runs.len() > 1 {
+    let beside_peers: Vec<&Run> = results.runs.iter().filter(|run| run.engines.len() > 1).collect();
+    if beside_peers.len() > 1 {
         page.push_str("\n## How far ratios wander\n\n");
-        wander(&mut page, &results.runs);
+        wander(&mut page, &beside_peers);
     }
     page
 }
 
-fn section(page: &mut String, run: &Run) {
+fn section(page: &mut String, run: &Run, texts: &[Text]) {
     table(page, &["", ""], run.machine.iter().map(|(name, value)| vec![name.clone(), value.clone()]));
     let engines: Vec<String> =
         run.engines.iter().map(|(name, version)| format!("{name} ({version})")).collect();
@@ -43,6 +51,41 @@ fn section(page: &mut String, run: &Run) {
     for reason in &run.left_out {
         let _ = write!(page, "\nLeft out: {reason}.\n");
     }
+    if run.rest > 0 {
+        let _ =
+            write!(page, "\nRepeats that begin with an emptied store began {} s after it was.\n", run.rest);
+    }
+    // Promises are about root and peers; the ordinary user's table stands for itself.
+    if is_roots(run) {
+        promises(page, run, texts);
+    }
+    if !run.floors.is_empty() {
+        page.push_str("\n### The machine's floor\n\n");
+        table(
+            page,
+            &["work", "median", "spread"],
+            run.floors
+                .iter()
+                .map(|floor| vec![floor.title.clone(), middle(&floor.seconds), spread(&floor.seconds)]),
+        );
+    }
+    for (group, heading) in GROUPS {
+        let rows: Vec<&Row> = run.rows.iter().filter(|row| row.group == group).collect();
+        if !rows.is_empty() {
+            let _ = write!(page, "\n### {heading}\n\n");
+            group_table(page, run, &rows);
+        }
+    }
+    growth(page, run);
+    program(page, run);
+    doubts(page, run);
+}
+
+fn is_roots(run: &Run) -> bool {
+    run.machine.iter().any(|(name, value)| name == "user" && value == ROOT)
+}
+
+fn promises(page: &mut String, run: &Run, texts: &[Text]) {
     page.push_str("\n### Budgets\n\n");
     let verdicts = budgets::verdicts(run);
     table(
@@ -53,27 +96,46 @@ fn section(page: &mut String, run: &Run) {
             vec![verdict.what.clone(), verdict.promised.clone(), verdict.found.clone(), held.to_owned()]
         }),
     );
-    page.push_str("\n### The machine's floor\n\n");
-    table(
-        page,
-        &["work", "median", "spread"],
-        run.floors
-            .iter()
-            .map(|floor| vec![floor.title.clone(), middle(&floor.seconds), spread(&floor.seconds)]),
-    );
-    for (group, heading) in GROUPS {
-        let rows: Vec<&Row> = run.rows.iter().filter(|row| row.group == group).collect();
-        if !rows.is_empty() {
-            let _ = write!(page, "\n### {heading}\n\n");
-            group_table(page, run, &rows);
+    let missed = || verdicts.iter().filter(|verdict| !verdict.held);
+    if texts.is_empty() || missed().next().is_none() {
+        return;
+    }
+    page.push_str("\n### Where a budget is missed\n");
+    for text in texts {
+        let about: Vec<String> = missed()
+            .filter(|verdict| text.is_about(verdict))
+            .map(|verdict| format!("{}: {}, found {}", verdict.what, verdict.promised, verdict.found))
+            .collect();
+        if !about.is_empty() {
+            let _ = write!(page, "\n- {}\n\n{}\n", about.join("\n- "), text.body);
         }
     }
-    growth(page, run);
-    doubts(page, run);
+    let silent: Vec<&str> = missed()
+        .filter(|verdict| !texts.iter().any(|text| text.is_about(verdict)))
+        .map(|verdict| verdict.what.as_str())
+        .collect();
+    if !silent.is_empty() {
+        let _ = write!(page, "\nNot explained yet: {}.\n", silent.join("; "));
+    }
+}
+
+fn program(page: &mut String, run: &Run) {
+    let Some(program) = &run.program else { return };
+    let _ = write!(
+        page,
+        "\n### The program\n\nA clean release build of the workspace, dependencies included: {}. The program has {}, of which:\n\n",
+        seconds(program.build),
+        bytes(program.size)
+    );
+    table(
+        page,
+        &["part", "bytes"],
+        program.parts.iter().map(|(name, size)| vec![name.clone(), bytes(*size)]),
+    );
 }
 
 fn group_table(page: &mut String, run: &Run, rows: &[&Row]) {
-    let mut header = vec!["work".to_owned(), "kiln".to_owned(), "spread".to_owned()];
+    let mut header: Vec<String> = ["work", "repeats", "floor", "kiln", "spread"].map(str::to_owned).to_vec();
     let peers: Vec<&str> = run.engines.iter().skip(1).map(|(name, _)| name.as_str()).collect();
     for peer in &peers {
         header.extend([(*peer).to_owned(), "spread".to_owned(), "ratio".to_owned()]);
@@ -83,7 +145,10 @@ fn group_table(page: &mut String, run: &Run, rows: &[&Row]) {
     header.push(format!("store after: {}", names.join(", ")));
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
     let cells = rows.iter().map(|row| {
-        let mut cells = vec![row.title.clone(), time(row, "kiln"), spread_of(row, "kiln")];
+        let repeats =
+            row.measured("kiln").map_or_else(String::new, |measured| measured.seconds.len().to_string());
+        let floor = floor::below(run, &row.name).map_or_else(String::new, seconds);
+        let mut cells = vec![row.title.clone(), repeats, floor, time(row, "kiln"), spread_of(row, "kiln")];
         for peer in &peers {
             let faster = match (row.median("kiln"), row.median(peer)) {
                 (Some(kiln), Some(peer)) => ratio(peer / kiln),
@@ -152,7 +217,11 @@ fn growth(page: &mut String, run: &Run) {
 
 /// What failed, and what was not the same.
 fn doubts(page: &mut String, run: &Run) {
+    if run.engines.len() == 1 && run.rows.iter().all(|row| row.measured("kiln").is_some()) {
+        return;
+    }
     let mut lines = Vec::new();
+    let mut excused = Vec::new();
     let mut files = 0;
     for row in &run.rows {
         for (engine, outcome) in &row.results {
@@ -163,6 +232,10 @@ fn doubts(page: &mut String, run: &Run) {
         for (peer, same) in &row.same {
             match same {
                 Same::Files(_) => files += 1,
+                Same::Excused { files: all, count, reason } => {
+                    files += 1;
+                    excused.push(format!("{}: {count} of {all} files of {peer}'s: {reason}", row.title));
+                }
                 Same::Exit => {}
                 Same::Differs { count, first } => lines.push(format!(
                     "{}: {count} files differ from {peer}'s, among them {}",
@@ -184,10 +257,16 @@ fn doubts(page: &mut String, run: &Run) {
             let _ = writeln!(page, "- {}", line.replace('|', "\\|"));
         }
     }
+    if !excused.is_empty() {
+        page.push_str("\nLeft out of the comparison, since the reason is known:\n\n");
+        for line in excused {
+            let _ = writeln!(page, "- {}", line.replace('|', "\\|"));
+        }
+    }
 }
 
 /// Every ratio of every run, side by side.
-fn wander(page: &mut String, runs: &[Run]) {
+fn wander(page: &mut String, runs: &[&Run]) {
     let numbers: Vec<String> = (1..=runs.len()).map(|number| format!("run {number}")).collect();
     let mut header = vec!["work", "peer"];
     header.extend(numbers.iter().map(String::as_str));

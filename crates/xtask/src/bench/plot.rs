@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::figures::{seconds, slope};
+use super::figures::{median, seconds, slope, spread};
 use super::outcome::Run;
+use super::workload::grouped;
 
 /// A curve for each engine.
 #[derive(Debug)]
@@ -12,12 +13,20 @@ pub(crate) struct Curve {
     pub(crate) name: String,
     /// By engine: size and median seconds, the smallest size first.
     pub(crate) points: BTreeMap<String, Vec<(f64, f64)>>,
+    /// By engine: size, the least and the greatest seconds.
+    spread: BTreeMap<String, Vec<(f64, f64, f64)>>,
 }
 
 impl Curve {
     /// Its file's name, without the ending.
     pub(crate) fn file(&self) -> String {
         self.name.replace(' ', "-")
+    }
+
+    /// What its size counts: "files" of "cold COPY by files of the context".
+    fn unit(&self) -> &str {
+        let after = self.name.split_once(" by ").map_or(self.name.as_str(), |(_, unit)| unit);
+        if after == self.name { after.rsplit(' ').next().unwrap_or(after) } else { after }
     }
 
     /// All sizes, the smallest first.
@@ -35,12 +44,17 @@ pub(crate) fn curves(run: &Run) -> Vec<Curve> {
     for row in &run.rows {
         let Some((name, size)) = &row.growth else { continue };
         let position = curves.iter().position(|curve| curve.name == *name).unwrap_or_else(|| {
-            curves.push(Curve { name: name.clone(), points: BTreeMap::new() });
+            curves.push(Curve { name: name.clone(), points: BTreeMap::new(), spread: BTreeMap::new() });
             curves.len() - 1
         });
         for engine in row.results.keys() {
-            if let Some(median) = row.median(engine) {
-                curves[position].points.entry(engine.clone()).or_default().push((*size, median));
+            let Some(measured) = row.measured(engine) else { continue };
+            let curve = &mut curves[position];
+            if let (Some(middle), Some((least, most))) =
+                (median(&measured.seconds), spread(&measured.seconds))
+            {
+                curve.points.entry(engine.clone()).or_default().push((*size, middle));
+                curve.spread.entry(engine.clone()).or_default().push((*size, least, most));
             }
         }
     }
@@ -51,10 +65,11 @@ pub(crate) fn curves(run: &Run) -> Vec<Curve> {
     curves
 }
 
-const WIDTH: f64 = 720.0;
+const WIDTH: f64 = 860.0;
 const HEIGHT: f64 = 440.0;
 const LEFT: f64 = 80.0;
-const RIGHT: f64 = 24.0;
+/// Where the names stand.
+const RIGHT: f64 = 184.0;
 const TOP: f64 = 52.0;
 const BOTTOM: f64 = 56.0;
 /// Told apart by people who do not tell all colours apart.
@@ -91,16 +106,24 @@ impl Axis {
 pub(crate) fn svg(curve: &Curve) -> String {
     let points = || curve.points.values().flatten();
     let across = Axis::new(points().map(|(x, _)| *x), LEFT, WIDTH - RIGHT);
-    let up = Axis::new(points().map(|(_, y)| *y), HEIGHT - BOTTOM, TOP);
+    let ends = || curve.spread.values().flatten().flat_map(|(_, least, most)| [*least, *most]);
+    let up = Axis::new(points().map(|(_, y)| *y).chain(ends()), HEIGHT - BOTTOM, TOP);
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" width=\"{WIDTH}\" height=\"{HEIGHT}\" \
          font-family=\"sans-serif\" font-size=\"13\">\n<title>{0}</title>\n<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n\
          <text x=\"{LEFT}\" y=\"24\" font-size=\"16\" font-weight=\"bold\">{0}</text>\n",
         escaped(&curve.name)
     );
-    frame(&mut svg, &across, &up);
+    frame(&mut svg, &across, &up, curve.unit());
     for (number, (engine, points)) in curve.points.iter().enumerate() {
         let colour = COLOURS[number % COLOURS.len()];
+        for (size, least, most) in curve.spread.get(engine).into_iter().flatten() {
+            let (x, from, to) = (across.place(*size), up.place(*least), up.place(*most));
+            let _ = writeln!(
+                svg,
+                "<line x1=\"{x:.1}\" y1=\"{from:.1}\" x2=\"{x:.1}\" y2=\"{to:.1}\" stroke=\"{colour}\" stroke-opacity=\"0.4\" stroke-width=\"5\"/>"
+            );
+        }
         line(&mut svg, engine, points, colour, &across, &up);
         let fitted = slope(points).map_or_else(String::new, |slope| format!(", slope {slope:.2}"));
         #[expect(clippy::cast_precision_loss, reason = "a handful of engines")]
@@ -108,9 +131,9 @@ pub(crate) fn svg(curve: &Curve) -> String {
         let _ = writeln!(
             svg,
             "<rect x=\"{}\" y=\"{}\" width=\"12\" height=\"12\" fill=\"{colour}\"/><text x=\"{}\" y=\"{y}\">{}{fitted}</text>",
-            LEFT + 12.0,
+            WIDTH - RIGHT + 16.0,
             y - 11.0,
-            LEFT + 30.0,
+            WIDTH - RIGHT + 34.0,
             escaped(engine)
         );
     }
@@ -118,14 +141,20 @@ pub(crate) fn svg(curve: &Curve) -> String {
     svg
 }
 
-fn frame(svg: &mut String, across: &Axis, up: &Axis) {
+fn frame(svg: &mut String, across: &Axis, up: &Axis, unit: &str) {
     let (top, bottom, left, right) = (TOP, HEIGHT - BOTTOM, LEFT, WIDTH - RIGHT);
     for tick in across.ticks() {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a power of ten, at least one"
+        )]
+        let shown = grouped(tick.max(1.0) as usize);
         let x = across.place(tick);
         let _ = writeln!(
             svg,
             "<line x1=\"{x:.1}\" y1=\"{top}\" x2=\"{x:.1}\" y2=\"{bottom}\" stroke=\"#ddd\"/>\
-             <text x=\"{x:.1}\" y=\"{}\" text-anchor=\"middle\">{tick}</text>",
+             <text x=\"{x:.1}\" y=\"{}\" text-anchor=\"middle\">{shown}</text>",
             bottom + 20.0
         );
     }
@@ -142,9 +171,10 @@ fn frame(svg: &mut String, across: &Axis, up: &Axis) {
     }
     let _ = writeln!(
         svg,
-        "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">size; both axes are logarithmic</text>",
+        "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}; both axes are logarithmic</text>",
         f64::midpoint(left, right),
-        HEIGHT - 12.0
+        HEIGHT - 12.0,
+        escaped(unit)
     );
 }
 
@@ -170,6 +200,17 @@ fn line(svg: &mut String, engine: &str, points: &[(f64, f64)], colour: &str, acr
             seconds(*y)
         );
     }
+    // The figures of the smallest and the largest.
+    let ends = points.first().into_iter().chain(points.last().filter(|_| points.len() > 1));
+    for ((x, y), (anchor, aside)) in ends.zip([("start", 6.0), ("end", -6.0)]) {
+        let _ = writeln!(
+            svg,
+            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\" font-size=\"12\" fill=\"{colour}\">{}</text>",
+            across.place(*x) + aside,
+            up.place(*y) - 9.0,
+            seconds(*y)
+        );
+    }
 }
 
 fn escaped(text: &str) -> String {
@@ -186,7 +227,10 @@ mod tests {
             ("kiln".to_owned(), vec![(1.0, 0.01), (100.0, 0.1)]),
             ("a<b".to_owned(), vec![(1.0, 1.0), (100.0, 1.0)]),
         ]);
-        let svg = svg(&Curve { name: "cost".to_owned(), points });
+        let spread = BTreeMap::from([("kiln".to_owned(), vec![(1.0, 0.005, 0.02)])]);
+        let curve = Curve { name: "cost by files".to_owned(), points, spread };
+        assert_eq!(curve.unit(), "files");
+        let svg = svg(&curve);
         assert!(svg.starts_with("<svg") && svg.ends_with("</svg>\n"));
         assert_eq!(svg.matches("<polyline").count(), 2);
         assert_eq!(svg.matches("<circle").count(), 4);

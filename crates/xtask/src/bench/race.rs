@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 
@@ -15,6 +16,38 @@ use super::outcome::{Measured, Outcome, Row, Same};
 use super::same;
 use super::workload::{Check, Start, Workload};
 
+/// What a run may take, and how much of it is over.
+pub(crate) struct Clock {
+    started: Instant,
+    budget: Option<Duration>,
+    /// What an earlier run took for what this one has to do.
+    expected: Option<Duration>,
+    all: usize,
+    left: usize,
+}
+
+impl Clock {
+    pub(crate) fn start(budget: Option<Duration>, expected: Option<Duration>, workloads: usize) -> Self {
+        Self { started: Instant::now(), budget, expected, all: workloads, left: workloads }
+    }
+
+    /// Seconds that the workload at hand may take: its share of what is left.
+    fn allowance(&self) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "a small count")]
+        let share = |budget: Duration| {
+            budget.saturating_sub(self.started.elapsed()).as_secs_f64() / self.left.max(1) as f64
+        };
+        self.budget.map_or(6.0, share).clamp(4.0, 60.0)
+    }
+
+    /// `12/50, 8 of about 30 min`
+    fn told(&self) -> String {
+        let minutes = |time: Duration| format!("{:.0}", time.as_secs_f64() / 60.0);
+        let about = self.expected.map_or_else(String::new, |time| format!(" of about {}", minutes(time)));
+        format!("{}/{}, {}{about} min", self.all - self.left, self.all, minutes(self.started.elapsed()))
+    }
+}
+
 /// The engines and where they work.
 pub(crate) struct Race {
     /// kiln first.
@@ -23,14 +56,23 @@ pub(crate) struct Race {
     prepared: Vec<Option<String>>,
     place: PathBuf,
     size: Size,
+    clock: Clock,
+    /// Waited before a repeat that begins with an emptied store.
+    rest: Duration,
     /// Files are changed to something new each time.
     turn: usize,
 }
 
 impl Race {
-    pub(crate) fn new(engines: Vec<Box<dyn Engine>>, place: &Path, size: Size) -> Self {
+    pub(crate) fn new(
+        engines: Vec<Box<dyn Engine>>,
+        place: &Path,
+        size: Size,
+        clock: Clock,
+        rest: Duration,
+    ) -> Self {
         let prepared = engines.iter().map(|_| None).collect();
-        Self { engines, prepared, place: place.to_path_buf(), size, turn: 0 }
+        Self { engines, prepared, place: place.to_path_buf(), size, clock, rest, turn: 0 }
     }
 
     /// Measures a workload: A B A B, then each once more under watch for its memory.
@@ -47,21 +89,18 @@ impl Race {
                 }
             })
             .collect();
+        let started = Instant::now();
         let mut left = usize::MAX;
         while left > 0 {
-            let mut slowest: f64 = 0.0;
             for (number, outcome) in outcomes.iter_mut().enumerate() {
                 let Outcome::Measured(measured) = outcome else { continue };
                 match self.once(number, workload) {
-                    Ok(seconds) => {
-                        measured.seconds.push(seconds);
-                        slowest = slowest.max(seconds);
-                    }
+                    Ok(seconds) => measured.seconds.push(seconds),
                     Err(error) => *outcome = Outcome::Failed(format!("{error:#}")),
                 }
             }
             if left == usize::MAX {
-                left = self.repeats(workload, slowest);
+                left = self.repeats(workload, started.elapsed().as_secs_f64());
             }
             left -= 1;
         }
@@ -89,26 +128,34 @@ impl Race {
             growth: workload.growth.map(|(curve, size)| (curve.to_owned(), size as f64)),
             results: named.zip(outcomes).collect(),
             same,
+            took: started.elapsed().as_secs_f64(),
         };
-        tell(&row);
+        self.clock.left = self.clock.left.saturating_sub(1);
+        tell(&row, &self.clock);
         row
     }
 
-    /// How often in all, the first repeat being over.
-    fn repeats(&self, workload: &Workload, slowest: f64) -> usize {
-        let (least, most, budget) = match self.size {
-            Size::Quick => (2, 5, 3.0),
-            Size::Whole => (3, 11, 15.0),
+    /// How often in all, the first round of all engines having taken so many seconds, with all that is not timed. One more
+    /// round watches the memory.
+    fn repeats(&self, workload: &Workload, round: f64) -> usize {
+        let (least, most) = match self.size {
+            Size::Quick => (2, 5),
+            Size::Whole if round > 20.0 => (2, 5),
+            Size::Whole => (3, 11),
         };
         let most = if workload.start == Start::Fresh { most.min(5) } else { most };
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small count")]
-        let fitting = (budget / slowest.max(0.001)) as usize;
-        fitting.clamp(least, most)
+        let fitting = (self.clock.allowance() / round.max(0.001)) as usize;
+        fitting.saturating_sub(1).clamp(least, most)
     }
 
     /// One repeat, timed.
     fn once(&mut self, number: usize, workload: &Workload) -> Result<f64> {
         self.prepare(number, workload)?;
+        if workload.start == Start::Fresh {
+            std::thread::sleep(self.rest);
+        }
+        measure::settle();
         let engine = self.engines[number].as_ref();
         let commands = commands(engine, &workload.tasks).context("no such command")?;
         measure::time(commands, &self.log())
@@ -193,8 +240,9 @@ impl Race {
         let own = files(0);
         peers
             .map(|number| {
+                let version = self.engines[number].version().unwrap_or_default();
                 let same = match (&own, files(number)) {
-                    (Ok(own), Ok(other)) => same::compare(own, &other),
+                    (Ok(own), Ok(other)) => same::compare(own, &other, &version),
                     (Err(error), _) => Same::Unknown(format!("kiln: {error:#}")),
                     (_, Err(error)) => Same::Unknown(format!("{error:#}")),
                 };
@@ -223,8 +271,8 @@ fn stored(directory: &Path) -> u64 {
 }
 
 /// A line for whoever waits.
-fn tell(row: &Row) {
-    let mut line = format!("{:<28}", row.name);
+fn tell(row: &Row, clock: &Clock) {
+    let mut line = format!("[{}] {:<28}", clock.told(), row.name);
     let kiln = row.median("kiln");
     for (name, outcome) in &row.results {
         let told = match outcome {
@@ -250,6 +298,9 @@ fn tell(row: &Row) {
     for (peer, same) in &row.same {
         match same {
             Same::Files(_) | Same::Exit => {}
+            Same::Excused { count, reason, .. } => {
+                line.push_str(&format!("\n    {count} files excused: {reason}"));
+            }
             Same::Differs { count, first } => {
                 line.push_str(&format!("\n    {count} files differ from {peer}: {first:?}"));
             }

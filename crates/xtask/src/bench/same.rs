@@ -1,6 +1,6 @@
 //! The files of an image, read out of its archive with tar alone, and what differs between two.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
 
@@ -91,21 +91,72 @@ fn entry(line: &str) -> Option<(String, String)> {
     }
 }
 
+/// A difference that is not kiln's doing.
+struct Excuse {
+    /// Beginning of the peer's version.
+    version: &'static str,
+    /// Whether it explains what a path is for kiln and for the peer; empty where there is nothing.
+    explains: fn(&str, &str, &str) -> bool,
+    reason: &'static str,
+}
+
+const EXCUSES: [Excuse; 3] = [
+    Excuse {
+        version: "docker 20.",
+        explains: |_, kiln, peer| {
+            // "crw-rw-rw- 0/0 5,1" became "-rw-rw-rw- 0/0 0".
+            let words = |facts: &str| facts.split(' ').map(str::to_owned).collect::<Vec<_>>();
+            match (&words(kiln)[..], &words(peer)[..]) {
+                ([mode, owner, _], [empty, other, size]) => {
+                    let device = mode.starts_with(['c', 'b']) && empty.starts_with('-') && size == "0";
+                    device && mode[1..] == empty[1..] && owner == other
+                }
+                _ => false,
+            }
+        },
+        reason: "docker 20.10 copies device nodes as empty files, which BuildKit has mended since (moby/buildkit#2914)",
+    },
+    Excuse { version: "buildah", explains: is_mount_stub, reason: STUBS },
+    Excuse { version: "podman", explains: is_mount_stub, reason: STUBS },
+];
+
+const STUBS: &str =
+    "buildah, which podman builds with, leaves what it mounted something on in the layers of its steps";
+
+fn is_mount_stub(path: &str, kiln: &str, peer: &str) -> bool {
+    let files = ["etc/hostname", "etc/hosts", "etc/resolv.conf", "run/.containerenv"];
+    let directories = ["run", "dev", "proc", "sys"];
+    let stub =
+        files.contains(&path) && peer.ends_with(" 0") || directories.contains(&path) && peer.starts_with('d');
+    kiln.is_empty() && stub
+}
+
 /// What differs, kiln's first.
-pub(crate) fn compare(kiln: &Files, peer: &Files) -> Same {
+pub(crate) fn compare(kiln: &Files, peer: &Files, version: &str) -> Same {
     let mut differing = Vec::new();
-    for (path, facts) in kiln {
-        match peer.get(path) {
-            None => differing.push(format!("{path}: kiln's only ({facts})")),
-            Some(other) if other != facts => differing.push(format!("{path}: {facts}, but {other}")),
-            Some(_) => {}
+    let mut excused = 0;
+    let mut reason = "";
+    let paths: BTreeSet<&String> = kiln.keys().chain(peer.keys()).collect();
+    for path in paths {
+        let (own, other) =
+            (kiln.get(path).map_or("", String::as_str), peer.get(path).map_or("", String::as_str));
+        if own == other {
+            continue;
+        }
+        let known =
+            |excuse: &&Excuse| version.starts_with(excuse.version) && (excuse.explains)(path, own, other);
+        match EXCUSES.iter().find(known) {
+            Some(known) => (excused, reason) = (excused + 1, known.reason),
+            None if other.is_empty() => differing.push(format!("{path}: kiln's only ({own})")),
+            None if own.is_empty() => differing.push(format!("{path}: peer's only ({other})")),
+            None => differing.push(format!("{path}: {own}, but {other}")),
         }
     }
-    differing.extend(
-        peer.keys().filter(|path| !kiln.contains_key(*path)).map(|path| format!("{path}: peer's only")),
-    );
     if differing.is_empty() {
-        return Same::Files(kiln.len());
+        return match excused {
+            0 => Same::Files(kiln.len()),
+            count => Same::Excused { files: kiln.len(), count, reason: reason.to_owned() },
+        };
     }
     let count = differing.len();
     differing.truncate(3);
@@ -147,17 +198,27 @@ hrw-r--r-- 0/0 0 2026-01-01 00:00:00 ./h link to ./d/a file
     #[test]
     fn differences_are_named() {
         let own = files(&[BASE]);
-        assert_eq!(compare(&own, &own.clone()), Same::Files(4));
+        assert_eq!(compare(&own, &own.clone(), "any"), Same::Files(4));
         let mut other = own.clone();
         other.remove("l");
         other.insert("d".to_owned(), "drwx------ 0/0".to_owned());
-        other.insert("z".to_owned(), String::new());
-        let Same::Differs { count, first } = compare(&own, &other) else { panic!() };
+        other.insert("z".to_owned(), "-rw-r--r-- 0/0 1".to_owned());
+        let Same::Differs { count, first } = compare(&own, &other, "any") else { panic!() };
         assert_eq!(count, 3);
         assert!(
             first[0].starts_with("d: ")
                 && first[1].starts_with("l: kiln's only")
                 && first[2].starts_with("z: peer's")
         );
+    }
+
+    #[test]
+    fn known_quirks_of_a_peer_are_excused_and_counted() {
+        let files = |facts: &str| Files::from([("dev/null".to_owned(), facts.to_owned())]);
+        let (own, empty) = (files("crw-rw-rw- 0/0 1,3"), files("-rw-rw-rw- 0/0 0"));
+        assert!(matches!(compare(&own, &empty, "docker 20.10.24"), Same::Excused { files: 1, count: 1, .. }));
+        assert!(matches!(compare(&own, &empty, "docker 28.2.2"), Same::Differs { count: 1, .. }));
+        assert!(matches!(compare(&own, &files("-rw-rw-rw- 0/0 7"), "docker 20.10.24"), Same::Differs { .. }));
+        assert!(matches!(compare(&empty, &own, "docker 20.10.24"), Same::Differs { .. }));
     }
 }

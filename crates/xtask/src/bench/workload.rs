@@ -1,11 +1,12 @@
 //! The workloads, as data.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
 use super::archives::Image;
-use super::engines::Task;
+use super::engines::{Compression, Task};
 use super::inputs::Inputs;
 use super::options::Size;
 
@@ -90,6 +91,10 @@ pub(crate) fn all(
     wanted: &dyn Fn(&str) -> bool,
 ) -> Result<Vec<Workload>> {
     std::fs::create_dir_all(place)?;
+    // Whoever saves writes here.
+    let saved = place.join("saved");
+    std::fs::create_dir_all(&saved)?;
+    std::fs::set_permissions(&saved, std::fs::Permissions::from_mode(0o777))?;
     let mut plan = Plan { inputs, place, workloads: Vec::new() };
     plan.unchanged(size, wanted)?;
     plan.run_steps(size, wanted)?;
@@ -306,19 +311,54 @@ impl Plan<'_> {
             let workload = self.workload("transfer/load-run", title, Start::Fresh, tasks);
             self.workloads.push(Workload { images: Vec::new(), ..workload });
         }
-        if wanted("transfer/import") {
-            let task = Task::Import { tar: debian.rootfs.clone(), name: "imported".to_owned() };
-            let title = format!("import of a Debian root ({bytes} MB)");
-            let workload = self.workload("transfer/import", title, Start::Fresh, vec![task]);
-            self.workloads.push(Workload { images: Vec::new(), ..workload });
+        for (form, tar) in
+            [("plain", &debian.rootfs), ("gzip", &debian.rootfs_gzip), ("zstd", &debian.rootfs_zstd)]
+        {
+            let name = format!("transfer/import-{form}");
+            if wanted(&name) {
+                let task = Task::Import { tar: tar.clone(), name: "imported".to_owned() };
+                let title = format!("import of a Debian root ({bytes} MB), {form}");
+                let workload = self.workload(&name, title, Start::Fresh, vec![task]);
+                self.workloads.push(Workload { images: Vec::new(), ..workload });
+            }
         }
-        if wanted("transfer/save") {
-            let to = self.place.join("saved.tar");
-            let task = Task::Save { image: "debian".to_owned(), to };
+        if wanted("transfer/save-plain") {
+            let to = self.place.join("saved").join("image.tar");
+            let task = Task::Save { image: "debian".to_owned(), to, compression: Compression::None };
             let title = format!("save of a Debian root ({bytes} MB), uncompressed");
             let start = Start::Kept("transfer/save".to_owned());
-            let workload = self.workload("transfer/save", title, start, vec![task]);
+            let workload = self.workload("transfer/save-plain", title, start, vec![task]);
             self.workloads.push(Workload { images: vec![debian], ..workload });
+        }
+        self.saves_of_a_build(wanted)
+    }
+
+    /// A layer that came from outside goes out as it came; what a build made is compressed as asked for.
+    fn saves_of_a_build(&mut self, wanted: &dyn Fn(&str) -> bool) -> Result<()> {
+        let count = self.inputs.sizes.tree;
+        for (form, compression) in
+            [("plain", Compression::None), ("gzip", Compression::Gzip), ("zstd", Compression::Zstd)]
+        {
+            let name = format!("transfer/save-tree-{form}");
+            if !wanted(&name) {
+                continue;
+            }
+            let build = self.build(
+                "transfer/save-tree",
+                self.inputs.tree(count)?,
+                "FROM busybox\nCOPY tree /tree\n",
+            )?;
+            let Task::Build { tag, .. } = &build else { continue };
+            let to = self.place.join("saved").join("image.tar");
+            let task = Task::Save { image: tag.clone(), to, compression };
+            let title = format!("save of an image with a COPY of {} files, {form}", grouped(count));
+            // What was compressed once is remembered.
+            let start = match compression {
+                Compression::None => Start::Kept("transfer/save-tree".to_owned()),
+                Compression::Gzip | Compression::Zstd => Start::Fresh,
+            };
+            let workload = self.workload(&name, title, start, vec![task]);
+            self.workloads.push(Workload { before: vec![build], ..workload });
         }
         Ok(())
     }

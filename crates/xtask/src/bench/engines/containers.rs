@@ -5,8 +5,8 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use super::{Engine, Task, tag_of};
-use crate::bench::archives::Image;
+use super::{Compression, Engine, Task, tag_of};
+use crate::bench::archives::{self, Image};
 use crate::machine;
 
 /// Which of the two.
@@ -21,11 +21,23 @@ pub(crate) enum Program {
 pub(crate) struct Containers {
     program: Program,
     place: PathBuf,
+    /// podman takes no path of more than fifty bytes for it.
+    runroot: PathBuf,
+}
+
+impl Drop for Containers {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.runroot);
+    }
 }
 
 impl Containers {
     pub(crate) fn new(program: Program, place: &Path) -> Result<Self> {
-        let engine = Self { program, place: place.join(name(program)) };
+        let place = place.join(name(program));
+        // It stands in podman's database, so it must be the same in the next run.
+        let identity = archives::digest(place.as_os_str().as_encoded_bytes());
+        let runroot = std::env::temp_dir().join(format!("bench-{}-{}", name(program), &identity[7..15]));
+        let engine = Self { program, place, runroot };
         if !machine::has(name(program)) {
             bail!("{} is not on the PATH", name(program));
         }
@@ -37,10 +49,13 @@ impl Containers {
 
     fn base(&self) -> Command {
         let mut command = Command::new(name(self.program));
-        command.arg("--root").arg(self.place.join("storage")).arg("--runroot").arg(self.place.join("run"));
+        command.arg("--root").arg(self.place.join("storage")).arg("--runroot").arg(&self.runroot);
         command.args(["--storage-driver", "overlay"]);
         if self.program == Program::Podman {
             command.args(["--cgroup-manager", "cgroupfs", "--events-backend", "none"]);
+            if machine::has("runc") {
+                command.args(["--runtime", "runc"]);
+            }
         }
         command
     }
@@ -107,14 +122,19 @@ impl Engine for Containers {
                 command.arg("-f").arg(dockerfile).arg(context);
             }
             Task::Load { archive } => command = self.load(archive),
-            Task::Save { image, to } => command = self.save(image, to),
+            Task::Save { image, to, compression: Compression::None } => command = self.save(image, to),
             Task::Import { tar, name } if podman => {
                 command.arg("import").arg(tar).arg(name);
             }
             Task::Run { image, words } if podman => {
-                command
-                    .args(["run", "--rm", "--network", "none", "--cgroups", "disabled", image])
-                    .args(words);
+                command.args(["run", "--rm", "--network", "none"]);
+                // It would raise these, which is not everywhere allowed.
+                command.args(["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]);
+                // crun wants cgroup v2 for one, runc knows no container without one.
+                if !machine::has("runc") {
+                    command.args(["--cgroups", "disabled"]);
+                }
+                command.arg(image).args(words);
             }
             Task::History { image } if podman => {
                 command.args(["history", image]);

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 
 use super::daemon::Daemon;
-use super::{Engine, Task, tag_of};
+use super::{Compression, Engine, Task, tag_of};
 use crate::bench::archives::Image;
 use crate::machine;
 
@@ -16,6 +16,8 @@ pub(crate) struct Docker {
     dockerd: Daemon,
     containerd: Daemon,
     place: PathBuf,
+    /// Which docker can from 23 on.
+    reads_zstd: bool,
 }
 
 impl Docker {
@@ -47,10 +49,16 @@ impl Docker {
         command.arg("--containerd").arg(sockets.join("containerd.sock"));
         command.args(["--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver=overlay2"]);
         let dockerd = Daemon::start(command, "dockerd", &place)?;
-        let mut docker = Self { dockerd, containerd, place };
+        let mut docker = Self { dockerd, containerd, place, reads_zstd: false };
         let mut ask = docker.client();
         ask.arg("version");
         docker.dockerd.wait_until(|| machine::output(&mut ask).is_ok())?;
+        let version = docker.ask(&["version", "--format", "{{.Server.Version}}"])?;
+        docker.reads_zstd = version
+            .split('.')
+            .next()
+            .and_then(|major| major.parse().ok())
+            .is_some_and(|major: u32| major >= 23);
         Ok(docker)
     }
 
@@ -114,8 +122,17 @@ impl Engine for Docker {
                 command.args(["build", "--network", "host", "--progress", "plain", "-t", tag]);
                 command.arg("-f").arg(dockerfile).arg(context)
             }
+            Task::Load { archive: file } | Task::Import { tar: file, .. }
+                if !self.reads_zstd && file.to_string_lossy().contains("zst") =>
+            {
+                return None;
+            }
             Task::Load { archive } => command.args(["load", "-i"]).arg(archive),
-            Task::Save { image, to } => command.args(["save", "-o"]).arg(to).arg(image),
+            Task::Save { image, to, compression: Compression::None } => {
+                command.args(["save", "-o"]).arg(to).arg(image)
+            }
+            // It saves uncompressed alone.
+            Task::Save { .. } => return None,
             Task::Import { tar, name } => command.arg("import").arg(tar).arg(name),
             Task::Run { image, words } => {
                 command.args(["run", "--rm", "--network", "none", image]).args(words)

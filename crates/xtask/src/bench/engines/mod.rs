@@ -15,7 +15,15 @@ use anyhow::Result;
 use super::archives::Image;
 use super::options::PeerKind;
 
-pub(crate) use kiln::Kiln;
+pub(crate) use kiln::{Kiln, User};
+
+/// What a saved image's layers are compressed with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Compression {
+    None,
+    Gzip,
+    Zstd,
+}
 
 /// One thing for an engine to do.
 #[derive(Clone, Debug)]
@@ -31,6 +39,7 @@ pub(crate) enum Task {
     Save {
         image: String,
         to: PathBuf,
+        compression: Compression,
     },
     Import {
         tar: PathBuf,

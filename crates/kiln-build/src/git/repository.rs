@@ -1,0 +1,331 @@
+//! Running the machine's git: nothing of the user's or the system's configuration, no hook, no prompt, no protocol but the
+//! network's, never a word of a Dockerfile where git looks for options.
+
+use std::ffi::OsStr;
+use std::io::{self, Read as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use kiln_graph::Cancel;
+use kiln_sys::root::{Directory, Time};
+use rustix::fs::FileType;
+use rustix::process::{Pid, Signal, kill_process_group};
+
+use super::address::{GitAddress, is_commit, is_reference};
+use crate::error::{Error, Result};
+
+/// The machine's git, and what it may know of the environment.
+#[derive(Clone, Debug, Default)]
+pub struct GitProgram {
+    /// Its path; `None` if there is none.
+    pub path: Option<PathBuf>,
+    /// PATH for its helpers, proxies, the CA bundle.
+    pub environment: Vec<(String, String)>,
+}
+
+/// How often it is looked whether git has ended.
+const TICK: Duration = Duration::from_millis(10);
+/// The most that is read of what git says.
+const SAID: u64 = 1 << 20;
+/// A server that sends fewer bytes a second than this for a minute is left.
+const SLOWEST: &str = "http.lowSpeedLimit=100";
+
+/// A commit, found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Commit {
+    /// Its hash.
+    pub(crate) hash: String,
+    /// That of the annotated tag that led to it.
+    pub(crate) tag: Option<String>,
+    /// The reference that led to it, in full.
+    pub(crate) reference: Option<String>,
+}
+
+/// What ends git before its time.
+#[derive(Clone, Copy)]
+pub(crate) enum Stopping<'a> {
+    /// A token: git and its helpers are a process group that is killed.
+    Token(&'a Cancel),
+    /// Whatever ends this process: the terminal tells them all.
+    Together,
+}
+
+/// git for one repository.
+pub(crate) struct Git<'a> {
+    pub(crate) program: &'a GitProgram,
+    pub(crate) address: &'a GitAddress,
+    pub(crate) stopping: Stopping<'a>,
+    /// An empty directory of its own.
+    pub(crate) place: &'a Path,
+}
+
+impl Git<'_> {
+    fn shown(&self) -> String {
+        kiln_remote::shown(&self.address.remote)
+    }
+
+    fn failed(&self, problem: impl Into<String>) -> Error {
+        Error::Git { remote: self.shown(), problem: problem.into() }
+    }
+
+    /// Runs git; what it wrote to its standard output.
+    fn run(&self, directory: &Path, words: &[&str]) -> Result<String> {
+        let program = self.program.path.as_ref().ok_or(Error::NoGit)?;
+        let (output, complaints) = (self.place.join("output"), self.place.join("complaints"));
+        let create =
+            |path: &Path| fs_err::File::create(path).map(|file| file.into_file()).map_err(file_error);
+        let mut child = self
+            .command(program, directory, words)
+            .stdout(create(&output)?)
+            .stderr(create(&complaints)?)
+            .spawn()
+            .map_err(|source| match source.kind() {
+                io::ErrorKind::NotFound => Error::NoGit,
+                _ => Error::File { action: "run", path: program.display().to_string(), source },
+            })?;
+        let status = loop {
+            if let Some(status) = child.try_wait().map_err(file_error)? {
+                break status;
+            }
+            match self.stopping {
+                Stopping::Token(cancel) if cancel.sleep(TICK) => {
+                    // Its helpers are of its group.
+                    let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
+                    let _ = child.wait();
+                    return Err(Error::Canceled);
+                }
+                Stopping::Token(_) => {}
+                Stopping::Together => std::thread::sleep(TICK),
+            }
+        };
+        if status.success() {
+            return said(&output);
+        }
+        let mut told = said(&complaints)?;
+        if let Some((with, without)) = self.address.credentials() {
+            told = told.replace(&with, &without);
+        }
+        let lines: Vec<&str> = told.lines().filter(|line| !line.trim().is_empty()).collect();
+        let last = lines[lines.len().saturating_sub(5)..].join("\n");
+        Err(self.failed(if last.is_empty() { status.to_string() } else { last }))
+    }
+
+    fn command(&self, program: &Path, directory: &Path, words: &[&str]) -> Command {
+        // A redirect or a submodule leads to no protocol that is worse.
+        let protocols = match self.address.remote.split("://").next() {
+            Some("https") => "https",
+            Some("http") => "http:https",
+            _ => "git:https",
+        };
+        let mut command = Command::new(program);
+        command
+            .args(["-c", "protocol.file.allow=never", "-c", "core.hooksPath=/dev/null"])
+            .args(["-c", "core.fsmonitor=false", "-c", "init.templateDir=", "-c", "gc.auto=0"])
+            .args(["-c", "init.defaultBranch=master", "-c", "advice.detachedHead=false"])
+            .args(["-c", SLOWEST, "-c", "http.lowSpeedTime=60", "-c", "credential.helper="])
+            .args(words)
+            .current_dir(directory)
+            .env_clear()
+            .envs(self.program.environment.iter().map(|(name, value)| (name, value)))
+            .envs([
+                ("GIT_TERMINAL_PROMPT", "0"),
+                ("GIT_CONFIG_NOSYSTEM", "1"),
+                ("GIT_CONFIG_GLOBAL", "/dev/null"),
+                ("GIT_ATTR_NOSYSTEM", "1"),
+                ("GIT_ALLOW_PROTOCOL", protocols),
+                ("HOME", "/dev/null"),
+                ("XDG_CONFIG_HOME", "/dev/null"),
+                ("LC_ALL", "C"),
+            ])
+            .stdin(Stdio::null());
+        if let Some((with, without)) = self.address.credentials() {
+            // In the environment: neither other users' `ps` nor any configuration that is kept sees them.
+            command.env("GIT_CONFIG_COUNT", "1").env("GIT_CONFIG_KEY_0", format!("url.{with}.insteadOf"));
+            command.env("GIT_CONFIG_VALUE_0", without);
+        }
+        if let Stopping::Token(_) = self.stopping {
+            command.process_group(0);
+        }
+        command
+    }
+
+    /// Asks the repository which commit is meant.
+    pub(crate) fn resolve(&self) -> Result<Commit> {
+        let commit = match self.address.commit() {
+            Some(hash) => Commit { hash: hash.to_owned(), tag: None, reference: None },
+            None => self.ask()?,
+        };
+        let checksum = self.address.checksum.as_deref().unwrap_or_default();
+        // It may be the tag's as well as the commit's.
+        let fits = commit.hash.starts_with(checksum)
+            || commit.tag.as_ref().is_some_and(|tag| tag.starts_with(checksum));
+        if !fits {
+            return Err(self.failed(format!("expected checksum to match {checksum}, got {}", commit.hash)));
+        }
+        Ok(commit)
+    }
+
+    fn ask(&self) -> Result<Commit> {
+        let remote = &self.shown();
+        let Some(reference) = &self.address.reference else {
+            let listed = self.run(self.place, &["ls-remote", "--symref", "--", remote, "HEAD"])?;
+            let ends = |line: &str| line.strip_suffix("\tHEAD").map(str::to_owned);
+            let target = listed.lines().find_map(|line| ends(line.strip_prefix("ref: ")?));
+            let hash = listed.lines().filter_map(ends).find(|hash| is_commit(hash));
+            let hash = hash.ok_or_else(|| self.failed("it has no default branch"))?;
+            let reference = target.filter(|target| is_reference(target));
+            return Ok(Commit { hash, tag: None, reference });
+        };
+        let peeled = format!("{reference}^{{}}");
+        let listed = self.run(self.place, &["ls-remote", "--", remote, reference, &peeled])?;
+        let find = |name: &str| {
+            let mut lines = listed.lines().filter_map(|line| line.split_once('\t'));
+            lines.find(|(hash, found)| *found == name && is_commit(hash)).map(|(hash, _)| hash.to_owned())
+        };
+        // As in git-checkout(1), a branch comes before a tag of the same name.
+        let names = [
+            format!("refs/{}", reference.trim_start_matches("refs/")),
+            format!("refs/heads/{}", reference.trim_start_matches("refs/heads/")),
+            format!("refs/tags/{}", reference.trim_start_matches("refs/tags/")),
+        ];
+        let found = names.into_iter().find_map(|name| find(&name).map(|hash| (name, hash)));
+        let (name, hash) =
+            found.ok_or_else(|| self.failed(format!("repository does not contain ref {reference}")))?;
+        Ok(match find(&format!("{name}^{{}}")) {
+            Some(commit) => Commit { hash: commit, tag: Some(hash), reference: Some(name) },
+            None => Commit { hash, tag: None, reference: Some(name) },
+        })
+    }
+
+    /// Brings the commit's files here; the directory that holds what is wanted of them. Modes and times are the
+    /// commit's, whatever the umask and the time of day.
+    pub(crate) fn check_out(&self, commit: &Commit) -> Result<PathBuf> {
+        let tree = self.place.join("tree");
+        fs_err::create_dir(&tree).map_err(file_error)?;
+        let keep = self.address.keeps_git_dir();
+        let git_dir = if keep { tree.join(".git") } else { self.place.join("repository") };
+        let git_dir_text = git_dir.display().to_string();
+        let tree_text = tree.display().to_string();
+        let inside = ["--git-dir", &git_dir_text, "--work-tree", &tree_text];
+        let run = |words: &[&str]| self.run(&tree, &[&inside[..], words].concat());
+        let format = if commit.hash.len() == 64 { "--object-format=sha256" } else { "--object-format=sha1" };
+        self.run(&tree, &["--git-dir", &git_dir_text, "init", "--quiet", format])?;
+        run(&["remote", "add", "--", "origin", &self.shown()])?;
+        self.fetch(commit, &run)?;
+        if keep {
+            run(&["checkout", "--quiet", "--detach", &commit.hash])?;
+        } else {
+            run(&["read-tree", "--reset", "-u", &commit.hash])?;
+        }
+        if self.address.submodules && fs_err::symlink_metadata(tree.join(".gitmodules")).is_ok() {
+            let update = ["submodule", "--quiet", "update", "--init", "--recursive"];
+            match run(&[&update[..], &["--depth=1"]].concat()) {
+                Err(Error::Git { .. }) => drop(run(&update)?),
+                other => drop(other?),
+            }
+        }
+        let time = run(&["show", "--no-patch", "--format=%ct", &commit.hash])?;
+        let seconds = time.trim().parse().map_err(|_| self.failed("its commit has no time"))?;
+        if keep {
+            run(&["reflog", "expire", "--all", "--expire=now"])?;
+            let _ = fs_err::remove_file(git_dir.join("FETCH_HEAD"));
+        }
+        let mut directory = Directory::open(&tree)?;
+        settle(&directory, seconds, if keep { GitDirs::Keep } else { GitDirs::Remove })?;
+        // No symbolic link leads out of the repository: none is followed at all (CVE-2026-33748).
+        let mut path = tree;
+        for name in self.address.directory.split('/').filter(|name| !name.is_empty()) {
+            directory = directory
+                .open_directory(name)
+                .map_err(|_| self.failed(format!("{:?} is no directory of it", self.address.directory)))?;
+            path.push(name);
+        }
+        Ok(path)
+    }
+
+    /// Fetches as little as the server lets: the commit alone, its branch or tag, or everything.
+    fn fetch(&self, commit: &Commit, run: &dyn Fn(&[&str]) -> Result<String>) -> Result<()> {
+        let object = format!("{}^{{commit}}", commit.hash);
+        let named = commit.reference.as_ref().map(|name| format!("+{name}:{name}"));
+        let shallow = ["fetch", "--quiet", "--no-tags", "--depth=1", "--", "origin"];
+        let deep = ["fetch", "--quiet", "--no-tags", "--", "origin"];
+        let everything = ["+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*"];
+        let mut tries: Vec<Vec<&str>> = Vec::new();
+        match (&named, self.address.keeps_git_dir()) {
+            (Some(named), true) => tries.push([&shallow[..], &[named]].concat()),
+            _ => tries.push([&shallow[..], &[&commit.hash]].concat()),
+        }
+        if let Some(named) = &named {
+            tries.push([&shallow[..], &[named]].concat());
+            tries.push([&deep[..], &[named]].concat());
+        }
+        tries.push([&deep[..], &everything[..]].concat());
+        let mut last = None;
+        for words in &tries {
+            match run(words) {
+                Err(Error::Canceled) => return Err(Error::Canceled),
+                Err(error) => last = Some(error),
+                Ok(_) => {
+                    if run(&["cat-file", "-e", &object]).is_ok() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        Err(last.unwrap_or_else(|| self.failed(format!("it has no commit {}", commit.hash))))
+    }
+}
+
+/// Whether `.git` stays.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum GitDirs {
+    /// At the top.
+    Keep,
+    /// Nowhere: those of submodules lead to where the build was.
+    Remove,
+}
+
+/// Gives files the modes that git knows of, and the commit's time.
+fn settle(directory: &Directory, seconds: i64, git_dirs: GitDirs) -> Result<()> {
+    let time = Time { seconds, nanoseconds: 0 };
+    for found in directory.list()? {
+        let name: &OsStr = &found.name;
+        if name == ".git" {
+            match git_dirs {
+                GitDirs::Keep => continue,
+                GitDirs::Remove => {
+                    directory.remove_all(name)?;
+                    continue;
+                }
+            }
+        }
+        let stat = directory.stat(name)?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => {
+                // Below the top, .git belongs to submodules.
+                settle(&directory.open_directory(name)?, seconds, GitDirs::Remove)?;
+                directory.set_mode(name, 0o755)?;
+            }
+            FileType::RegularFile => {
+                directory.set_mode(name, if stat.st_mode & 0o100 == 0 { 0o644 } else { 0o755 })?;
+            }
+            _ => {}
+        }
+        directory.set_modified(name, time)?;
+    }
+    Ok(())
+}
+
+fn said(path: &Path) -> Result<String> {
+    let mut bytes = Vec::new();
+    let file = fs_err::File::open(path).map_err(file_error)?;
+    file.take(SAID).read_to_end(&mut bytes).map_err(file_error)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The error names the path itself.
+fn file_error(source: io::Error) -> Error {
+    Error::File { action: "use", path: "the place for a repository".to_owned(), source }
+}

@@ -1,0 +1,159 @@
+//! A body while it arrives: every byte counted, never waited for longer than the limits say.
+
+use std::io::{self, BufReader, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use flate2::bufread::MultiGzDecoder;
+use ureq::http::Response;
+use ureq::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, DATE};
+use ureq::{Body, BodyReader};
+
+use crate::client::{Limits, Validators, failed, text, validators};
+use crate::date::parse_date;
+use crate::error::{Error, Result};
+
+/// How many bytes of a compressed body are held at once.
+const BUFFER: usize = 64 << 10;
+
+/// A body that is being read.
+pub struct Download {
+    url: String,
+    validators: Validators,
+    modified: Option<i64>,
+    asked: Option<i64>,
+    length: Option<u64>,
+    body: Decoded,
+    limits: Limits,
+    taken: u64,
+    stopped: Arc<AtomicBool>,
+}
+
+enum Decoded {
+    Plain(Paced),
+    Gzip(Box<MultiGzDecoder<BufReader<Paced>>>),
+}
+
+/// The bytes as they come, as long as they come fast enough.
+struct Paced {
+    body: BodyReader<'static>,
+    limits: Limits,
+    /// When counting began, and what came since.
+    since: Instant,
+    bytes: u64,
+}
+
+impl Download {
+    pub(crate) fn new(
+        url: String,
+        response: Response<Body>,
+        limits: Limits,
+        stopped: Arc<AtomicBool>,
+    ) -> Result<Self> {
+        let headers = response.headers();
+        let validators = validators(headers);
+        let seconds = |name| text(headers, name).and_then(|date| parse_date(&date));
+        let modified = validators.modified.as_deref().and_then(parse_date);
+        let asked = seconds(&DATE);
+        let encoding = text(headers, &CONTENT_ENCODING).unwrap_or_default().to_ascii_lowercase();
+        let length = text(headers, &CONTENT_LENGTH).and_then(|length| length.parse().ok());
+        if length.is_some_and(|length| length > limits.bytes) {
+            return Err(Error::TooLarge { url, limit: limits.bytes });
+        }
+        let body = response.into_body().into_reader();
+        let paced = Paced { body, limits, since: Instant::now(), bytes: 0 };
+        // Nothing else was asked for, and BuildKit undoes gzip alone, too.
+        let (body, length) = match encoding.as_str() {
+            "gzip" | "x-gzip" => {
+                let reader = BufReader::with_capacity(BUFFER, paced);
+                (Decoded::Gzip(Box::new(MultiGzDecoder::new(reader))), None)
+            }
+            _ => (Decoded::Plain(paced), length),
+        };
+        Ok(Self { url, validators, modified, asked, length, body, limits, taken: 0, stopped })
+    }
+
+    /// What tells this version of the resource from others.
+    pub fn validators(&self) -> &Validators {
+        &self.validators
+    }
+
+    /// Last-Modified, in seconds since the epoch.
+    pub fn modified(&self) -> Option<i64> {
+        self.modified
+    }
+
+    /// When the server answered by its own clock, in seconds since the epoch.
+    pub fn answered(&self) -> Option<i64> {
+        self.asked
+    }
+
+    /// How many bytes will come, if that is known.
+    pub fn length(&self) -> Option<u64> {
+        self.length
+    }
+
+    /// The next bytes; none at the end.
+    ///
+    /// # Errors
+    /// When the connection ends too early, the server is stalled, more than the limit came, or the client was stopped.
+    pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        let read = match &mut self.body {
+            Decoded::Plain(body) => body.read(buffer),
+            Decoded::Gzip(body) => body.read(buffer),
+        };
+        // An end that `stop` made looks like any other.
+        if self.stopped.load(Ordering::SeqCst) {
+            return Err(Error::Stopped);
+        }
+        let count = read.map_err(|error| self.failed(error))?;
+        self.taken += count as u64;
+        if self.taken > self.limits.bytes {
+            return Err(Error::TooLarge { url: self.url.clone(), limit: self.limits.bytes });
+        }
+        Ok(count)
+    }
+
+    fn failed(&self, error: io::Error) -> Error {
+        let url = &self.url;
+        if error.get_ref().is_some_and(|inner| inner.is::<Slow>()) {
+            return Error::Stalled { url: url.clone(), after: self.limits.stall };
+        }
+        let is_decoder = matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData);
+        match (&self.body, error) {
+            (Decoded::Gzip(_), error)
+                if is_decoder && error.get_ref().is_none_or(|e| !e.is::<ureq::Error>()) =>
+            {
+                Error::Encoding { url: url.clone(), source: error }
+            }
+            (_, error) => failed(ureq::Error::from(error), url, self.limits, &self.stopped),
+        }
+    }
+}
+
+impl std::fmt::Debug for Download {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Download").field("url", &self.url).field("taken", &self.taken).finish_non_exhaustive()
+    }
+}
+
+/// Too little came in the time that is waited.
+#[derive(Debug, thiserror::Error)]
+#[error("too slow")]
+struct Slow;
+
+impl Read for Paced {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.body.read(buffer)?;
+        self.bytes += count as u64;
+        if self.since.elapsed() >= self.limits.stall {
+            // What was awaited in the caller counts for the caller: a full buffer is never slow.
+            if count > 0 && count < buffer.len() && self.bytes < Limits::STALLED {
+                return Err(io::Error::other(Slow));
+            }
+            (self.since, self.bytes) = (Instant::now(), 0);
+        }
+        Ok(count)
+    }
+}

@@ -1,0 +1,67 @@
+//! How this machine reaches the web: what the environment says of proxies and certificates.
+
+use std::path::PathBuf;
+
+use kiln_build::GitProgram;
+use kiln_remote::{Limits, Proxies, Settings};
+
+/// Where systems keep their CA bundle: Debian, Fedora, Alpine and openSUSE.
+pub(crate) const BUNDLES: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/cert.pem",
+    "/etc/ssl/ca-bundle.pem",
+];
+
+/// The CA bundle that the user names.
+#[expect(clippy::disallowed_methods, reason = "the binary reads the environment")]
+pub(crate) fn named_bundle() -> Option<PathBuf> {
+    std::env::var_os("SSL_CERT_FILE").filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
+/// The CA bundle that this machine trusts: the one that is named, or one at a usual place.
+fn bundle() -> Option<PathBuf> {
+    named_bundle().or_else(|| BUNDLES.iter().map(PathBuf::from).find(|path| path.is_file()))
+}
+
+/// What a client of kiln's is given.
+pub(crate) fn settings() -> Settings {
+    let proxies = Proxies {
+        http: variable("HTTP_PROXY"),
+        https: variable("HTTPS_PROXY"),
+        direct: variable("NO_PROXY").unwrap_or_default(),
+    };
+    let agent = format!("kiln/{}", env!("CARGO_PKG_VERSION"));
+    Settings { proxies, bundle: bundle(), agent, limits: Limits::default() }
+}
+
+/// The git of this machine, and what it may know of the environment.
+#[expect(clippy::disallowed_methods, reason = "the binary reads the environment")]
+pub(crate) fn git() -> GitProgram {
+    const PROXIES: [&str; 8] = [
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "NO_PROXY",
+        "ALL_PROXY",
+        "http_proxy",
+        "https_proxy",
+        "no_proxy",
+        "all_proxy",
+    ];
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|directory| directory.join("git")).find(|git| git.is_file());
+    let known = PROXIES.into_iter().chain(["PATH"]);
+    let mut environment: Vec<(String, String)> =
+        known.filter_map(|name| Some((name.to_owned(), std::env::var(name).ok()?))).collect();
+    if let Some(bundle) = bundle() {
+        environment.push(("GIT_SSL_CAINFO".to_owned(), bundle.display().to_string()));
+    }
+    GitProgram { path: found, environment }
+}
+
+/// A variable in capital letters or, if that is not set, in small ones.
+#[expect(clippy::disallowed_methods, reason = "the binary reads the environment")]
+fn variable(name: &str) -> Option<String> {
+    let value = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    value(name).or_else(|| value(&name.to_ascii_lowercase()))
+}
