@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use kiln_graph::{
@@ -12,7 +12,8 @@ use kiln_graph::{
 };
 use kiln_oci::{ChainId, DiffId, Digest};
 use kiln_remote::Client;
-use kiln_store::{CacheRecord, Lease, RecordInput, Store};
+use kiln_runtime::Isolation;
+use kiln_store::{CacheRecord, Lease, RecordInput, RootWay, Store};
 use kiln_sys::root::Directory;
 
 use crate::context::BuildContext;
@@ -51,9 +52,11 @@ pub(crate) struct Engine<'a> {
     pub(crate) stood_on: HashSet<VertexId>,
     /// The context, opened when it is first looked at.
     pub(crate) opened: OnceLock<BuildContext>,
-    /// Tells something once, and whether it was told.
+    /// Tells something, and what was told.
     pub(crate) note: &'a (dyn Fn(&str) + Sync),
-    pub(crate) noted: AtomicBool,
+    pub(crate) noted: Mutex<HashSet<String>>,
+    /// Whether the kernel has refused an overlay.
+    pub(crate) overlays_refused: AtomicBool,
     /// What was selected for a key, kept for the copying that may follow.
     pub(crate) selections: Mutex<HashMap<VertexId, Selection>>,
     /// What was fetched for a key.
@@ -80,15 +83,24 @@ impl Engine<'_> {
 
     /// Tells something that holds for the whole build.
     pub(crate) fn note_once(&self, text: &str) {
-        if !self.noted.swap(true, Ordering::Relaxed) {
+        if self.noted.lock().unwrap_or_else(PoisonError::into_inner).insert(text.to_owned()) {
             (self.note)(text);
         }
+    }
+
+    /// How roots of commands are put together.
+    pub(crate) fn root_way(&self) -> RootWay {
+        let copied = self.request.executions == Executions::Allowed(Isolation::Chroot)
+            || self.overlays_refused.load(Ordering::Relaxed)
+            || self.store.snapshots_refused().is_some();
+        if copied { RootWay::Copy } else { RootWay::Overlay }
     }
 
     /// In which form a vertex's layer of so many entries is wanted.
     pub(crate) fn form(&self, vertex: VertexId, entries: usize) -> Form {
         let mounted = entries > FEW_ENTRIES && self.store.mounts_tars();
-        if self.stood_on.contains(&vertex) && !mounted { Form::Snapshot } else { Form::Tar }
+        let stacked = self.stood_on.contains(&vertex) && self.root_way() == RootWay::Overlay;
+        if stacked && !mounted { Form::Snapshot } else { Form::Tar }
     }
 
     /// The layers of a chain, from the bottom to the top.
@@ -99,13 +111,7 @@ impl Engine<'_> {
 
     /// An empty directory that goes with the build.
     pub(crate) fn fresh_directory(&self, name: &str) -> Result<PathBuf> {
-        let path = self.lease.fresh_path(name);
-        fs_err::create_dir(&path).map_err(|source| Error::File {
-            action: "make",
-            path: path.display().to_string(),
-            source,
-        })?;
-        Ok(path)
+        Ok(self.lease.fresh_directory(name)?)
     }
 }
 
@@ -241,7 +247,14 @@ impl Executor<Operation> for Engine<'_> {
                 Ok(step.into())
             }
             Operation::Run(run) => {
-                let layer = crate::run::execute(self, run, &steps, context)?;
+                let isolation = match &self.request.executions {
+                    Executions::Allowed(isolation) => *isolation,
+                    Executions::WithoutCommands { reason } => {
+                        return Err(Stop::Failed(Error::NoCommands { reason: reason.clone() }));
+                    }
+                    Executions::Refused => return Err(Stop::Failed(Error::NeedsFiles)),
+                };
+                let layer = crate::run::execute(self, run, isolation, &steps, context)?;
                 Ok(self.made(steps[0].chain, layer).into())
             }
             Operation::Workdir(workdir) => {
@@ -319,7 +332,8 @@ mod tests {
                 platform: "linux/amd64".to_owned(),
                 stood_on: HashSet::new(),
                 note: &|_: &str| {},
-                noted: AtomicBool::new(false),
+                noted: Mutex::default(),
+                overlays_refused: AtomicBool::new(false),
                 opened: OnceLock::new(),
                 selections: Mutex::default(),
                 fetched: Mutex::default(),

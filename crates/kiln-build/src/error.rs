@@ -122,6 +122,12 @@ pub enum Error {
     /// A step must be executed, and [`crate::Executions::Refused`] was asked for.
     #[error("a step is not in the cache")]
     NeedsFiles,
+    /// A command would have to be run, and [`crate::Executions::WithoutCommands`] was asked for.
+    #[error("no command can be run here: {reason}")]
+    NoCommands {
+        /// Why not.
+        reason: String,
+    },
     /// A RUN step ended with a status other than 0.
     #[error("process {command:?} did not complete successfully: exit code: {status}")]
     Exit {

@@ -155,7 +155,7 @@ pub(crate) fn request(context: std::path::PathBuf, dockerfile: &[u8]) -> BuildRe
         resolv_conf: Vec::new(),
         platform: Platform::host(),
         parallelism: 1,
-        executions: crate::request::Executions::Allowed,
+        executions: crate::request::Executions::Allowed(kiln_runtime::Isolation::Namespaces),
         remote: kiln_remote::Settings::default(),
         git: crate::git::GitProgram::default(),
     }

@@ -689,7 +689,7 @@ mod tests {
             resolv_conf: Vec::new(),
             platform: Platform::host(),
             parallelism: 1,
-            executions: Executions::Allowed,
+            executions: Executions::Allowed(kiln_runtime::Isolation::Namespaces),
             remote: kiln_remote::Settings::default(),
             git: crate::git::GitProgram::default(),
         };

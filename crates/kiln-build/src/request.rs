@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use kiln_oci::{Platform, Reference};
+use kiln_runtime::Isolation;
 
 use crate::git::GitProgram;
 
@@ -69,10 +70,15 @@ pub enum CacheUse {
 }
 
 /// Whether steps may be executed, or only found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Executions {
-    /// They may.
-    Allowed,
+    /// They may, with commands held this way.
+    Allowed(Isolation),
+    /// They may, but for commands: the first RUN ends the build with [`crate::Error::NoCommands`].
+    WithoutCommands {
+        /// Why none can be run here.
+        reason: String,
+    },
     /// They may not: the first one ends the build with [`crate::Error::NeedsFiles`]. For a process that is not yet who
     /// may own files of layers.
     Refused,

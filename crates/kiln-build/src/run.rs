@@ -4,17 +4,20 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use kiln_graph::{Context, Stop, Stream as LogStream};
 use kiln_layer::{Kind, Owner, Owners, RecordedDevice, RootView};
 use kiln_oci::{DiffId, Groups, UserSpec, find_user};
 use kiln_runtime::{
-    BindSource, Capabilities, Finished, Mount, MountKind, Network, OwnershipMode, ProvidedFile, RootSource,
-    Running, Sandbox, Security, Stream, Streams,
+    BindSource, Capabilities, Finished, Isolation, LowerFile, LowerFiles, Mount, MountKind, Network,
+    OwnershipMode, ProvidedFile, RootSource, Running, Sandbox, Security, Stream, Streams,
 };
-use kiln_store::{CacheMountUse, Ownership, PreparedRoot};
+use kiln_store::{CacheMountUse, Ownership, PreparedRoot, RootForm, RootPart, RootWay};
 use kiln_sys::overlay::{Overlay, Upper};
 use kiln_sys::process::Credentials;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -29,6 +32,7 @@ use crate::request::NetworkMode;
 /// The host name of RUN steps, which must not differ between machines.
 const HOSTNAME: &str = "buildkitsandbox";
 const HOSTS: &[u8] = b"127.0.0.1\tlocalhost buildkitsandbox\n::1\tlocalhost ip6-localhost ip6-loopback\n";
+const COPIED: &str = "roots of RUN steps are copied, since no overlay can be mounted here";
 /// Where lent files are mounted.
 const SCRIPTS: &str = "/dev/pipes";
 
@@ -36,35 +40,90 @@ const SCRIPTS: &str = "/dev/pipes";
 pub(crate) fn execute(
     engine: &Engine<'_>,
     operation: &RunOperation,
+    isolation: Isolation,
     inputs: &[Step],
     context: &Context<'_>,
 ) -> std::result::Result<DiffId, Stop<Error>> {
-    let layers = engine.layers(inputs[0].chain)?;
     if operation.network == NetworkMode::Default {
         engine.note_once("RUN steps use this machine's network: kiln has no networks of its own yet");
     }
-    let prepared = engine.store.prepare_root(engine.lease, &layers).map_err(Error::from)?;
+    let layers = engine.layers(inputs[0].chain)?;
     let view = engine.store.root_view(&layers).map_err(Error::from)?;
-    let mut caches = Vec::new();
-    let sandbox = sandbox(engine, operation, inputs, &prepared, &view, &mut caches)?;
-    let fresh = (sandbox.process.credentials.uid, sandbox.process.credentials.gid);
+    let parent = Parent { layers: &layers, view: &view, isolation };
+    if isolation == Isolation::Namespaces
+        && let Some(reason) = engine.store.snapshots_refused()
+    {
+        engine.note_once(&format!("{COPIED}: {reason}"));
+    }
+    let Begun { prepared, fresh, running, caches } = match begin(engine, operation, inputs, parent) {
+        Err(Error::Runtime(error)) if error.is_overlay_refused() && engine.root_way() == RootWay::Overlay => {
+            engine.overlays_refused.store(true, Ordering::Relaxed);
+            engine.note_once(&format!("{COPIED}: {error}"));
+            begin(engine, operation, inputs, parent)?
+        }
+        begun => begun?,
+    };
     let started = kiln_trace::span("run");
-    let running = kiln_runtime::start(
-        &sandbox,
-        Streams { input: Stream::Null, output: Stream::Pipe, error: Stream::Pipe },
-    )
-    .map_err(|error| failed_to_start(&operation.arguments, error))?;
     let mut finished = follow(running, context)?;
     drop(started);
     drop(caches);
     if context.cancel().is_canceled() {
         return Err(Stop::Canceled);
     }
+    for note in &finished.notes {
+        engine.note_once(note);
+    }
     if !finished.exit.success() {
         let command = operation.arguments.join(" ");
         return Err(Stop::Failed(Error::Exit { command, status: i32::from(finished.exit.status()) }));
     }
     Ok(publish(engine, operation, inputs, &prepared, &view, &mut finished, fresh)?)
+}
+
+/// What a step stands on, and what holds it.
+#[derive(Clone, Copy)]
+struct Parent<'a> {
+    isolation: Isolation,
+    layers: &'a [DiffId],
+    view: &'a RootView,
+}
+
+/// A step that runs.
+struct Begun {
+    prepared: PreparedRoot,
+    /// Whose new files are.
+    fresh: (u32, u32),
+    running: Running,
+    /// Held until it has ended.
+    caches: Vec<CacheMountUse>,
+}
+
+fn begin(
+    engine: &Engine<'_>,
+    operation: &RunOperation,
+    inputs: &[Step],
+    parent: Parent<'_>,
+) -> Result<Begun> {
+    let prepared = engine.store.prepare_root(engine.lease, parent.layers, engine.root_way())?;
+    let mut caches = Vec::new();
+    let sandbox = sandbox(engine, operation, inputs, &prepared, parent, &mut caches)?;
+    let fresh = (sandbox.process.credentials.uid, sandbox.process.credentials.gid);
+    let streams = Streams { input: Stream::Null, output: Stream::Pipe, error: Stream::Pipe };
+    let below = match sandbox.ownership {
+        OwnershipMode::Recorded => Some(lower_files(engine.store.root_view(parent.layers)?)),
+        OwnershipMode::Kernel => None,
+    };
+    let running = kiln_runtime::start(&sandbox, streams, below.as_ref())
+        .map_err(|error| failed_to_start(&operation.arguments, error))?;
+    Ok(Begun { prepared, fresh, running, caches })
+}
+
+/// Whose files are that the step finds.
+fn lower_files(view: RootView) -> LowerFiles {
+    Arc::new(move |path| {
+        let (uid, gid, mode) = view.status(path.as_os_str().as_bytes()).ok()??;
+        Some(LowerFile { uid, gid, mode })
+    })
 }
 
 /// The walk over what the process changed.
@@ -77,17 +136,16 @@ fn publish(
     finished: &mut Finished,
     fresh: (u32, u32),
 ) -> Result<DiffId> {
-    let upper = prepared.upper().ok_or_else(|| Error::Unsupported("a root without an upper".to_owned()))?;
-    let failed = |action| move |source| Error::File { action, path: upper.display().to_string(), source };
-    finished.stubs.undo(upper).map_err(failed("take mount points back from"))?;
-    finished.ownership.verify(upper).map_err(failed("match recorded owners with"))?;
+    let changed = prepared.changed();
+    let failed = |action| move |source| Error::File { action, path: changed.display().to_string(), source };
+    finished.stubs.undo(changed).map_err(failed("take mount points back from"))?;
+    finished.ownership.verify(changed).map_err(failed("match recorded owners with"))?;
     let recorded = |stat: &rustix::fs::Stat| owner(&finished.ownership, stat);
     let owners = match engine.store.ownership() {
         Ownership::SingleId => Owners::Recorded { recorded: &recorded, fresh },
         Ownership::Root | Ownership::SubIds => Owners::Files,
     };
-    let index = engine.store.capture(upper, view, owners, operation.epoch)?;
-    let layer = kiln_store::NewLayer { index, blob: None, snapshot: Some(upper.to_path_buf()) };
+    let layer = engine.store.capture(engine.lease, prepared, view, owners, operation.epoch)?;
     Ok(engine.store.publish_layer(engine.lease, inputs[0].chain, layer)?)
 }
 
@@ -115,16 +173,21 @@ fn sandbox(
     operation: &RunOperation,
     inputs: &[Step],
     prepared: &PreparedRoot,
-    view: &RootView,
+    parent: Parent<'_>,
     caches: &mut Vec<CacheMountUse>,
 ) -> Result<Sandbox> {
-    let root = RootSource::Overlay { overlay: prepared.overlay.clone() };
+    let Parent { view, isolation, .. } = parent;
+    let root = match &prepared.form {
+        RootForm::Overlay { overlay, .. } => RootSource::Overlay { overlay: overlay.clone() },
+        RootForm::Copy { directory, .. } => RootSource::Directory { path: directory.clone() },
+    };
     let mut sandbox = Sandbox::new(root, operation.arguments.iter().map(OsString::from).collect());
     let user = user(engine, &operation.user, view, &prepared.layers)?;
     sandbox.process.environment = environment(engine, operation, &user);
     sandbox.process.directory = PathBuf::from(&operation.directory);
     sandbox.process.credentials = Credentials { uid: user.uid, gid: user.gid, groups: all_groups(&user) };
     sandbox.hostname = Some(HOSTNAME.into());
+    sandbox.isolation = isolation;
     sandbox.network = match operation.network {
         NetworkMode::None => Network::None,
         NetworkMode::Default | NetworkMode::Host => Network::Host,
@@ -137,7 +200,7 @@ fn sandbox(
         sandbox.ownership = OwnershipMode::Recorded;
     }
     for mount in &operation.mounts {
-        let kind = mount_kind(engine, mount, inputs, caches)?;
+        let kind = mount_kind(engine, mount, inputs, (isolation, prepared.way()), caches)?;
         sandbox.mounts.push(Mount { kind, target: PathBuf::from(&mount.target) });
     }
     if let Some((name, content)) = &operation.script {
@@ -196,15 +259,19 @@ fn mount_kind(
     engine: &Engine<'_>,
     mount: &RunMount,
     inputs: &[Step],
+    (isolation, way): (Isolation, RootWay),
     caches: &mut Vec<CacheMountUse>,
 ) -> Result<MountKind> {
     match &mount.kind {
         RunMountKind::Tmpfs { size } => {
             Ok(MountKind::Tmpfs { size: (*size > 0).then_some(*size), mode: 0o1777 })
         }
-        RunMountKind::Bind { source, path, access } => bind(engine, *source, path, *access, inputs),
+        RunMountKind::Bind { source, path, access } => bind(engine, (*source, path), *access, inputs, way),
         RunMountKind::Cache { id, sharing, source, path, uid, gid, mode, access } => {
-            let mut used = cache(engine, id, *sharing)?;
+            // A cache that is moved into a root is nobody else's meanwhile.
+            let alone = isolation == Isolation::Chroot && *sharing == CacheSharing::Shared;
+            let sharing = if alone { CacheSharing::Locked } else { *sharing };
+            let mut used = cache(engine, id, sharing)?;
             while used.is_fresh() {
                 let directory = used.path().to_path_buf();
                 // What a step that was cut off had begun to fill is not trusted.
@@ -218,11 +285,16 @@ fn mount_kind(
                 }
                 engine.store.cache_mount_is_filled(&used)?;
                 drop(used);
-                used = cache(engine, id, *sharing)?;
+                used = cache(engine, id, sharing)?;
             }
             let inside = if *source == MountSource::Empty { path.as_str() } else { "/" };
+            let root = used.path().to_path_buf();
+            let is_whole = inside.trim_matches('/').is_empty();
             let kind = MountKind::Bind {
-                source: BindSource::Within { root: used.path().to_path_buf(), path: PathBuf::from(inside) },
+                source: match is_whole && isolation == Isolation::Chroot {
+                    true => BindSource::Owned { path: root },
+                    false => BindSource::Within { root, path: PathBuf::from(inside) },
+                },
                 read_only: *access == Access::ReadOnly,
                 recursive: false,
             };
@@ -272,10 +344,10 @@ fn fill_cache(
 
 fn bind(
     engine: &Engine<'_>,
-    source: MountSource,
-    path: &str,
+    (source, path): (MountSource, &str),
     access: Access,
     inputs: &[Step],
+    way: RootWay,
 ) -> Result<MountKind> {
     let lowers = match source {
         MountSource::Empty => only(engine.fresh_directory("empty")?),
@@ -283,21 +355,22 @@ fn bind(
             let directory = engine.fresh_directory("context")?;
             let below = engine.materialize_bind(path, &directory)?;
             if !below.is_dir() {
-                return Ok(bind_file(below, access));
+                return Ok(bind_own(below, access));
             }
             only(below)
         }
         MountSource::Input(position) => {
             let layers = engine.layers(inputs[position].chain)?;
-            match engine.store.directory_lowers(engine.lease, &layers, path.as_bytes())? {
-                Some(kiln_store::RootPart::Directories(lowers)) => lowers,
-                Some(kiln_store::RootPart::File(file)) => {
+            match engine.store.root_part(engine.lease, &layers, path.as_bytes(), way)? {
+                Some(RootPart::Directories(lowers)) => lowers,
+                Some(RootPart::File(file)) => {
                     let file = match access {
                         Access::ReadOnly => file,
                         Access::ReadWrite => copy_of(engine, &file)?,
                     };
-                    return Ok(bind_file(file, access));
+                    return Ok(bind_host(file, access));
                 }
+                Some(RootPart::Copy(copy)) => return Ok(bind_own(copy, access)),
                 None => {
                     return Err(Error::NoSource {
                         path: path.to_owned(),
@@ -308,10 +381,19 @@ fn bind(
             }
         }
     };
+    if let (RootWay::Copy, [own]) = (way, lowers.directories.as_slice()) {
+        // It is the step's own.
+        return Ok(bind_own(own.clone(), access));
+    }
     let upper = match access {
         Access::ReadOnly => None,
         Access::ReadWrite => {
-            Some(Upper { upper: engine.fresh_directory("upper")?, work: engine.fresh_directory("work")? })
+            let upper = engine.fresh_directory("upper")?;
+            match source {
+                MountSource::Input(position) => dress(engine, inputs[position], path, &upper)?,
+                MountSource::Empty | MountSource::Context => like(&lowers.directories[0], &upper)?,
+            }
+            Some(Upper { upper, work: engine.fresh_directory("work")? })
         }
     };
     let userxattr = engine.store.ownership() != Ownership::Root;
@@ -325,7 +407,29 @@ fn only(directory: PathBuf) -> kiln_store::Lowers {
     kiln_store::Lowers { tars: Vec::new(), directories: vec![directory] }
 }
 
-fn bind_file(path: PathBuf, access: Access) -> MountKind {
+/// Gives a directory the owner and mode of one in a stage or image.
+fn dress(engine: &Engine<'_>, step: Step, path: &str, directory: &Path) -> Result<()> {
+    let view = engine.store.root_view(&engine.layers(step.chain)?)?;
+    match view.resolve(path.as_bytes())? {
+        Some(node) => Ok(engine.store.dress(directory, &view.metadata(&node)?)?),
+        None => Ok(()),
+    }
+}
+
+/// Gives a directory the owner and mode of another.
+fn like(other: &Path, directory: &Path) -> Result<()> {
+    let failed = |source| Error::File { action: "prepare", path: directory.display().to_string(), source };
+    let metadata = fs_err::symlink_metadata(other).map_err(failed)?;
+    std::os::unix::fs::chown(directory, Some(metadata.uid()), Some(metadata.gid())).map_err(failed)?;
+    fs_err::set_permissions(directory, metadata.permissions()).map_err(failed)
+}
+
+fn bind_own(path: PathBuf, access: Access) -> MountKind {
+    let read_only = access == Access::ReadOnly;
+    MountKind::Bind { source: BindSource::Owned { path }, read_only, recursive: false }
+}
+
+fn bind_host(path: PathBuf, access: Access) -> MountKind {
     let read_only = access == Access::ReadOnly;
     MountKind::Bind { source: BindSource::Host { path }, read_only, recursive: false }
 }
@@ -356,7 +460,7 @@ fn script_mount(engine: &Engine<'_>, name: &str, content: &str) -> Result<Mount>
         source,
     })?;
     let kind =
-        MountKind::Bind { source: BindSource::Host { path: directory }, read_only: true, recursive: false };
+        MountKind::Bind { source: BindSource::Owned { path: directory }, read_only: true, recursive: false };
     Ok(Mount { kind, target: PathBuf::from(SCRIPTS) })
 }
 

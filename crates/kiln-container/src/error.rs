@@ -18,6 +18,9 @@ pub enum Error {
     /// The command could not be started, or not be followed.
     #[error(transparent)]
     Runtime(#[from] kiln_runtime::RuntimeError),
+    /// This process may neither mount nor change its root directory.
+    #[error("no command can be run here: {0}")]
+    NoIsolation(String),
     /// Neither the image nor the request says what to run.
     #[error("no command specified")]
     NoCommand,

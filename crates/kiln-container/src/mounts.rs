@@ -1,7 +1,6 @@
 //! What a container sees besides its root: volumes, and the files that kiln provides.
 
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use kiln_layer::RootView;
@@ -55,42 +54,30 @@ fn mount(origin: &Origin<'_>, volume: &Volume) -> Result<Mount> {
     Ok(Mount { kind, target: volume.target().to_path_buf() })
 }
 
-/// A directory of the container's own that begins as the image's: an overlay, so that nothing is copied.
+/// A directory of the container's own that begins as the image's: an overlay where one can be had, so that nothing is
+/// copied.
 fn anonymous(origin: &Origin<'_>, target: &Path) -> Result<MountKind> {
     let path = target.as_os_str().as_bytes();
-    let upper = fresh_directory(origin.lease, "volume")?;
     let layers = &origin.prepared.layers;
-    let Some(RootPart::Directories(lowers)) = origin.store.directory_lowers(origin.lease, layers, path)?
-    else {
-        return Ok(MountKind::Bind {
-            source: BindSource::Host { path: upper },
-            read_only: false,
-            recursive: false,
-        });
-    };
-    if let Some(node) = origin.view.resolve(path)? {
-        let metadata = origin.view.metadata(&node)?;
-        let failed = |source| Error::Volume { path: upper.clone(), source };
-        if origin.store.ownership() != Ownership::SingleId {
-            std::os::unix::fs::chown(&upper, Some(metadata.uid), Some(metadata.gid)).map_err(failed)?;
+    let own =
+        |path| MountKind::Bind { source: BindSource::Owned { path }, read_only: false, recursive: false };
+    let lowers = match origin.store.root_part(origin.lease, layers, path, origin.prepared.way())? {
+        Some(RootPart::Directories(lowers)) => lowers,
+        Some(RootPart::Copy(copy)) if copy.is_dir() => return Ok(own(copy)),
+        Some(RootPart::File(_) | RootPart::Copy(_)) | None => {
+            return Ok(own(origin.lease.fresh_directory("volume")?));
         }
-        let mode = std::fs::Permissions::from_mode(metadata.mode & 0o7777);
-        fs_err::set_permissions(&upper, mode).map_err(failed)?;
+    };
+    let upper = origin.lease.fresh_directory("volume")?;
+    if let Some(node) = origin.view.resolve(path)? {
+        origin.store.dress(&upper, &origin.view.metadata(&node)?)?;
     }
-    let upper = Upper { upper, work: fresh_directory(origin.lease, "work")? };
+    let upper = Upper { upper, work: origin.lease.fresh_directory("work")? };
     let userxattr = origin.store.ownership() != Ownership::Root;
     let (tars, lowers) = (lowers.tars, lowers.directories);
     Ok(MountKind::Overlay {
         overlay: Overlay { tars, lowers, upper: Some(upper), userxattr, volatile: true },
     })
-}
-
-fn fresh_directory(lease: &Lease, name: &str) -> Result<PathBuf> {
-    let path = lease.fresh_path(name);
-    match fs_err::create_dir(&path) {
-        Ok(()) => Ok(path),
-        Err(source) => Err(Error::Volume { path, source }),
-    }
 }
 
 /// The files that Docker provides, except where a volume takes their place.

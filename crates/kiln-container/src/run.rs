@@ -1,15 +1,17 @@
 //! From a request to a process, and to its end.
 
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use kiln_layer::RootView;
 use kiln_oci::{Config, Groups, UserSpec, find_user};
 use kiln_runtime::{
-    Exit, Finished, Foreground, Isolation, OwnershipMode, RootSource, RuntimeError, Sandbox,
+    Exit, Finished, Foreground, Isolation, LowerFile, LowerFiles, OwnershipMode, RootSource, Sandbox,
     run_in_foreground,
 };
-use kiln_store::{Lease, Leased, Ownership, PreparedRoot, Store};
+use kiln_store::{Image, Lease, Leased, Ownership, PreparedRoot, RootForm, RootWay, Store};
 use kiln_sys::process::Credentials;
 
 use crate::error::{Error, Result};
@@ -33,19 +35,58 @@ pub struct Ended {
 pub fn run(store: &Store, lease: &Lease, request: &Request, watcher: Foreground<'_>) -> Result<Ended> {
     lease.keep(Leased::Image(request.image))?;
     let image = store.image(request.image)?;
+    let isolation = Isolation::best().map_err(Error::NoIsolation)?;
+    let run = |way: RootWay| -> Result<Finished> {
+        let sandbox = sandbox(store, lease, (&image, request), watcher.own_terminal, (isolation, way))?;
+        let view = store.root_view(&image.config.rootfs.diff_ids)?;
+        let below: LowerFiles = Arc::new(move |path| {
+            let (uid, gid, mode) = view.status(path.as_os_str().as_bytes()).ok()??;
+            Some(LowerFile { uid, gid, mode })
+        });
+        Ok(run_in_foreground(&sandbox, watcher, Some(&below))?)
+    };
+    let mut reason = None;
+    let finished = match (isolation, store.snapshots_refused()) {
+        (Isolation::Chroot, _) => run(RootWay::Copy)?,
+        (Isolation::Namespaces, Some(refused)) => {
+            reason = Some(refused.to_owned());
+            run(RootWay::Copy)?
+        }
+        (Isolation::Namespaces, None) => match run(RootWay::Overlay) {
+            Err(Error::Runtime(error)) if error.is_overlay_refused() => {
+                reason = Some(error.to_string());
+                run(RootWay::Copy)?
+            }
+            finished => finished?,
+        },
+    };
+    let copied =
+        reason.map(|reason| format!("the image was copied, since no overlay can be mounted here: {reason}"));
+    Ok(Ended { exit: finished.exit, notes: finished.notes.into_iter().chain(copied).collect() })
+}
+
+/// What an image and a request make of a command.
+fn sandbox(
+    store: &Store,
+    lease: &Lease,
+    (image, request): (&Image, &Request),
+    own_terminal: bool,
+    (isolation, way): (Isolation, RootWay),
+) -> Result<Sandbox> {
     let config = &image.config.config;
     let arguments = process::command(config, &request.entrypoint, &request.command)?;
-    let prepared = store.prepare_root(lease, &image.config.rootfs.diff_ids)?;
+    let prepared = store.prepare_root(lease, &image.config.rootfs.diff_ids, way)?;
     let view = store.root_view(&prepared.layers)?;
-    let mut sandbox = Sandbox::new(
-        RootSource::Overlay { overlay: prepared.overlay.clone() },
-        arguments.into_iter().map(OsString::from).collect(),
-    );
+    let root = match &prepared.form {
+        RootForm::Overlay { overlay, .. } => RootSource::Overlay { overlay: overlay.clone() },
+        RootForm::Copy { directory, .. } => RootSource::Directory { path: directory.clone() },
+    };
+    let mut sandbox = Sandbox::new(root, arguments.into_iter().map(OsString::from).collect());
     let user = user(store, config, request, &view, &prepared)?;
     let hostname = fresh_id()?;
     let around = Surroundings {
         hostname: &hostname,
-        terminal: watcher.own_terminal,
+        terminal: own_terminal,
         home: user.home.as_deref().filter(|home| !home.is_empty()).unwrap_or("/"),
     };
     let environment = process::environment(config, &request.environment, &around);
@@ -61,48 +102,8 @@ pub fn run(store: &Store, lease: &Lease, request: &Request, watcher: Foreground<
     if store.ownership() == Ownership::SingleId {
         sandbox.ownership = OwnershipMode::Recorded;
     }
-    sandbox.isolation = Isolation::best();
-    let finished = start(store, lease, &prepared, sandbox, watcher)?;
-    Ok(Ended { exit: finished.exit, notes: finished.notes })
-}
-
-/// Runs the sandbox; where no overlay can be mounted, over a copy of the layers.
-fn start(
-    store: &Store,
-    lease: &Lease,
-    prepared: &PreparedRoot,
-    mut sandbox: Sandbox,
-    watcher: Foreground<'_>,
-) -> Result<Finished> {
-    let mut note = None;
-    if sandbox.isolation == Isolation::Namespaces {
-        match run_in_foreground(&sandbox, watcher) {
-            Err(error) if error.is_overlay_refused() => {
-                note = Some(format!("the image was copied, since overlays cannot be mounted here: {error}"));
-            }
-            other => return Ok(other?),
-        }
-    }
-    sandbox.root = RootSource::Directory { path: copied_root(store, lease, prepared)? };
-    let mut finished = run_in_foreground(&sandbox, watcher)?;
-    finished.notes.extend(note);
-    Ok(finished)
-}
-
-fn copied_root(store: &Store, lease: &Lease, prepared: &PreparedRoot) -> Result<PathBuf> {
-    let path = lease.fresh_path("root");
-    match fs_err::create_dir(&path) {
-        Ok(()) => {}
-        Err(source) => {
-            return Err(Error::Runtime(RuntimeError::SetUp {
-                step: format!("make {}", path.display()),
-                detail: String::new(),
-                source,
-            }));
-        }
-    }
-    store.unpack_layers(lease, &prepared.layers, &path)?;
-    Ok(path)
+    sandbox.isolation = isolation;
+    Ok(sandbox)
 }
 
 fn directory(config: &Config, request: &Request) -> Result<PathBuf> {

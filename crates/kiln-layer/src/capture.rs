@@ -11,6 +11,7 @@ use kiln_sys::root::{Directory, Root, Time};
 use kiln_sys::xattr;
 use rustix::fs::{FileType, Stat};
 
+use crate::copy::Copied;
 use crate::error::{Error, Result};
 use crate::metadata::{Kind, Metadata, normalise_capability};
 use crate::path::{self, split, to_system};
@@ -18,13 +19,19 @@ use crate::view::{Node, RootView};
 use crate::writer::{LayerWriter, Outputs, Source, Written, is_written_attribute};
 
 /// What is captured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Changes {
+#[derive(Clone, Copy, Debug)]
+pub enum Changes<'a> {
     /// The upper directory of an overlay. What it holds without need is removed from it, and times are cut to whole
     /// seconds, so that it is the layer's snapshot afterwards.
     Upper,
-    /// A whole root that was copied from the lower layers, with their times. It is left as it is.
-    Tree,
+    /// A whole root that was copied from the lower layers, with their times, and how it was then. It is left as it is.
+    Copy(&'a Copied),
+}
+
+impl Changes<'_> {
+    fn is_upper(&self) -> bool {
+        matches!(self, Self::Upper)
+    }
 }
 
 /// What a record says of a file instead of the file system.
@@ -81,7 +88,7 @@ pub struct Capture<'a> {
     /// What the step started from.
     pub lower: &'a RootView,
     /// Which of the two it is.
-    pub changes: Changes,
+    pub changes: Changes<'a>,
     /// Whose the files are.
     pub owners: Owners<'a>,
     /// Paths to leave out.
@@ -119,7 +126,7 @@ pub fn capture(capture: &Capture<'_>, tar: Option<&mut (dyn Write + Send)>) -> R
     let mut scan = Scan { capture, items: Vec::new(), stale_marks: Vec::new() };
     scan.run()?;
     scan.keep_needed();
-    if capture.changes == Changes::Upper {
+    if capture.changes.is_upper() {
         scan.tidy_upper()?;
     }
     scan.write(tar)
@@ -131,6 +138,32 @@ struct Visit<'a> {
     directory: Option<Directory>,
     /// What the lower layers have there, if a step's directory continues it.
     lower: Option<Node<'a>>,
+    /// Whether it is the directory that a copied root had there.
+    place: Place,
+    /// The group that new files in it get, if it is not that of who makes them.
+    group: Option<u32>,
+}
+
+/// A name in a directory, and what it is.
+#[derive(Clone, Copy)]
+struct Found<'a> {
+    directory: &'a Directory,
+    name: &'a OsStr,
+    stat: &'a Stat,
+}
+
+/// The group of what is made in a directory with the set-group-ID bit.
+fn inherited_group(directory: &Metadata) -> Option<u32> {
+    (directory.mode & 0o2000 != 0).then_some(directory.gid)
+}
+
+/// Whether something is where it was copied to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// It is.
+    Kept,
+    /// It was made or moved there, or is the upper's.
+    New,
 }
 
 struct Scan<'a> {
@@ -144,8 +177,9 @@ impl<'a> Scan<'a> {
     fn run(&mut self) -> Result<()> {
         let root = self.capture.root.directory();
         let lower = self.capture.lower.root()?;
-        self.root(root, &lower)?;
-        let mut visits = vec![Visit { path: Vec::new(), directory: None, lower: Some(lower) }];
+        let group = self.root(root, &lower)?;
+        let place = if self.capture.changes.is_upper() { Place::New } else { Place::Kept };
+        let mut visits = vec![Visit { path: Vec::new(), directory: None, lower: Some(lower), place, group }];
         while let Some(visit) = visits.pop() {
             let opened;
             let directory = match &visit.directory {
@@ -162,7 +196,7 @@ impl<'a> Scan<'a> {
                 let below = self.item(directory, &visit, &found.name)?;
                 visits.extend(below);
             }
-            if self.capture.changes == Changes::Tree
+            if !self.capture.changes.is_upper()
                 && let Some(lower) = &visit.lower
             {
                 let names: HashSet<&[u8]> = found.iter().map(|found| found.name.as_bytes()).collect();
@@ -181,14 +215,16 @@ impl<'a> Scan<'a> {
         self.items.push(Item { path, metadata, identity: (0, 0), linked: false, fate: Fate::Changed });
     }
 
-    fn root(&mut self, root: &Directory, lower: &Node<'_>) -> Result<()> {
+    fn root(&mut self, root: &Directory, lower: &Node<'_>) -> Result<Option<u32>> {
         let stat = root.stat_self()?;
-        let metadata = self.metadata(root, OsStr::new(""), &stat, Kind::Directory, Some(lower))?;
+        let found = Found { directory: root, name: OsStr::new(""), stat: &stat };
+        let metadata = self.metadata(found, Kind::Directory, Some(lower), None)?;
+        let group = inherited_group(&metadata);
         let before = self.capture.lower.metadata(lower)?;
         // The root is written only when the step changed it, never as a mere parent.
         let fate = if same(&metadata, &before) { Fate::Dropped } else { Fate::Changed };
         self.items.push(Item { path: Vec::new(), metadata, identity: (0, 0), linked: false, fate });
-        Ok(())
+        Ok(group)
     }
 
     /// Looks at one name; a directory is to be visited next.
@@ -199,6 +235,12 @@ impl<'a> Scan<'a> {
             Some(parent) => self.capture.lower.child(parent, name.as_bytes())?,
             None => None,
         };
+        if let (Changes::Copy(copied), Some(lower), Place::Kept) = (self.capture.changes, &lower, visit.place)
+            && !lower.is_directory()
+            && copied.is_untouched(&stat)
+        {
+            return Ok(None);
+        }
         let identity = (stat.st_dev, stat.st_ino);
         let mut item = Item {
             path,
@@ -208,11 +250,13 @@ impl<'a> Scan<'a> {
             fate: Fate::Changed,
         };
         let kind = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::CharacterDevice if stat.st_rdev == 0 && self.capture.changes == Changes::Upper => {
+            FileType::CharacterDevice if stat.st_rdev == 0 && self.capture.changes.is_upper() => {
                 Kind::Whiteout
             }
             FileType::RegularFile
-                if stat.st_size == 0 && self.is_marked(directory, name, b"whiteout")?.is_some() =>
+                if stat.st_size == 0
+                    && self.capture.changes.is_upper()
+                    && self.is_marked(directory, name, b"whiteout")?.is_some() =>
             {
                 Kind::Whiteout
             }
@@ -234,7 +278,8 @@ impl<'a> Scan<'a> {
             self.items.push(item);
             return Ok(None);
         }
-        item.metadata = self.metadata(directory, name, &stat, kind, lower.as_ref())?;
+        let found = Found { directory, name, stat: &stat };
+        item.metadata = self.metadata(found, kind, lower.as_ref(), visit.group)?;
         let stub = self.capture.stubs.iter().any(|stub| stub.path == item.path);
         if stub && kind == Kind::Regular && stat.st_size == 0 && lower.is_none() {
             item.fate = Fate::Dropped;
@@ -242,11 +287,11 @@ impl<'a> Scan<'a> {
             return Ok(None);
         }
         if kind == Kind::Directory {
-            return self.directory(directory, name, item, lower, stub).map(Some);
+            return self.directory(found, item, lower, stub).map(Some);
         }
         item.linked = stat.st_nlink > 1;
         if let Some(lower) = &lower
-            && self.is_unchanged(directory, name, &item.metadata, lower, stat.st_mtime_nsec == 0)?
+            && self.is_unchanged(directory, name, &item.metadata, lower)?
         {
             item.fate = Fate::Unchanged;
         }
@@ -256,15 +301,22 @@ impl<'a> Scan<'a> {
 
     fn directory(
         &mut self,
-        parent: &Directory,
-        name: &OsStr,
+        Found { directory: parent, name, stat }: Found<'_>,
         mut item: Item,
         lower: Option<Node<'a>>,
         stub: bool,
     ) -> Result<Visit<'a>> {
         let lower = lower.filter(Node::is_directory);
-        let marked = self.capture.changes == Changes::Upper
-            && self.is_marked(parent, name, b"opaque")?.is_some_and(|value| value == b"y");
+        let (marked, place) = match self.capture.changes {
+            Changes::Upper => {
+                (self.is_marked(parent, name, b"opaque")?.is_some_and(|value| value == b"y"), Place::New)
+            }
+            Changes::Copy(copied) if copied.is_in_place(parent, name, stat, &item.path) => {
+                (false, Place::Kept)
+            }
+            // An overlay hides what is below a directory that takes the place of another.
+            Changes::Copy(_) => (true, Place::New),
+        };
         let hides = match &lower {
             Some(lower) if marked => !self.capture.lower.children(lower)?.is_empty(),
             _ => false,
@@ -278,12 +330,13 @@ impl<'a> Scan<'a> {
         }
         if hides {
             self.mark(item.path.clone(), Kind::Opaque);
-        } else if marked {
+        } else if marked && self.capture.changes.is_upper() {
             self.stale_marks.push(item.path.clone());
         }
         let path = item.path.clone();
+        let group = inherited_group(&item.metadata);
         self.items.push(item);
-        Ok(Visit { path, directory: None, lower: lower.filter(|_| !hides) })
+        Ok(Visit { path, directory: None, lower: lower.filter(|_| !hides), place, group })
     }
 
     fn is_marked(&self, directory: &Directory, name: &OsStr, mark: &[u8]) -> Result<Option<Vec<u8>>> {
@@ -297,11 +350,10 @@ impl<'a> Scan<'a> {
 
     fn metadata(
         &self,
-        directory: &Directory,
-        name: &OsStr,
-        stat: &Stat,
+        Found { directory, name, stat }: Found<'_>,
         kind: Kind,
         lower: Option<&Node<'_>>,
+        group: Option<u32>,
     ) -> Result<Metadata> {
         let mut metadata = Metadata::new(kind, stat.st_mode & 0o7777);
         (metadata.uid, metadata.gid) = (stat.st_uid, stat.st_gid);
@@ -328,6 +380,7 @@ impl<'a> Scan<'a> {
                 Some(node) => Some(self.capture.lower.metadata(node)?).filter(|before| before.kind == kind),
                 None => None,
             };
+            let fresh = (fresh.0, group.unwrap_or(fresh.1));
             recorded_owner(&mut metadata, recorded(stat), before.as_ref(), fresh);
         }
         Ok(metadata)
@@ -340,7 +393,6 @@ impl<'a> Scan<'a> {
         name: &OsStr,
         metadata: &Metadata,
         lower: &Node<'_>,
-        whole_second: bool,
     ) -> Result<bool> {
         let Some(before) = self.capture.lower.file(lower)? else { return Ok(false) };
         let found = before.entry.metadata();
@@ -352,10 +404,6 @@ impl<'a> Scan<'a> {
         }
         if metadata.size != found.size {
             return Ok(false);
-        }
-        // A copied root was given whole seconds; whatever wrote to the file since has left a fraction.
-        if self.capture.changes == Changes::Tree && whole_second {
-            return Ok(true);
         }
         let mut file = directory.open_file(name)?;
         Ok(Some(digest_of(&mut file)?) == before.entry.content())
@@ -487,11 +535,15 @@ fn recorded_owner(
     if let Some(device) = owner.device.filter(|_| metadata.kind == Kind::Regular && metadata.size == 0) {
         (metadata.kind, metadata.device) = (device.kind, device.number);
     }
-    // The snapshot below was written without these bits: they are lost only when the step changed the mode, or when a
-    // file was given another owner, which takes them in any kernel.
-    let keeps = recorded.is_none() || metadata.kind == Kind::Directory;
-    if let Some(before) = before.filter(|before| keeps && metadata.mode & 0o777 == before.mode & 0o777) {
-        metadata.mode |= before.mode & 0o7000;
+    // What is below was written without these bits, and with its user's own for directories: they are as they were
+    // unless the step changed the mode, or gave a file another owner, which takes them in any kernel.
+    let is_directory = metadata.kind == Kind::Directory;
+    let keeps = recorded.is_none() || is_directory;
+    if let Some(before) = before.filter(|_| keeps) {
+        let given = if is_directory { before.mode | 0o700 } else { before.mode };
+        if metadata.mode & 0o777 == given & 0o777 {
+            metadata.mode = metadata.mode & 0o7000 | before.mode;
+        }
     }
 }
 

@@ -97,7 +97,8 @@ fn copy(
     Ok(())
 }
 
-fn placed(path: Vec<u8>, metadata: Metadata) -> Placed {
+/// An entry as it is unpacked.
+pub(crate) fn placed(path: Vec<u8>, metadata: Metadata) -> Placed {
     Placed {
         path,
         kind: metadata.kind,

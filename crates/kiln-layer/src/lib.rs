@@ -10,6 +10,7 @@ pub mod capture;
 mod complete;
 pub mod compression;
 pub mod contents;
+mod copy;
 pub mod diff;
 pub mod erofs;
 pub mod error;
@@ -29,6 +30,7 @@ pub use capture::{Capture, Changes, Owner, Owners, RecordedDevice, Stub, capture
 pub use complete::{OpenLower, complete};
 pub use compression::Compression;
 pub use contents::{ContentSource, LayerContents};
+pub use copy::{Copied, copy, note_copied};
 pub use diff::{Change, Difference, diff};
 pub use error::{Error, Result};
 pub use index::LayerIndex;

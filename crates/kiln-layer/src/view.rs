@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use kiln_oci::Digest;
 
+use rustix::fs::FileType;
+
 use crate::error::{Error, Result};
 use crate::index::{Entry, LayerIndex, LinkTarget};
 use crate::metadata::{Children, Hashed, Kind, Metadata, Tail, Time, content_digest};
@@ -230,6 +232,31 @@ impl RootView {
                 Some((_, entry)) => entry.metadata(),
             },
         })
+    }
+
+    /// User, group and mode with type of what is at `path`, as in `struct stat`; symbolic links are not followed.
+    ///
+    /// # Errors
+    /// When an index is damaged.
+    pub fn status(&self, path: &[u8]) -> Result<Option<(u32, u32, u32)>> {
+        let Some(node) = self.lookup(path)? else { return Ok(None) };
+        let (uid, gid, mode, kind) = match self.file(&node)? {
+            Some(file) => (file.entry.uid(), file.entry.gid(), file.entry.mode(), file.entry.kind()),
+            None => {
+                let metadata = self.metadata(&node)?;
+                (metadata.uid, metadata.gid, metadata.mode, metadata.kind)
+            }
+        };
+        let kind = match kind {
+            Kind::Regular | Kind::HardLink => FileType::RegularFile,
+            Kind::Directory => FileType::Directory,
+            Kind::Symlink => FileType::Symlink,
+            Kind::CharacterDevice => FileType::CharacterDevice,
+            Kind::BlockDevice => FileType::BlockDevice,
+            Kind::Fifo => FileType::Fifo,
+            Kind::Whiteout | Kind::Opaque => return Ok(None),
+        };
+        Ok(Some((uid, gid, mode | kind.as_raw_mode())))
     }
 
     /// Size of the file that `node` is, hard links resolved; zero for anything else.

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kiln_layer::{
-    Capture, Change, Changes, Kind, LayerIndex, Limits, Options, Owner, Owners, RootView, Stub, Whiteouts,
-    capture, diff, walk,
+    Capture, Change, Changes, ContentSource, Copied, Kind, LayerContents, LayerIndex, Limits, Options, Owner,
+    Owners, RootView, Stub, Unpack, Whiteouts, capture, copy, diff, note_copied, walk,
 };
 use kiln_sys::root::Root;
 use support::{Tar, describe, unpack};
@@ -150,6 +150,17 @@ fn an_upper_directory_becomes_layer_and_snapshot() {
     let twice = capture(&Capture { stubs: &[], ..request }, None).expect("captured");
     assert_eq!(twice.diff_id, captured.diff_id);
 
+    // The same step in a copied root is the same layer.
+    fs_err::create_dir(at("copy")).expect("made");
+    let (copied, copy) = copied(&view, &at("copy"));
+    step(&at("copy"));
+    let clamp = Some(1_600_000_000);
+    let clamped = capture(&Capture { clamp, ..request }, None).expect("captured");
+    let request_for_copy = Capture { root: &copy, changes: Changes::Copy(&copied), clamp, ..request };
+    let in_copy = capture(&request_for_copy, None).expect("captured");
+    assert_eq!(entries(&in_copy.index), entries(&clamped.index));
+    assert_eq!(in_copy.diff_id, clamped.diff_id);
+
     let both = RootView::new(vec![Arc::clone(&view.layers()[0]), Arc::new(captured.index)]);
     let exists = |path: &str| both.lookup(path.as_bytes()).expect("read").is_some();
     assert!(exists("etc/group") && exists("remade/new") && exists("new-link"));
@@ -184,41 +195,103 @@ fn an_upper_directory_becomes_layer_and_snapshot() {
     assert_ne!(both.content_digest(b"etc").expect("read"), view.content_digest(b"etc").expect("read"));
 }
 
+/// A copy of what `view` shows, and how it is before a step.
+fn copied(view: &RootView, directory: &Path) -> (Copied, Root) {
+    let root = Root::open(directory).expect("opened");
+    let tar = base().end();
+    let mut file = tempfile::tempfile().expect("a temporary file");
+    std::io::Write::write_all(&mut file, &tar).expect("written");
+    let index = Arc::clone(&view.layers()[0]);
+    let contents = LayerContents::new(index, vec![ContentSource::Tar { file, offset: 0 }]);
+    let unpack =
+        Unpack { root: &root, whiteouts: Whiteouts::Apply, ownership: support::ownership(), clamp: None };
+    let copied = std::thread::scope(|scope| {
+        let copying = || {
+            copy(view, view.root()?, b"", &unpack, &|_, entry| contents.open(entry))?;
+            note_copied(view, &unpack)
+        };
+        scope.spawn(copying).join().expect("joined").expect("copied")
+    });
+    (copied, root)
+}
+
+fn changes_of(step: impl FnOnce(&Path), owners: Owners<'_>) -> LayerIndex {
+    let host = tempfile::tempdir().expect("a temporary directory");
+    let view =
+        RootView::new(vec![Arc::new(walk(&base().end()[..], &Options::default()).expect("walked").index)]);
+    let (copied, root) = copied(&view, host.path());
+    step(host.path());
+    let changes = Changes::Copy(&copied);
+    let request =
+        Capture { root: &root, lower: &view, changes, owners, stubs: &[], clamp: Some(1_600_000_000) };
+    capture(&request, None).expect("captured").index
+}
+
 #[test]
 fn a_copied_root_is_compared() {
-    let host = tempfile::tempdir().expect("a temporary directory");
-    let walked = unpack(&base().end(), host.path(), Whiteouts::Apply).expect("unpacked");
-    let view = RootView::new(vec![Arc::new(walked.index)]);
-    let root = Root::open(host.path()).expect("opened");
-    root.directory().set_self(Some(0o755), None, None).expect("set");
-    step(host.path());
     let recorded = |stat: &rustix::fs::Stat| {
         (stat.st_size == 13).then_some(Owner { uid: Some(7), gid: None, device: None })
     };
-    let request = Capture {
-        root: &root,
-        lower: &view,
-        changes: Changes::Tree,
-        owners: Owners::Recorded { recorded: &recorded, fresh: (0, 0) },
-        stubs: &[],
-        clamp: Some(1_600_000_000),
-    };
-    let captured = capture(&request, None).expect("captured");
-    let found = entries(&captured.index);
-    let has = |path: &str, kind: Kind| found.contains(&(path.to_owned(), kind));
-    assert!(
-        has("gone", Kind::Whiteout) && has("remade/old", Kind::Whiteout) && has("remade/new", Kind::Regular)
-    );
-    assert!(has("replaced", Kind::Directory) && has("mode", Kind::Regular) && has("link", Kind::Whiteout));
-    assert!(
-        !found.iter().any(|(path, _)| path.starts_with("untouched") || path == "touched" || path == "socket")
-    );
-    let passwd = captured.index.find(b"etc/passwd").expect("read").expect("found");
+    let index = changes_of(step, Owners::Recorded { recorded: &recorded, fresh: (0, 0) });
+    let expected: Vec<(String, Kind)> = [
+        ("etc", Kind::Directory),
+        ("etc/passwd", Kind::Regular),
+        ("etc/resolv.conf", Kind::Regular),
+        ("gone", Kind::Whiteout),
+        ("link", Kind::Whiteout),
+        ("mode", Kind::Regular),
+        ("new", Kind::Regular),
+        ("new-link", Kind::HardLink),
+        ("remade", Kind::Directory),
+        ("remade", Kind::Opaque),
+        ("remade/new", Kind::Regular),
+        ("replaced", Kind::Directory),
+    ]
+    .map(|(path, kind)| (path.to_owned(), kind))
+    .into();
+    assert_eq!(entries(&index), expected);
+    let passwd = index.find(b"etc/passwd").expect("read").expect("found");
     assert_eq!((passwd.uid(), passwd.gid(), passwd.mode()), (7, 0, 0o644));
     assert_eq!(passwd.modified().seconds, 1_600_000_000);
-    assert_eq!(
-        fs_err::metadata(host.path().join("new")).expect("stat").uid(),
-        rustix::process::geteuid().as_raw()
+}
+
+#[test]
+fn what_a_step_hides_in_a_copied_root_is_found() {
+    let owners = || Owners::Recorded { recorded: &|_| None, fresh: (0, 0) };
+    let check = |what: &str, step: &dyn Fn(&Path), expect: &[(&str, Kind)]| {
+        let found = entries(&changes_of(step, owners()));
+        let expect: Vec<_> = expect.iter().map(|(path, kind)| ((*path).to_owned(), *kind)).collect();
+        assert_eq!(found, expect, "{what}");
+    };
+    check("nothing", &|_| {}, &[]);
+    check(
+        "other bytes of the same length, with the old time",
+        &|root| {
+            let path = root.join("replaced");
+            let before = fs_err::metadata(&path).expect("stat").modified().expect("a time");
+            fs_err::write(&path, "OLD").expect("written");
+            let file = fs_err::File::options().write(true).open(&path).expect("opened");
+            file.file().set_modified(before).expect("set");
+        },
+        &[("replaced", Kind::Regular)],
+    );
+    check(
+        "a directory that takes another's place, its files untouched",
+        &|root| {
+            fs_err::remove_dir_all(root.join("gone")).expect("removed");
+            fs_err::rename(root.join("untouched"), root.join("gone")).expect("renamed");
+        },
+        &[
+            ("gone", Kind::Directory),
+            ("gone", Kind::Opaque),
+            ("gone/file", Kind::Regular),
+            ("untouched", Kind::Whiteout),
+        ],
+    );
+    check(
+        "a link to a file of the base",
+        &|root| fs_err::hard_link(root.join("touched"), root.join("zlink")).expect("linked"),
+        &[("touched", Kind::Regular), ("zlink", Kind::HardLink)],
     );
 }
 

@@ -424,7 +424,8 @@ proptest! {
         // As an upper directory over nothing it is the same layer.
         let root = Root::open(directory.path()).expect("opened");
         root.directory().set_self(Some(0o755), None, None).expect("set");
-        for changes in [Changes::Upper, Changes::Tree] {
+        let unknown = kiln_layer::Copied::default();
+        for changes in [Changes::Upper, Changes::Copy(&unknown)] {
             let request = Capture { root: &root, lower: &empty, changes, owners: owners(), stubs: &[], clamp: None };
             let captured = capture(&request, None).expect("captured");
             prop_assert_eq!(captured.diff_id, written.diff_id);
@@ -433,8 +434,10 @@ proptest! {
 
         // Over itself, as a copied root, nothing has changed.
         let view = RootView::new(vec![Arc::new(walked.index)]);
-        let request =
-            Capture { root: &root, lower: &view, changes: Changes::Tree, owners: owners(), stubs: &[], clamp: None };
+        let unpack = Unpack { root: &root, whiteouts: marks(), ownership: support::ownership(), clamp: None };
+        let copied = kiln_layer::note_copied(&view, &unpack).expect("noted");
+        let changes = Changes::Copy(&copied);
+        let request = Capture { root: &root, lower: &view, changes, owners: owners(), stubs: &[], clamp: None };
         let nothing = capture(&request, None).expect("captured");
         prop_assert_eq!(nothing.index.entry_count(), 0);
 

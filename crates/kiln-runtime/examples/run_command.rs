@@ -22,7 +22,7 @@ fn main() {
     fs_err::create_dir_all(&work).expect("make the work directory");
     let userxattr = user != UserNamespace::None;
     let upper_and_work = Upper { upper: upper.clone(), work };
-    let chroot = Isolation::best() == Isolation::Chroot;
+    let chroot = Isolation::best() == Ok(Isolation::Chroot);
     let plain = lower.clone();
     let overlay = Overlay {
         tars: Vec::new(),

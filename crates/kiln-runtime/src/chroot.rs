@@ -18,50 +18,36 @@ pub(crate) fn set_up(sandbox: &Sandbox, notes: &mut Vec<String>) -> Result<Tree,
             "mount an overlay without the privilege to mount: the root must be a copied directory",
         ));
     };
-    if let Some(mount) = sandbox.mounts.first() {
-        return Err(refused(&format!("mount {} without the privilege to mount", mount.target.display())));
-    }
     if sandbox.network == Network::None {
         return Err(refused("give the command no network without the privilege to make namespaces"));
     }
-    notes.push(
-        "not isolated: processes, network, host name, IPC, mounts and devices are those of the host; only the root \
-         directory is the command's own"
-            .to_owned(),
-    );
+    let mut note =
+        "not isolated: processes, network, host name, IPC, mounts and devices are those of the host; only \
+                    the root directory is the command's own"
+            .to_owned();
     let administrator = process::capabilities().is_ok_and(|(own, _)| own & bits::SYS_ADMIN != 0);
     if !administrator && sandbox.security == Security::Sandboxed {
-        notes.push(
-            "set-user-ID programs give no privileges: without CAP_SYS_ADMIN the filter demands that"
-                .to_owned(),
-        );
+        // Without CAP_SYS_ADMIN a filter is for those alone who can gain no privileges.
+        note.push_str("; set-user-ID programs give no privileges");
     }
     let root = mount::open_place(path).map_err(at(&format!("open the root {}", path.display())))?;
     rustix::process::fchdir(&root).map_err(|errno| at("enter the root")(errno.into()))?;
     rustix::process::chroot(c".").map_err(|errno| at("change the root directory")(errno.into()))?;
     let mut tree = Tree::new(root).map_err(at("look at the root"))?;
-    for file in &sandbox.files {
-        let filled = tree.fill(&file.target, &file.contents);
-        if !filled.map_err(at(&format!("provide {}", file.target.display())))? {
-            notes.push(format!(
-                "{} is that of the root, not the one that kiln provides",
-                file.target.display()
-            ));
-        }
-    }
-    provide_devices(&mut tree, notes);
+    provide_devices(&mut tree, &mut note);
+    notes.push(note);
     Ok(tree)
 }
 
 /// Makes the usual device nodes where the root has none: hardly a script does without `/dev/null`.
-fn provide_devices(tree: &mut Tree, notes: &mut Vec<String>) {
+fn provide_devices(tree: &mut Tree, note: &mut String) {
     for (name, major, minor) in NODES {
         if let Err(error) = tree.device("dev", name, rustix::fs::makedev(major, minor)) {
-            notes.push(format!("/dev/{name} and other devices are missing: {error}"));
+            note.push_str(&format!("; /dev/{name} and other devices are missing: {error}"));
             break;
         }
     }
     if tree.resolve(Path::new("/proc/self"), Missing::Refuse).is_err() {
-        notes.push("/proc is empty".to_owned());
+        note.push_str("; /proc is empty");
     }
 }

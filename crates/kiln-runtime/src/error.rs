@@ -62,6 +62,12 @@ impl RuntimeError {
     /// Whether the failure is that an overlay cannot be mounted here, so that a copied root would do.
     #[must_use]
     pub fn is_overlay_refused(&self) -> bool {
-        matches!(self, Self::SetUp { step, .. } if step == "mount overlay")
+        use rustix::io::Errno;
+        // An upper on a file system that cannot be one, a missing privilege, a kernel without overlays, an old one.
+        const REFUSALS: [Errno; 6] =
+            [Errno::INVAL, Errno::PERM, Errno::ACCESS, Errno::NODEV, Errno::NOTSUP, Errno::NOSYS];
+        let Self::SetUp { step, source, .. } = self else { return false };
+        step == "mount overlay"
+            && REFUSALS.iter().any(|errno| source.raw_os_error() == Some(errno.raw_os_error()))
     }
 }

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 
 use crate::error::RuntimeError;
 use crate::launch::{Finished, Running, Signaller, Stream, Streams, start};
+use crate::recorder::LowerFiles;
 use crate::sandbox::{Sandbox, Terminal};
 
 /// Who watches. All three may be the same terminal.
@@ -42,7 +43,11 @@ const PATIENCE: usize = 3;
 ///
 /// # Errors
 /// As [`start`] and [`Running::wait`], and when the terminal cannot be handled.
-pub fn run_in_foreground(sandbox: &Sandbox, watcher: Foreground<'_>) -> Result<Finished, RuntimeError> {
+pub fn run_in_foreground(
+    sandbox: &Sandbox,
+    watcher: Foreground<'_>,
+    below: Option<&LowerFiles>,
+) -> Result<Finished, RuntimeError> {
     let failed = |operation: &'static str| move |source| RuntimeError::Process { operation, source };
     let mut sandbox = sandbox.clone();
     let watched = terminal::is_terminal(watcher.input);
@@ -66,7 +71,7 @@ pub fn run_in_foreground(sandbox: &Sandbox, watcher: Foreground<'_>) -> Result<F
         error: duplicate(watcher.error).map_err(failed("pass standard error"))?,
     };
     let signals = Signals::take_over(&HANDED_ON).map_err(failed("take over signals"))?;
-    let mut running = start(&sandbox, streams)?;
+    let mut running = start(&sandbox, streams, below)?;
     let raw = if watcher.own_terminal && watcher.interactive && watched {
         Some(RawMode::enter(watcher.input).map_err(failed("put the terminal into raw mode"))?)
     } else {

@@ -180,7 +180,7 @@ fn mount_one(tree: &mut Tree, wanted: &Mount) -> Result<(), Failure> {
 
 fn open_source(source: &BindSource) -> Result<OwnedFd, Failure> {
     match source {
-        BindSource::Host { path } => {
+        BindSource::Host { path } | BindSource::Owned { path } => {
             mount::open_place(path).map_err(at(&format!("find the source {} of a mount", path.display())))
         }
         BindSource::Within { root, path } => {

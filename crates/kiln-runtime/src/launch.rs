@@ -12,9 +12,10 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::error::RuntimeError;
 use crate::init;
-use crate::recorder::{Ownership, Recorder};
+use crate::placement::Placements;
+use crate::recorder::{LowerFiles, Ownership, Recorder};
 use crate::report::Report;
-use crate::sandbox::{Isolation, Network, OwnershipMode, Sandbox, Security};
+use crate::sandbox::{Isolation, Network, OwnershipMode, RootSource, Sandbox, Security};
 use crate::target::Stubs;
 use crate::wire::Wire;
 
@@ -103,6 +104,8 @@ pub struct Running {
     stubs: Stubs,
     notes: Vec<String>,
     recorder: Option<JoinHandle<Ownership>>,
+    /// Where nothing can be mounted: what is in the root meanwhile.
+    placements: Option<Placements>,
     /// The other end of its standard input, if that is a pipe.
     pub input: Option<OwnedFd>,
     /// The other end of its standard output, if that is a pipe.
@@ -176,10 +179,10 @@ impl Running {
             .child
             .wait()
             .map_err(|source| RuntimeError::Process { operation: "wait for the command", source })?;
-        if self.isolation == Isolation::Chroot {
-            let _ = self.child.signal_group(KILL);
-        }
+        let taken_out = self.take_out();
         let ownership = self.recorder.take().and_then(|thread| thread.join().ok()).unwrap_or_default();
+        taken_out
+            .map_err(|source| RuntimeError::Process { operation: "take files out of the root", source })?;
         Ok(Finished {
             exit: exit_of(ended),
             stubs: std::mem::take(&mut self.stubs),
@@ -189,11 +192,23 @@ impl Running {
     }
 }
 
+impl Running {
+    /// Ends what outlived the command where there is no namespace that does, and empties the root of what is not its own.
+    fn take_out(&mut self) -> io::Result<()> {
+        let Some(placements) = self.placements.take() else { return Ok(()) };
+        let _ = self.child.signal_group(KILL);
+        crate::placement::end_processes(placements.root())?;
+        self.stubs = placements.undo(std::mem::take(&mut self.stubs))?;
+        Ok(())
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         if !self.waited {
             let _ = self.signaller().kill();
             let _ = self.child.wait();
+            let _ = self.take_out();
         }
     }
 }
@@ -207,10 +222,16 @@ fn exit_of(ended: Ended) -> Exit {
 
 /// Sets a sandbox up and starts its command. When this returns, the command's program runs.
 ///
+/// `below` tells the owners of files that were there before, where owners are recorded.
+///
 /// # Errors
 /// Whatever keeps the command from being started. Nothing is left mounted or running then; stubs may be left in the
 /// root, which is to be thrown away.
-pub fn start(sandbox: &Sandbox, streams: Streams) -> Result<Running, RuntimeError> {
+pub fn start(
+    sandbox: &Sandbox,
+    streams: Streams,
+    below: Option<&LowerFiles>,
+) -> Result<Running, RuntimeError> {
     let _span = kiln_trace::span("mount and start");
     let set_up = |step: &str| {
         let step = step.to_owned();
@@ -238,20 +259,35 @@ pub fn start(sandbox: &Sandbox, streams: Streams) -> Result<Running, RuntimeErro
         namespaces: namespaces(sandbox),
         descriptors: vec![input, output, error, description, far_control],
     };
-    let child = launch.start().map_err(|source| RuntimeError::Launch { source })?;
+    let placements = match (&sandbox.root, sandbox.isolation) {
+        (RootSource::Directory { path }, Isolation::Chroot) => {
+            Some(Placements::make(path, sandbox).map_err(set_up("put files into the root"))?)
+        }
+        _ => None,
+    };
+    let child = match launch.start() {
+        Ok(child) => child,
+        Err(source) => {
+            if let Some(placements) = placements {
+                let _ = placements.undo(Stubs::default());
+            }
+            return Err(RuntimeError::Launch { source });
+        }
+    };
     let mut running = Running {
         child: Arc::new(child),
         isolation: sandbox.isolation,
         stubs: Stubs::default(),
         notes: Vec::new(),
         recorder: None,
+        placements,
         input: far_input,
         output: far_output,
         error: far_error,
         terminal: None,
         waited: false,
     };
-    follow(&mut running, sandbox, &control)?;
+    follow(&mut running, sandbox, below, &control)?;
     Ok(running)
 }
 
@@ -260,7 +296,7 @@ pub fn start(sandbox: &Sandbox, streams: Streams) -> Result<Running, RuntimeErro
 /// # Errors
 /// As [`start`] and [`Running::wait`].
 pub fn run(sandbox: &Sandbox, streams: Streams) -> Result<Finished, RuntimeError> {
-    start(sandbox, streams)?.wait()
+    start(sandbox, streams, None)?.wait()
 }
 
 fn filter_for(sandbox: &Sandbox) -> Vec<u64> {
@@ -285,7 +321,12 @@ fn namespaces(sandbox: &Sandbox) -> Namespaces {
 }
 
 /// Reads the init's reports until it has become the command.
-fn follow(running: &mut Running, sandbox: &Sandbox, control: &OwnedFd) -> Result<(), RuntimeError> {
+fn follow(
+    running: &mut Running,
+    sandbox: &Sandbox,
+    below: Option<&LowerFiles>,
+    control: &OwnedFd,
+) -> Result<(), RuntimeError> {
     let mut message = vec![0_u8; 256 * 1024];
     let mut ready = false;
     loop {
@@ -302,7 +343,8 @@ fn follow(running: &mut Running, sandbox: &Sandbox, control: &OwnedFd) -> Result
                 let failed = |source| RuntimeError::Process { operation: "start recording owners", source };
                 let listener = descriptors.next().ok_or(RuntimeError::Died)?;
                 let (pid, ended) = (running.child.pid(), running.child.pidfd());
-                let recorder = Recorder::new(sandbox, listener, pid, ended).map_err(failed)?;
+                let recorder =
+                    Recorder::new(sandbox, below.cloned(), listener, pid, ended).map_err(failed)?;
                 running.recorder = Some(recorder.run().map_err(failed)?);
                 terminal::send_with_descriptors(control.as_fd(), b"!", &[]).map_err(failed)?;
             }

@@ -17,6 +17,7 @@ mod foreground;
 mod init;
 mod launch;
 mod machine;
+mod placement;
 mod recorder;
 mod report;
 mod sandbox;
@@ -30,7 +31,7 @@ pub use foreground::{Foreground, run_in_foreground};
 pub use init::init_if_asked;
 pub use launch::{Exit, Finished, Running, Signaller, Stream, Streams, run, start};
 pub use machine::{Availability, Cgroups, Machine, capabilities_of_this_machine};
-pub use recorder::{Birth, DeviceNode, Ownership, Record};
+pub use recorder::{Birth, DeviceNode, LowerFile, LowerFiles, Ownership, Record};
 pub use sandbox::{
     BindSource, FirstProcess, Isolation, Mount, MountKind, Network, OwnershipMode, Process, ProvidedFile,
     RootSource, Sandbox, Security, Terminal,

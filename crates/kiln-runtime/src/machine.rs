@@ -37,10 +37,8 @@ pub enum Cgroups {
 /// What was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Machine {
-    /// How a command can be isolated.
-    pub isolation: Isolation,
-    /// Why not better, if it is not by namespaces.
-    pub isolation_reason: Option<String>,
+    /// How a command can be isolated, and why not better; or why none can be run.
+    pub isolation: Result<(Isolation, Option<String>), String>,
     /// Whether overlays with an upper work in the probed directory.
     pub overlay: Availability,
     /// Whether there is a system call profile for this processor and a kernel that takes it.
@@ -62,7 +60,6 @@ pub struct Machine {
 #[must_use]
 pub fn capabilities_of_this_machine(scratch: &Path, userxattr: bool) -> Machine {
     let own = process::capabilities().map_or(0, |(effective, _)| effective);
-    let (isolation, isolation_reason) = best_isolation(own);
     let answer =
         |problem: Option<String>| problem.map_or(Availability::Yes, |reason| Availability::No { reason });
     let overlay = Overlay::probe(scratch, userxattr).err().map(|refused| refused.to_string());
@@ -70,8 +67,7 @@ pub fn capabilities_of_this_machine(scratch: &Path, userxattr: bool) -> Machine 
         (!crate::seccomp::is_known_processor()).then(|| "no profile for this processor".to_owned());
     let notify = (!seccomp::can_notify()).then(|| "the kernel cannot hand system calls over".to_owned());
     Machine {
-        isolation,
-        isolation_reason,
+        isolation: best_isolation(own),
         overlay: answer(overlay),
         seccomp: answer(processor.clone()),
         recorded_ownership: answer(processor.or(notify)),
@@ -82,24 +78,24 @@ pub fn capabilities_of_this_machine(scratch: &Path, userxattr: bool) -> Machine 
     }
 }
 
-fn best_isolation(own: u64) -> (Isolation, Option<String>) {
+fn best_isolation(own: u64) -> Result<(Isolation, Option<String>), String> {
     if own & bits::SYS_ADMIN != 0 {
-        (Isolation::Namespaces, None)
+        Ok((Isolation::Namespaces, None))
     } else if own & bits::SYS_CHROOT != 0 {
-        (Isolation::Chroot, Some("CAP_SYS_ADMIN is missing and a user namespace was not entered".to_owned()))
+        let reason = "CAP_SYS_ADMIN is missing and a user namespace was not entered";
+        Ok((Isolation::Chroot, Some(reason.to_owned())))
     } else {
-        (
-            Isolation::Chroot,
-            Some("neither CAP_SYS_ADMIN nor CAP_SYS_CHROOT: no command can be run here".to_owned()),
-        )
+        Err("neither CAP_SYS_ADMIN nor CAP_SYS_CHROOT".to_owned())
     }
 }
 
 impl Isolation {
     /// The best that this process can do, without trying anything.
-    #[must_use]
-    pub fn best() -> Self {
-        best_isolation(process::capabilities().map_or(0, |(effective, _)| effective)).0
+    ///
+    /// # Errors
+    /// The reason why no command can be run.
+    pub fn best() -> Result<Self, String> {
+        best_isolation(process::capabilities().map_or(0, |(effective, _)| effective)).map(|best| best.0)
     }
 }
 
@@ -129,10 +125,9 @@ mod tests {
 
     #[test]
     fn isolation_follows_capabilities() {
-        assert_eq!(best_isolation(u64::MAX), (Isolation::Namespaces, None));
-        let (isolation, reason) = best_isolation(bits::SYS_CHROOT);
-        assert!(isolation == Isolation::Chroot && reason.is_some());
-        let (_, reason) = best_isolation(0);
-        assert!(reason.is_some_and(|reason| reason.contains("no command")));
+        assert_eq!(best_isolation(u64::MAX), Ok((Isolation::Namespaces, None)));
+        let chroot = best_isolation(bits::SYS_CHROOT);
+        assert!(matches!(chroot, Ok((Isolation::Chroot, Some(_)))), "{chroot:?}");
+        assert!(best_isolation(0).is_err());
     }
 }

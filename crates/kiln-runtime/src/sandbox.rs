@@ -40,6 +40,12 @@ pub enum BindSource {
         /// The path inside.
         path: PathBuf,
     },
+    /// A path of the host that is the sandbox's own until it ends. Where nothing can be mounted it is moved into the root
+    /// meanwhile, which must be on the same file system.
+    Owned {
+        /// The path; it is no symbolic link.
+        path: PathBuf,
+    },
 }
 
 /// Something to mount.
@@ -233,7 +239,7 @@ wire_struct!(Upper { upper, work });
 wire_struct!(TarMount { metadata, tar, at });
 wire_struct!(Overlay { tars, lowers, upper, userxattr, volatile });
 wire_enum!(RootSource { 0 => Overlay { overlay }, 1 => Directory { path } });
-wire_enum!(BindSource { 0 => Host { path }, 1 => Within { root, path } });
+wire_enum!(BindSource { 0 => Host { path }, 1 => Within { root, path }, 2 => Owned { path } });
 wire_enum!(MountKind {
     0 => Bind { source, read_only, recursive },
     1 => Tmpfs { size, mode },

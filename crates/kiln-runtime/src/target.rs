@@ -47,8 +47,6 @@ pub struct Stub {
     pub path: PathBuf,
     /// What it is.
     pub kind: StubKind,
-    /// The size of a file: 0, unless it was filled because nothing could be mounted on it.
-    pub size: u64,
 }
 
 /// The times of a directory in which stubs were made.
@@ -75,7 +73,7 @@ pub struct Stubs {
 
 wire_struct!(Moment { seconds, nanoseconds });
 wire_enum!(StubKind { 0 => File, 1 => Directory, 2 => Device });
-wire_struct!(Stub { path, kind, size });
+wire_struct!(Stub { path, kind });
 wire_struct!(TouchedParent { path, accessed, modified, modified_by_stubs });
 wire_struct!(Stubs { made, parents });
 
@@ -123,6 +121,24 @@ impl Stubs {
     }
 }
 
+impl Stubs {
+    /// The directories whose times nobody else has changed, neither after `self` was made nor after `later` was.
+    pub(crate) fn unchanged_parents(&self, holder: &Path, later: &Self) -> io::Result<Vec<TouchedParent>> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let holder = rustix::fs::open(holder, flags, Mode::empty())?;
+        let is_unchanged = |parent: &&TouchedParent| {
+            let now = open_below(holder.as_fd(), &parent.path, OFlags::PATH)
+                .and_then(|directory| Ok(stat(directory.as_fd())?.modified));
+            let Ok(now) = now else { return false };
+            match later.parents.iter().find(|known| known.path == parent.path) {
+                Some(known) => known.modified == parent.modified_by_stubs && known.modified_by_stubs == now,
+                None => parent.modified_by_stubs == now,
+            }
+        };
+        Ok(self.parents.iter().filter(is_unchanged).cloned().collect())
+    }
+}
+
 fn remove_stub(holder: BorrowedFd<'_>, stub: &Stub) {
     let (Some(parent), Some(name)) = (stub.path.parent(), stub.path.file_name()) else { return };
     let Ok(parent) = open_below(holder, parent, OFlags::PATH | OFlags::DIRECTORY) else { return };
@@ -131,7 +147,7 @@ fn remove_stub(holder: BorrowedFd<'_>, stub: &Stub) {
         let kind = FileType::from_raw_mode(found.st_mode);
         match stub.kind {
             StubKind::Directory => kind == FileType::Directory,
-            StubKind::File => kind == FileType::RegularFile && u64::try_from(found.st_size) == Ok(stub.size),
+            StubKind::File => kind == FileType::RegularFile && found.st_size == 0,
             StubKind::Device => kind == FileType::CharacterDevice,
         }
     });
@@ -218,6 +234,11 @@ impl Tree {
         Ok(Self { root, mount, stubs: Stubs::default() })
     }
 
+    /// The tree below a directory in which stubs were made before.
+    pub(crate) fn continued(root: OwnedFd, stubs: Stubs) -> io::Result<Self> {
+        Ok(Self { stubs, ..Self::new(root)? })
+    }
+
     /// Opens a place (`O_PATH`), following links inside the tree.
     pub(crate) fn resolve(&mut self, path: &Path, missing: Missing) -> io::Result<OwnedFd> {
         let mut trail = Trail { passed: Vec::new() };
@@ -274,22 +295,6 @@ impl Tree {
         if stat(found.as_fd())?.kind == FileType::Directory { Ok(found) } else { Err(Errno::NOTDIR.into()) }
     }
 
-    /// Makes a file that is to be taken back, with a content. Says whether it did: not if there is one.
-    pub(crate) fn fill(&mut self, path: &Path, contents: &[u8]) -> io::Result<bool> {
-        let before = self.stubs.made.len();
-        self.resolve(path, Missing::Stub(StubKind::File))?;
-        let Some(stub) = self.stubs.made.get_mut(before..).and_then(<[Stub]>::last_mut) else {
-            return Ok(false);
-        };
-        stub.size = contents.len() as u64;
-        let file = open_below(self.root.as_fd(), &stub.path, OFlags::WRONLY)?;
-        let mut rest = contents;
-        while !rest.is_empty() {
-            rest = &rest[rustix::io::write(&file, rest)?..];
-        }
-        Ok(true)
-    }
-
     fn make(&mut self, trail: &Trail, name: &OsStr, missing: Missing, last: bool) -> io::Result<OwnedFd> {
         let parent = trail.passed.last().map_or(self.root.as_fd(), |(directory, _)| directory.as_fd());
         let status = stat(parent)?;
@@ -329,11 +334,23 @@ impl Tree {
         }
     }
 
+    /// Notes the times of a directory that is going to be changed.
+    pub(crate) fn touch(&mut self, path: &Path) -> io::Result<()> {
+        let before = stat(open_below(self.root.as_fd(), path, OFlags::PATH)?.as_fd())?;
+        self.note_parent(path.to_owned(), before);
+        Ok(())
+    }
+
     /// Notes what was made in a directory whose status before is given.
     fn note(&mut self, directory: PathBuf, name: &OsStr, kind: StubKind, before: Status) {
+        let path = directory.join(name);
+        self.note_parent(directory, before);
+        self.stubs.made.push(Stub { path, kind });
+    }
+
+    fn note_parent(&mut self, directory: PathBuf, before: Status) {
         let known = self.stubs.made.iter().any(|stub| stub.path == directory)
             || self.stubs.parents.iter().any(|parent| parent.path == directory);
-        self.stubs.made.push(Stub { path: directory.join(name), kind, size: 0 });
         if !known {
             self.stubs.parents.push(TouchedParent {
                 path: directory,

@@ -298,12 +298,12 @@ impl Store {
             other => other,
         };
         let snapshot = match unpacking {
-            Unpacking::Now | Unpacking::IfNeeded => {
+            Unpacking::Now | Unpacking::IfNeeded if self.keeps_snapshots() => {
                 let directory = lease.fresh_path("unpack");
                 fs_err::create_dir(&directory).map_err(Error::file("make", &directory))?;
                 Some((Root::open(&directory)?, directory))
             }
-            Unpacking::Later => None,
+            _ => None,
         };
         let unpack = snapshot.as_ref().map(|(root, _)| self.unpacking(root));
         let walk = kiln_layer::walk(file, &Options { unpack, ..Options::default() })?;

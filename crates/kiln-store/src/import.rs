@@ -68,6 +68,7 @@ impl Store {
         let before = input.metadata().map_err(read)?;
         let mut first = [0; 512];
         if self.ownership() != Ownership::Root
+            || !self.keeps_snapshots()
             || self.mounts_tars()
             || !before.is_file()
             || (&*input).stream_position().map_err(read)? != 0

@@ -15,7 +15,9 @@ use kiln_sys::root::{Root, Time};
 
 use crate::Store;
 use crate::error::{Error, Result};
+use crate::layers::NewLayer;
 use crate::lease::Lease;
+use crate::snapshots::{PreparedRoot, RootForm, RootWay};
 use crate::tar_mounts::Place;
 
 /// The largest file that is read whole, such as passwd: 16 MiB (CVE-2024-9676: larger ones are an attack).
@@ -28,6 +30,8 @@ pub enum RootPart {
     Directories(Lowers),
     /// A file, in its layer's snapshot.
     File(PathBuf),
+    /// A copy of the file or directory, which may be changed.
+    Copy(PathBuf),
 }
 
 /// The lowers of an overlay.
@@ -100,14 +104,18 @@ impl Store {
         Ok(Some(self.layer_contents(layers, file.layer)?.read(&file.entry, MAX_WHOLE_FILE)?))
     }
 
-    /// The directories (or the file) of snapshots that make up `path` of a root, symbolic links followed inside it;
-    /// `None` if it is not there.
-    pub fn directory_lowers(
+    /// What makes up `path` of a root, symbolic links followed inside it: directories or the file of snapshots, or a
+    /// copy. `None` if it is not there.
+    pub fn root_part(
         &self,
         lease: &Lease,
         layers: &[DiffId],
         path: &[u8],
+        way: RootWay,
     ) -> Result<Option<RootPart>> {
+        if way == RootWay::Copy {
+            return Ok(self.copy_part(lease, layers, path)?.map(RootPart::Copy));
+        }
         let view = self.root_view(layers)?;
         let Some(node) = view.resolve(path)? else { return Ok(None) };
         let real = node.path().to_vec();
@@ -135,15 +143,32 @@ impl Store {
             }
         }
         if lowers.directories.is_empty() {
-            let empty = lease.fresh_path("empty");
-            fs_err::create_dir(&empty).map_err(Error::file("make", &empty))?;
-            lowers.directories.push(empty);
+            lowers.directories.push(lease.fresh_directory("empty")?);
         }
         Ok(Some(RootPart::Directories(lowers)))
     }
 
-    /// Walks what a step left in `upper` once, into an index; `upper` is the snapshot afterwards.
+    /// Walks what a step changed in a prepared root once, into a layer that is to be published.
     pub fn capture(
+        &self,
+        lease: &Lease,
+        prepared: &PreparedRoot,
+        lower: &RootView,
+        owners: Owners<'_>,
+        clamp: Option<i64>,
+    ) -> Result<NewLayer> {
+        match &prepared.form {
+            RootForm::Overlay { upper, .. } => {
+                let index = self.capture_upper(upper, lower, owners, clamp)?;
+                Ok(NewLayer { index, blob: None, snapshot: Some(upper.clone()) })
+            }
+            RootForm::Copy { directory, copied } => {
+                self.capture_copy(lease, (directory, copied), lower, owners, clamp)
+            }
+        }
+    }
+
+    fn capture_upper(
         &self,
         upper: &Path,
         lower: &RootView,

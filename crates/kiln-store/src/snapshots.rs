@@ -1,9 +1,8 @@
 //! Snapshots: unpacked layers, and roots made of them.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use kiln_layer::{Options, Unpack, Whiteouts};
+use kiln_layer::{Copied, Options, Unpack, Whiteouts};
 use kiln_oci::{ChainId, DiffId, Digest};
 use kiln_sys::overlay::{MOST_LOWERS, Overlay, Upper};
 use kiln_sys::root::Root;
@@ -16,19 +15,58 @@ use crate::lease::Lease;
 use crate::roots::Lowers;
 use crate::store::Ownership;
 
-/// A root that a process can be given. It goes with its lease.
-#[derive(Clone, Debug)]
-pub struct PreparedRoot {
+/// How a root is put together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RootWay {
+    /// The layers are stacked, and changes go elsewhere.
+    Overlay,
+    /// The layers' files are copied: for where no overlay can be mounted.
+    Copy,
+}
+
+/// What a prepared root is.
+#[derive(Debug)]
+pub enum RootForm {
     /// The layers, the nearest first, and where changes go.
-    pub overlay: Overlay,
+    Overlay {
+        /// To be mounted.
+        overlay: Overlay,
+        /// The directory that takes what is changed.
+        upper: PathBuf,
+    },
+    /// A directory with everything in it, that is changed itself.
+    Copy {
+        /// The directory.
+        directory: PathBuf,
+        /// How it is before it is changed.
+        copied: Copied,
+    },
+}
+
+/// A root that a process can be given. It goes with its lease.
+#[derive(Debug)]
+pub struct PreparedRoot {
+    /// What it is.
+    pub form: RootForm,
     /// What it was made of, from the bottom to the top.
     pub layers: Vec<DiffId>,
 }
 
 impl PreparedRoot {
-    /// The directory that takes what is changed.
-    pub fn upper(&self) -> Option<&Path> {
-        self.overlay.upper.as_ref().map(|upper| upper.upper.as_path())
+    /// How it was put together.
+    pub fn way(&self) -> RootWay {
+        match self.form {
+            RootForm::Overlay { .. } => RootWay::Overlay,
+            RootForm::Copy { .. } => RootWay::Copy,
+        }
+    }
+
+    /// The directory in which changes are found.
+    pub fn changed(&self) -> &Path {
+        match &self.form {
+            RootForm::Overlay { upper, .. } => upper,
+            RootForm::Copy { directory, .. } => directory,
+        }
     }
 }
 
@@ -144,35 +182,51 @@ impl Store {
         Ok(kiln_layer::complete(index, &view, &self.unpacking(root), &open)?)
     }
 
-    /// Prepares a root over a stack of layers, with a fresh place for changes.
-    pub fn prepare_root(&self, lease: &Lease, layers: &[DiffId]) -> Result<PreparedRoot> {
+    /// Prepares a root of a stack of layers, with a fresh place for changes.
+    pub fn prepare_root(&self, lease: &Lease, layers: &[DiffId], way: RootWay) -> Result<PreparedRoot> {
         let mut span = kiln_trace::span("prepare root");
         span.count(layers.len());
+        let form = match way {
+            RootWay::Overlay => self.stack_root(lease, layers)?,
+            RootWay::Copy => {
+                let (directory, copied) = self.copy_root(lease, layers)?;
+                RootForm::Copy { directory, copied }
+            }
+        };
+        Ok(PreparedRoot { form, layers: layers.to_vec() })
+    }
+
+    fn stack_root(&self, lease: &Lease, layers: &[DiffId]) -> Result<RootForm> {
         if layers.len() >= MOST_LOWERS {
             return Err(Error::TooManyLayers { layers: layers.len(), most: MOST_LOWERS - 1 });
         }
         let mut lowers = Lowers::of(self.places(lease, layers)?.into_iter().rev());
-        let make = |name: &str| {
-            let path = lease.fresh_path(name);
-            fs_err::create_dir(&path).map_err(Error::file("make", &path))?;
-            // The upper's mode is that of `/`, whatever the caller's umask.
-            let mode = std::fs::Permissions::from_mode(0o755);
-            fs_err::set_permissions(&path, mode).map_err(Error::file("set the mode of", &path))?;
-            Ok::<_, Error>(path)
-        };
         if lowers.directories.is_empty() {
-            lowers.directories.push(make("empty")?);
+            lowers.directories.push(lease.fresh_directory("empty")?);
         }
-        let upper = Upper { upper: make("upper")?, work: make("work")? };
+        let upper = lease.fresh_directory("upper")?;
+        // The upper's owner and mode are those of `/`.
+        let view = self.root_view(layers)?;
+        self.dress(&upper, &view.metadata(&view.root()?)?)?;
+        let work = lease.fresh_directory("work")?;
         let userxattr = self.ownership() != Ownership::Root;
         let overlay = Overlay {
             tars: lowers.tars,
             lowers: lowers.directories,
-            upper: Some(upper),
+            upper: Some(Upper { upper: upper.clone(), work }),
             userxattr,
             volatile: true,
         };
-        Ok(PreparedRoot { overlay, layers: layers.to_vec() })
+        Ok(RootForm::Overlay { overlay, upper })
+    }
+
+    /// Gives a directory the owner and mode that a layer's has.
+    pub fn dress(&self, directory: &Path, metadata: &kiln_layer::Metadata) -> Result<()> {
+        let (owner, mode) = match self.ownership() {
+            Ownership::Root | Ownership::SubIds => (Some((metadata.uid, metadata.gid)), metadata.mode),
+            Ownership::SingleId => (None, metadata.mode & 0o1777 | 0o700),
+        };
+        Ok(Root::open(directory)?.directory().set_self(Some(mode), owner, None)?)
     }
 }
 

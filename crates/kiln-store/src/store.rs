@@ -42,6 +42,8 @@ pub struct Store {
     pub(crate) database: Arc<Database>,
     pub(crate) indexes: Mutex<HashMap<DiffId, Arc<LayerIndex>>>,
     pub(crate) chains: Mutex<HashMap<ChainId, Arc<[DiffId]>>>,
+    /// Why no snapshots can be kept, if so.
+    pub(crate) snapshots_refused: OnceLock<Option<String>>,
     pub(crate) mounts_tars: OnceLock<bool>,
 }
 
@@ -65,6 +67,7 @@ impl Store {
             database,
             indexes: Mutex::default(),
             chains: Mutex::default(),
+            snapshots_refused: OnceLock::new(),
             mounts_tars: OnceLock::new(),
         };
         if is_new {

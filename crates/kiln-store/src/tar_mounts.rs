@@ -139,7 +139,7 @@ impl Store {
     }
 
     /// The uncompressed tar of a layer that has a blob; a compressed one is decompressed, and kept beside it.
-    fn plain_tar(&self, lease: &Lease, layer: DiffId) -> Result<Option<PathBuf>> {
+    pub(crate) fn plain_tar(&self, lease: &Lease, layer: DiffId) -> Result<Option<PathBuf>> {
         let Some(blob) = self.layer_blobs(layer)?.into_iter().next() else { return Ok(None) };
         if blob.compression == "none" {
             return Ok(Some(self.blob_path(&blob.digest)));

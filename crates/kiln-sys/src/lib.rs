@@ -17,5 +17,6 @@ pub mod process;
 pub mod publish;
 pub mod root;
 pub mod seccomp;
+pub mod status;
 pub mod terminal;
 pub mod xattr;

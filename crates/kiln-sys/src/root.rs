@@ -14,8 +14,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    self as sys, AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps,
-    UTIME_OMIT, Uid,
+    self as sys, AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, StatxFlags, Timespec,
+    Timestamps, UTIME_OMIT, Uid,
 };
 use rustix::io::Errno;
 
@@ -411,6 +411,19 @@ impl Directory {
         let name = name.as_ref();
         let found = single(name).and_then(|()| sys::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW));
         self.failed("stat", name, found)
+    }
+
+    /// When `name` came into being, where the file system knows that.
+    ///
+    /// # Errors
+    /// When it is missing.
+    pub fn birth(&self, name: impl AsRef<OsStr>) -> Result<Option<Time>> {
+        let name = name.as_ref();
+        let found = single(name)
+            .and_then(|()| sys::statx(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BTIME));
+        let found = self.failed("stat", name, found)?;
+        let time = Time { seconds: found.stx_btime.tv_sec, nanoseconds: found.stx_btime.tv_nsec };
+        Ok((found.stx_mask & StatxFlags::BTIME.bits() != 0).then_some(time))
     }
 
     /// What this directory is.

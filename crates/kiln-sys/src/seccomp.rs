@@ -134,11 +134,22 @@ pub fn answer(listener: BorrowedFd<'_>, id: u64, answer: Answer) -> io::Result<(
     }
 }
 
+/// Lets caller and supervisor take turns on one processor, where the kernel can (6.6): they never work at once, and waking
+/// another processor costs more than the work.
+pub fn take_turns(listener: BorrowedFd<'_>) {
+    const SYNC_WAKE_UP: u64 = 1;
+    // SAFETY: the kernel takes the flags as a number, and refuses what it does not know.
+    unsafe {
+        libc::ioctl(listener.as_raw_fd(), NOTIF_SET_FLAGS as _, SYNC_WAKE_UP);
+    }
+}
+
 const fn request(direction: u64, number: u64, size: usize) -> u64 {
     (direction << 30) | ((size as u64) << 16) | ((b'!' as u64) << 8) | number
 }
 const NOTIF_RECV: u64 = request(3, 0, size_of::<libc::seccomp_notif>());
 const NOTIF_SEND: u64 = request(3, 1, size_of::<libc::seccomp_notif_resp>());
+const NOTIF_SET_FLAGS: u64 = request(1, 4, size_of::<u64>());
 const NOTIF_ID_VALID: u64 = request(1, 2, size_of::<u64>());
 
 /// Reads bytes from another process's memory; the number read may be smaller at the end of a mapping.

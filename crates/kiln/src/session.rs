@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use kiln_runtime::Isolation;
 use kiln_store::{Ownership, Store};
 use kiln_sys::namespace::{Configuration, UserNamespace, enter_user_namespace, ranges};
 
@@ -19,13 +20,18 @@ pub(crate) enum Files {
 
 /// Opens the store. With [`Files::Touched`] this must come before any thread is started.
 pub(crate) fn open(root: Option<&Path>, files: Files) -> Result<Store> {
+    let ownership = match files {
+        Files::Untouched => expected_ownership(),
+        Files::Touched => enter()?.0,
+    };
+    open_as(root, ownership)
+}
+
+/// Opens the store for who makes files that are owned this way.
+pub(crate) fn open_as(root: Option<&Path>, ownership: Ownership) -> Result<Store> {
     let root = match root {
         Some(root) => std::path::absolute(root)?,
         None => default_root()?,
-    };
-    let ownership = match files {
-        Files::Untouched => expected_ownership(),
-        Files::Touched => enter()?,
     };
     let store = Store::open(&root, ownership)?;
     if unpacks_layers()? {
@@ -44,22 +50,51 @@ fn unpacks_layers() -> Result<bool> {
     }
 }
 
+/// How commands can be run here.
+pub(crate) enum Commands {
+    /// Held in this way.
+    Held(Isolation),
+    /// Not at all.
+    Refused {
+        /// Why not.
+        reason: String,
+    },
+}
+
+/// What to do where no command can be run.
+pub(crate) const REMEDY: &str =
+    "run kiln as root, or allow user namespaces; `kiln info` tells what this machine gives";
+
+/// Opens the store for a command that runs commands. This must come before any thread is started.
+pub(crate) fn open_to_run(root: Option<&Path>) -> Result<(Store, Commands)> {
+    let (ownership, commands) = enter()?;
+    Ok((open_as(root, ownership)?, commands))
+}
+
 /// Where this user's subordinate IDs are looked for.
 pub(crate) fn namespace_configuration() -> Configuration {
     Configuration { user: user_name(), ..Configuration::default() }
 }
 
-/// Becomes whoever may own the files of layers.
-pub(crate) fn enter() -> Result<Ownership> {
-    match enter_user_namespace(&namespace_configuration())? {
-        UserNamespace::None => Ok(expected_ownership()),
-        UserNamespace::SubIds { .. } => Ok(Ownership::SubIds),
-        UserNamespace::SingleId { .. } => Ok(Ownership::SingleId),
-        UserNamespace::Unavailable { reason } => {
-            Err(Failure::new(Kind::World, format!("cannot unpack or run images as this user: {reason}"))
-                .hint("run kiln as root, or allow user namespaces; `kiln info` tells what this machine gives")
-                .into())
-        }
+/// Becomes whoever may own the files of layers and run commands, as far as this machine lets.
+fn enter() -> Result<(Ownership, Commands)> {
+    let entered = enter_user_namespace(&namespace_configuration())?;
+    let ownership = ownership_in(&entered);
+    let commands = match (Isolation::best(), entered) {
+        (Ok(isolation), _) => Commands::Held(isolation),
+        (Err(_), UserNamespace::Unavailable { reason }) => Commands::Refused { reason },
+        (Err(reason), _) => Commands::Refused { reason },
+    };
+    Ok((ownership, commands))
+}
+
+/// Whose files this process makes, now that it has tried to enter a user namespace.
+pub(crate) fn ownership_in(entered: &UserNamespace) -> Ownership {
+    match entered {
+        UserNamespace::SubIds { .. } => Ownership::SubIds,
+        UserNamespace::SingleId { .. } => Ownership::SingleId,
+        UserNamespace::Unavailable { .. } if !rustix::process::geteuid().is_root() => Ownership::SingleId,
+        UserNamespace::None | UserNamespace::Unavailable { .. } => expected_ownership(),
     }
 }
 

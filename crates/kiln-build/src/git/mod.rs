@@ -38,7 +38,7 @@ pub fn check_out(program: &GitProgram, source: &GitSource, place: &Path) -> Resu
 impl Engine<'_> {
     fn git_in<'a>(&'a self, address: &'a GitAddress, place: &'a Path, context: &'a Context<'_>) -> Git<'a> {
         let stopping = match self.request.executions {
-            Executions::Allowed => Stopping::Token(context.cancel()),
+            Executions::Allowed(_) | Executions::WithoutCommands { .. } => Stopping::Token(context.cancel()),
             // Nobody listens for interrupts yet.
             Executions::Refused => Stopping::Together,
         };

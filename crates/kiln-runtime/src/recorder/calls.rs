@@ -9,6 +9,21 @@ pub(crate) enum Call {
     FchownAt,
     Mknod,
     MknodAt,
+    Stat,
+    Lstat,
+    Fstat,
+    FstatAt,
+    Statx,
+    Rename,
+    RenameAt,
+    Link,
+    LinkAt,
+    Open,
+    OpenAt,
+    Mkdir,
+    MkdirAt,
+    Symlink,
+    SymlinkAt,
     SetUid,
     SetGid,
     SetReUid,
@@ -27,13 +42,30 @@ pub(crate) enum Call {
     GetGroups,
 }
 
-const NAMES: [(&str, Call); 22] = [
+const NAMES: [(&str, Call); 39] = [
     ("chown", Call::Chown),
     ("lchown", Call::Lchown),
     ("fchown", Call::Fchown),
     ("fchownat", Call::FchownAt),
     ("mknod", Call::Mknod),
     ("mknodat", Call::MknodAt),
+    ("stat", Call::Stat),
+    ("lstat", Call::Lstat),
+    ("fstat", Call::Fstat),
+    ("newfstatat", Call::FstatAt),
+    ("statx", Call::Statx),
+    ("rename", Call::Rename),
+    ("renameat", Call::RenameAt),
+    ("renameat2", Call::RenameAt),
+    ("link", Call::Link),
+    ("linkat", Call::LinkAt),
+    ("open", Call::Open),
+    ("creat", Call::Open),
+    ("openat", Call::OpenAt),
+    ("mkdir", Call::Mkdir),
+    ("mkdirat", Call::MkdirAt),
+    ("symlink", Call::Symlink),
+    ("symlinkat", Call::SymlinkAt),
     ("setuid", Call::SetUid),
     ("setgid", Call::SetGid),
     ("setreuid", Call::SetReUid),
@@ -67,6 +99,22 @@ impl Call {
         // `fchownat` came when all identifiers had 32 bits.
         let narrow = architecture & WIDE == 0 && !name.ends_with("32") && call != Self::FchownAt;
         Some((call, if narrow { Width::Narrow } else { Width::Wide }))
+    }
+
+    /// Whether it asks what a file is.
+    pub(super) fn asks_for_status(self) -> bool {
+        matches!(self, Self::Stat | Self::Lstat | Self::Fstat | Self::FstatAt | Self::Statx)
+    }
+
+    /// Whether it gives a file another name.
+    pub(super) fn names(self) -> bool {
+        matches!(self, Self::Rename | Self::RenameAt | Self::Link | Self::LinkAt)
+    }
+
+    /// Whether it may make a file.
+    pub(super) fn makes(self) -> bool {
+        use Call::{Mkdir, MkdirAt, Open, OpenAt, Symlink, SymlinkAt};
+        matches!(self, Open | OpenAt | Mkdir | MkdirAt | Symlink | SymlinkAt)
     }
 
     /// Whether the caller is another one afterwards.

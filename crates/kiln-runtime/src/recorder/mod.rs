@@ -7,7 +7,9 @@
 
 mod calls;
 mod identity;
+mod made;
 mod ownership;
+mod shown;
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
@@ -29,6 +31,7 @@ pub(crate) use calls::Call;
 use calls::Width;
 use identity::Identity;
 pub use ownership::{Birth, DeviceNode, Ownership, Record};
+pub use shown::{LowerFile, LowerFiles};
 
 /// What a recorder starts from.
 pub(crate) struct Recorder {
@@ -37,17 +40,26 @@ pub(crate) struct Recorder {
     pid: i32,
     root: RootSource,
     initial: Identity,
+    below: Option<LowerFiles>,
 }
 
 impl Recorder {
     pub(crate) fn new(
         sandbox: &Sandbox,
+        below: Option<LowerFiles>,
         listener: OwnedFd,
         pid: i32,
         first: BorrowedFd<'_>,
     ) -> io::Result<Self> {
         let initial = Identity::of(&sandbox.process.credentials);
-        Ok(Self { listener, first: first.try_clone_to_owned()?, pid, root: sandbox.root.clone(), initial })
+        Ok(Self {
+            listener,
+            first: first.try_clone_to_owned()?,
+            pid,
+            root: sandbox.root.clone(),
+            initial,
+            below,
+        })
     }
 
     /// Answers calls on a thread of its own until the sandbox's last process has ended.
@@ -63,6 +75,7 @@ impl Recorder {
             };
             let _ = ready.send(Ok(()));
             scene.answer_all(self.listener.as_fd(), self.first.as_fd());
+            scene.find_expected(None);
             scene.ownership
         })?;
         prepared.recv().map_err(io::Error::other)??;
@@ -77,12 +90,18 @@ struct Scene {
     /// The sandbox's root, in its mount namespace.
     base: OwnedFd,
     base_device: u64,
+    base_mount: Option<u64>,
     /// Where the overlay keeps what was changed; with a plain directory that is the root itself.
     upper: Option<OwnedFd>,
     initial: Identity,
     /// Callers that pretend to be someone else, by thread, with the start time that tells apart who used an identifier.
     identities: HashMap<u32, (u64, Identity)>,
     ownership: Ownership,
+    /// The lower layers.
+    below: Option<LowerFiles>,
+    /// What was said of files, by device and inode.
+    known: HashMap<(u64, u64), shown::Known>,
+    expected: Vec<made::Expected>,
 }
 
 /// A file that a caller named.
@@ -108,16 +127,21 @@ impl Scene {
         rustix::process::umask(Mode::empty());
         Ok(Self {
             proc,
+            base_mount: ownership::mount_of(base.as_fd()),
             base,
             base_device,
             upper,
             initial: recorder.initial.clone(),
             identities: HashMap::new(),
             ownership: Ownership::default(),
+            below: recorder.below.clone(),
+            known: HashMap::new(),
+            expected: Vec::new(),
         })
     }
 
     fn answer_all(&mut self, listener: BorrowedFd<'_>, first: BorrowedFd<'_>) {
+        seccomp::take_turns(listener);
         loop {
             let mut polled = [
                 PollFd::from_borrowed_fd(listener, PollFlags::IN),
@@ -146,6 +170,18 @@ impl Scene {
         else {
             return Answer::Continue;
         };
+        self.find_expected(Some(notification.pid));
+        if call.asks_for_status() || call.names() || call.makes() {
+            let answer = if call.makes() {
+                self.expect(notification, call)
+            } else if call.names() {
+                self.keep_owner(notification, call)
+            } else {
+                self.show(listener, notification, (call, width))
+            };
+            // Whatever is wrong, the kernel knows better.
+            return answer.unwrap_or(Answer::Continue);
+        }
         let result = match call {
             Call::Chown | Call::Lchown | Call::Fchown | Call::FchownAt => {
                 self.change_owner(listener, notification, call, width)
@@ -196,14 +232,9 @@ impl Scene {
             AtFlags::EMPTY_PATH,
         )?;
         if let Some((device, inode, birth)) = self.kept_as(&named)? {
-            // A program that copies an owner from what `stat` says gives 0:0 to a file that it is about to put in
-            // another's place, as useradd does with /etc/shadow. Without a record that file gets the owner of the one
-            // it replaces. A file that was there before and is given to root is another matter.
-            let root_alone = uid.unwrap_or(0) == 0 && gid.unwrap_or(0) == 0;
-            let known = self.ownership.of(device, inode, birth).is_some();
-            if !root_alone || known || !self.is_made_here(&named) {
-                self.ownership.note_owner(device, inode, birth, uid, gid);
-            }
+            self.ownership.note_owner(device, inode, birth, uid, gid);
+            // Two changes may bear one time.
+            self.known.clear();
         }
         Ok(0)
     }
@@ -238,6 +269,7 @@ impl Scene {
             let node =
                 DeviceNode { block, major: rustix::fs::major(number), minor: rustix::fs::minor(number) };
             self.ownership.note_device(kept_device, inode, birth, node);
+            self.known.clear();
         }
         Ok(0)
     }
@@ -403,26 +435,6 @@ impl Scene {
             }
             Err(_) => Ok(None),
         }
-    }
-
-    /// Whether a regular file came into being in this sandbox, and was not copied up from a lower layer.
-    fn is_made_here(&self, named: &Named) -> bool {
-        let Some(upper) = &self.upper else { return false };
-        if FileType::from_raw_mode(named.status.st_mode) != FileType::RegularFile {
-            return false;
-        }
-        let Ok(text) =
-            rustix::fs::readlinkat(&self.proc, format!("self/fd/{}", named.file.as_raw_fd()), Vec::new())
-        else {
-            return false;
-        };
-        let path = Path::new(std::ffi::OsStr::from_bytes(text.as_bytes()));
-        let Ok(file) = open_below(upper.as_fd(), path.strip_prefix("/").unwrap_or(path), OFlags::RDONLY)
-        else {
-            return false;
-        };
-        let mut value = [0_u8; 256];
-        rustix::fs::fgetxattr(&file, c"user.overlay.origin", &mut value[..]) == Err(Errno::NODATA)
     }
 
     fn text(&self, notification: &Notification, address: u64) -> Result<CString, Errno> {

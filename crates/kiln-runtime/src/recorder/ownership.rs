@@ -165,14 +165,16 @@ pub(super) fn key_of(file: BorrowedFd<'_>) -> Result<(u64, u64, Option<Birth>), 
 
 /// Whether a file is on the same mount as a directory; a kernel before 5.8 cannot tell, and says yes.
 pub(super) fn is_on(directory: &OwnedFd, file: BorrowedFd<'_>) -> bool {
+    mount_of(directory.as_fd()) == mount_of(file)
+}
+
+/// The mount that a file is on.
+pub(super) fn mount_of(file: BorrowedFd<'_>) -> Option<u64> {
     /// `STATX_MNT_ID`.
     const MOUNT: u32 = 0x1000;
-    let mount = |file: BorrowedFd<'_>| {
-        let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW;
-        let found = rustix::fs::statx(file, c"", flags, StatxFlags::from_bits_retain(MOUNT)).ok()?;
-        (found.stx_mask & MOUNT != 0).then_some(found.stx_mnt_id)
-    };
-    mount(std::os::fd::AsFd::as_fd(directory)) == mount(file)
+    let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW;
+    let found = rustix::fs::statx(file, c"", flags, StatxFlags::from_bits_retain(MOUNT)).ok()?;
+    (found.stx_mask & MOUNT != 0).then_some(found.stx_mnt_id)
 }
 
 #[cfg(test)]

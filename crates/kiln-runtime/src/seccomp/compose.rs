@@ -39,6 +39,8 @@ const X32: u32 = 0x4000_0000;
 
 /// All `CLONE_NEW*` flags that the profile knows.
 const NAMESPACES: u32 = 0x7e02_0000;
+/// `O_CREAT`, the same on all of these processors.
+const CREATE: u32 = 0o100;
 const FILE_TYPE: u32 = 0o170_000;
 const CHARACTER_DEVICE: u32 = 0o020_000;
 const BLOCK_DEVICE: u32 = 0o060_000;
@@ -167,6 +169,9 @@ fn decide(action: Action) -> Vec<Instruction> {
             allow,
             give(Action::Notify),
         ],
+        Check::Creates(number) => {
+            vec![load(argument(number.into())), test(IF_ANY_BIT, CREATE, 1, 0), allow, give(Action::Notify)]
+        }
     }
 }
 

@@ -42,6 +42,8 @@ enum Check {
     CloneFlags,
     /// The argument of this number is the mode of a device node: the recorder answers.
     DeviceMode(u8),
+    /// The argument of this number has `O_CREAT`: the recorder answers.
+    Creates(u8),
 }
 
 const EPERM: u16 = 1;
@@ -166,6 +168,8 @@ fn recorded(name: &str) -> Option<Action> {
     match name {
         "mknod" => Some(Action::Check(Check::DeviceMode(1))),
         "mknodat" => Some(Action::Check(Check::DeviceMode(2))),
+        "open" => Some(Action::Check(Check::Creates(1))),
+        "openat" => Some(Action::Check(Check::Creates(2))),
         _ if crate::recorder::Call::named(name).is_some() => Some(Action::Notify),
         _ => None,
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use kiln_runtime::{
-    Capabilities, Exit, Isolation, Mount, MountKind, Network, ProvidedFile, RootSource, Security,
+    BindSource, Capabilities, Exit, Isolation, Mount, MountKind, Network, ProvidedFile, RootSource, Security,
 };
 use kiln_sys::namespace::UserNamespace;
 
@@ -113,21 +113,57 @@ fn chroot(fixture: &Fixture) {
     sandbox.root = RootSource::Directory { path: root.clone() };
     let file =
         |target: &str| ProvidedFile { target: target.into(), contents: b"k\n".to_vec(), read_only: true };
-    sandbox.files = vec![file("/etc/resolv.conf"), file("/bin/sh")];
-    sandbox.process.arguments[2] =
-        "pwd; read l < /etc/resolv.conf; echo $l; echo inside > /file; exit 6".into();
+    let at = |name: &str| root.join(name);
+    fs_err::create_dir(at("kept")).expect("make");
+    fs_err::write(at("kept/hosts"), "the root's\n").expect("write");
+    fs_err::os::unix::fs::symlink("../kept/hosts", at("kept/link")).expect("link");
+    let modified = |name: &str| fs_err::metadata(at(name)).expect("stat").modified().expect("a time");
+    let before = modified("kept");
+    let owned = fixture.empty("owned");
+    fs_err::write(owned.join("given"), "g\n").expect("write");
+    let source = BindSource::Owned { path: owned.clone() };
+    sandbox.mounts = vec![
+        Mount {
+            kind: MountKind::Bind { source, read_only: false, recursive: false },
+            target: "/kept/new/cache".into(),
+        },
+        Mount { kind: MountKind::Tmpfs { size: None, mode: 0o755 }, target: "/t".into() },
+    ];
+    sandbox.files = vec![file("/etc/resolv.conf"), file("/kept/link")];
+    sandbox.process.arguments[2] = "pwd; read l < /etc/resolv.conf; echo $l; read l < /kept/hosts; echo $l; \
+        read l < /kept/new/cache/given; echo $l; echo c > /kept/new/cache/more; echo t > /t/file; \
+        echo inside > /file; (trap '' HUP; exec 1>&- 2>&-; while :; do read x < /etc/resolv.conf; done) & exit 6"
+        .into();
     let ran = run(&sandbox).expect("starts");
-    assert_eq!((ran.output.as_str(), ran.finished.exit), ("/a\nk\n", Exit::Code(6)), "{}", ran.error);
-    assert!(ran.finished.notes[1].starts_with("/bin/sh is that of the root"), "{:?}", ran.finished.notes);
+    assert_eq!((ran.output.as_str(), ran.finished.exit), ("/a\nk\nk\ng\n", Exit::Code(6)), "{}", ran.error);
     ran.finished.stubs.undo(&root).expect("undo");
-    assert!(!root.join("etc").exists() && !root.join("dev").exists() && root.join("bin/sh").exists());
+    let mut names: Vec<_> =
+        fs_err::read_dir(&root).expect("list").map(|entry| entry.expect("read").file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["a", "bin", "file", "kept"]);
+    assert_eq!(fs_err::read_to_string(at("kept/hosts")).expect("read"), "the root's\n");
+    assert_eq!(modified("kept"), before, "as if nothing had been put there");
+    assert!(owned.join("given").exists() && owned.join("more").exists());
+    assert!(!root.with_extension("aside").exists());
     assert!(ran.finished.notes[0].starts_with("not isolated: "), "{:?}", ran.finished.notes);
-    assert!(root.join("file").exists());
+    let still_there = || {
+        fs_err::read_dir("/proc")
+            .expect("list")
+            .flatten()
+            .any(|process| fs_err::read_link(process.path().join("root")).is_ok_and(|link| link == root))
+    };
+    assert!(!still_there(), "what the command left in the background is ended");
     sandbox.network = Network::None;
     assert!(run(&sandbox).is_err());
     sandbox.network = Network::Host;
-    sandbox.mounts = vec![Mount { kind: MountKind::Tmpfs { size: None, mode: 0o755 }, target: "/t".into() }];
-    assert!(run(&sandbox).is_err());
+    let source = BindSource::Host { path: owned };
+    sandbox.mounts = vec![Mount {
+        kind: MountKind::Bind { source, read_only: false, recursive: false },
+        target: "/kept".into(),
+    }];
+    let error = run(&sandbox).map(|ran| ran.finished.exit).expect_err("the host's directories need mounts");
+    assert!(error.to_string().contains("/kept: it would have to be mounted"), "{error}");
+    assert!(at("kept/hosts").exists());
 }
 
 fn death_of_kiln(fixture: &Fixture) {
@@ -165,7 +201,7 @@ fn death_of_kiln(fixture: &Fixture) {
 /// What the other kiln of the case above does.
 pub(crate) fn endless(fixture: &Fixture) {
     let sandbox = fixture.shell("echo hello; while :; do sleep 1; done");
-    let running = kiln_runtime::start(&sandbox, kiln_runtime::Streams::inherit()).expect("starts");
+    let running = kiln_runtime::start(&sandbox, kiln_runtime::Streams::inherit(), None).expect("starts");
     let _ = running.wait();
 }
 
@@ -173,7 +209,7 @@ fn machine(fixture: &Fixture) {
     let scratch = fixture.empty("scratch");
     let userxattr = fixture.user != UserNamespace::None;
     let machine = kiln_runtime::capabilities_of_this_machine(&scratch, userxattr);
-    assert_eq!(machine.isolation, Isolation::Namespaces);
+    assert_eq!(machine.isolation, Ok((Isolation::Namespaces, None)));
     assert_eq!(machine.overlay, kiln_runtime::Availability::Yes);
     assert_eq!(fs_err::read_dir(&scratch).expect("list").count(), 0);
 }

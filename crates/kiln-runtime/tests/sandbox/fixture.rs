@@ -8,10 +8,10 @@ use kiln_sys::namespace::UserNamespace;
 use kiln_sys::overlay::{Overlay, Upper};
 
 /// The applets that the cases use.
-const APPLETS: [&str; 36] = [
+const APPLETS: [&str; 38] = [
     "sh", "true", "false", "echo", "cat", "ls", "id", "grep", "sleep", "mount", "mkdir", "touch", "stat",
     "readlink", "hostname", "ip", "mknod", "head", "wc", "rm", "ln", "kill", "stty", "tty", "pwd", "chown",
-    "chmod", "env", "test", "ps", "dd", "sort", "unshare", "ifconfig", "su", "seq",
+    "chmod", "env", "test", "ps", "dd", "sort", "unshare", "ifconfig", "su", "seq", "cp", "mv",
 ];
 
 /// Where the cases run.
@@ -121,7 +121,7 @@ impl Root {
 
 /// Runs a sandbox to its end.
 pub(crate) fn run(sandbox: &Sandbox) -> Result<Ran, RuntimeError> {
-    let mut running = kiln_runtime::start(sandbox, Streams::piped())?;
+    let mut running = kiln_runtime::start(sandbox, Streams::piped(), None)?;
     let (output, error) = (running.output.take(), running.error.take());
     let reader = std::thread::spawn(move || text(error));
     let output = text(output);
@@ -129,7 +129,7 @@ pub(crate) fn run(sandbox: &Sandbox) -> Result<Ran, RuntimeError> {
     Ok(Ran { finished: running.wait()?, output, error })
 }
 
-fn text(end: Option<std::os::fd::OwnedFd>) -> String {
+pub(crate) fn text(end: Option<std::os::fd::OwnedFd>) -> String {
     let mut bytes = Vec::new();
     if let Some(end) = end {
         std::fs::File::from(end).read_to_end(&mut bytes).expect("read a pipe");

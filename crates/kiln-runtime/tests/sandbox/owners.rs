@@ -1,9 +1,11 @@
 //! Owners, as the kernel keeps them or as they are recorded.
 
 use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Arc;
 
-use kiln_runtime::Ownership;
+use kiln_runtime::{LowerFile, LowerFiles, Ownership, Streams};
 use kiln_sys::namespace::UserNamespace;
 use rustix::fs::{Mode, OFlags};
 
@@ -12,7 +14,7 @@ use crate::fixture::{Fixture, run};
 
 pub(crate) const CASES: &[Case] = &[
     ("owners_are_kept_or_recorded", owners),
-    ("replacements_have_no_record", replacements),
+    ("owners_are_shown", shown),
     ("devices_are_made_or_recorded", devices),
     ("dropped_privileges_stay_dropped", dropped),
 ];
@@ -80,16 +82,36 @@ fn dropped(fixture: &Fixture) {
     assert_eq!(ran.output, "0\n0\n1000\n1000\nrefused\n0\n", "{}", ran.error);
 }
 
-fn replacements(fixture: &Fixture) {
-    // What useradd does to /etc/shadow, and what giving a file of a lower layer to root is.
+fn shown(fixture: &Fixture) {
+    // Where the kernel keeps owners there is nothing to pretend.
+    if !matches!(fixture.user, UserNamespace::SingleId { .. }) {
+        return;
+    }
     let root = fixture.root(&[]);
-    let script = "cp /etc/passwd /etc/passwd+ && chown 0:0 /etc/passwd+ && mv /etc/passwd+ /etc/passwd; chown 0:0 /bin/busybox";
-    let ran = run(&root.shell(script)).expect("starts");
-    assert!(ran.finished.exit.success(), "{}", ran.error);
-    let is_recorded = |name: &str| {
-        let file = rustix::fs::open(root.upper.join(name), OFlags::PATH, Mode::empty()).expect(name);
-        ran.finished.ownership.of_file(file.as_fd()).is_some()
-    };
-    assert!(!is_recorded("etc/passwd"));
-    assert_eq!(is_recorded("bin/busybox"), matches!(fixture.user, UserNamespace::SingleId { .. }));
+    // As if the layers said so, in which files have the mode that the unpacked ones have, but for special bits.
+    let below: LowerFiles = Arc::new(|path| match path.to_str()? {
+        "etc/passwd" => Some(LowerFile { uid: 3, gid: 42, mode: 0o100_644 }),
+        "bin/busybox" => {
+            let mode = fs_err::metadata("/bin/busybox").ok()?.permissions().mode();
+            Some(LowerFile { uid: 0, gid: 7, mode: mode | 0o4000 })
+        }
+        "tmp" => Some(LowerFile { uid: 0, gid: 9, mode: 0o040_755 }),
+        _ => None,
+    });
+    let script = "set -e; umask 022; cd /tmp; stat -c '%u:%g %a' /etc/passwd /bin/busybox . /bin; exec 3< /etc/passwd; \
+                  cp -a /etc/passwd copy; stat -c '%u:%g' copy; chown 5:6 copy; stat -c '%u:%g' copy; touch new; stat -c '%u:%g' new; \
+                  mkdir d; chown 0:8 d; chmod 2755 d; touch d/in; stat -c '%u:%g' d/in; mv /etc/passwd moved; stat -c '%u:%g' moved; \
+                  ln -s copy link; stat -c '%u:%g' link; stat -L -c '%u:%g' link; stat -c '%u' /proc/1; \
+                  ls -ln copy | { read a b c d rest; echo $c:$d; }; ! stat /none 2> /dev/null";
+    let mut running =
+        kiln_runtime::start(&root.shell(script), Streams::piped(), Some(&below)).expect("starts");
+    let (output, error) = (running.output.take(), running.error.take());
+    let (output, error) = (crate::fixture::text(output), crate::fixture::text(error));
+    let finished = running.wait().expect("waits");
+    let busybox = fs_err::metadata("/bin/busybox").expect("stat").permissions().mode() & 0o777;
+    let expect = format!(
+        "3:42 644\n0:7 4{busybox:o}\n0:9 755\n0:0 755\n3:42\n5:6\n0:0\n0:8\n3:42\n0:0\n5:6\n0\n5:6\n"
+    );
+    assert_eq!(output, expect, "{error}");
+    assert_eq!(owner(&root.upper, "tmp/moved", &finished.ownership), (3, 42, 0o644));
 }

@@ -7,7 +7,7 @@ use kiln_layer::{Compression, Owners};
 use kiln_oci::{ChainId, DiffId, Digest};
 use kiln_store::{
     CacheMountSharing, CacheRecord, CacheToRemove, Collected, Collection, Error, Fault, ImagesToRemove,
-    Lease, Leased, NewLayer, Ownership, Removed, Store,
+    Lease, Leased, Ownership, Removed, RootWay, Store,
 };
 
 use crate::fixture::{Fixture, told};
@@ -118,12 +118,10 @@ fn a_lease_on_an_image_keeps_its_layers_when_the_image_goes() {
 fn a_layer_that_only_another_ownership_mode_can_read_is_not_there() {
     let fixture = Fixture::new();
     let lease = fixture.store.lease("builder").unwrap();
-    let files = lease.fresh_path("files");
-    fs_err::create_dir(&files).unwrap();
-    fs_err::write(files.join("file"), b"made here").unwrap();
+    let prepared = fixture.store.prepare_root(&lease, &[], RootWay::Overlay).unwrap();
+    fs_err::write(prepared.changed().join("file"), b"made here").unwrap();
     let view = fixture.store.root_view(&[]).unwrap();
-    let index = fixture.store.capture(&files, &view, Owners::Files, None).unwrap();
-    let layer = NewLayer { index, blob: None, snapshot: Some(files) };
+    let layer = fixture.store.capture(&lease, &prepared, &view, Owners::Files, None).unwrap();
     let diff_id = fixture.store.publish_layer(&lease, ChainId::SCRATCH, layer).unwrap();
     let result = ChainId::SCRATCH.with(diff_id);
     let key = Digest::of(b"key");

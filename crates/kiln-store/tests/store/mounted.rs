@@ -1,7 +1,11 @@
 //! Layers that are mounted where their tar is. Needs root and a kernel that can; says so and skips elsewhere.
 
 use kiln_oci::{ChainId, DiffId, Digest};
-use kiln_store::{CacheToRemove, Collection, ImagesToRemove, Lease, Ownership, Store, Unpacking};
+use kiln_store::{
+    CacheToRemove, Collection, ImagesToRemove, Lease, Ownership, PreparedRoot, RootForm, RootWay, Store,
+    Unpacking,
+};
+use kiln_sys::overlay::Overlay;
 
 use crate::fixture::{Fixture, archive, blob, config, descriptor, docker, layer, layout_index};
 
@@ -24,6 +28,13 @@ fn mounting() -> Option<(tempfile::TempDir, Store)> {
         return None;
     }
     Some((directory, store))
+}
+
+fn overlay_of(prepared: &PreparedRoot) -> &Overlay {
+    match &prepared.form {
+        RootForm::Overlay { overlay, .. } => overlay,
+        RootForm::Copy { .. } => panic!("no overlay was prepared"),
+    }
 }
 
 /// A smaller layer is unpacked.
@@ -50,18 +61,19 @@ fn a_layer_is_stored_once() {
     ]);
     load(&store, &lease, &directory, &archive);
     let diff_id = DiffId(Digest::of(&layer));
-    let prepared = store.prepare_root(&lease, &[diff_id]).unwrap();
+    let prepared = store.prepare_root(&lease, &[diff_id], RootWay::Overlay).unwrap();
     assert!(store.find_snapshot(ChainId::SCRATCH, diff_id).unwrap().is_none());
-    assert_eq!(prepared.overlay.tars.len(), 1);
-    let tar = &prepared.overlay.tars[0];
+    assert_eq!(overlay_of(&prepared).tars.len(), 1);
+    let tar = &overlay_of(&prepared).tars[0];
     assert_eq!(fs_err::read(&tar.tar).unwrap(), layer);
-    assert_eq!(prepared.overlay.lowers, std::slice::from_ref(&tar.at));
+    assert_eq!(overlay_of(&prepared).lowers, std::slice::from_ref(&tar.at));
     // A layer that comes twice is mounted once.
-    let twice = store.prepare_root(&lease, &[diff_id, diff_id]).unwrap();
-    assert_eq!((twice.overlay.tars.len(), twice.overlay.lowers.len()), (1, 1));
+    let twice = store.prepare_root(&lease, &[diff_id, diff_id], RootWay::Overlay).unwrap();
+    assert_eq!((overlay_of(&twice).tars.len(), overlay_of(&twice).lowers.len()), (1, 1));
     let unpacked = store.snapshots(&lease, &[diff_id]).unwrap();
     assert_eq!(fs_err::read_to_string(unpacked[0].diff.join("hello")).unwrap(), large());
-    assert!(store.prepare_root(&lease, &[diff_id]).unwrap().overlay.tars.is_empty());
+    let prepared = store.prepare_root(&lease, &[diff_id], RootWay::Overlay).unwrap();
+    assert!(overlay_of(&prepared).tars.is_empty());
     drop(lease);
     assert_eq!(store.check().unwrap().garbage, Vec::<String>::new());
 }
@@ -97,8 +109,8 @@ fn a_compressed_layer_is_decompressed_when_it_is_needed() {
     };
     assert_eq!(forms(&store), ["gzip"]);
     for _ in 0..2 {
-        let prepared = store.prepare_root(&lease, &[diff_id]).unwrap();
-        assert_eq!(fs_err::read(&prepared.overlay.tars[0].tar).unwrap(), layer);
+        let prepared = store.prepare_root(&lease, &[diff_id], RootWay::Overlay).unwrap();
+        assert_eq!(fs_err::read(&overlay_of(&prepared).tars[0].tar).unwrap(), layer);
         assert_eq!(forms(&store), ["none", "gzip"]);
     }
     let index = fs_err::read_to_string(store.root().join("index.json")).unwrap();
@@ -123,7 +135,7 @@ fn images_for_mounts_are_collected() {
         ("layer.tar", Ok(layer.clone())),
     ]);
     load(&store, &lease, &directory, &archive);
-    store.prepare_root(&lease, &[DiffId(Digest::of(&layer))]).unwrap();
+    store.prepare_root(&lease, &[DiffId(Digest::of(&layer))], RootWay::Overlay).unwrap();
     let mounts = store.root().join("mounts");
     let other = mounts.join("another-boot");
     fs_err::create_dir(&other).unwrap();

@@ -18,7 +18,7 @@ use crate::context::{self, Inputs};
 use crate::failure::{Failure, Kind};
 use crate::progress::excerpt::{self, Source};
 use crate::progress::{FailedStep, Mode, Progress};
-use crate::session::{self, Files};
+use crate::session::{self, Commands, Files};
 use crate::watch::{Rehearsal, Watch};
 
 /// Builds an image.
@@ -32,7 +32,7 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Build) -> Result<u8> {
     let found = if rustix::process::geteuid().is_root() { None } else { find(root, &request, &rehearsal)? };
     let way = match found {
         Some(outcome) => Way::Found(outcome),
-        None => Way::Execute(session::open(root, Files::Touched)?),
+        None => Way::Execute(session::open_to_run(root)?),
     };
     let progress = Progress::start(mode, std::io::stderr(), started);
     let watch = Watch::new(progress.sender());
@@ -41,10 +41,14 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Build) -> Result<u8> {
             rehearsal.repeat(&watch);
             outcome
         }
-        Way::Execute(store) => {
+        Way::Execute((store, commands)) => {
             let cancel = Cancel::new();
             crate::interrupt::cancel_on_interrupt(&cancel)?;
-            kiln_build::build(&store, &request, &watch, &cancel)
+            let executions = match commands {
+                Commands::Held(isolation) => Executions::Allowed(isolation),
+                Commands::Refused { reason } => Executions::WithoutCommands { reason },
+            };
+            kiln_build::build(&store, &BuildRequest { executions, ..request.clone() }, &watch, &cancel)
         }
     };
     drop(watch);
@@ -60,7 +64,7 @@ enum Way {
     /// It is at its end, and nothing was executed.
     Found(Outcome),
     /// Steps are executed.
-    Execute(Store),
+    Execute((Store, Commands)),
 }
 
 type Outcome = std::result::Result<Built, Box<BuildFailure>>;
@@ -128,7 +132,7 @@ fn request(arguments: &Build, inputs: &Inputs) -> Result<BuildRequest> {
         resolv_conf: fs_err::read("/etc/resolv.conf").unwrap_or_default(),
         platform: Platform::host(),
         parallelism: std::thread::available_parallelism().map_or(2, usize::from).max(2),
-        executions: Executions::Allowed,
+        executions: Executions::Refused,
         remote: crate::web::settings(),
         git: crate::web::git(),
     })
@@ -181,6 +185,7 @@ fn explain(request: &BuildRequest, failure: BuildFailure, failed: &[FailedStep])
         | BuildError::Layer(_)
         | BuildError::Path(_)
         | BuildError::File { .. }
+        | BuildError::NoCommands { .. }
         | BuildError::Remote(_)
         | BuildError::Git { .. }
         | BuildError::NoGit
@@ -191,6 +196,7 @@ fn explain(request: &BuildRequest, failure: BuildFailure, failed: &[FailedStep])
         BuildError::NoBase { .. } => {
             Some("load it with `kiln load`, make it with `kiln import`, or build and tag it")
         }
+        BuildError::NoCommands { .. } => Some(session::REMEDY),
         BuildError::Remote(kiln_remote::Error::NoBundle { .. }) => {
             Some("install ca-certificates, or name a bundle with SSL_CERT_FILE")
         }

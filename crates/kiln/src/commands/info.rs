@@ -4,18 +4,20 @@ use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::Result;
-use kiln_store::Store;
-use kiln_sys::namespace::{Configuration, UserNamespace, enter_user_namespace};
+use kiln_runtime::Isolation;
+use kiln_store::{Ownership, Store};
+use kiln_sys::namespace::{UserNamespace, enter_user_namespace};
 use kiln_sys::overlay::Overlay;
 use serde_json::{Value as Json, json};
 
 use crate::arguments::system::Info;
 use crate::failure::Failure;
 use crate::format::inspect::Inspect;
-use crate::session::{self, Files};
+use crate::session;
 use crate::units::{Clock, binary_size};
 
 /// One thing that can be done in several ways: the way here, and the reason if it is not the best one.
+#[derive(Clone)]
 struct Way {
     way: &'static str,
     reason: Option<String>,
@@ -39,9 +41,10 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Info) -> Result<u8> {
     let format = arguments.format.format.as_deref().map(|f| if f == "json" { "{{json .}}" } else { f });
     let inspect = Inspect::read(format).map_err(Failure::from)?;
     // Before any thread; without a namespace the rest is still told.
-    let owners = owners(&session::namespace_configuration());
-    let store = session::open(root, Files::Untouched)?;
-    let facts = facts(&store, &owners)?;
+    let ways = Entered::try_here();
+    let store = session::open_as(root, ways.ownership)?;
+    let facts = facts(&store, &ways)?;
+    let owners = ways.owners;
     let mut out = std::io::stdout().lock();
     if format.is_none_or(str::is_empty) {
         out.write_all(lines(&facts, &owners).as_bytes())?;
@@ -55,21 +58,46 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Info) -> Result<u8> {
     Ok(0)
 }
 
-fn owners(configuration: &Configuration) -> Way {
-    match enter_user_namespace(configuration) {
-        Ok(UserNamespace::None) => Way { way: "kept by the kernel, as root", reason: None },
-        Ok(UserNamespace::SubIds { .. }) => {
-            Way { way: "kept by the kernel, in a user namespace with subordinate IDs", reason: None }
-        }
-        Ok(UserNamespace::SingleId { reason }) => {
-            Way { way: "recorded, in a user namespace with one ID", reason: Some(reason) }
-        }
-        Ok(UserNamespace::Unavailable { reason }) => {
-            Way { way: "not kept: only names, configs and indexes work", reason: Some(reason) }
-        }
-        Err(error) => {
-            Way { way: "not kept: only names, configs and indexes work", reason: Some(error.to_string()) }
-        }
+/// What came of trying to become whoever may own files and run commands.
+struct Entered {
+    ownership: Ownership,
+    owners: Way,
+    isolation: Way,
+    held: Option<Isolation>,
+}
+
+impl Entered {
+    fn try_here() -> Self {
+        let entered = enter_user_namespace(&session::namespace_configuration())
+            .unwrap_or_else(|error| UserNamespace::Unavailable { reason: error.to_string() });
+        let ownership = session::ownership_in(&entered);
+        let (way, reason) = match (&entered, ownership) {
+            (UserNamespace::SubIds { .. }, _) | (_, Ownership::SubIds) => {
+                ("kept by the kernel, in a user namespace with subordinate IDs", None)
+            }
+            (UserNamespace::SingleId { reason }, _) => {
+                ("recorded, in a user namespace with one ID", Some(reason.clone()))
+            }
+            (_, Ownership::Root) => ("kept by the kernel, as root", None),
+            (UserNamespace::Unavailable { reason }, _) => {
+                ("kept in layers alone: every file here is this user's", Some(reason.clone()))
+            }
+            (UserNamespace::None, _) => ("recorded, in a user namespace with one ID", None),
+        };
+        let owners = Way { way, reason };
+        let held = Isolation::best();
+        let refusal = match &entered {
+            UserNamespace::Unavailable { reason } => Some(reason.clone()),
+            _ => None,
+        };
+        let isolation = match &held {
+            Ok(Isolation::Namespaces) => Way { way: "namespaces", reason: None },
+            Ok(Isolation::Chroot) => Way { way: "chroot, seccomp and capabilities alone", reason: refusal },
+            Err(reason) => {
+                Way { way: "none: no command can be run", reason: refusal.or_else(|| Some(reason.clone())) }
+            }
+        };
+        Self { ownership, owners, isolation, held: held.ok() }
     }
 }
 
@@ -80,6 +108,7 @@ struct Facts {
     cache: u64,
     cache_cap: u64,
     roots: Way,
+    isolation: Way,
     network: Way,
     kernel: String,
     system: String,
@@ -90,7 +119,7 @@ struct Facts {
     store_schema: u32,
 }
 
-fn facts(store: &Store, owners: &Way) -> Result<Facts> {
+fn facts(store: &Store, entered: &Entered) -> Result<Facts> {
     let uname = rustix::system::uname();
     let text = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();
     Ok(Facts {
@@ -99,7 +128,8 @@ fn facts(store: &Store, owners: &Way) -> Result<Facts> {
         images: store.images()?.len(),
         cache: store.cache_bytes()?,
         cache_cap: store.cache_cap()?,
-        roots: roots(store, owners)?,
+        roots: roots(store, entered.held)?,
+        isolation: entered.isolation.clone(),
         network: Way {
             way: "the host's",
             reason: Some("kiln has no networks of its own yet; --network=none cuts off".to_owned()),
@@ -115,17 +145,20 @@ fn facts(store: &Store, owners: &Way) -> Result<Facts> {
 }
 
 /// How a step's root is put together: tried, not guessed.
-fn roots(store: &Store, owners: &Way) -> Result<Way> {
+fn roots(store: &Store, held: Option<Isolation>) -> Result<Way> {
+    let copied = |reason: String| Way { way: "copied roots", reason: Some(reason) };
+    match (held, store.snapshots_refused()) {
+        (None, _) => return Ok(Way { way: "none", reason: Some("no command can be run".to_owned()) }),
+        (Some(Isolation::Chroot), _) => return Ok(copied("nothing can be mounted".to_owned())),
+        (Some(Isolation::Namespaces), Some(reason)) => return Ok(copied(reason.to_owned())),
+        (Some(Isolation::Namespaces), None) => {}
+    }
     let lease = store.lease("info")?;
-    let directory = lease.fresh_path("probe");
-    fs_err::create_dir(&directory)?;
-    let userxattr = store.ownership() != kiln_store::Ownership::Root;
+    let directory = lease.fresh_directory("probe")?;
+    let userxattr = store.ownership() != Ownership::Root;
     Ok(match Overlay::probe(&directory, userxattr) {
         Ok(()) => Way { way: "overlay2", reason: None },
-        Err(error) if owners.way.starts_with("not kept") => {
-            Way { way: "none", reason: Some(error.to_string()) }
-        }
-        Err(error) => Way { way: "overlay2 is refused", reason: Some(error.to_string()) },
+        Err(error) => copied(error.to_string()),
     })
 }
 
@@ -148,7 +181,12 @@ impl Facts {
             "SecurityOptions": ["name=seccomp,profile=builtin"],
             "StoreSchema": self.store_schema,
             "BuildCache": { "Bytes": self.cache, "Cap": self.cache_cap },
-            "Ways": { "Owners": owners.json(), "Roots": self.roots.json(), "Network": self.network.json() },
+            "Ways": {
+                "Owners": owners.json(),
+                "Roots": self.roots.json(),
+                "Isolation": self.isolation.json(),
+                "Network": self.network.json(),
+            },
         })
     }
 }
@@ -162,6 +200,7 @@ fn lines(facts: &Facts, owners: &Way) -> String {
         (" Store Schema", facts.store_schema.to_string()),
         ("Build Cache", format!("{}, kept to {}", binary_size(facts.cache), binary_size(facts.cache_cap))),
         ("File Owners", owners.shown()),
+        ("Isolation", facts.isolation.shown()),
         ("Network", facts.network.shown()),
         ("Security Options", "seccomp (builtin profile)".to_owned()),
         ("Kernel Version", facts.kernel.clone()),

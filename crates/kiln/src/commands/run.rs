@@ -12,7 +12,7 @@ use kiln_store::Store;
 
 use crate::arguments::run::Run;
 use crate::failure::{Failure, Kind};
-use crate::session::{self, Files};
+use crate::session::{self, Commands};
 
 /// Runs a command in a new container and ends with its status.
 pub(crate) fn run(root: Option<&Path>, arguments: &Run) -> Result<u8> {
@@ -24,7 +24,11 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Run) -> Result<u8> {
     }
     let volumes = volumes(&arguments.volume)?;
     let environment = arguments.env.iter().map(|text| variable(text)).collect::<Result<Vec<_>>>()?;
-    let store = session::open(root, Files::Touched)?;
+    let (store, commands) = session::open_to_run(root)?;
+    if let Commands::Refused { reason } = commands {
+        let failure = Failure::new(Kind::World, format!("cannot run a container as this user: {reason}"));
+        return Err(failure.status(125).hint(session::REMEDY).into());
+    }
     let request = Request {
         image: image(&store, arguments.image())?,
         command: arguments.command().to_vec(),

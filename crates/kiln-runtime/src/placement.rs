@@ -1,0 +1,220 @@
+//! Putting directories and files into a root where nothing can be mounted, and taking them out again.
+//!
+//! What is there under the name is moved aside, what belongs there is moved in, and at the end both go back. That takes a
+//! root that is nobody else's, on the file system of what is moved: a copied one beside the things that are to be seen in
+//! it. All of it happens outside, while no process runs in the root.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::sandbox::{BindSource, Mount, MountKind, ProvidedFile, Sandbox};
+use crate::target::{Missing, StubKind, Stubs, Tree, open_below};
+
+/// What was put into a root.
+#[derive(Debug, Default)]
+pub(crate) struct Placements {
+    root: PathBuf,
+    /// Where things are kept that had to make room.
+    aside: PathBuf,
+    placed: Vec<Placed>,
+    /// What had to be made, and the directories whose times all this changed.
+    stubs: Stubs,
+}
+
+#[derive(Debug)]
+struct Placed {
+    /// Below the root.
+    path: PathBuf,
+    /// Where it came from, and goes back to; nowhere for what was made for the sandbox.
+    source: Option<PathBuf>,
+}
+
+impl Placements {
+    /// Puts everything into the root.
+    pub(crate) fn make(root: &Path, sandbox: &Sandbox) -> io::Result<Self> {
+        let mut aside = root.as_os_str().to_owned();
+        aside.push(".aside");
+        let mut placements =
+            Self { root: root.to_owned(), aside: aside.into(), placed: Vec::new(), stubs: Stubs::default() };
+        rustix::fs::mkdir(&placements.aside, Mode::RWXU)?;
+        for mount in &sandbox.mounts {
+            placements.mount(mount).map_err(|error| named(&mount.target, &error))?;
+        }
+        for file in &sandbox.files {
+            placements.file(file).map_err(|error| named(&file.target, &error))?;
+        }
+        placements.stubs = placements.tree()?.into_stubs();
+        Ok(placements)
+    }
+
+    /// The root, with what was made in it so far.
+    fn tree(&mut self) -> io::Result<Tree> {
+        Tree::continued(open_directory(&self.root)?, std::mem::take(&mut self.stubs))
+    }
+
+    /// The root.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn mount(&mut self, mount: &Mount) -> io::Result<()> {
+        let number = self.placed.len();
+        match &mount.kind {
+            MountKind::Bind { source: BindSource::Owned { path }, .. } => {
+                self.place(&mount.target, path, Some(path.clone()))
+            }
+            MountKind::Tmpfs { mode, .. } => {
+                let made = self.aside.join(format!("{number}-made"));
+                rustix::fs::mkdir(&made, Mode::RWXU)?;
+                rustix::fs::chmod(&made, Mode::from_raw_mode(*mode))?;
+                self.place(&mount.target, &made, None)
+            }
+            MountKind::Bind { .. } | MountKind::Overlay { .. } => Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "it would have to be mounted, and nothing can be mounted here",
+            )),
+        }
+    }
+
+    fn file(&mut self, file: &ProvidedFile) -> io::Result<()> {
+        let made = self.aside.join(format!("{}-made", self.placed.len()));
+        fs_err::write(&made, &file.contents)?;
+        rustix::fs::chmod(&made, Mode::from_raw_mode(0o644))?;
+        self.place(&file.target, &made, None)
+    }
+
+    fn place(&mut self, target: &Path, from: &Path, source: Option<PathBuf>) -> io::Result<()> {
+        let mut tree = self.tree()?;
+        let is_directory = fs_err::symlink_metadata(from)?.is_dir();
+        let kind = if is_directory { StubKind::Directory } else { StubKind::File };
+        let found = tree.resolve(target, Missing::Stub(kind));
+        let path = found.and_then(|found| self.inside(&found));
+        if let Some(parent) = path.as_ref().ok().and_then(|path| path.parent()) {
+            tree.touch(parent)?;
+        }
+        self.stubs = tree.into_stubs();
+        let path = path?;
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is the root"));
+        };
+        let root = open_directory(&self.root)?;
+        let parent = open_below(root.as_fd(), parent, OFlags::PATH | OFlags::DIRECTORY)?;
+        rustix::fs::renameat(&parent, name, CWD, self.kept(self.placed.len()))?;
+        rustix::fs::renameat(CWD, from, &parent, name)?;
+        self.placed.push(Placed { path, source });
+        Ok(())
+    }
+
+    /// The path of something in the root, as the kernel tells it.
+    fn inside(&self, found: &OwnedFd) -> io::Result<PathBuf> {
+        let link = format!("/proc/self/fd/{}", found.as_raw_fd());
+        let text = rustix::fs::readlink(link, Vec::new())?;
+        let path = Path::new(std::ffi::OsStr::from_bytes(text.as_bytes()));
+        let root = fs_err::canonicalize(&self.root)?;
+        path.strip_prefix(root).map(Path::to_path_buf).map_err(io::Error::other)
+    }
+
+    fn kept(&self, number: usize) -> PathBuf {
+        self.aside.join(format!("{number}-kept"))
+    }
+
+    /// Takes everything out again, the last first. To be called when no process of the sandbox lives. What was made in
+    /// the root comes before `stubs`, which were made later, and is to be taken back with them.
+    pub(crate) fn undo(self, stubs: Stubs) -> io::Result<Stubs> {
+        let untouched = self.stubs.unchanged_parents(&self.root, &stubs)?;
+        let mut outcome = Ok(());
+        for number in (0..self.placed.len()).rev() {
+            let done = self.take_out(number);
+            outcome = outcome.and(done);
+        }
+        outcome?;
+        let (parent, name) = split(&self.aside)?;
+        kiln_sys::root::Directory::open(parent)
+            .and_then(|parent| parent.remove_all(&name))
+            .map_err(io::Error::other)?;
+        // From now on these times are the stubs' doing.
+        let untouched = Stubs { made: Vec::new(), parents: untouched };
+        let mut parents = Tree::continued(open_directory(&self.root)?, untouched)?.into_stubs().parents;
+        let known = self.stubs.parents;
+        parents
+            .extend(stubs.parents.into_iter().filter(|parent| known.iter().all(|k| k.path != parent.path)));
+        Ok(Stubs { made: self.stubs.made.into_iter().chain(stubs.made).collect(), parents })
+    }
+
+    fn take_out(&self, number: usize) -> io::Result<()> {
+        let Placed { path, source } = &self.placed[number];
+        let (parent, name) = split(path)?;
+        let root = kiln_sys::root::Root::open(&self.root).map_err(io::Error::other)?;
+        // What the command removed with everything above it is in no layer either.
+        let parent = match open_below(root.as_fd(), parent, OFlags::PATH | OFlags::DIRECTORY) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
+            parent => parent?,
+        };
+        match source {
+            Some(source) if rustix::fs::statat(&parent, &name, AtFlags::SYMLINK_NOFOLLOW).is_ok() => {
+                rustix::fs::renameat(&parent, &name, CWD, source)?;
+            }
+            _ => {
+                let taken = self.aside.join(format!("{number}-taken"));
+                match rustix::fs::renameat(&parent, &name, CWD, &taken) {
+                    Ok(()) | Err(Errno::NOENT) => {}
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+        }
+        Ok(rustix::fs::renameat(CWD, self.kept(number), &parent, &name)?)
+    }
+}
+
+fn named(target: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", target.display()))
+}
+
+fn split(path: &Path) -> io::Result<(&Path, OsString)> {
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => Ok((parent, name.to_owned())),
+        _ => Err(io::ErrorKind::InvalidInput.into()),
+    }
+}
+
+fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
+/// Kills every process that has `root` as its root directory: with no namespace of processes there is nothing else to
+/// know those by that outlive the command.
+pub(crate) fn end_processes(root: &Path) -> io::Result<()> {
+    let root = fs_err::canonicalize(root)?;
+    for _ in 0..100 {
+        let mut found = false;
+        for process in fs_err::read_dir("/proc")? {
+            let process = process?;
+            let number = process.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
+            let Some(pid) = number.and_then(rustix::process::Pid::from_raw) else { continue };
+            let is_inside = || fs_err::read_link(process.path().join("root")).is_ok_and(|link| link == root);
+            if !is_inside() {
+                continue;
+            }
+            // The number may be another's by the time it is opened.
+            let Ok(opened) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else {
+                continue;
+            };
+            if is_inside() {
+                found = true;
+                kiln_sys::process::send_signal(opened.as_fd(), 9)?;
+            }
+        }
+        if !found {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    Ok(())
+}

@@ -1,0 +1,60 @@
+//! What works where no command can be run, and what is said.
+
+use crate::environment::{Environment, Place};
+
+#[test]
+fn what_runs_no_command_works_without_namespaces() {
+    let Some(place) = Place::new() else { return };
+    place.make_base();
+    place.write("copies", "FROM base\nCOPY --chown=5:6 f /f\nADD f /g\nWORKDIR /w\nENV A=1\n");
+    place.write("runs", "FROM base\nRUN echo x > /x && chown 5 /x\n");
+    let script = r#"
+        kiln load -q -i base.image > /dev/null
+        kiln build -q -t copies -f copies context > $STORE.id
+        kiln build -q -f copies context | cmp - $STORE.id
+        kiln save copies > $STORE.tar; kiln load -q -i $STORE.tar > /dev/null
+        kiln image files copies /f | cut -d' ' -f2; kiln image cat copies /f
+        kiln inspect -f '{{.Config.WorkingDir}}' copies; kiln history -q copies | head -1 | grep -c .
+        mkdir $STORE.files; kiln image unpack copies $STORE.files; cat $STORE.files/g
+        kiln system check > /dev/null; kiln info | sed -n 's/ (.*//; /^Isolation\|^File/p'
+        kiln run copies true 2> $STORE.run || echo $?
+        kiln build -f runs context 2> $STORE.err || echo $?
+        tail -2 $STORE.err | sed 's/refuses .*/refuses/'; tail -1 $STORE.run
+        kiln system prune -af > /dev/null; kiln images -q
+    "#;
+    let expect = "5/6\nf\n/w\n1\nf\nFile Owners: kept in layers alone: every file here is this user's\n\
+        Isolation: none: no command can be run\n125\n1\n\
+        kiln: cannot build runs: no command can be run here: the kernel refuses\n\
+        hint: run kiln as root, or allow user namespaces; `kiln info` tells what this machine gives\n\
+        hint: run kiln as root, or allow user namespaces; `kiln info` tells what this machine gives\n";
+    assert_eq!(place.run(Environment::NoNamespaces, "022", script), expect);
+
+    // What is in the cache needs no namespace.
+    let build = "STORE=$PWD/SingleId/store; kiln build -q -f runs context";
+    let script = format!("kiln load -q -i base.image > /dev/null; {build}");
+    let built = place.run(Environment::SingleId, "022", &script);
+    assert_eq!(place.run(Environment::NoNamespaces, "022", build), built);
+    place.assert_nothing_is_mounted();
+}
+
+#[test]
+fn what_is_not_isolated_is_said_once() {
+    let Some(place) = Place::new() else { return };
+    place.make_base();
+    place.write("runs", "FROM base\nRUN echo x > /x\nRUN echo y > /y\n");
+    let script = r#"
+        kiln load -q -i base.image > /dev/null
+        kiln build --progress=plain -f runs context 2> $STORE.err
+        grep -c 'not isolated: \|roots of RUN steps are copied' $STORE.err
+        kiln run -v $PWD:/host base test 1 2> $STORE.run || { echo $?; cat $STORE.run; }
+        kiln info | sed -n 's/ (.*//; /^Storage\|^Isolation/p'; ls $STORE/tmp
+    "#;
+    let found = place.run(Environment::OverlayRoot, "022", script);
+    assert_eq!(found, "1\nStorage Driver: copied roots\nIsolation: namespaces\n");
+    let found = place.run(Environment::NoMounts, "022", script);
+    let expect = "1\n125\nkiln: cannot run a container from base: cannot put files into the root: /host: it would have to be \
+        mounted, and nothing can be mounted here\nStorage Driver: copied roots\nIsolation: chroot, seccomp and \
+        capabilities alone\n";
+    assert_eq!(found, expect);
+    place.assert_nothing_is_mounted();
+}
