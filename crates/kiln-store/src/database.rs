@@ -106,6 +106,10 @@ impl Database {
         connection
             .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
             .map_err(Error::database("keep the log"))?;
+        // Else a query whose plan might depend on a bound value is planned again each time that a value is bound.
+        connection
+            .set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)
+            .map_err(Error::database("keep plans"))?;
         connection
             .pragma_update_and_check(None, "wal_autocheckpoint", LOG_PAGES, |_| Ok(()))
             .map_err(Error::database("limit the log"))?;
