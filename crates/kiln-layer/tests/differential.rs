@@ -456,7 +456,7 @@ fn what_readers_disagree_about_is_refused() {
     let sparse = |records: &[(&str, &[u8])]| file(Tar::new().pax(records), "f").end();
     let map: &[(&str, &[u8])] = &[("GNU.sparse.size", b"9"), ("GNU.sparse.map", b"0,4")];
     let counted = [&[("GNU.sparse.numblocks", &b"1"[..])], map].concat();
-    let refused: [(&str, Vec<u8>, Vec<u8>); 12] = [
+    let refused: [(&str, Vec<u8>, Vec<u8>); 13] = [
         ("content of a directory", sized(b'5', 512, b"d/"), sized(b'5', 0, b"d/")),
         ("content of a symbolic link", sized(b'2', 1, b"l"), sized(b'1', 1, b"l")),
         ("slash", file(Tar::new(), "f/").end(), Tar::new().dir("f/", 0o755).end()),
@@ -486,6 +486,11 @@ fn what_readers_disagree_about_is_refused() {
                 .end(),
             file(Tar::new().extended(b'g', &pax_records(&[("comment", b"c")])).pax(&[("path", b"g")]), "f")
                 .end(),
+        ),
+        (
+            "an owner that is nobody",
+            file(Tar::new().pax(&[("uid", b"4294967295")]), "f").end(),
+            file(Tar::new().pax(&[("uid", b"4294967294")]), "f").end(),
         ),
         (
             "global owner",

@@ -277,7 +277,8 @@ impl Store {
         })?;
         self.sweep_directory(&root.join("index"), |name| layers.contains(name))?;
         let mounts = root.join(MOUNTS);
-        self.sweep_directory(&mounts, |name| name == self.mounts_of_boot())?;
+        // Another version of kiln may be at work in this boot, too.
+        self.sweep_directory(&mounts, |name| name.starts_with(&self.boot))?;
         self.sweep_directory(&mounts.join(self.mounts_of_boot()), |name| layers.contains(name))?;
         self.sweep_directory(&root.join("blobs/sha256"), |name| blobs.contains(name))?;
         self.sweep_directory(&root.join(OVERLAY), |name| name == "l" || snapshots.contains(name))?;

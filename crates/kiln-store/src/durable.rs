@@ -10,11 +10,11 @@ use kiln_layer::Kind;
 use kiln_oci::{DiffId, Digest};
 use kiln_sys::publish::sync_files;
 use kiln_sys::root::Root;
-use rusqlite::params;
 use rusqlite::types::Value;
+use rusqlite::{Connection, params};
 
 use crate::Store;
-use crate::database::digest;
+use crate::database::{all, digest};
 use crate::error::{Error, Result};
 use crate::layers::OVERLAY;
 use crate::store::Marks;
@@ -41,21 +41,39 @@ impl Store {
             self.unsynced_layer(*layer, &mut unsynced)?;
         }
         for document in documents {
-            let boot = "SELECT boot FROM blobs WHERE digest = ?1 AND boot = ?2";
-            let marked = self.database.one(boot, params![document.as_bytes(), self.boot], |_| Ok(()))?;
-            if marked.is_some() {
+            let marked = "SELECT created FROM blobs WHERE digest = ?1 AND boot = ?2";
+            let created =
+                self.database.one(marked, params![document.as_bytes(), self.boot], |row| row.get(0))?;
+            if let Some(created) = created {
                 unsynced.files.push(self.blob_path(document));
-                unsynced.marks.add("blobs", "digest", bytes(document));
+                unsynced.marks.add("blobs", "digest", bytes(document), created);
             }
         }
-        if unsynced.files.len() + unsynced.entries > MOST_FILES {
+        let (marks, synced) = if unsynced.files.len() + unsynced.entries > MOST_FILES {
             // Taken before the sync, so that what another process writes meanwhile keeps its mark.
-            let marks = self.marks()?;
-            self.sync()?;
-            return Ok(marks);
+            (self.marks()?, self.sync())
+        } else {
+            let synced = self.sync_each(&unsynced);
+            (unsynced.marks, synced)
+        };
+        if synced.is_err() {
+            self.distrust(&marks)?;
         }
-        self.sync_each(&unsynced)?;
-        Ok(unsynced.marks)
+        synced.map(|()| marks)
+    }
+
+    /// Whether index and one source of a layer are durable.
+    pub(crate) fn is_durable(&self, t: &Connection, layer: DiffId) -> Result<bool> {
+        let rows = all(
+            t,
+            "SELECT 1 FROM layers l WHERE l.diff_id = ?1 AND l.boot IS NULL \
+             AND (EXISTS (SELECT 1 FROM snapshots s WHERE s.diff_id = l.diff_id AND s.ownership = ?2 AND s.boot IS NULL) \
+               OR EXISTS (SELECT 1 FROM layer_blobs x JOIN blobs b ON b.digest = x.blob \
+                          WHERE x.diff_id = l.diff_id AND b.boot IS NULL))",
+            params![layer.0.as_bytes(), self.ownership().name()],
+            |_| Ok(()),
+        )?;
+        Ok(!rows.is_empty())
     }
 
     fn sync_each(&self, unsynced: &Unsynced) -> Result<()> {
@@ -82,7 +100,7 @@ impl Store {
         ];
         // A snapshot is more than regular files in two directories.
         let parents = unsynced.snapshots.is_empty().then_some(&parents[..]);
-        sync_files(root.as_fd(), &files, parents).map_err(Error::file("sync files of", self.root())).map(drop)
+        sync_files(root.as_fd(), &files, parents).map_err(Error::file("sync files of", self.root()))
     }
 
     /// The regular files of a snapshot, opened.
@@ -99,28 +117,31 @@ impl Store {
 
     fn unsynced_layer(&self, layer: DiffId, unsynced: &mut Unsynced) -> Result<()> {
         let key = layer.0.as_bytes();
-        let Some((boot, entries)) =
-            self.database.one("SELECT boot, entries FROM layers WHERE diff_id = ?1", [key], |row| {
-                Ok((row.get::<_, Option<String>>(0)?, row.get::<_, u32>(1)? as usize))
-            })?
-        else {
-            return Ok(());
-        };
-        if boot.is_some() {
-            unsynced.files.push(self.index_path(layer));
-            unsynced.marks.add("layers", "diff_id", bytes(&layer.0));
+        let row = self.database.one(
+            "SELECT boot, entries, created FROM layers WHERE diff_id = ?1",
+            [key],
+            |row| Ok((row.get::<_, Option<String>>(0)?, row.get::<_, u32>(1)? as usize, row.get(2)?)),
+        )?;
+        let Some((boot, entries, created)) = row else { return Ok(()) };
+        match boot {
+            Some(boot) if boot != self.boot => return Err(Error::NoLayer(layer)),
+            Some(_) => {
+                unsynced.files.push(self.index_path(layer));
+                unsynced.marks.add("layers", "diff_id", bytes(&layer.0), created);
+            }
+            None => {}
         }
         let blobs = self.database.all(
-            "SELECT b.digest, b.boot IS NULL FROM layer_blobs l JOIN blobs b ON b.digest = l.blob \
+            "SELECT b.digest, b.boot IS NULL, b.created FROM layer_blobs l JOIN blobs b ON b.digest = l.blob \
              WHERE l.diff_id = ?1 AND (b.boot IS NULL OR b.boot = ?2) ORDER BY b.size",
             params![key, self.boot],
-            |row| Ok((digest(row, 0)?, row.get::<_, bool>(1)?)),
+            |row| Ok((digest(row, 0)?, row.get::<_, bool>(1)?, row.get(2)?)),
         )?;
         match blobs.first() {
-            Some(_) if blobs.iter().any(|(_, durable)| *durable) => {}
-            Some((smallest, _)) => {
+            Some(_) if blobs.iter().any(|(_, durable, _)| *durable) => {}
+            Some((smallest, _, created)) => {
                 unsynced.files.push(self.blob_path(smallest));
-                unsynced.marks.add("blobs", "digest", bytes(smallest));
+                unsynced.marks.add("blobs", "digest", bytes(smallest), *created);
             }
             None => self.unsynced_snapshot(layer, entries, unsynced)?,
         }
@@ -129,18 +150,18 @@ impl Store {
 
     fn unsynced_snapshot(&self, layer: DiffId, entries: usize, unsynced: &mut Unsynced) -> Result<()> {
         let snapshots = self.database.all(
-            "SELECT id, boot FROM snapshots WHERE diff_id = ?1 AND ownership = ?2 \
+            "SELECT id, boot, created FROM snapshots WHERE diff_id = ?1 AND ownership = ?2 \
              AND (boot IS NULL OR boot = ?3)",
             params![layer.0.as_bytes(), self.ownership().name(), self.boot],
-            |row| Ok((row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?)),
+            |row| Ok((row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?, row.get(2)?)),
         )?;
-        if snapshots.iter().any(|(_, boot)| boot.is_none()) {
+        if snapshots.iter().any(|(_, boot, _)| boot.is_none()) {
             return Ok(());
         }
-        if let Some((id, _)) = snapshots.into_iter().next() {
+        if let Some((id, _, created)) = snapshots.into_iter().next() {
             unsynced.entries = unsynced.entries.saturating_add(entries);
             unsynced.snapshots.push((layer, self.root().join(OVERLAY).join(&id).join("diff")));
-            unsynced.marks.add("snapshots", "id", Value::Text(id));
+            unsynced.marks.add("snapshots", "id", Value::Text(id), created);
         }
         Ok(())
     }
@@ -215,6 +236,31 @@ mod tests {
     }
 
     #[test]
+    fn a_mark_is_cleared_of_the_file_that_was_synced_and_no_other() {
+        let host = tempfile::tempdir().unwrap();
+        let store = Store::open(&host.path().join("store"), Ownership::SingleId).unwrap();
+        let lease = store.lease("test").unwrap();
+        let layer = publish(&store, &lease, "one", true);
+        let mark = |created: i64| {
+            let sql = "UPDATE layers SET boot = ?1, created = ?2";
+            store.database.lock().execute(sql, params![store.boot, created]).unwrap();
+        };
+        let clear = |marks: &Marks| {
+            let clear = |t: &rusqlite::Transaction<'_>| crate::store::clear_marks(t, marks, &store.boot);
+            store.database.write(crate::database::Durability::Relaxed, clear).unwrap();
+            store.is_durable(&store.database.lock(), layer).unwrap()
+        };
+        mark(1);
+        let marks = store.marks().unwrap();
+        mark(2);
+        assert!(!clear(&marks), "the layer was made anew meanwhile");
+        assert!(clear(&store.marks().unwrap()));
+        mark(3);
+        store.distrust(&store.marks().unwrap()).unwrap();
+        assert!(!store.is_usable(&store.database.lock(), layer).unwrap(), "a failed sync is not forgotten");
+    }
+
+    #[test]
     fn what_another_boot_wrote_and_nobody_synced_gets_no_name() {
         let host = tempfile::tempdir().unwrap();
         let mut store = Store::open(&host.path().join("store"), Ownership::SingleId).unwrap();
@@ -223,6 +269,8 @@ mod tests {
         let mark = "UPDATE layers SET boot = 'an earlier boot'";
         store.database.lock().execute(mark, []).unwrap();
         store.boot = "this boot".to_owned();
+        store.indexes.get_mut().unwrap().clear();
+        assert!(matches!(store.index(layer), Err(Error::NoLayer(_))), "a torn index is not read");
         let mut config = ImageConfig::scratch(&Platform::host());
         config.rootfs.diff_ids = vec![layer];
         let named = store.publish_image(&config.to_bytes(), &["two:1".parse().unwrap()]);

@@ -9,7 +9,7 @@ use crate::database::{Durability, all, digest, execute, now};
 use crate::error::{Error, Result};
 use crate::layout::{NewManifest, insert_manifest, is_shown};
 use crate::lease::Lease;
-use crate::store::clear_marks;
+use crate::store::{Marks, clear_marks};
 
 /// An image as the store knows it.
 #[derive(Clone, Debug)]
@@ -127,6 +127,10 @@ impl Store {
             }
         }
         if done {
+            // A kill may have come between the names and the layout.
+            if images.iter().any(|image| image.manifest.is_some()) {
+                self.write_layout()?;
+            }
             let same = |image: &NewImage| PublishedImage { id: image.id(), moved: Vec::new() };
             return Ok(images.iter().map(same).collect());
         }
@@ -149,8 +153,27 @@ impl Store {
                 documents.extend([Digest::of(&manifest.bytes), image.id().0]);
             }
         }
-        let marks = self.make_durable(&layers, &documents)?;
-        let (published, shown) = self.database.write(Durability::Durable, |t| {
+        loop {
+            let marks = self.make_durable(&layers, &documents)?;
+            if let Some((published, shown)) = self.publish_durable(images, &marks)? {
+                if shown {
+                    self.write_layout()?;
+                }
+                return Ok(published);
+            }
+        }
+    }
+
+    /// The transaction that names images. `None`, and nothing has happened, if a layer of theirs was collected and made anew
+    /// since it was synced.
+    fn publish_durable(
+        &self,
+        images: &[NewImage],
+        marks: &Marks,
+    ) -> Result<Option<(Vec<PublishedImage>, bool)>> {
+        let mut anew = false;
+        let published = self.database.write(Durability::Durable, |t| {
+            clear_marks(t, marks, &self.boot)?;
             let mut shown = false;
             let mut published = Vec::new();
             for image in images {
@@ -160,7 +183,9 @@ impl Store {
                 }
                 for layer in layers_of(t, id)? {
                     // What a power cut left behind must not get a name.
-                    if !self.is_usable(t, layer)? {
+                    let usable = self.is_usable(t, layer)?;
+                    if !usable || !self.is_durable(t, layer)? {
+                        anew = usable;
                         return Err(Error::NoLayer(layer));
                     }
                 }
@@ -175,13 +200,9 @@ impl Store {
                 }
                 published.push(PublishedImage { id, moved });
             }
-            clear_marks(t, &marks)?;
             Ok((published, shown))
-        })?;
-        if shown {
-            self.write_layout()?;
-        }
-        Ok(published)
+        });
+        if anew { Ok(None) } else { published.map(Some) }
     }
 
     /// Whether the image is there, durable, and has all these names.

@@ -281,6 +281,10 @@ impl Store {
         if let Some(index) = self.indexes.lock().unwrap_or_else(|e| e.into_inner()).get(&diff_id) {
             return Ok(Arc::clone(index));
         }
+        // What a power cut may have torn is not read.
+        if !self.trusted(&self.database.lock(), "layers", "diff_id", &diff_id.0)? {
+            return Err(Error::NoLayer(diff_id));
+        }
         let path = self.index_path(diff_id);
         let file = fs_err::File::open(&path).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => Error::NoLayer(diff_id),

@@ -15,7 +15,7 @@ use rusqlite::{Connection, params};
 
 use crate::Store;
 use crate::collect::Collection;
-use crate::database::{Database, Durability, execute, now};
+use crate::database::{Database, Durability, all, execute, now};
 use crate::error::{Error, Result};
 
 /// The file in a lease's directory that its owner holds locked.
@@ -126,6 +126,9 @@ impl Lease {
             params![self.id, kind, digest.as_bytes()],
         )?;
         if let Leased::Image(image) = what {
+            if all(t, "SELECT 1 FROM images WHERE id = ?1", [image.0.as_bytes()], |_| Ok(()))?.is_empty() {
+                return Err(Error::NoImage(image.to_string()));
+            }
             // The image may go while its layers are in use, and their order goes with it.
             execute(
                 t,
@@ -179,5 +182,9 @@ impl Drop for Lease {
 /// with a row and a free lock is dead.
 pub(crate) fn is_alive(directory: &Path) -> bool {
     let lock = directory.join(LOCK);
-    lock.exists() && matches!(Lock::try_acquire(&lock, Sharing::Exclusive), Ok(None))
+    match lock.try_exists() {
+        Ok(false) => false,
+        // In doubt it is: a live lease must not be ended for want of a descriptor.
+        _ => !matches!(Lock::try_acquire(&lock, Sharing::Exclusive), Ok(Some(_))),
+    }
 }

@@ -198,7 +198,7 @@ impl Store {
         Ok(Claim { _lock: lock })
     }
 
-    /// One of 1,024 lock files: two keys that share one wait for each other needlessly, which is harmless,
+    /// One of 4,096 lock files: two keys that share one wait for each other needlessly, which is harmless,
     /// and the files never need to be removed.
     fn claim_path(&self, kind: &str, key: &Digest) -> std::path::PathBuf {
         self.root().join("claims").join(format!("{kind}{}", &key.hex()[..3]))

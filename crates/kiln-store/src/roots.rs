@@ -70,6 +70,16 @@ impl Lowers {
 }
 
 impl Store {
+    /// How many layers at the bottom of a stack are hidden whole, by an opaque mark on a root above them.
+    pub(crate) fn hidden_below(&self, layers: &[DiffId]) -> Result<usize> {
+        for (position, layer) in layers.iter().enumerate().rev() {
+            if matches!(continues(&*self.index(*layer)?, b"")?, Continuation::Hides) {
+                return Ok(position);
+            }
+        }
+        Ok(0)
+    }
+
     /// The files of the layer at `position` of a stack: from its snapshot if it is there, else from its blob.
     pub fn layer_contents(&self, layers: &[DiffId], position: usize) -> Result<LayerContents> {
         let layer = layers[position];

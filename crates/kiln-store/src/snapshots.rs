@@ -200,7 +200,10 @@ impl Store {
         if layers.len() >= MOST_LOWERS {
             return Err(Error::TooManyLayers { layers: layers.len(), most: MOST_LOWERS - 1 });
         }
-        let mut lowers = Lowers::of(self.places(lease, layers)?.into_iter().rev());
+        let places = self.places(lease, layers)?;
+        // For overlayfs the root of a lower is never opaque: what such a layer hides is left out.
+        let hidden = self.hidden_below(layers)?;
+        let mut lowers = Lowers::of(places.into_iter().skip(hidden).rev());
         if lowers.directories.is_empty() {
             lowers.directories.push(lease.fresh_directory("empty")?);
         }

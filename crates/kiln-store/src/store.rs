@@ -9,7 +9,7 @@ use kiln_layer::LayerIndex;
 use kiln_oci::{ChainId, DiffId};
 use rusqlite::Connection;
 
-use crate::database::{Database, all, execute};
+use crate::database::{Database, Durability, all, execute};
 use crate::error::{Error, Result};
 
 /// Who owns the files of a snapshot.
@@ -97,27 +97,49 @@ impl Store {
     /// process writes meanwhile keeps its mark.
     pub(crate) fn marks(&self) -> Result<Marks> {
         let connection = self.database.lock();
+        // One transaction: a layer that is published meanwhile is in none of the tables, or in all.
+        let t = connection.unchecked_transaction().map_err(Error::database("begin"))?;
         let mut marks = Marks::default();
         for (table, column) in MARKED {
-            let sql = format!("SELECT {column} FROM {table} WHERE boot = ?1");
-            let keys = all(&connection, &sql, [&self.boot], |row| row.get::<_, rusqlite::types::Value>(0))?;
-            marks.0.push((table, column, keys));
+            let sql = format!("SELECT {column}, created FROM {table} WHERE boot = ?1");
+            let rows = all(&t, &sql, [&self.boot], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            marks.0.extend(rows.into_iter().map(|(key, created)| Mark { table, column, key, created }));
         }
         Ok(marks)
+    }
+
+    /// After a sync that failed: what was marked may be lost, although the next sync would not say so again. It is not
+    /// trusted any more.
+    pub(crate) fn distrust(&self, marks: &Marks) -> Result<()> {
+        self.database.write(Durability::Relaxed, |t| set_boot(t, marks, &self.boot, Some("not synced")))
     }
 }
 
 /// Tables whose rows stand for files, with their keys.
 const MARKED: [(&str, &str); 3] = [("blobs", "digest"), ("layers", "diff_id"), ("snapshots", "id")];
 
-/// Keys of marked rows.
+/// A marked row. The time tells it from another one that took its place.
+struct Mark {
+    table: &'static str,
+    column: &'static str,
+    key: rusqlite::types::Value,
+    created: i64,
+}
+
+/// Marked rows.
 #[derive(Default)]
-pub(crate) struct Marks(Vec<(&'static str, &'static str, Vec<rusqlite::types::Value>)>);
+pub(crate) struct Marks(Vec<Mark>);
 
 impl Marks {
-    /// The mark of the row of `table` whose `column` is `key`.
-    pub(crate) fn add(&mut self, table: &'static str, column: &'static str, key: rusqlite::types::Value) {
-        self.0.push((table, column, vec![key]));
+    /// The mark of the row of `table` whose `column` is `key` and that was made at `created`.
+    pub(crate) fn add(
+        &mut self,
+        table: &'static str,
+        column: &'static str,
+        key: rusqlite::types::Value,
+        created: i64,
+    ) {
+        self.0.push(Mark { table, column, key, created });
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -126,12 +148,14 @@ impl Marks {
 }
 
 /// After a sync: what was marked before it is durable now.
-pub(crate) fn clear_marks(t: &Connection, marks: &Marks) -> Result<()> {
-    for (table, column, keys) in &marks.0 {
-        let sql = format!("UPDATE {table} SET boot = NULL WHERE {column} = ?1");
-        for key in keys {
-            execute(t, &sql, [key])?;
-        }
+pub(crate) fn clear_marks(t: &Connection, marks: &Marks, boot: &str) -> Result<()> {
+    set_boot(t, marks, boot, None)
+}
+
+fn set_boot(t: &Connection, marks: &Marks, boot: &str, to: Option<&str>) -> Result<()> {
+    for Mark { table, column, key, created } in &marks.0 {
+        let sql = format!("UPDATE {table} SET boot = ?4 WHERE {column} = ?1 AND created = ?2 AND boot = ?3");
+        execute(t, &sql, rusqlite::params![key, created, boot, to])?;
     }
     Ok(())
 }

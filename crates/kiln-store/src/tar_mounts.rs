@@ -95,8 +95,8 @@ impl Store {
         if !self.mounts_tars() {
             return Ok(None);
         }
-        let mut mounted = lease.mounted.lock().unwrap_or_else(|e| e.into_inner());
-        if let Some(known) = mounted.get(&layer) {
+        let mounted = || lease.mounted.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(known) = mounted().get(&layer) {
             return Ok(Some(known.clone()));
         }
         let index = self.index(layer)?;
@@ -109,8 +109,7 @@ impl Store {
         let at = lease.fresh_path("layer");
         fs_err::create_dir(&at).map_err(Error::file("make", &at))?;
         let tar = TarMount { metadata, tar, at };
-        mounted.insert(layer, tar.clone());
-        Ok(Some(tar))
+        Ok(Some(mounted().entry(layer).or_insert(tar).clone()))
     }
 
     /// The name of the directory of images that this kiln made in this boot.

@@ -179,15 +179,6 @@ pub fn sync_file_system(fd: impl AsFd) -> io::Result<()> {
     rustix::fs::syncfs(fd).map_err(io::Error::from)
 }
 
-/// How [`sync_files`] made files durable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Synced {
-    /// The files alone, with whatever the journal held besides.
-    Files,
-    /// Everything on the file system.
-    FileSystem,
-}
-
 /// More than this are not synced one by one.
 const FEW: usize = 16;
 
@@ -206,13 +197,13 @@ pub fn sync_files(
     directory: BorrowedFd<'_>,
     files: &[std::fs::File],
     parents: Option<&[std::fs::File]>,
-) -> io::Result<Synced> {
+) -> io::Result<()> {
     if !commits_in_order(directory) {
         return match parents {
             Some(parents) if files.len() + parents.len() <= FEW => {
-                files.iter().chain(parents).try_for_each(std::fs::File::sync_all).map(|()| Synced::Files)
+                files.iter().chain(parents).try_for_each(std::fs::File::sync_all)
             }
-            _ => sync_file_system(directory).map(|()| Synced::FileSystem),
+            _ => sync_file_system(directory),
         };
     }
     for flags in [
@@ -227,10 +218,9 @@ pub fn sync_files(
         }
     }
     match unnamed_file(directory) {
-        Ok(newest) => newest.sync_all()?,
-        Err(_) => sync_file_system(directory)?,
+        Ok(newest) => newest.sync_all(),
+        Err(_) => sync_file_system(directory),
     }
-    Ok(Synced::Files)
 }
 
 /// Makes a file without a name on the file system of `directory`; it goes when it is closed (`O_TMPFILE`).

@@ -95,8 +95,10 @@ impl Block {
         // The file type is the flag's to say; mode fields carry its bits in some dialects.
         let mode = number(&self.0[100..108]).ok_or_else(bad("mode"))?;
         entry.mode = (mode & 0o7777) as u32;
-        entry.uid = small(108..116, "uid")?;
-        entry.gid = small(116..124, "gid")?;
+        // The largest one is nobody: chown(2) takes it for "as it is".
+        let somebody = |id: u32, field| if id == u32::MAX { Err(bad(field)()) } else { Ok(id) };
+        entry.uid = somebody(small(108..116, "uid")?, "uid")?;
+        entry.gid = somebody(small(116..124, "gid")?, "gid")?;
         entry.size = self.size(at)?;
         entry.seconds = number(&self.0[136..148]).ok_or_else(bad("mtime"))?;
         entry.nanoseconds = 0;

@@ -97,7 +97,9 @@ impl Records {
         let bad = || damaged(at, TarProblem::Pax);
         let identity = |key: &[u8]| match self.get(key) {
             Some(value) => {
-                decimal(value).and_then(|value| u32::try_from(value).ok()).ok_or_else(bad).map(Some)
+                // The largest one is nobody: chown(2) takes it for "as it is".
+                let number = decimal(value).and_then(|value| u32::try_from(value).ok());
+                number.filter(|number| *number != u32::MAX).ok_or_else(bad).map(Some)
             }
             None => Ok(None),
         };

@@ -152,6 +152,34 @@ fn images_for_mounts_are_collected() {
     assert_eq!(count(), 0);
 }
 
+/// overlayfs knows no opaque root of a lower: what it would hide is not mounted at all.
+#[test]
+fn an_opaque_root_hides_the_layers_below() {
+    let fixture = Fixture::new();
+    let lease = fixture.store.lease("test").unwrap();
+    let (lower, upper) =
+        (layer("lower\n"), archive(&[(".wh..wh..opq", Ok(Vec::new())), ("new", Ok(b"x".to_vec()))]));
+    let archive = archive(&[
+        ("manifest.json", docker("config.json", &["1.tar", "2.tar"])),
+        ("config.json", Ok(config(&[&lower, &upper]))),
+        ("1.tar", Ok(lower.clone())),
+        ("2.tar", Ok(upper.clone())),
+    ]);
+    fixture.load(&archive).unwrap();
+    let layers = [&lower, &upper].map(|tar| DiffId(Digest::of(tar)));
+    let lowers = |layers: &[DiffId]| match fixture
+        .store
+        .prepare_root(&lease, layers, RootWay::Overlay)
+        .unwrap()
+        .form
+    {
+        kiln_store::RootForm::Overlay { overlay, .. } => overlay.lowers.len(),
+        kiln_store::RootForm::Copy { .. } => panic!("a copy"),
+    };
+    assert_eq!(lowers(&layers), 1);
+    assert_eq!(lowers(&[layers[1], layers[0]]), 2);
+}
+
 /// Who wants directories gets them.
 #[test]
 fn unpacking_can_be_asked_for() {
