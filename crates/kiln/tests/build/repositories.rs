@@ -352,6 +352,7 @@ fn hostile_addresses_and_repositories_are_refused() {
         bench.fails(&format!("FROM scratch\nADD {remote}{escaped} /c/\n"), &[says]);
         assert!(!canary.exists(), "{what}");
     }
+    forged_lists_lead_nowhere(&bench);
     bench.fails("FROM scratch\nADD git@example.com:x/y.git /c/\n", &["only https, http and git are spoken"]);
     bench.fails("FROM scratch\nCOPY https://h/r.git /c/\n", &["source can't be a git ref for COPY"]);
     // Without the program, one says so.
@@ -360,4 +361,35 @@ fn hostile_addresses_and_repositories_are_refused() {
     let output = kiln.env("PATH", bench.path("nothing")).output().expect("kiln");
     let told = text(&output.stderr);
     assert!(!output.status.success() && told.contains("the git program, which is not on PATH"), "{told}");
+}
+
+/// A checksum holds against the server's list of references, too.
+fn forged_lists_lead_nowhere(bench: &Bench) {
+    let work = bench.path("work");
+    let [main, other, tag] = ["main", "feature/x", "v1"].map(|name| git(&work, &["rev-parse", name]));
+    let web = Web::start();
+    serve_files(&web, &bench.path("served"), "", &Page::default());
+    let remote = web.url("/r.git");
+    let list = |lines: &[(&str, &str)]| {
+        let lines: String = lines.iter().map(|(hash, name)| format!("{hash}\t{name}\n")).collect();
+        web.put("/r.git/info/refs", Page::new(lines));
+    };
+    let add =
+        |what: &str, checksum: &str| format!("FROM scratch\nADD --checksum={checksum} {remote}#{what} /c/\n");
+    // A branch leads to what is listed for it.
+    list(&[(&main, "refs/heads/main"), (&other, "refs/heads/main^{}")]);
+    bench.makes(&add("main", &main), &[]);
+    bench.holds("/c/a", "a\n");
+    // A tag leads to what it says itself, whether or not the other commit was made before.
+    list(&[(&other, "refs/heads/feature/x"), (&tag, "refs/tags/v1"), (&other, "refs/tags/v1^{}")]);
+    for more in [&other, &tag] {
+        let made = add("v1", &other);
+        bench.fails(&add("v1", &tag), &["does not lead to", more]);
+        bench.makes(&made, &[]);
+    }
+    list(&[(&main, "refs/heads/main"), (&tag, "refs/tags/v1"), (&main, "refs/tags/v1^{}")]);
+    bench.makes(&add("v1", &tag), &[]);
+    bench.holds("/c/a", "a\n");
+    bench.makes(&add("v1", &main), &[]);
+    bench.holds("/c/a", "a\n");
 }
