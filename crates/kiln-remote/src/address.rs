@@ -88,6 +88,11 @@ impl Address {
         format!("{}{query}", without_dots(&path))
     }
 
+    /// To tell addresses apart: with everything that may be secret.
+    pub(crate) fn exact(&self) -> String {
+        self.uri.to_string()
+    }
+
     /// For messages: without credentials.
     pub(crate) fn shown(&self) -> String {
         shown(&self.uri.to_string())

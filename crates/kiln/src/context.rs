@@ -9,7 +9,7 @@ use kiln_build::ContextKind;
 use kiln_dockerfile::{GitSource, MAX_SOURCE_BYTES, SourceKind, source_kind};
 use kiln_layer::archive::{Archive, Entry};
 use kiln_layer::{Compression, Options, Ownership, Unpack, Whiteouts, walk};
-use kiln_remote::{Answer, Client, Download, Validators};
+use kiln_remote::{Answer, Client, Download};
 use kiln_store::Lease;
 use kiln_sys::root::Root;
 
@@ -67,7 +67,7 @@ pub(crate) fn open(root: Option<&Path>, context: &Path, file: Option<&Path>) -> 
         return check_out(root, &source, from_input, file);
     }
     let client = Client::new(&crate::web::settings())?;
-    match client.get(url, &Validators::default())? {
+    match client.get(url, None)? {
         Answer::Body(download) => unpack(root, Body(*download), &kiln_remote::shown(url), file),
         Answer::Unchanged => {
             anyhow::bail!("{url}: nothing was known of it, and it says that it has not changed")
