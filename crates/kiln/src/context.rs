@@ -95,7 +95,7 @@ fn unpack(
         let root = Root::open(&directory)?;
         // All of a context is 0:0 in the image, and nobody's device.
         let unpack =
-            Unpack { root: &root, whiteouts: Whiteouts::Apply, ownership: Ownership::Ignore, clamp: None };
+            Unpack { root: &root, whiteouts: Whiteouts::Refuse, ownership: Ownership::Ignore, clamp: None };
         let options = Options { unpack: Some(unpack), ..Options::default() };
         walk(Cursor::new(first).chain(stream), &options)
             .map_err(|error| Failure::new(Kind::Input, format!("cannot unpack {name}")).caused_by(error))?;

@@ -87,6 +87,19 @@ fn an_archive_is_a_context() {
     assert_eq!(names(&bench), ["/", "/other"]);
 }
 
+#[test]
+fn names_of_whiteouts_are_no_files_of_an_archive() {
+    let Some(bench) = Bench::new() else { return };
+    bench.fill_context();
+    for name in [".wh.a", "d/.wh..wh..opq"] {
+        bench.write(&format!("context/{name}"), "x");
+        let says = "its name is reserved for whiteouts";
+        bench.refuses_from(&["-"], &bench.archive("-cf"), 1, says);
+        fs_err::remove_file(bench.path("context").join(name)).expect("removed");
+    }
+    bench.builds_from(&["-"], &bench.archive("-cf"));
+}
+
 fn made_or_skipped(tar: &mut Command) -> Option<Vec<u8>> {
     let output = tar.output().expect("tar");
     if !output.status.success() {
