@@ -149,6 +149,8 @@ impl Git<'_> {
         if let Stopping::Token(_) = self.stopping {
             command.process_group(0);
         }
+        // Even if nobody is left to stop it.
+        kiln_sys::process::ends_with_parent(&mut command);
         command
     }
 

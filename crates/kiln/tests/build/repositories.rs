@@ -278,6 +278,12 @@ fn a_repository_that_does_not_answer_can_be_interrupted() {
     assert_eq!(status.code(), Some(130), "{}", bench.read("build.err"));
     bench.assert_nothing_goes_on(&remote);
     assert_eq!(bench.leases(), 0);
+    // Nor does git outlive a kiln that nobody could tell anything.
+    let mut build = bench.start("build");
+    let (_connection, _) = listener.accept().expect("git asks");
+    kill_process(build.process(), Signal::KILL).expect("killed");
+    assert_eq!(build.wait().code(), None);
+    bench.assert_nothing_goes_on(&remote);
 }
 
 #[test]
