@@ -117,7 +117,9 @@ impl Engine<'_> {
             Some(fetched) => fetched,
             None => match self.ask(&operation.url, None, context)? {
                 Answer::Body(download) => self.fetch(operation, *download, context)?,
-                Answer::Unchanged => return Err(Stop::Failed(Error::Changed(operation.url.clone()))),
+                Answer::Unchanged => {
+                    return Err(Stop::Failed(Error::Changed(kiln_remote::shown(&operation.url))));
+                }
             },
         };
         if let Some(checksum) = operation.checksum.as_ref().filter(|checksum| **checksum != fetched.found) {

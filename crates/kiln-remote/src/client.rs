@@ -81,7 +81,7 @@ pub enum Answer {
 }
 
 /// Makes requests. One for each command, so that it can be stopped; clones are the same client.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Client {
     proxies: Proxies,
     limits: Limits,
@@ -90,6 +90,14 @@ pub struct Client {
     /// Through the proxies for http and for https.
     through: [Option<Agent>; 2],
     stopped: Arc<AtomicBool>,
+}
+
+impl std::fmt::Debug for Client {
+    /// Agents would tell the proxies' passwords.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut told = f.debug_struct("Client");
+        told.field("proxies", &self.proxies).field("limits", &self.limits).finish_non_exhaustive()
+    }
 }
 
 impl Client {
