@@ -237,6 +237,9 @@ impl Git<'_> {
         if keep {
             run(&["reflog", "expire", "--all", "--expire=now"])?;
             let _ = fs_err::remove_file(git_dir.join("FETCH_HEAD"));
+            // The index notes inodes and times of this checkout; made anew it notes the commit alone.
+            fs_err::remove_file(git_dir.join("index")).map_err(file_error)?;
+            run(&["read-tree", "HEAD"])?;
         }
         let mut directory = Directory::open(&tree)?;
         settle(&directory, seconds, if keep { GitDirs::Keep } else { GitDirs::Remove })?;
@@ -301,6 +304,8 @@ impl Git<'_> {
 enum GitDirs {
     /// At the top.
     Keep,
+    /// This is one: nothing below it is special.
+    Within,
     /// Nowhere: those of submodules lead to where the build was.
     Remove,
 }
@@ -310,20 +315,20 @@ fn settle(directory: &Directory, seconds: i64, git_dirs: GitDirs) -> Result<()> 
     let time = Time { seconds, nanoseconds: 0 };
     for found in directory.list()? {
         let name: &OsStr = &found.name;
-        if name == ".git" {
-            match git_dirs {
-                GitDirs::Keep => continue,
-                GitDirs::Remove => {
-                    directory.remove_all(name)?;
-                    continue;
-                }
-            }
+        if name == ".git" && git_dirs == GitDirs::Remove {
+            directory.remove_all(name)?;
+            continue;
         }
         let stat = directory.stat(name)?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {
-                // Below the top, .git belongs to submodules.
-                settle(&directory.open_directory(name)?, seconds, GitDirs::Remove)?;
+                let below = match git_dirs {
+                    GitDirs::Within => GitDirs::Within,
+                    GitDirs::Keep if name == ".git" => GitDirs::Within,
+                    // Below the top, .git belongs to submodules.
+                    GitDirs::Keep | GitDirs::Remove => GitDirs::Remove,
+                };
+                settle(&directory.open_directory(name)?, seconds, below)?;
                 directory.set_mode(name, 0o755)?;
             }
             FileType::RegularFile => {

@@ -261,6 +261,30 @@ fn credentials_stay_out_of_what_is_kept() {
 }
 
 #[test]
+fn a_repository_with_its_git_directory_is_the_same_each_time() {
+    let Some(bench) = Bench::new() else { return };
+    if !has_git() {
+        return;
+    }
+    bench.repository();
+    let daemon = bench.git_daemon();
+    let add = format!("FROM scratch\nADD --keep-git-dir git://127.0.0.1:{}/r.git /c/\n", daemon.port);
+    let layers = || {
+        bench.makes(&add, &["--no-cache"]);
+        text(&bench.run("store", &["inspect", "-f", "{{.RootFS.Layers}}", "made"]).stdout)
+    };
+    let first = layers();
+    assert!(first.contains("sha256:"), "{first}");
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    assert_eq!(layers(), first);
+    let out = bench.path("out");
+    let unpacked = bench.run("store", &["image", "unpack", "made", &out.display().to_string()]);
+    assert!(unpacked.status.success(), "{}", text(&unpacked.stderr));
+    let words = ["-c", "safe.directory=*", "-c", "core.fileMode=false", "status", "--porcelain"];
+    assert_eq!(git(&out.join("c"), &words), "");
+}
+
+#[test]
 fn a_repository_that_does_not_answer_can_be_interrupted() {
     let Some(bench) = Bench::new() else { return };
     if !has_git() {
