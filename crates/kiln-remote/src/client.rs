@@ -110,16 +110,16 @@ impl Client {
         let has_roots = roots.is_some();
         let roots = RootCerts::Specific(Arc::new(roots.unwrap_or_default()));
         let proxies = &settings.proxies;
-        let through = |proxy: &Option<String>| {
+        let through = |proxy: &Option<String>, scheme| {
             let Some(address) = proxy.as_deref().filter(|proxy| !proxy.is_empty()) else { return Ok(None) };
             let parsed = Proxy::new(address).ok().filter(|proxy| {
                 matches!(proxy.protocol(), ureq::ProxyProtocol::Http | ureq::ProxyProtocol::Https)
             });
-            let parsed = parsed.ok_or_else(|| Error::Proxy { proxy: shown(address) })?;
+            let parsed = parsed.ok_or_else(|| Error::Proxy { proxy: shown(address), scheme })?;
             Ok(Some(agent(settings, &roots, Some(parsed))))
         };
         Ok(Self {
-            through: [through(&proxies.http)?, through(&proxies.https)?],
+            through: [through(&proxies.http, "http")?, through(&proxies.https, "https")?],
             direct: agent(settings, &roots, None),
             proxies: proxies.clone(),
             limits: settings.limits,

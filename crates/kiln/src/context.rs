@@ -71,7 +71,14 @@ pub(crate) fn open(root: Option<&Path>, context: &Path, file: Option<&Path>) -> 
         return check_out(root, &source, from_input, file);
     }
     let name = kiln_remote::shown(url);
-    let failed = |error| Failure::new(Kind::World, format!("cannot build from {name}")).caused_by(error);
+    let failed = |error| {
+        let failure = Failure::new(Kind::World, format!("cannot build from {name}"));
+        let failure = match crate::web::hint(&error) {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        };
+        failure.caused_by(error)
+    };
     match Client::new(&crate::web::settings()).and_then(|client| client.get(url, None)).map_err(failed)? {
         Answer::Body(download) => unpack(root, Body(*download), &name, file),
         Answer::Unchanged => anyhow::bail!("{name} says that it has not changed, and nobody asked"),

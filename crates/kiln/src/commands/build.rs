@@ -209,12 +209,10 @@ fn explain(request: &BuildRequest, failure: BuildFailure, failed: &[FailedStep])
     };
     let hint = match &failure.error {
         BuildError::NoBase { .. } => {
-            Some("load it with `kiln load`, make it with `kiln import`, or build and tag it")
+            Some("load it with `kiln load`, make it with `kiln import`, or build and tag it".to_owned())
         }
-        BuildError::NoCommands { .. } => Some(session::REMEDY),
-        BuildError::Remote(kiln_remote::Error::NoBundle { .. }) => {
-            Some("install ca-certificates, or name a bundle with SSL_CERT_FILE")
-        }
+        BuildError::NoCommands { .. } => Some(session::REMEDY.to_owned()),
+        BuildError::Remote(error) => crate::web::hint(error),
         _ => None,
     };
     let status = match &failure.error {
