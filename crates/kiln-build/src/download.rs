@@ -1,8 +1,8 @@
 //! Files that ADD takes from the web.
 //!
 //! A download is a vertex of its own, keyed by the bytes of the file, whose result is a root with that file alone. So the
-//! store keeps it as any layer, and ADD copies it as from any root. What a server says of a file is remembered, so
-//! that the next build asks only whether it changed; with `--checksum` nobody is asked.
+//! store keeps it as any layer, and ADD copies it as from any root. The tag that a server gives a file is remembered,
+//! so that the next build asks only whether it changed; with `--checksum` nobody is asked.
 
 use std::ffi::OsStr;
 use std::io::{Read, Write as _};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use kiln_graph::{Context, Done, Identity, Input, Operation as KeyOperation, Preimage, Stop, Unit, Value};
 use kiln_layer::{Kind, LayerWriter, Metadata, RootView, Source};
 use kiln_oci::{ChainId, Digest};
-use kiln_remote::{Answer, Client, Download, Validators};
+use kiln_remote::{Answer, Client, Download, Known};
 use kiln_sys::publish::write_over;
 use kiln_sys::root::Directory;
 use serde::{Deserialize, Serialize};
@@ -29,9 +29,6 @@ pub(crate) const FILE: &[u8] = b"file";
 const MODE: u32 = 0o600;
 /// The input with the file's bytes.
 const CONTENT: &str = "content";
-/// A date tells two versions apart only if no second one can have been made within it: what was changed later than this
-/// before it was fetched is not told by its date alone.
-const SETTLED: i64 = 60;
 const BUFFER: usize = 128 << 10;
 /// How often progress is told.
 const TELL: Duration = Duration::from_millis(100);
@@ -54,17 +51,17 @@ pub(crate) struct Fetched {
 #[derive(Debug, Serialize, Deserialize)]
 struct Remembered {
     version: u32,
-    /// ETag, as the server wrote it.
-    tag: Option<String>,
-    /// Last-Modified, as the server wrote it; absent if it is no reason to believe that nothing changed.
-    date: Option<String>,
+    /// ETag, as the server wrote it. It is a strong one: others, and dates, do not tell all versions apart.
+    tag: String,
+    /// SHA-256 of the address where redirects ended: the tag is that of the file there.
+    place: String,
     /// SHA-256 of the file.
     content: String,
     /// Last-Modified, in seconds since the epoch.
     modified: Option<i64>,
 }
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 impl Engine<'_> {
     /// The key of a download. Without a checksum the server is asked, and what it sends is kept for the execution.
@@ -92,8 +89,8 @@ impl Engine<'_> {
         if refused && remembered.is_none() {
             return Err(Stop::Failed(Error::NeedsFiles));
         }
-        let known = remembered.as_ref().map(Remembered::validators).unwrap_or_default();
-        let (content, modified) = match (self.ask(&operation.url, &known, context)?, remembered) {
+        let answer = self.ask(&operation.url, remembered.as_ref(), context)?;
+        let (content, modified) = match (answer, remembered) {
             (Answer::Unchanged, Some(remembered)) => (remembered.content(), remembered.modified),
             (Answer::Body(_), _) if refused => return Err(Stop::Failed(Error::NeedsFiles)),
             (Answer::Body(download), _) => {
@@ -118,9 +115,11 @@ impl Engine<'_> {
         let kept = self.fetched.lock().unwrap_or_else(|e| e.into_inner()).remove(&context.vertex());
         let fetched = match kept {
             Some(fetched) => fetched,
-            None => match self.ask(&operation.url, &Validators::default(), context)? {
+            None => match self.ask(&operation.url, None, context)? {
                 Answer::Body(download) => self.fetch(operation, *download, context)?,
-                Answer::Unchanged => return Err(Stop::Failed(Error::Changed(operation.url.clone()))),
+                Answer::Unchanged => {
+                    return Err(Stop::Failed(Error::Changed(kiln_remote::shown(&operation.url))));
+                }
             },
         };
         if let Some(checksum) = operation.checksum.as_ref().filter(|checksum| **checksum != fetched.found) {
@@ -151,11 +150,13 @@ impl Engine<'_> {
     fn ask(
         &self,
         url: &str,
-        known: &Validators,
+        remembered: Option<&Remembered>,
         context: &Context<'_>,
     ) -> std::result::Result<Answer, Stop<Error>> {
         let client = self.client()?;
         let _stopping = stop_with(client, context);
+        let is_at = |place: &str| remembered.is_some_and(|remembered| remembered.place == name(place));
+        let known = remembered.map(|remembered| Known { tag: &remembered.tag, is_at: &is_at });
         client.get(url, known).map_err(stopped)
     }
 
@@ -217,18 +218,20 @@ impl Engine<'_> {
         let mut bytes = Vec::new();
         file.take(RECORD_LIMIT).read_to_end(&mut bytes).ok()?;
         let remembered: Remembered = serde_json::from_slice(&bytes).ok()?;
-        let is_whole = remembered.version == VERSION
-            && remembered.content().is_some()
-            && (remembered.tag.is_some() || remembered.date.is_some());
+        let is_whole = remembered.version == VERSION && remembered.content().is_some();
         is_whole.then_some(remembered)
     }
 
     /// Remembers what tells the file from later ones. Losing it loses only speed.
     fn remember(&self, url: &str, download: &Download, fetched: &Fetched) {
-        let remembered = Remembered::new(download.validators(), download.answered(), fetched);
-        if remembered.tag.is_none() && remembered.date.is_none() {
-            return;
-        }
+        let Some(tag) = download.tag() else { return };
+        let remembered = Remembered {
+            version: VERSION,
+            tag: tag.to_owned(),
+            place: name(download.place()),
+            content: fetched.content.to_string(),
+            modified: fetched.modified,
+        };
         let Ok(bytes) = serde_json::to_vec(&remembered) else { return };
         let directory = Directory::open(&self.store.root().join(DIRECTORY));
         let _ = directory.and_then(|directory| write_over(&directory, OsStr::new(&name(url)), &bytes, 0o600));
@@ -244,23 +247,6 @@ fn name(url: &str) -> String {
 }
 
 impl Remembered {
-    fn new(validators: &Validators, answered: Option<i64>, fetched: &Fetched) -> Self {
-        let is_settled = answered
-            .zip(fetched.modified)
-            .is_some_and(|(answered, modified)| answered.saturating_sub(modified) >= SETTLED);
-        Self {
-            version: VERSION,
-            tag: validators.tag.clone(),
-            date: validators.modified.clone().filter(|_| is_settled),
-            content: fetched.content.to_string(),
-            modified: fetched.modified,
-        }
-    }
-
-    fn validators(&self) -> Validators {
-        Validators { tag: self.tag.clone(), modified: self.date.clone() }
-    }
-
     fn content(&self) -> Option<Digest> {
         match Checksum::parse(&self.content) {
             Ok(Checksum::Sha256(content)) => Some(content),
@@ -293,26 +279,4 @@ fn stopped(error: kiln_remote::Error) -> Stop<Error> {
 pub(crate) fn open<'w>(path: &Path) -> kiln_layer::Result<Box<dyn Read + 'w>> {
     let file = fs_err::File::open(path).map_err(kiln_layer::Error::Read)?;
     Ok(Box::new(file))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn dates_alone_are_believed_when_they_are_old() {
-        let remembered = |tag: Option<&str>, answered: Option<i64>, modified: Option<i64>| {
-            let validators = Validators { tag: tag.map(str::to_owned), modified: Some("a date".to_owned()) };
-            let content = Digest::of(b"x");
-            let found = Checksum::Sha256(content);
-            let fetched = Fetched { path: PathBuf::new(), size: 1, content, found, modified };
-            Remembered::new(&validators, answered, &fetched).validators()
-        };
-        assert_eq!(remembered(None, Some(1060), Some(1000)).modified.as_deref(), Some("a date"));
-        assert_eq!(remembered(None, Some(1059), Some(1000)).modified, None);
-        assert_eq!(remembered(None, Some(0), Some(1000)).modified, None);
-        assert_eq!(remembered(None, None, Some(1000)).modified, None);
-        assert_eq!(remembered(None, Some(1060), None).modified, None);
-        assert_eq!(remembered(Some("t"), None, None).tag.as_deref(), Some("t"));
-    }
 }

@@ -27,6 +27,15 @@ pub enum Whiteouts {
     OverlayUser,
     /// They remove what is there: the directory holds the lower layers' files.
     Apply,
+    /// There are none: a name that says so is an error. The directory is empty, and what comes is no layer.
+    Refuse,
+}
+
+impl Whiteouts {
+    /// Whether what is written is a plain directory, not one for overlayfs.
+    fn is_plain(self) -> bool {
+        matches!(self, Self::Apply | Self::Refuse)
+    }
 }
 
 /// Whose the written files are.
@@ -109,14 +118,18 @@ impl<'a> Unpacker<'a> {
             open: None,
             own_umask: root::clear_own_umask(),
             ours: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
-            chown_always: inherits_group || to.whiteouts == Whiteouts::Apply,
+            chown_always: inherits_group || to.whiteouts.is_plain(),
         })
     }
 
     /// Writes an entry; of a regular file the content follows with [`data`](Self::data) and [`hole`](Self::hole).
     pub(crate) fn entry(&mut self, placed: Placed) -> Result<()> {
         self.close()?;
-        if self.to.whiteouts == Whiteouts::Apply && !placed.kind.is_mark() {
+        if self.to.whiteouts == Whiteouts::Refuse && placed.kind.is_mark() {
+            let path = String::from_utf8_lossy(&placed.path).into_owned();
+            return Err(Error::Entry { path, problem: EntryProblem::ReservedName });
+        }
+        if self.to.whiteouts.is_plain() && !placed.kind.is_mark() {
             self.made.insert(placed.path.clone());
         }
         if placed.path.is_empty() {
@@ -254,7 +267,7 @@ impl<'a> Unpacker<'a> {
     }
 
     fn is_whiteout(&self, stat: &rustix::fs::Stat) -> bool {
-        self.to.whiteouts != Whiteouts::Apply
+        !self.to.whiteouts.is_plain()
             && FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
             && stat.st_rdev == 0
     }
@@ -298,7 +311,7 @@ impl<'a> Unpacker<'a> {
     fn whiteout(&mut self, placed: &Placed) -> Result<()> {
         let (parent, name) = split(&placed.path);
         let name = OsStr::from_bytes(name);
-        if self.to.whiteouts == Whiteouts::Apply {
+        if self.to.whiteouts.is_plain() {
             return if self.cleared.insert(placed.path.clone()) {
                 self.remove_lower(&placed.path)
             } else {
@@ -321,8 +334,10 @@ impl<'a> Unpacker<'a> {
         let attribute: &[u8] = match self.to.whiteouts {
             Whiteouts::OverlayTrusted => b"trusted.overlay.opaque",
             Whiteouts::OverlayUser => b"user.overlay.opaque",
-            Whiteouts::Apply if !self.cleared.insert(path::join(path, path::OPAQUE)) => return Ok(()),
-            Whiteouts::Apply => {
+            Whiteouts::Apply | Whiteouts::Refuse if !self.cleared.insert(path::join(path, path::OPAQUE)) => {
+                return Ok(());
+            }
+            Whiteouts::Apply | Whiteouts::Refuse => {
                 let Some(directory) = self.find(path)? else { return Ok(()) };
                 for found in listed(directory)? {
                     self.remove_lower(&path::join(path, found.as_bytes()))?;
@@ -498,15 +513,13 @@ impl<'a> Unpacker<'a> {
                 if !self.own_umask {
                     self.current().set_mode(name, 0o755)?;
                 }
-                if self.to.whiteouts == Whiteouts::Apply {
+                if self.to.whiteouts.is_plain() {
                     self.made.insert(whole.to_vec());
                 }
                 Ok(self.current().open_place(name)?)
             }
             (io::ErrorKind::NotFound, Missing::Fail) => Err(error.into()),
-            _ if self.to.whiteouts == Whiteouts::Apply => {
-                Ok(self.to.root.open_directory(to_system(whole))?)
-            }
+            _ if self.to.whiteouts.is_plain() => Ok(self.to.root.open_directory(to_system(whole))?),
             (_, Missing::Make) if self.is_whiteout(&self.current().stat(name)?) => {
                 // The whiteout of a directory that the layer makes anew.
                 let here = self.current();

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 const LONGEST: usize = 8 << 10;
 
 /// An http or https address with a host.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Address {
     /// Without its fragment.
     uri: Uri,
@@ -88,20 +88,37 @@ impl Address {
         format!("{}{query}", without_dots(&path))
     }
 
+    /// To tell addresses apart: with everything that may be secret.
+    pub(crate) fn exact(&self) -> String {
+        self.uri.to_string()
+    }
+
     /// For messages: without credentials.
     pub(crate) fn shown(&self) -> String {
         shown(&self.uri.to_string())
     }
 }
 
+impl std::fmt::Debug for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Address").field(&self.shown()).finish()
+    }
+}
+
 /// An address for people: without the password that may be in it, and without its query, which may hold a token.
 pub fn shown(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    // Without a scheme it may still begin with a password, as proxies are often written.
+    let (scheme, rest) = match url.find("://").filter(|at| !url[..*at].contains(['/', '?', '#', '@'])) {
+        Some(at) => url.split_at(at + 3),
+        None => ("", url),
+    };
+    let skipped = if scheme.is_empty() && rest.starts_with("//") { 2 } else { 0 };
+    let (slashes, rest) = rest.split_at(skipped);
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, tail) = rest.split_at(end);
     let host = authority.rsplit('@').next().unwrap_or_default();
     let path = tail.split(['?', '#']).next().unwrap_or_default();
-    format!("{scheme}://{host}{path}")
+    format!("{scheme}{slashes}{host}{path}")
 }
 
 fn has_scheme(location: &str) -> bool {
@@ -188,5 +205,10 @@ mod tests {
         assert_eq!(shown("https://u:secret@h/p?token=secret#secret"), "https://h/p");
         assert_eq!(shown("https://h/@scope/name"), "https://h/@scope/name");
         assert_eq!(shown("nonsense"), "nonsense");
+        assert_eq!(shown("u:secret@h:3128"), "h:3128");
+        assert_eq!(shown("u:secret@h/a://b"), "h/a://b");
+        assert_eq!(shown("//u:secret@h/x?secret"), "//h/x");
+        let address = Address::parse("https://u:secret@h/p?token=secret").unwrap();
+        assert_eq!(format!("{address:?}"), "Address(\"https://h/p\")");
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ureq::http::header::{ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, LOCATION};
+use ureq::http::header::{ETAG, IF_NONE_MATCH, LOCATION};
 use ureq::http::{HeaderMap, HeaderName};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::unversioned::resolver::DefaultResolver;
@@ -61,26 +61,27 @@ impl Default for Limits {
     }
 }
 
-/// What tells one version of a resource from another (RFC 9110, section 8.8).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Validators {
-    /// ETag.
-    pub tag: Option<String>,
-    /// Last-Modified, as the server wrote it.
-    pub modified: Option<String>,
+/// What is known of a resource already. Only a strong ETag tells each version from all others (RFC 9110, section 8.8.3): a
+/// date does not, since servers call whatever is not later than it unchanged.
+#[derive(Clone, Copy)]
+pub struct Known<'a> {
+    /// Its strong ETag, as the server wrote it.
+    pub tag: &'a str,
+    /// Whether it was found at this address: where redirects ended. Nobody else is asked about it or believed.
+    pub is_at: &'a dyn Fn(&str) -> bool,
 }
 
 /// What came of a request.
 #[derive(Debug)]
 pub enum Answer {
-    /// It is what the validators say.
+    /// It is what was known.
     Unchanged,
     /// The resource.
     Body(Box<Download>),
 }
 
 /// Makes requests. One for each command, so that it can be stopped; clones are the same client.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Client {
     proxies: Proxies,
     limits: Limits,
@@ -89,6 +90,14 @@ pub struct Client {
     /// Through the proxies for http and for https.
     through: [Option<Agent>; 2],
     stopped: Arc<AtomicBool>,
+}
+
+impl std::fmt::Debug for Client {
+    /// Agents would tell the proxies' passwords.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut told = f.debug_struct("Client");
+        told.field("proxies", &self.proxies).field("limits", &self.limits).finish_non_exhaustive()
+    }
 }
 
 impl Client {
@@ -101,16 +110,16 @@ impl Client {
         let has_roots = roots.is_some();
         let roots = RootCerts::Specific(Arc::new(roots.unwrap_or_default()));
         let proxies = &settings.proxies;
-        let through = |proxy: &Option<String>| {
+        let through = |proxy: &Option<String>, scheme| {
             let Some(address) = proxy.as_deref().filter(|proxy| !proxy.is_empty()) else { return Ok(None) };
             let parsed = Proxy::new(address).ok().filter(|proxy| {
                 matches!(proxy.protocol(), ureq::ProxyProtocol::Http | ureq::ProxyProtocol::Https)
             });
-            let parsed = parsed.ok_or_else(|| Error::Proxy { proxy: shown(address) })?;
+            let parsed = parsed.ok_or_else(|| Error::Proxy { proxy: shown(address), scheme })?;
             Ok(Some(agent(settings, &roots, Some(parsed))))
         };
         Ok(Self {
-            through: [through(&proxies.http)?, through(&proxies.https)?],
+            through: [through(&proxies.http, "http")?, through(&proxies.https, "https")?],
             direct: agent(settings, &roots, None),
             proxies: proxies.clone(),
             limits: settings.limits,
@@ -127,25 +136,27 @@ impl Client {
         }
     }
 
-    /// Asks for what is at an address. With validators it is asked whether that changed. Idempotent.
+    /// Asks for what is at an address. If some of it is known, it is asked whether that changed. Idempotent.
     ///
     /// # Errors
     /// When the address makes no sense, the server cannot be reached or says no, or sends on to where nobody should go.
-    pub fn get(&self, url: &str, known: &Validators) -> Result<Answer> {
+    pub fn get(&self, url: &str, known: Option<Known<'_>>) -> Result<Answer> {
         let first = Address::parse(url)?;
         let mut address = first.clone();
         for _ in 0..=self.limits.redirects {
-            let response = self.ask(&address, known)?;
+            let tag = known.filter(|known| (known.is_at)(&address.exact())).map(|known| known.tag);
+            let response = self.ask(&address, tag)?;
             let status = response.status().as_u16();
             let headers = response.headers();
             match status {
-                304 if *known != Validators::default() => return Ok(Answer::Unchanged),
+                304 if tag.is_some() => return Ok(Answer::Unchanged),
                 200..=299 => {
-                    if is_same(headers, known) {
+                    // Some servers answer with all of what is known already, though they name it by the same tag.
+                    if tag.is_some() && strong_tag(headers).as_deref() == tag {
                         return Ok(Answer::Unchanged);
                     }
                     let stopped = Arc::clone(&self.stopped);
-                    return Download::new(first.shown(), response, self.limits, stopped)
+                    return Download::new(first.shown(), address.exact(), response, self.limits, stopped)
                         .map(|download| Answer::Body(Box::new(download)));
                 }
                 301 | 302 | 303 | 307 | 308 => address = next(&address, headers, status)?,
@@ -155,7 +166,7 @@ impl Client {
         Err(Error::Redirects { url: first.shown(), limit: self.limits.redirects })
     }
 
-    fn ask(&self, address: &Address, known: &Validators) -> Result<ureq::http::Response<Body>> {
+    fn ask(&self, address: &Address, tag: Option<&str>) -> Result<ureq::http::Response<Body>> {
         if address.is_https() && !self.has_roots {
             return Err(Error::NoBundle { url: address.shown() });
         }
@@ -163,10 +174,8 @@ impl Client {
         let proxied = if address.is_https() { https } else { http };
         let agent = self.proxies.of(address).and(proxied.as_ref()).unwrap_or(&self.direct);
         let mut request = agent.get(address.uri());
-        if let Some(tag) = &known.tag {
+        if let Some(tag) = tag {
             request = request.header(IF_NONE_MATCH, tag);
-        } else if let Some(modified) = &known.modified {
-            request = request.header(IF_MODIFIED_SINCE, modified);
         }
         request.call().map_err(|error| failed(error, &address.shown(), self.limits, &self.stopped))
     }
@@ -183,15 +192,6 @@ pub(crate) fn failed(error: ureq::Error, url: &str, limits: Limits, stopped: &At
             ureq::Timeout::PerRead | ureq::Timeout::PerWrite | ureq::Timeout::RecvResponse,
         ) => Error::Stalled { url, after: limits.stall },
         error => Error::Transport { url, source: Box::new(error) },
-    }
-}
-
-/// Some servers answer with all of what is known already, though they name it by the same tag.
-fn is_same(headers: &HeaderMap, known: &Validators) -> bool {
-    let strong = |tag: &str| tag.strip_prefix("W/").unwrap_or(tag).to_owned();
-    match (&known.tag, text(headers, &ETAG)) {
-        (Some(known), Some(found)) => strong(known) == strong(&found),
-        _ => false,
     }
 }
 
@@ -212,8 +212,9 @@ pub(crate) fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
     headers.get(name)?.to_str().ok().map(str::to_owned)
 }
 
-pub(crate) fn validators(headers: &HeaderMap) -> Validators {
-    Validators { tag: text(headers, &ETAG), modified: text(headers, &LAST_MODIFIED) }
+/// ETag, if it is one that no two versions share.
+pub(crate) fn strong_tag(headers: &HeaderMap) -> Option<String> {
+    text(headers, &ETAG).filter(|tag| tag.len() >= 2 && tag.starts_with('"') && tag.ends_with('"'))
 }
 
 fn agent(settings: &Settings, roots: &RootCerts, proxy: Option<Proxy>) -> Agent {

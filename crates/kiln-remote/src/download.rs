@@ -7,10 +7,10 @@ use std::time::Instant;
 
 use flate2::bufread::MultiGzDecoder;
 use ureq::http::Response;
-use ureq::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, DATE};
+use ureq::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, LAST_MODIFIED};
 use ureq::{Body, BodyReader};
 
-use crate::client::{Limits, Validators, failed, text, validators};
+use crate::client::{Limits, failed, strong_tag, text};
 use crate::date::parse_date;
 use crate::error::{Error, Result};
 
@@ -20,9 +20,9 @@ const BUFFER: usize = 64 << 10;
 /// A body that is being read.
 pub struct Download {
     url: String,
-    validators: Validators,
+    place: String,
+    tag: Option<String>,
     modified: Option<i64>,
-    asked: Option<i64>,
     length: Option<u64>,
     body: Decoded,
     limits: Limits,
@@ -47,15 +47,14 @@ struct Paced {
 impl Download {
     pub(crate) fn new(
         url: String,
+        place: String,
         response: Response<Body>,
         limits: Limits,
         stopped: Arc<AtomicBool>,
     ) -> Result<Self> {
         let headers = response.headers();
-        let validators = validators(headers);
-        let seconds = |name| text(headers, name).and_then(|date| parse_date(&date));
-        let modified = validators.modified.as_deref().and_then(parse_date);
-        let asked = seconds(&DATE);
+        let tag = strong_tag(headers);
+        let modified = text(headers, &LAST_MODIFIED).and_then(|date| parse_date(&date));
         let encoding = text(headers, &CONTENT_ENCODING).unwrap_or_default().to_ascii_lowercase();
         let length = text(headers, &CONTENT_LENGTH).and_then(|length| length.parse().ok());
         if length.is_some_and(|length| length > limits.bytes) {
@@ -71,22 +70,22 @@ impl Download {
             }
             _ => (Decoded::Plain(paced), length),
         };
-        Ok(Self { url, validators, modified, asked, length, body, limits, taken: 0, stopped })
+        Ok(Self { url, place, tag, modified, length, body, limits, taken: 0, stopped })
     }
 
-    /// What tells this version of the resource from others.
-    pub fn validators(&self) -> &Validators {
-        &self.validators
+    /// ETag, if it is strong: it tells this version of the resource from all others.
+    pub fn tag(&self) -> Option<&str> {
+        self.tag.as_deref()
+    }
+
+    /// Where redirects ended, with everything that may be secret.
+    pub fn place(&self) -> &str {
+        &self.place
     }
 
     /// Last-Modified, in seconds since the epoch.
     pub fn modified(&self) -> Option<i64> {
         self.modified
-    }
-
-    /// When the server answered by its own clock, in seconds since the epoch.
-    pub fn answered(&self) -> Option<i64> {
-        self.asked
     }
 
     /// How many bytes will come, if that is known.

@@ -16,8 +16,10 @@ pub enum Error {
     /// The address of a proxy.
     #[error("{proxy:?} is no address of a proxy: expected http://host:port")]
     Proxy {
-        /// As given.
+        /// Without its password.
         proxy: String,
+        /// What it is a proxy for: http or https.
+        scheme: &'static str,
     },
     /// The file with certificates.
     #[error("cannot read certificates")]

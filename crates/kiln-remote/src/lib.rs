@@ -16,7 +16,7 @@ mod forward;
 mod proxy;
 
 pub use address::shown;
-pub use client::{Answer, Client, Limits, Settings, Validators};
+pub use client::{Answer, Client, Known, Limits, Settings};
 pub use date::parse_date;
 pub use download::Download;
 pub use error::{Error, Result};

@@ -2,10 +2,10 @@
 
 use std::net::IpAddr;
 
-use crate::address::Address;
+use crate::address::{Address, shown};
 
 /// Proxies by the scheme of what is asked for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Proxies {
     /// For http.
     pub http: Option<String>,
@@ -14,6 +14,15 @@ pub struct Proxies {
     /// Hosts that are asked directly: names, which stand for everything below them, too; `.name` for what is below
     /// alone; addresses and networks; each may have a port; `*` for all. Separated by commas.
     pub direct: String,
+}
+
+impl std::fmt::Debug for Proxies {
+    /// Without passwords.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [http, https] = [&self.http, &self.https].map(|proxy| proxy.as_deref().map(shown));
+        let mut told = f.debug_struct("Proxies");
+        told.field("http", &http).field("https", &https).field("direct", &self.direct).finish()
+    }
 }
 
 impl Proxies {
@@ -90,6 +99,17 @@ mod tests {
             direct: direct.to_owned(),
         };
         assert_eq!(proxies.of(&Address::parse(url).unwrap()), expect, "{direct} {url}");
+    }
+
+    #[test]
+    fn passwords_are_not_told() {
+        let secret = |scheme: &str| Some(format!("{scheme}u:secret@h:1"));
+        let proxies = Proxies { http: secret(""), https: secret("http://"), direct: String::new() };
+        let settings = crate::Settings { proxies, ..crate::Settings::default() };
+        let client = crate::Client::new(&settings).unwrap();
+        for told in [format!("{settings:?}"), format!("{client:?}")] {
+            assert!(told.contains("h:1") && !told.contains("secret"), "{told}");
+        }
     }
 
     #[test]

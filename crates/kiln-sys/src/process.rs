@@ -542,6 +542,25 @@ pub fn die_with_parent() -> io::Result<()> {
     Ok(rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?)
 }
 
+/// Lets a program that is started be asked to end (SIGTERM) when the thread that starts it dies, however that comes: it
+/// may pass that on to programs of its own.
+pub fn ends_with_parent(command: &mut std::process::Command) {
+    let parent = rustix::process::getpid();
+    let ask = move || {
+        rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
+        // The parent may have died before.
+        if rustix::process::getppid() == Some(parent) {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::Interrupted.into())
+        }
+    };
+    // SAFETY: between fork and exec the closure makes two system calls, and neither allocates nor locks.
+    unsafe {
+        std::os::unix::process::CommandExt::pre_exec(command, ask);
+    }
+}
+
 /// Joins a new, empty session keyring, so that the caller's keys are out of reach.
 ///
 /// # Errors

@@ -1,7 +1,7 @@
 //! What `build` builds from: a directory, or what comes on standard input, from the web or from a git repository. That is
 //! put into a directory that goes with the build.
 
-use std::io::{self, Cursor, Read};
+use std::io::{self, Cursor, IsTerminal as _, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -9,7 +9,7 @@ use kiln_build::ContextKind;
 use kiln_dockerfile::{GitSource, MAX_SOURCE_BYTES, SourceKind, source_kind};
 use kiln_layer::archive::{Archive, Entry};
 use kiln_layer::{Compression, Options, Ownership, Unpack, Whiteouts, walk};
-use kiln_remote::{Answer, Client, Download, Validators};
+use kiln_remote::{Answer, Client, Download};
 use kiln_store::Lease;
 use kiln_sys::root::Root;
 
@@ -52,6 +52,10 @@ pub(crate) fn open(root: Option<&Path>, context: &Path, file: Option<&Path>) -> 
             let message = "cannot take both the context and the Dockerfile from standard input";
             return Err(Failure::new(Kind::Usage, message).into());
         }
+        if io::stdin().is_terminal() {
+            let failure = Failure::new(Kind::Usage, "no context to build from: standard input is a terminal");
+            return Err(failure.hint("name a directory, or pipe an archive or a Dockerfile into it").into());
+        }
         return unpack(root, io::stdin(), "standard input", file);
     }
     if matches!(remote, SourceKind::Path) || context.is_dir() {
@@ -66,12 +70,18 @@ pub(crate) fn open(root: Option<&Path>, context: &Path, file: Option<&Path>) -> 
     if let SourceKind::Git(source) = remote {
         return check_out(root, &source, from_input, file);
     }
-    let client = Client::new(&crate::web::settings())?;
-    match client.get(url, &Validators::default())? {
-        Answer::Body(download) => unpack(root, Body(*download), &kiln_remote::shown(url), file),
-        Answer::Unchanged => {
-            anyhow::bail!("{url}: nothing was known of it, and it says that it has not changed")
-        }
+    let name = kiln_remote::shown(url);
+    let failed = |error| {
+        let failure = Failure::new(Kind::World, format!("cannot build from {name}"));
+        let failure = match crate::web::hint(&error) {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        };
+        failure.caused_by(error)
+    };
+    match Client::new(&crate::web::settings()).and_then(|client| client.get(url, None)).map_err(failed)? {
+        Answer::Body(download) => unpack(root, Body(*download), &name, file),
+        Answer::Unchanged => anyhow::bail!("{name} says that it has not changed, and nobody asked"),
     }
 }
 
@@ -95,7 +105,7 @@ fn unpack(
         let root = Root::open(&directory)?;
         // All of a context is 0:0 in the image, and nobody's device.
         let unpack =
-            Unpack { root: &root, whiteouts: Whiteouts::Apply, ownership: Ownership::Ignore, clamp: None };
+            Unpack { root: &root, whiteouts: Whiteouts::Refuse, ownership: Ownership::Ignore, clamp: None };
         let options = Options { unpack: Some(unpack), ..Options::default() };
         walk(Cursor::new(first).chain(stream), &options)
             .map_err(|error| Failure::new(Kind::Input, format!("cannot unpack {name}")).caused_by(error))?;

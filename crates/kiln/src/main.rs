@@ -53,8 +53,14 @@ fn run(arguments: &Arguments) -> anyhow::Result<u8> {
         Err(error) => tell(error, commands::convention(&arguments.command)),
         Ok(status) => *status,
     };
-    timings.finish()?;
-    Ok(status)
+    match timings.finish() {
+        // What the command itself came to is said first.
+        Err(error) if status != 0 => {
+            tell(&error, Convention::Plain);
+            Ok(status)
+        }
+        finished => finished.map(|()| status),
+    }
 }
 
 /// Reports a failure and gives the exit status.

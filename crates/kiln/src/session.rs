@@ -46,7 +46,11 @@ fn unpacks_layers() -> Result<bool> {
     match std::env::var_os("KILN_LAYERS").as_ref().map(|value| value.to_str()) {
         None | Some(Some("" | "mounted")) => Ok(false),
         Some(Some("unpacked")) => Ok(true),
-        Some(_) => Err(Failure::new(Kind::Usage, "KILN_LAYERS is neither `mounted` nor `unpacked`").into()),
+        Some(other) => {
+            let found = other.unwrap_or("(no UTF-8)");
+            let message = format!("KILN_LAYERS is {found:?}: expected `mounted` or `unpacked`");
+            Err(Failure::new(Kind::Usage, message).into())
+        }
     }
 }
 

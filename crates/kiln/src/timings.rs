@@ -28,7 +28,14 @@ impl Timings {
     pub(crate) fn start(arguments: &Arguments) -> Result<Self> {
         let file = match &arguments.trace {
             Some(path) => {
-                let file = fs_err::File::create(path).map_err(|error| failed(path, error))?;
+                if path.as_os_str() == "-" {
+                    let failure = Failure::new(Kind::Usage, "cannot write the trace to standard output");
+                    return Err(failure.hint("name a file, or ./- for one of that name").into());
+                }
+                // What is in it is left alone until there is a trace: the command may read it.
+                let mut options = fs_err::OpenOptions::new();
+                options.write(true).create(true).truncate(false);
+                let file = options.open(path).map_err(|error| failed(path, error))?;
                 Some((path.clone(), file.into_file()))
             }
             None => None,
@@ -45,17 +52,25 @@ impl Timings {
     pub(crate) fn finish(self) -> Result<()> {
         drop(self.command);
         let Some(trace) = kiln_trace::finish() else { return Ok(()) };
-        if let Some((path, file)) = self.file {
-            let mut file = BufWriter::new(file);
-            let written = serde_json::to_writer(&mut file, &chrome(&trace)).map_err(std::io::Error::from);
-            written.and_then(|()| file.flush()).map_err(|error| failed(&path, error))?;
-        }
         if self.table {
             // Nobody is left to tell if standard error is gone.
             let _ = std::io::stderr().lock().write_all(table(&trace).as_bytes());
         }
-        Ok(())
+        match self.file {
+            Some((path, file)) => write(file, &trace).map_err(|error| failed(&path, error)),
+            None => Ok(()),
+        }
     }
+}
+
+fn write(file: File, trace: &Trace) -> std::io::Result<()> {
+    // Pipes and devices cannot be emptied.
+    if file.metadata()?.is_file() {
+        file.set_len(0)?;
+    }
+    let mut file = BufWriter::new(file);
+    serde_json::to_writer(&mut file, &chrome(trace))?;
+    file.flush()
 }
 
 fn failed(path: &Path, error: std::io::Error) -> anyhow::Error {

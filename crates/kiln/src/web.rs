@@ -35,6 +35,22 @@ pub(crate) fn settings() -> Settings {
     Settings { proxies, bundle: bundle(), agent, limits: Limits::default() }
 }
 
+/// What to do about a failure that the environment may have caused.
+pub(crate) fn hint(error: &kiln_remote::Error) -> Option<String> {
+    use kiln_remote::Error;
+    match error {
+        Error::Proxy { scheme: "https", .. } => Some("HTTPS_PROXY or https_proxy names it".to_owned()),
+        Error::Proxy { .. } => Some("HTTP_PROXY or http_proxy names it".to_owned()),
+        Error::Roots(_) | Error::NoRoots { .. } => {
+            named_bundle().map(|path| format!("SSL_CERT_FILE names {}", path.display()))
+        }
+        Error::NoBundle { .. } => {
+            Some("install ca-certificates, or name a bundle with SSL_CERT_FILE".to_owned())
+        }
+        _ => None,
+    }
+}
+
 /// The git of this machine, and what it may know of the environment.
 #[expect(clippy::disallowed_methods, reason = "the binary reads the environment")]
 pub(crate) fn git() -> GitProgram {

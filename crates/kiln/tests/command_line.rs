@@ -208,3 +208,24 @@ fn help() {
     [exit 0]
     "#);
 }
+
+#[test]
+fn what_the_environment_gets_wrong_is_named() {
+    let place = tempfile::tempdir().expect("a directory");
+    let url = "http://127.0.0.1:1/x";
+    let missing = place.path().join("nosuch.pem").display().to_string();
+    for (variable, value, words, says) in [
+        ("HTTP_PROXY", "socks5://u:s3cret@h:1", ["build", url], "HTTP_PROXY or http_proxy names it"),
+        ("HTTPS_PROXY", "socks5://u:s3cret@h:1", ["build", url], "HTTPS_PROXY or https_proxy names it"),
+        ("SSL_CERT_FILE", &missing, ["build", url], "SSL_CERT_FILE names "),
+        ("KILN_LAYERS", "packed", ["inspect", "x"], "KILN_LAYERS is \"packed\": expected"),
+        ("COLUMNS", "100", ["import", "nosuch.tar"], "cannot import nosuch.tar"),
+    ] {
+        let mut kiln = Command::new(env!("CARGO_BIN_EXE_kiln"));
+        kiln.args(words).env("KILN_ROOT", place.path().join("store")).env(variable, value);
+        let output = kiln.current_dir(place.path()).output().expect("kiln starts");
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && told.contains(says), "{variable}: {told}");
+        assert!(!told.contains("s3cret"), "{told}");
+    }
+}

@@ -119,3 +119,28 @@ fn a_trace_that_cannot_be_written_is_told_first() {
     assert!(text.starts_with("kiln: cannot write the trace missing/trace.json"), "{text}");
     assert!(!fixture.directory.path().join("store").exists());
 }
+
+#[test]
+fn the_file_of_a_trace_is_left_alone_until_there_is_one() {
+    let fixture = Fixture::new();
+    let place = fixture.directory.path();
+    // The command reads what the trace takes the place of.
+    fs_err::copy(place.join("context/Dockerfile"), place.join("trace.json")).expect("copied");
+    let built = fixture.kiln(&["build", "--trace", "trace.json", "-f", "trace.json", "-t", "a", "context"]);
+    assert!(built.status.success(), "{built:?}");
+    assert!(!fixture.trace().is_empty());
+    // A trace that is shorter than what was there is whole, too.
+    fs_err::write(place.join("trace.json"), "x".repeat(1 << 20)).expect("written");
+    assert!(fixture.kiln(&["version", "--trace", "trace.json"]).status.success());
+    assert!(!fixture.trace().is_empty());
+    let refused = fixture.kiln(&["version", "--trace", "-"]);
+    assert_eq!(refused.status.code(), Some(125), "{refused:?}");
+    assert!(!place.join("-").exists());
+    // The file is on a full disk; the command's own status stays.
+    for (words, status) in [(&["image", "ls"][..], 1), (&["run", "nosuch"][..], 125)] {
+        let output = fixture.kiln(&[&["--trace", "/dev/full"], words].concat());
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(told.contains("cannot write the trace /dev/full"), "{told}");
+        assert_eq!(output.status.code(), Some(status), "{told}");
+    }
+}

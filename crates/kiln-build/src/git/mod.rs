@@ -102,6 +102,10 @@ fn input(address: &GitAddress, commit: &Commit) -> Input {
         selector.push(':');
         selector.push_str(&address.directory);
     }
+    if let Some(tag) = &commit.tag {
+        // That the tag leads to the commit is known only where it was fetched.
+        selector.push_str(&format!("\ntag {tag}"));
+    }
     if address.keeps_git_dir() {
         // What is in .git besides the commit.
         let reference = commit.reference.as_deref().unwrap_or_default();

@@ -37,7 +37,8 @@ const SLOWEST: &str = "http.lowSpeedLimit=100";
 pub(crate) struct Commit {
     /// Its hash.
     pub(crate) hash: String,
-    /// That of the annotated tag that led to it.
+    /// That of the annotated tag that must lead to it: the one that the checksum is of. Nothing but the tag itself
+    /// says so: what a server lists is its word alone.
     pub(crate) tag: Option<String>,
     /// The reference that led to it, in full.
     pub(crate) reference: Option<String>,
@@ -148,20 +149,22 @@ impl Git<'_> {
         if let Stopping::Token(_) = self.stopping {
             command.process_group(0);
         }
+        // Even if nobody is left to stop it.
+        kiln_sys::process::ends_with_parent(&mut command);
         command
     }
 
     /// Asks the repository which commit is meant.
     pub(crate) fn resolve(&self) -> Result<Commit> {
-        let commit = match self.address.commit() {
+        let mut commit = match self.address.commit() {
             Some(hash) => Commit { hash: hash.to_owned(), tag: None, reference: None },
             None => self.ask()?,
         };
         let checksum = self.address.checksum.as_deref().unwrap_or_default();
         // It may be the tag's as well as the commit's.
-        let fits = commit.hash.starts_with(checksum)
-            || commit.tag.as_ref().is_some_and(|tag| tag.starts_with(checksum));
-        if !fits {
+        let is_commits = commit.hash.starts_with(checksum);
+        commit.tag = commit.tag.filter(|tag| !is_commits && tag.starts_with(checksum));
+        if !is_commits && commit.tag.is_none() {
             return Err(self.failed(format!("expected checksum to match {checksum}, got {}", commit.hash)));
         }
         Ok(commit)
@@ -193,7 +196,9 @@ impl Git<'_> {
         let found = names.into_iter().find_map(|name| find(&name).map(|hash| (name, hash)));
         let (name, hash) =
             found.ok_or_else(|| self.failed(format!("repository does not contain ref {reference}")))?;
-        Ok(match find(&format!("{name}^{{}}")) {
+        // Nothing but a tag leads to something else.
+        let peeled = name.starts_with("refs/tags/").then(|| find(&format!("{name}^{{}}"))).flatten();
+        Ok(match peeled {
             Some(commit) => Commit { hash: commit, tag: Some(hash), reference: Some(name) },
             None => Commit { hash, tag: None, reference: Some(name) },
         })
@@ -214,6 +219,7 @@ impl Git<'_> {
         self.run(&tree, &["--git-dir", &git_dir_text, "init", "--quiet", format])?;
         run(&["remote", "add", "--", "origin", &self.shown()])?;
         self.fetch(commit, &run)?;
+        self.check_tag(commit, &run)?;
         if keep {
             run(&["checkout", "--quiet", "--detach", &commit.hash])?;
         } else {
@@ -231,6 +237,9 @@ impl Git<'_> {
         if keep {
             run(&["reflog", "expire", "--all", "--expire=now"])?;
             let _ = fs_err::remove_file(git_dir.join("FETCH_HEAD"));
+            // The index notes inodes and times of this checkout; made anew it notes the commit alone.
+            fs_err::remove_file(git_dir.join("index")).map_err(file_error)?;
+            run(&["read-tree", "HEAD"])?;
         }
         let mut directory = Directory::open(&tree)?;
         settle(&directory, seconds, if keep { GitDirs::Keep } else { GitDirs::Remove })?;
@@ -245,15 +254,27 @@ impl Git<'_> {
         Ok(path)
     }
 
+    /// The tag that the checksum is of leads to the commit.
+    fn check_tag(&self, commit: &Commit, run: &dyn Fn(&[&str]) -> Result<String>) -> Result<()> {
+        let Some(tag) = &commit.tag else { return Ok(()) };
+        let is_tag = run(&["cat-file", "-t", tag])?.trim() == "tag";
+        let target = run(&["rev-parse", "--verify", "--end-of-options", &format!("{tag}^{{commit}}")])?;
+        if !is_tag || target.trim() != commit.hash {
+            return Err(self.failed(format!("the tag {tag} does not lead to {}", commit.hash)));
+        }
+        Ok(())
+    }
+
     /// Fetches as little as the server lets: the commit alone, its branch or tag, or everything.
     fn fetch(&self, commit: &Commit, run: &dyn Fn(&[&str]) -> Result<String>) -> Result<()> {
-        let object = format!("{}^{{commit}}", commit.hash);
+        let wanted = [format!("{}^{{commit}}", commit.hash)];
+        let wanted: Vec<&String> = wanted.iter().chain(&commit.tag).collect();
         let named = commit.reference.as_ref().map(|name| format!("+{name}:{name}"));
         let shallow = ["fetch", "--quiet", "--no-tags", "--depth=1", "--", "origin"];
         let deep = ["fetch", "--quiet", "--no-tags", "--", "origin"];
         let everything = ["+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*"];
         let mut tries: Vec<Vec<&str>> = Vec::new();
-        match (&named, self.address.keeps_git_dir()) {
+        match (&named, self.address.keeps_git_dir() || commit.tag.is_some()) {
             (Some(named), true) => tries.push([&shallow[..], &[named]].concat()),
             _ => tries.push([&shallow[..], &[&commit.hash]].concat()),
         }
@@ -268,7 +289,7 @@ impl Git<'_> {
                 Err(Error::Canceled) => return Err(Error::Canceled),
                 Err(error) => last = Some(error),
                 Ok(_) => {
-                    if run(&["cat-file", "-e", &object]).is_ok() {
+                    if wanted.iter().all(|object| run(&["cat-file", "-e", object]).is_ok()) {
                         return Ok(());
                     }
                 }
@@ -283,6 +304,8 @@ impl Git<'_> {
 enum GitDirs {
     /// At the top.
     Keep,
+    /// This is one: nothing below it is special.
+    Within,
     /// Nowhere: those of submodules lead to where the build was.
     Remove,
 }
@@ -292,20 +315,20 @@ fn settle(directory: &Directory, seconds: i64, git_dirs: GitDirs) -> Result<()> 
     let time = Time { seconds, nanoseconds: 0 };
     for found in directory.list()? {
         let name: &OsStr = &found.name;
-        if name == ".git" {
-            match git_dirs {
-                GitDirs::Keep => continue,
-                GitDirs::Remove => {
-                    directory.remove_all(name)?;
-                    continue;
-                }
-            }
+        if name == ".git" && git_dirs == GitDirs::Remove {
+            directory.remove_all(name)?;
+            continue;
         }
         let stat = directory.stat(name)?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {
-                // Below the top, .git belongs to submodules.
-                settle(&directory.open_directory(name)?, seconds, GitDirs::Remove)?;
+                let below = match git_dirs {
+                    GitDirs::Within => GitDirs::Within,
+                    GitDirs::Keep if name == ".git" => GitDirs::Within,
+                    // Below the top, .git belongs to submodules.
+                    GitDirs::Keep | GitDirs::Remove => GitDirs::Remove,
+                };
+                settle(&directory.open_directory(name)?, seconds, below)?;
                 directory.set_mode(name, 0o755)?;
             }
             FileType::RegularFile => {

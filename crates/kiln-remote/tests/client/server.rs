@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use kiln_remote::{Answer, Client, Limits, Proxies, Settings, Validators};
+use kiln_remote::{Answer, Client, Limits, Proxies, Settings};
 
 /// A server until the test ends; remembers what it was asked.
 pub(crate) struct Server {
@@ -91,7 +91,7 @@ pub(crate) fn settings() -> Settings {
 
 /// Everything at an address.
 pub(crate) fn fetch(settings: &Settings, url: &str) -> kiln_remote::Result<Vec<u8>> {
-    match Client::new(settings)?.get(url, &Validators::default())? {
+    match Client::new(settings)?.get(url, None)? {
         Answer::Unchanged => panic!("nothing was known"),
         Answer::Body(mut body) => read(&mut body),
     }

@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use anyhow::Result;
 use kiln_build::{
-    BuildFailure, BuildRequest, Built, CacheUse, Entitlement, Error as BuildError, Executions, NetworkMode,
+    BuildFailure, BuildRequest, Built, CacheUse, ContextKind, Entitlement, Error as BuildError, Executions,
+    NetworkMode,
 };
 use kiln_graph::Cancel;
 use kiln_oci::{Platform, Reference};
@@ -23,9 +24,11 @@ use crate::watch::{Rehearsal, Watch};
 
 /// Builds an image.
 pub(crate) fn run(root: Option<&Path>, arguments: &Build) -> Result<u8> {
-    let inputs = context::open(root, &arguments.context, arguments.file.as_deref())?;
-    let request = request(arguments, &inputs)?;
     let mode = Mode::choose(arguments.progress, arguments.quiet)?;
+    // What is wrong on the command line is told before anything is waited for.
+    let request = request(arguments)?;
+    let inputs = context::open(root, &arguments.context, arguments.file.as_deref())?;
+    let request = of(&inputs, request);
     let started = Instant::now();
     let rehearsal = Rehearsal::default();
     // As root no namespace is entered, so that one way does for both.
@@ -95,7 +98,19 @@ fn report(arguments: &Build, built: &Built) -> Result<u8> {
     Ok(0)
 }
 
-fn request(arguments: &Build, inputs: &Inputs) -> Result<BuildRequest> {
+fn of(inputs: &Inputs, request: BuildRequest) -> BuildRequest {
+    BuildRequest {
+        context: inputs.context.clone(),
+        context_kind: inputs.kind,
+        dockerfile: inputs.dockerfile.clone(),
+        dockerfile_name: inputs.dockerfile_name.clone(),
+        ignore: inputs.ignore.clone(),
+        ..request
+    }
+}
+
+/// What the command line asks for, without a context.
+fn request(arguments: &Build) -> Result<BuildRequest> {
     let names = arguments
         .tag
         .iter()
@@ -116,11 +131,11 @@ fn request(arguments: &Build, inputs: &Inputs) -> Result<BuildRequest> {
         allowed.push(Entitlement::NetworkHost);
     }
     Ok(BuildRequest {
-        context: inputs.context.clone(),
-        context_kind: inputs.kind,
-        dockerfile: inputs.dockerfile.clone(),
-        dockerfile_name: inputs.dockerfile_name.clone(),
-        ignore: inputs.ignore.clone(),
+        context: arguments.context.clone(),
+        context_kind: ContextKind::Lasting,
+        dockerfile: Vec::new(),
+        dockerfile_name: String::new(),
+        ignore: Vec::new(),
         target: arguments.target.clone(),
         build_args: build_args(&arguments.build_arg),
         labels: labels(&arguments.label),
@@ -194,12 +209,10 @@ fn explain(request: &BuildRequest, failure: BuildFailure, failed: &[FailedStep])
     };
     let hint = match &failure.error {
         BuildError::NoBase { .. } => {
-            Some("load it with `kiln load`, make it with `kiln import`, or build and tag it")
+            Some("load it with `kiln load`, make it with `kiln import`, or build and tag it".to_owned())
         }
-        BuildError::NoCommands { .. } => Some(session::REMEDY),
-        BuildError::Remote(kiln_remote::Error::NoBundle { .. }) => {
-            Some("install ca-certificates, or name a bundle with SSL_CERT_FILE")
-        }
+        BuildError::NoCommands { .. } => Some(session::REMEDY.to_owned()),
+        BuildError::Remote(error) => crate::web::hint(error),
         _ => None,
     };
     let status = match &failure.error {

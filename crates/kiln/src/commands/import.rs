@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use kiln_oci::{History, Platform, Reference};
 
 use crate::arguments::image::Import;
+use crate::failure::{Failure, Kind};
 use crate::session::{self, Files};
 
 /// Makes an image of one layer out of a root file system's tar and prints its ID.
@@ -20,14 +21,21 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Import) -> Result<u8> {
         Some(name) => Some(name.parse::<Reference>()?.or_latest()),
         None => None,
     };
+    let stdin = std::io::stdin();
+    let (input, shown) = if arguments.file.as_os_str() == "-" {
+        if rustix::termios::isatty(stdin.as_fd()) {
+            let failure = Failure::new(Kind::Usage, "no archive to import: standard input is a terminal");
+            return Err(failure.hint("name a file, or pipe an archive into `kiln import -`").into());
+        }
+        (File::from(stdin.as_fd().try_clone_to_owned()?), "-".to_owned())
+    } else {
+        let shown = arguments.file.display().to_string();
+        let file = fs_err::File::open(&arguments.file)
+            .map_err(|error| Failure::new(Kind::Input, format!("cannot import {shown}")).caused_by(error))?;
+        (file.into_file(), shown)
+    };
     let store = session::open(root, Files::Touched)?;
     let lease = store.lease("import")?;
-    let (input, shown) = if arguments.file.as_os_str() == "-" {
-        (File::from(std::io::stdin().as_fd().try_clone_to_owned()?), "-".to_owned())
-    } else {
-        let file = fs_err::File::open(&arguments.file)?;
-        (file.into_file(), arguments.file.display().to_string())
-    };
     let history = History {
         created: Some(Timestamp::now().to_string()),
         comment: arguments.message.clone().unwrap_or_else(|| format!("Imported from {shown}")),

@@ -35,7 +35,7 @@ pub(crate) fn image(root: Option<&Path>, arguments: &InspectImage) -> Result<u8>
 fn show(root: Option<&Path>, format: Option<&str>, names: &[String], missing: &str) -> Result<u8> {
     let inspect = Inspect::read(format).map_err(|failure| Failure::from(failure).status(64))?;
     let store = session::open(root, Files::Untouched)?;
-    let unpacked = shows_directories(format);
+    let unpacked = inspect.may_show("GraphDriver");
     let mut failures: Vec<anyhow::Error> = Vec::new();
     let mut documents = Vec::new();
     for name in names {
@@ -50,13 +50,6 @@ fn show(root: Option<&Path>, format: Option<&str>, names: &[String], missing: &s
     std::io::stdout().write_all(inspected.text.as_bytes())?;
     failures.extend(inspected.failures.into_iter().map(|failure| Failure::from(failure).into()));
     Ok(super::report_all(&failures))
-}
-
-/// Whether the directories of layers are asked for.
-fn shows_directories(format: Option<&str>) -> bool {
-    let Some(format) = format else { return true };
-    let dense: String = format.chars().filter(|c| !c.is_whitespace()).collect();
-    dense == "json" || ["GraphDriver", "{{.}}", "json.}", "json$}"].iter().any(|part| dense.contains(part))
 }
 
 fn document(store: &Store, image: &Image, unpacked: bool) -> Result<Json> {

@@ -42,6 +42,15 @@ impl Inspect {
         }
     }
 
+    /// Whether a member of the documents may be shown; if not, it need not be found out.
+    pub(crate) fn may_show(&self, member: &str) -> bool {
+        match self {
+            Self::Indented | Self::Compact => true,
+            Self::Template(source) => Template::documents(source, "", Documents::default(), Markup::Plain)
+                .map_or(true, |template| template.may_look_at(member)),
+        }
+    }
+
     /// Prints `documents`; `subject` is what one is, "an image". A document that the template fails on is left out.
     pub(crate) fn render(&self, documents: &[Json], subject: &'static str, clock: &Clock) -> Inspected {
         let mut failures = Vec::new();
@@ -237,6 +246,34 @@ mod tests {
         let inspected = inspect(Some(format), &[image()]);
         assert!(inspected.failures.is_empty(), "{format}: {:?}", inspected.failures);
         assert_eq!(inspected.text.strip_suffix('\n'), Some(expect), "{format}");
+    }
+
+    #[test]
+    fn a_member_is_found_out_when_it_may_be_shown() {
+        for (format, shown) in [
+            ("", true),
+            ("json", true),
+            ("{{.Id}}", false),
+            ("{{json .}}", true),
+            ("{{ . | json }}", true),
+            ("{{json $}}", true),
+            ("{{json (.)}}", true),
+            ("{{.GraphDriver.Name}}", true),
+            ("{{($).GraphDriver}}", true),
+            ("{{$.GraphDriver.Data}}", true),
+            ("{{index . \"GraphDriver\"}}", true),
+            ("{{$all := .}}{{index $all \"GraphDriver\"}}", true),
+            ("{{with .}}{{.Id}}{{end}}", true),
+            ("{{range $name, $value := .}}{{$value}}{{end}}", true),
+            ("{{define \"x\"}}{{.Data}}{{end}}{{template \"x\" .GraphDriver}}", true),
+            ("{{if .Id}}{{else}}{{.GraphDriver}}{{end}}", true),
+            ("{{.Id}} GraphDriver {{\"{{.}}\"}}", false),
+            ("{{$id := .Id}}{{$id}} {{$.Os}}", false),
+            ("{{json .Config.Labels.GraphDriver}}", false),
+            ("{{range $tag := .RepoTags}}{{$tag}}{{end}}", false),
+        ] {
+            assert_eq!(Inspect::read(Some(format)).unwrap().may_show("GraphDriver"), shown, "{format}");
+        }
     }
 
     #[test]

@@ -113,6 +113,11 @@ impl Template {
         Ok(Self { strict, lenient: parsed, source: source.to_owned(), subject })
     }
 
+    /// Whether a member of the data may be looked at.
+    pub(crate) fn may_look_at(&self, member: &str) -> bool {
+        super::functions::may_look_at(&self.lenient, member)
+    }
+
     /// Applies the template to `data`.
     pub(crate) fn render(&self, data: &Value) -> Result<String, TemplateFailure> {
         match self.strict.execute_to_string(data) {

@@ -18,7 +18,7 @@ impl Bench {
     }
 
     fn build_from(&self, words: &[&str], input: &[u8]) -> Output {
-        let mut kiln = self.kiln("store", &["build", "--progress=plain", "-t", "made"]);
+        let mut kiln = self.kiln("store", &["build", "-t", "made"]);
         kiln.args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = kiln.spawn().expect("kiln");
         let mut stdin = child.stdin.take().expect("a pipe");
@@ -85,6 +85,38 @@ fn an_archive_is_a_context() {
     assert_eq!(bench.builds_from(&[&web.url("/context.tar.gz")], b""), id);
     bench.builds_from(&["-f", "-", &web.url("/context.tar.gz")], b"FROM scratch\nCOPY d /\n");
     assert_eq!(names(&bench), ["/", "/other"]);
+}
+
+#[test]
+fn names_of_whiteouts_are_no_files_of_an_archive() {
+    let Some(bench) = Bench::new() else { return };
+    bench.fill_context();
+    for name in [".wh.a", "d/.wh..wh..opq"] {
+        bench.write(&format!("context/{name}"), "x");
+        let says = "its name is reserved for whiteouts";
+        bench.refuses_from(&["-"], &bench.archive("-cf"), 1, says);
+        fs_err::remove_file(bench.path("context").join(name)).expect("removed");
+    }
+    bench.builds_from(&["-"], &bench.archive("-cf"));
+}
+
+#[test]
+fn words_that_make_no_sense_are_told_before_the_context_is_fetched() {
+    let Some(bench) = Bench::new() else { return };
+    let web = Web::start();
+    let url = web.url("/context.tar");
+    for (words, status, says) in [
+        (["--network=x", &url], 125, "cannot use the network"),
+        (["--allow=x", &url], 125, "cannot allow"),
+        (["-t=A", &url], 1, "A"),
+        (["--progress=tty", &url], 125, "cannot show progress as tty"),
+    ] {
+        bench.refuses_from(&words[..], b"", status, says);
+        assert_eq!(web.log(), Vec::<String>::new(), "{words:?}");
+    }
+    bench.refuses_from(&[&url], b"", 1, "cannot build from http://127.0.0.1");
+    assert_eq!(web.log(), ["404 /context.tar"]);
+    bench.refuses_from(&["http://u:s3cret@[::1"], b"", 1, "cannot build from http://");
 }
 
 fn made_or_skipped(tar: &mut Command) -> Option<Vec<u8>> {

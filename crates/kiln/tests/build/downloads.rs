@@ -59,10 +59,10 @@ fn what_did_not_change_is_asked_for_once() {
     let Some(bench) = Bench::new() else { return };
     let web = Web::start();
     web.put("/tagged", Page::new("one").header("ETag: \"1\""));
-    web.put("/dated", Page::new("two").header(OLD).header("Date: Sun, 09 Sep 2001 02:00:00 GMT"));
-    web.put("/fresh", Page::new("three").header(OLD).header("Date: Sun, 09 Sep 2001 01:46:41 GMT"));
+    web.put("/dated", Page::new("two").header(OLD));
+    web.put("/weak", Page::new("three").header("ETag: W/\"1\""));
     web.put("/bare", Page::new("four"));
-    let adds: String = ["/tagged", "/dated", "/fresh", "/bare"]
+    let adds: String = ["/tagged", "/dated", "/weak", "/bare"]
         .iter()
         .map(|path| format!("ADD {} /d/\n", web.url(path)))
         .collect();
@@ -73,26 +73,28 @@ fn what_did_not_change_is_asked_for_once() {
         log.sort();
         log
     };
-    assert_eq!(sorted(), ["200 /bare", "200 /dated", "200 /fresh", "200 /tagged"]);
+    assert_eq!(sorted(), ["200 /bare", "200 /dated", "200 /tagged", "200 /weak"]);
     let id = bench.id();
     bench.makes(&dockerfile, &[]);
     assert_eq!(bench.id(), id);
-    assert_eq!(sorted(), ["200 /bare", "200 /fresh", "304 /dated", "304 /tagged"]);
+    assert_eq!(sorted(), ["200 /bare", "200 /dated", "200 /weak", "304 /tagged"]);
 
     // What did change is seen, however the server tells of it.
     web.put("/tagged", Page::new("ONE").header("ETag: \"2\""));
+    // A server calls what is no later than the date unchanged, and this one is older.
+    web.put("/dated", Page::new("TWO").header(OLD));
     web.put("/bare", Page::new("FOUR"));
     bench.makes(&dockerfile, &[]);
     assert_ne!(bench.id(), id);
     bench.holds("/d/tagged", "ONE");
-    bench.holds("/d/dated", "two");
+    bench.holds("/d/dated", "TWO");
     bench.holds("/d/bare", "FOUR");
-    assert_eq!(sorted(), ["200 /bare", "200 /fresh", "200 /tagged", "304 /dated"]);
+    assert_eq!(sorted(), ["200 /bare", "200 /dated", "200 /tagged", "200 /weak"]);
 
     // A step below that changes needs no second download.
     let above = format!("FROM scratch\nCOPY <<x /x\ny\nx\n{adds}");
     bench.makes(&above, &[]);
-    assert_eq!(sorted(), ["200 /bare", "200 /fresh", "304 /dated", "304 /tagged"]);
+    assert_eq!(sorted(), ["200 /bare", "200 /dated", "200 /weak", "304 /tagged"]);
     bench.holds("/d/tagged", "ONE");
 
     // The same address twice is one request, and --no-cache asks for everything.
@@ -103,6 +105,29 @@ fn what_did_not_change_is_asked_for_once() {
     for entry in fs_err::read_dir(bench.path("store/downloads")).expect("read").flatten() {
         let remembered = fs_err::read_to_string(entry.path()).expect("read");
         assert!(!remembered.contains("127.0.0.1"), "{remembered}");
+    }
+}
+
+#[test]
+fn a_redirect_that_leads_elsewhere_is_followed() {
+    let Some(bench) = Bench::new() else { return };
+    let web = Web::start();
+    for (path, body) in [("/one", "one"), ("/two", "two")] {
+        web.put(path, Page::new(body).header("ETag: \"same\""));
+    }
+    let leads = |target: &str| {
+        web.put("/latest", Page::default().header(&format!("Location: {target}")));
+    };
+    let dockerfile = format!("FROM scratch\nADD {} /f\n", web.url("/latest"));
+    for (target, body, log) in [
+        ("/one", "one", ["302 /latest", "200 /one"]),
+        ("/one", "one", ["302 /latest", "304 /one"]),
+        ("/two", "two", ["302 /latest", "200 /two"]),
+    ] {
+        leads(target);
+        bench.makes(&dockerfile, &[]);
+        assert_eq!(web.log(), log);
+        bench.holds("/f", body);
     }
 }
 

@@ -261,6 +261,30 @@ fn credentials_stay_out_of_what_is_kept() {
 }
 
 #[test]
+fn a_repository_with_its_git_directory_is_the_same_each_time() {
+    let Some(bench) = Bench::new() else { return };
+    if !has_git() {
+        return;
+    }
+    bench.repository();
+    let daemon = bench.git_daemon();
+    let add = format!("FROM scratch\nADD --keep-git-dir git://127.0.0.1:{}/r.git /c/\n", daemon.port);
+    let layers = || {
+        bench.makes(&add, &["--no-cache"]);
+        text(&bench.run("store", &["inspect", "-f", "{{.RootFS.Layers}}", "made"]).stdout)
+    };
+    let first = layers();
+    assert!(first.contains("sha256:"), "{first}");
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    assert_eq!(layers(), first);
+    let out = bench.path("out");
+    let unpacked = bench.run("store", &["image", "unpack", "made", &out.display().to_string()]);
+    assert!(unpacked.status.success(), "{}", text(&unpacked.stderr));
+    let words = ["-c", "safe.directory=*", "-c", "core.fileMode=false", "status", "--porcelain"];
+    assert_eq!(git(&out.join("c"), &words), "");
+}
+
+#[test]
 fn a_repository_that_does_not_answer_can_be_interrupted() {
     let Some(bench) = Bench::new() else { return };
     if !has_git() {
@@ -278,6 +302,12 @@ fn a_repository_that_does_not_answer_can_be_interrupted() {
     assert_eq!(status.code(), Some(130), "{}", bench.read("build.err"));
     bench.assert_nothing_goes_on(&remote);
     assert_eq!(bench.leases(), 0);
+    // Nor does git outlive a kiln that nobody could tell anything.
+    let mut build = bench.start("build");
+    let (_connection, _) = listener.accept().expect("git asks");
+    kill_process(build.process(), Signal::KILL).expect("killed");
+    assert_eq!(build.wait().code(), None);
+    bench.assert_nothing_goes_on(&remote);
 }
 
 #[test]
@@ -352,6 +382,7 @@ fn hostile_addresses_and_repositories_are_refused() {
         bench.fails(&format!("FROM scratch\nADD {remote}{escaped} /c/\n"), &[says]);
         assert!(!canary.exists(), "{what}");
     }
+    forged_lists_lead_nowhere(&bench);
     bench.fails("FROM scratch\nADD git@example.com:x/y.git /c/\n", &["only https, http and git are spoken"]);
     bench.fails("FROM scratch\nCOPY https://h/r.git /c/\n", &["source can't be a git ref for COPY"]);
     // Without the program, one says so.
@@ -360,4 +391,35 @@ fn hostile_addresses_and_repositories_are_refused() {
     let output = kiln.env("PATH", bench.path("nothing")).output().expect("kiln");
     let told = text(&output.stderr);
     assert!(!output.status.success() && told.contains("the git program, which is not on PATH"), "{told}");
+}
+
+/// A checksum holds against the server's list of references, too.
+fn forged_lists_lead_nowhere(bench: &Bench) {
+    let work = bench.path("work");
+    let [main, other, tag] = ["main", "feature/x", "v1"].map(|name| git(&work, &["rev-parse", name]));
+    let web = Web::start();
+    serve_files(&web, &bench.path("served"), "", &Page::default());
+    let remote = web.url("/r.git");
+    let list = |lines: &[(&str, &str)]| {
+        let lines: String = lines.iter().map(|(hash, name)| format!("{hash}\t{name}\n")).collect();
+        web.put("/r.git/info/refs", Page::new(lines));
+    };
+    let add =
+        |what: &str, checksum: &str| format!("FROM scratch\nADD --checksum={checksum} {remote}#{what} /c/\n");
+    // A branch leads to what is listed for it.
+    list(&[(&main, "refs/heads/main"), (&other, "refs/heads/main^{}")]);
+    bench.makes(&add("main", &main), &[]);
+    bench.holds("/c/a", "a\n");
+    // A tag leads to what it says itself, whether or not the other commit was made before.
+    list(&[(&other, "refs/heads/feature/x"), (&tag, "refs/tags/v1"), (&other, "refs/tags/v1^{}")]);
+    for more in [&other, &tag] {
+        let made = add("v1", &other);
+        bench.fails(&add("v1", &tag), &["does not lead to", more]);
+        bench.makes(&made, &[]);
+    }
+    list(&[(&main, "refs/heads/main"), (&tag, "refs/tags/v1"), (&main, "refs/tags/v1^{}")]);
+    bench.makes(&add("v1", &tag), &[]);
+    bench.holds("/c/a", "a\n");
+    bench.makes(&add("v1", &main), &[]);
+    bench.holds("/c/a", "a\n");
 }

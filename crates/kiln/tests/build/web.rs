@@ -88,6 +88,7 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>) {
             Some(page) if page.locked && !head.to_ascii_lowercase().contains("\nauthorization: basic ") => {
                 "401 Unauthorized"
             }
+            Some(page) if page.headers.iter().any(|header| header.starts_with("Location:")) => "302 Found",
             Some(page) if is_known(&head, page) => "304 Not Modified",
             Some(_) => "200 OK",
         };
