@@ -249,12 +249,12 @@ impl<'a> Unpacker<'a> {
         }
         let from = match self.find(from)? {
             Some(from) => from.try_clone()?,
-            None => return Ok(()),
+            None => return self.make_room(&placed.path),
         };
         let source = OsStr::from_bytes(source);
         match from.stat(source) {
             // A lower layer holds it: it is copied when the snapshot is completed.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return self.make_room(&placed.path),
             Err(error) => return Err(error.into()),
             Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
                 let problem = EntryProblem::LinkToDirectory;
@@ -264,6 +264,22 @@ impl<'a> Unpacker<'a> {
             Ok(_) => {}
         }
         self.create(&placed.path, |parent, name| parent.make_link(name, &from, source))
+    }
+
+    /// Removes what this layer had at a path where something of a lower layer is to be.
+    fn make_room(&mut self, path: &[u8]) -> Result<()> {
+        let (parent, name) = split(path);
+        let name = OsStr::from_bytes(name);
+        let Some(parent) = self.find(parent)? else { return Ok(()) };
+        match parent.stat(name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error.into()),
+            Ok(_) => {
+                parent.remove_all(name)?;
+                self.forget(path);
+                Ok(())
+            }
+        }
     }
 
     fn is_whiteout(&self, stat: &rustix::fs::Stat) -> bool {

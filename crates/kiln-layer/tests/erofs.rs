@@ -500,3 +500,12 @@ proptest! {
         }
     }
 }
+
+/// A link into a lower layer takes the place of a directory, as any other entry does; what comes there after it is new.
+#[test]
+fn a_link_into_a_lower_layer_replaces_what_is_there() {
+    let tar =
+        Tar::new().dir("./", 0o755).dir("b", 0o755).dir("b/old", 0o755).link("nowhere", "b").dir("b", 0o700);
+    let Some(both) = Both::of(&tar.end()) else { return };
+    check(&both, "replaced");
+}
