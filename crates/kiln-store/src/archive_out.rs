@@ -485,10 +485,10 @@ fn level(compression: Compression) -> i32 {
 }
 
 /// Counts and hashes what is written.
-struct Hashing<W> {
-    output: W,
-    hasher: Hasher,
-    size: u64,
+pub(crate) struct Hashing<W> {
+    pub(crate) output: W,
+    pub(crate) hasher: Hasher,
+    pub(crate) size: u64,
 }
 
 impl<W: io::Write> io::Write for Hashing<W> {

@@ -144,7 +144,7 @@ CREATE TABLE leases (
 
 CREATE TABLE lease_roots (
   lease  TEXT NOT NULL REFERENCES leases (id) ON DELETE CASCADE,
-  kind   TEXT NOT NULL,               -- layer, image, blob, cache-mount
+  kind   TEXT NOT NULL,               -- layer, image, blob
   digest BLOB NOT NULL,
   PRIMARY KEY (lease, kind, digest)
 ) WITHOUT ROWID;

@@ -15,6 +15,7 @@ use kiln_sys::overlay::TarMount;
 use kiln_sys::publish::unnamed_file;
 
 use crate::Store;
+use crate::archive_out::Hashing;
 use crate::database::Durability;
 use crate::error::{Error, Result};
 use crate::layers::NewBlob;
@@ -162,7 +163,7 @@ impl Store {
         let mut input = io::BufReader::with_capacity(1 << 20, input.into_file());
         let first = io::BufRead::fill_buf(&mut input).map_err(Error::file("read", blob))?;
         let mut input = Compression::detect(first).decoder(input)?;
-        let mut output = Hashed { output: output.into_file(), hasher: Hasher::new(), size: 0 };
+        let mut output = Hashing { output: output.into_file(), hasher: Hasher::new(), size: 0 };
         io::copy(&mut input, &mut output).map_err(Error::file("decompress", blob))?;
         let digest = output.hasher.finish();
         if digest != layer.0 {
@@ -170,26 +171,6 @@ impl Store {
             return Err(Error::Mismatch { what, expected: layer.0, found: digest });
         }
         Ok(NewBlob { path, digest, size: output.size, compression: "none" })
-    }
-}
-
-/// A file, and the digest of what was written to it.
-struct Hashed {
-    output: File,
-    hasher: Hasher,
-    size: u64,
-}
-
-impl io::Write for Hashed {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let length = self.output.write(bytes)?;
-        self.hasher.update(&bytes[..length]);
-        self.size += length as u64;
-        Ok(length)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.output.flush()
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags};
 
+use crate::erofs::MountError;
 use crate::mount::{self, Attributes, Depth, FilesystemContext, FilesystemRefused};
 
 /// The most lowers that the kernel takes in one overlay (`OVL_MAX_STACK`).
@@ -41,9 +42,7 @@ impl TarMount {
             |source| FilesystemRefused { filesystem: "erofs".to_owned(), log: String::new(), source };
         let metadata = fs_err::File::open(&self.metadata).map_err(failed)?;
         let tar = fs_err::File::open(&self.tar).map_err(failed)?;
-        let mounted = crate::erofs::mount(metadata.as_fd(), tar.as_fd()).map_err(|error| match error {
-            crate::erofs::MountError::NotHere(refused) | crate::erofs::MountError::Failed(refused) => refused,
-        })?;
+        let mounted = crate::erofs::mount(metadata.as_fd(), tar.as_fd()).map_err(MountError::into_refused)?;
         let place = mount::open_place(&self.at).map_err(failed)?;
         mount::attach(mounted.as_fd(), place.as_fd()).map_err(failed)
     }
