@@ -526,6 +526,12 @@ def facts_of(archive_path, base_layers, case):
     }
 
 
+def lint_facts(found):
+    """What lint says, as `Rule:line`; no member when it says nothing."""
+    lint = sorted((f"{rule}:{line}" for rule, line in found), key=lambda one: (int(one.rpartition(":")[2]), one))
+    return {"lint": lint} if lint else {}
+
+
 def base_history(entry):
     return entry.get("created_by", "").startswith("corpus base layer")
 

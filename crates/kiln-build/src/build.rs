@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, OnceLock};
 
-use kiln_dockerfile::{Dockerfile, Severity, Span, parse, render_all};
+use kiln_dockerfile::{Diagnostic, Dockerfile, Severity, Span, parse_checked, render_all};
 use kiln_graph::{Cancel, Events, Graph, NoCache, Request, Solution, SolveError, VertexId, solve};
 use kiln_oci::{DiffId, ImageId, Platform, Reference};
 use kiln_store::{Lease, Store};
@@ -57,24 +57,25 @@ pub fn build<W: Watcher>(
     watcher: &W,
     cancel: &Cancel,
 ) -> std::result::Result<Built, Box<BuildFailure>> {
-    let parsed = parse_traced(&request.dockerfile);
+    let parsed = parse_traced(request);
     let source_text = parsed.dockerfile.source.clone();
     let fail = |error: Error, step: Option<String>, span: Option<std::ops::Range<usize>>| {
         let span = span.or_else(|| span_of(&error).map(|span| span.start..span.end));
         Box::new(BuildFailure { error, step, span, source_text: source_text.clone() })
     };
-    let rendered = |severity: Severity| {
-        let chosen: Vec<_> =
-            parsed.diagnostics.iter().filter(|diagnostic| diagnostic.severity == severity).cloned().collect();
-        render_all(&chosen, &request.dockerfile_name, &source_text)
+    let mut diagnostics = parsed.diagnostics;
+    let refused = |diagnostics: &[Diagnostic]| -> std::result::Result<(), Box<BuildFailure>> {
+        let errors = rendered(request, &source_text, diagnostics, Severity::Error);
+        if errors.is_empty() { Ok(()) } else { Err(fail(Error::Dockerfile(errors), None, None)) }
     };
-    if parsed.has_errors() {
-        return Err(fail(Error::Dockerfile(rendered(Severity::Error)), None, None));
-    }
+    refused(&diagnostics)?;
     let lease = store.lease("build").map_err(|error| fail(error.into(), None, None))?;
     keep_named(store, &lease, request).map_err(|error| fail(error.into(), None, None))?;
     let lowered =
         plan(store, &lease, &parsed.dockerfile, request).map_err(|error| fail(error, None, None))?;
+    diagnostics.extend_from_slice(&lowered.findings);
+    diagnostics.sort_by_key(|diagnostic| diagnostic.span.start);
+    refused(&diagnostics)?;
     watcher.planned(&steps(&lowered.graph));
     let engine = Engine {
         store,
@@ -113,7 +114,15 @@ pub fn build<W: Watcher>(
     {
         watcher.note(&format!("the build cache could not be trimmed: {error}"));
     }
-    Ok(Built { id, warnings: rendered(Severity::Warning), executions })
+    let warnings = rendered(request, &source_text, &diagnostics, Severity::Warning);
+    Ok(Built { id, warnings, executions })
+}
+
+/// The diagnostics of one severity as people read them; empty if there is none.
+fn rendered(request: &BuildRequest, source: &str, diagnostics: &[Diagnostic], severity: Severity) -> String {
+    let chosen: Vec<_> =
+        diagnostics.iter().filter(|diagnostic| diagnostic.severity == severity).cloned().collect();
+    render_all(&chosen, &request.dockerfile_name, source)
 }
 
 fn span_of(error: &Error) -> Option<Span> {
@@ -149,9 +158,10 @@ fn keep_named(store: &Store, lease: &Lease, request: &BuildRequest) -> kiln_stor
     Ok(())
 }
 
-fn parse_traced(text: &[u8]) -> kiln_dockerfile::Parsed {
-    let _span = kiln_trace::span("parse").with_bytes(text.len() as u64);
-    parse(text)
+fn parse_traced(request: &BuildRequest) -> kiln_dockerfile::Parsed {
+    let _span = kiln_trace::span("parse").with_bytes(request.dockerfile.len() as u64);
+    let check = request.build_args.get("BUILDKIT_DOCKERFILE_CHECK").map(String::as_str);
+    parse_checked(&request.dockerfile, check)
 }
 
 fn plan(store: &Store, lease: &Lease, dockerfile: &Dockerfile, request: &BuildRequest) -> Result<Lowered> {

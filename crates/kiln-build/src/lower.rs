@@ -5,8 +5,8 @@ mod add;
 use std::collections::BTreeMap;
 
 use kiln_dockerfile::{
-    CopySource as StageSource, Dockerfile, Expander, Instruction, Kind, Mount, MountType, Sharing,
-    SourceKind, Span, Stage, history, predefined, source_kind,
+    CopySource as StageSource, Diagnostic, Dockerfile, Expander, Instruction, Kind, Linter, Mount, MountType,
+    Sharing, SourceKind, Span, Stage, history, predefined, source_kind,
 };
 use kiln_graph::{Graph, Vertex, VertexId};
 use kiln_oci::{ImageConfig, Platform, Reference};
@@ -49,6 +49,8 @@ pub(crate) struct Lowered {
     /// The config without the new layers and history.
     pub(crate) image: ImageConfig,
     pub(crate) history: Vec<PlannedHistory>,
+    /// What lint says of the stages that are wanted.
+    pub(crate) findings: Vec<Diagnostic>,
 }
 
 /// Lowers the target stage and whatever it needs.
@@ -59,9 +61,11 @@ pub(crate) fn lower(
 ) -> Result<Lowered> {
     let target = dockerfile.target_stage(request.target.as_deref())?;
     let expander = Expander::new(dockerfile.directives.escape);
-    let mut global_args = default_args(dockerfile, request, target);
-    declare_meta_args(dockerfile, request, expander, &mut global_args)?;
+    let mut global_args = default_args(dockerfile, request, &request.build_args, target);
+    declare_meta_args(dockerfile, &request.build_args, expander, &mut global_args)?;
     let epoch = source_date_epoch(request, &global_args)?;
+    let mut linter = Linter::new(dockerfile, &request.ignore);
+    lint_stages(&mut linter, dockerfile, request, expander, &global_args, target);
     let mut lowering = Lowering {
         dockerfile,
         request,
@@ -75,6 +79,7 @@ pub(crate) fn lower(
         images: BTreeMap::new(),
         downloads: BTreeMap::new(),
         repositories: Vec::new(),
+        linter,
     };
     lowering.stage(target, 0)?;
     let mut state = lowering.stages.remove(&target).unwrap_or_else(|| unreachable_stage(request));
@@ -82,15 +87,61 @@ pub(crate) fn lower(
         let labels = state.image.config.labels.get_or_insert_default();
         labels.extend(request.labels.iter().map(|(name, value)| (name.clone(), value.clone())));
     }
-    Ok(Lowered { graph: lowering.graph, target: state.vertex, image: state.image, history: state.history })
+    Ok(Lowered {
+        graph: lowering.graph,
+        target: state.vertex,
+        image: state.image,
+        history: state.history,
+        findings: lowering.linter.into_findings(),
+    })
+}
+
+/// Lint of every FROM, wanted or not. Words that cannot be expanded are no finding: they fail the stage that needs them.
+fn lint_stages(
+    linter: &mut Linter<'_>,
+    dockerfile: &Dockerfile,
+    request: &BuildRequest,
+    expander: Expander,
+    global_args: &Arguments,
+    target: usize,
+) {
+    let declared =
+        dockerfile.meta_args.iter().flat_map(|meta| &meta.items).map(|item| item.name.text.as_str());
+    let known = declared.chain(global_args.iter().map(|(name, _)| name.as_str()));
+    let none = BTreeMap::new();
+    let mut defaults = default_args(dockerfile, request, &none, target);
+    let have_defaults = declare_meta_args(dockerfile, &none, expander, &mut defaults).is_ok();
+    for stage in &dockerfile.stages {
+        let expand = |text: &str, args: &Arguments| expander.word(text, args).ok();
+        let Some(base) = expand(&stage.base.text, global_args) else { continue };
+        let platform = stage.platform.as_ref();
+        let platform = platform.and_then(|word| Some((word, expand(&word.text, global_args)?)));
+        linter.from(stage, &base, platform.as_ref().map(|(_, expanded)| expanded), &known);
+        if let Some((word, expanded)) = &platform {
+            let parsed = expanded.text.parse::<Platform>().ok();
+            let parsed = parsed.as_ref().map(|parsed| (parsed.os.as_str(), parsed.architecture.as_str()));
+            linter.platform(stage, word, expanded, &request.platform.to_string(), parsed);
+        }
+        if have_defaults && let Some(base) = expand(&stage.base.text, &defaults) {
+            linter.default_base(stage, base.text.parse::<Reference>().is_ok());
+        }
+    }
 }
 
 fn unreachable_stage(request: &BuildRequest) -> StageState {
     StageState::new(ImageConfig::scratch(&request.platform))
 }
 
+/// Names and values of global arguments.
+type Arguments = Vec<(String, String)>;
+
 /// The arguments that exist without being declared (BuildKit's platform arguments).
-fn default_args(dockerfile: &Dockerfile, request: &BuildRequest, target: usize) -> Vec<(String, String)> {
+fn default_args(
+    dockerfile: &Dockerfile,
+    request: &BuildRequest,
+    build_args: &BTreeMap<String, String>,
+    target: usize,
+) -> Vec<(String, String)> {
     let host = Platform::host();
     let platform = &request.platform;
     let stage = request.target.clone().unwrap_or_else(|| {
@@ -112,7 +163,7 @@ fn default_args(dockerfile: &Dockerfile, request: &BuildRequest, target: usize) 
         ("TARGETSTAGE", stage),
     ];
     let chosen = |(name, value): (&str, String)| {
-        let value = request.build_args.get(name).cloned().unwrap_or(value);
+        let value = build_args.get(name).cloned().unwrap_or(value);
         (name.to_owned(), value)
     };
     defaults.into_iter().map(chosen).collect()
@@ -120,13 +171,13 @@ fn default_args(dockerfile: &Dockerfile, request: &BuildRequest, target: usize) 
 
 fn declare_meta_args(
     dockerfile: &Dockerfile,
-    request: &BuildRequest,
+    build_args: &BTreeMap<String, String>,
     expander: Expander,
     args: &mut Vec<(String, String)>,
 ) -> Result<()> {
     for item in dockerfile.meta_args.iter().flat_map(|meta| &meta.items) {
         let name = &item.name.text;
-        let value = match (request.build_args.get(name), &item.default) {
+        let value = match (build_args.get(name), &item.default) {
             (Some(value), _) => Some(value.clone()),
             (None, Some(default)) => Some(expander.word(&default.text, args)?.text),
             (None, None) => None,
@@ -171,6 +222,7 @@ struct Lowering<'a> {
     downloads: BTreeMap<(String, Option<String>), VertexId>,
     /// Repositories that were added before.
     repositories: Vec<(crate::git::GitAddress, VertexId)>,
+    linter: Linter<'a>,
 }
 
 /// Where a stage is: for names of vertices.
@@ -315,6 +367,11 @@ impl Lowering<'_> {
         steps: &mut Steps,
     ) -> Result<()> {
         let expanded = instruction.kind.expand(&self.expander, &state.environment)?;
+        if !steps.trigger {
+            let mut remembered = std::mem::take(&mut state.lint);
+            self.linter.instruction(&mut remembered, instruction, &expanded, &state.surroundings());
+            state.lint = remembered;
+        }
         let global_args = std::mem::take(&mut self.global_args);
         let scope = Scope {
             expander: self.expander,
@@ -666,19 +723,17 @@ mod tests {
         }
     }
 
-    /// HTTP_PROXY in the environment, and so in the key, of a Dockerfile's one RUN.
-    #[track_caller]
-    fn proxy(instructions: &str, build_arg: Option<&str>) -> Option<String> {
-        let request = BuildRequest {
+    fn request(dockerfile: &str, build_args: &[(&str, &str)]) -> BuildRequest {
+        BuildRequest {
             context: ".".into(),
             context_kind: crate::request::ContextKind::Lasting,
-            dockerfile: format!("FROM scratch\n{instructions}\nRUN [\"x\"]\n").into_bytes(),
+            dockerfile: dockerfile.as_bytes().to_vec(),
             dockerfile_name: "Dockerfile".to_owned(),
             ignore: Vec::new(),
             target: None,
-            build_args: build_arg
-                .map(|value| ("HTTP_PROXY".to_owned(), value.to_owned()))
-                .into_iter()
+            build_args: build_args
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
                 .collect(),
             labels: BTreeMap::new(),
             names: Vec::new(),
@@ -692,7 +747,15 @@ mod tests {
             executions: Executions::Allowed(kiln_runtime::Isolation::Namespaces),
             remote: kiln_remote::Settings::default(),
             git: crate::git::GitProgram::default(),
-        };
+        }
+    }
+
+    /// HTTP_PROXY in the environment, and so in the key, of a Dockerfile's one RUN.
+    #[track_caller]
+    fn proxy(instructions: &str, build_arg: Option<&str>) -> Option<String> {
+        let dockerfile = format!("FROM scratch\n{instructions}\nRUN [\"x\"]\n");
+        let given: Vec<_> = build_arg.map(|value| ("HTTP_PROXY", value)).into_iter().collect();
+        let request = request(&dockerfile, &given);
         let parsed = kiln_dockerfile::parse(&request.dockerfile);
         let lowered = lower(&parsed.dockerfile, &request, &mut NoBases).expect("lowered");
         let runs = lowered.graph.vertices().find_map(|(_, vertex)| match &vertex.operation {
@@ -700,6 +763,43 @@ mod tests {
             _ => None,
         });
         runs.expect("a RUN").into_iter().find(|(name, _)| name == "HTTP_PROXY").map(|(_, value)| value)
+    }
+
+    /// Rule and line of what lint finds.
+    #[track_caller]
+    fn lint(request: &BuildRequest, expect: &[&str]) {
+        let parsed = kiln_dockerfile::parse(&request.dockerfile);
+        let lowered = lower(&parsed.dockerfile, request, &mut NoBases).expect("lowered");
+        let found: Vec<String> = lowered
+            .findings
+            .iter()
+            .map(|finding| format!("{} {}", finding.rule.unwrap_or_default(), finding.span.line))
+            .collect();
+        assert_eq!(found, expect, "{}", String::from_utf8_lossy(&request.dockerfile));
+    }
+
+    #[test]
+    fn lint_sees_what_each_instruction_sees() {
+        lint(
+            &request("FROM scratch\nENV A=$B B=$A\nLABEL c=$B\n", &[]),
+            &["UndefinedVar 2", "UndefinedVar 2"],
+        );
+        lint(&request("FROM scratch\nARG B\nENV A=$B\n", &[]), &[]);
+        lint(&request("FROM scratch\nSHELL [\"x\"]\nCMD y\n", &[]), &[]);
+        lint(&request("FROM scratch\nCMD y\n", &[]), &["JSONArgsRecommended 2"]);
+        // A stage knows where the one below it is; what it says itself counts anew.
+        let stages = "FROM scratch AS a\nWORKDIR /x\nCMD [\"a\"]\nFROM a\nWORKDIR y\nCMD [\"b\"]\n";
+        lint(&request(stages, &[]), &[]);
+        // Only what is wanted is lint's to judge.
+        lint(&request("FROM scratch\nCMD y\nFROM scratch\n", &[]), &[]);
+    }
+
+    #[test]
+    fn lint_of_bases_goes_without_build_arguments() {
+        let file = "ARG BASE\nFROM $BASE\n";
+        lint(&request(file, &[("BASE", "scratch")]), &["InvalidDefaultArgInFrom 2"]);
+        let misspelt = "ARG BASE=scratch\nFROM scratch$BSAE\n";
+        lint(&request(misspelt, &[]), &["UndefinedArgInFrom 2"]);
     }
 
     #[test]

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use kiln_dockerfile::{
-    Expander, Healthcheck as HealthcheckInstruction, Kind, history, parse_port, parse_signal,
+    Expander, Healthcheck as HealthcheckInstruction, Kind, StageLint, Surroundings, history, parse_port,
+    parse_signal,
 };
 use kiln_graph::VertexId;
 use kiln_oci::{Config, Empty, Healthcheck, History, ImageConfig, Platform};
@@ -36,6 +37,8 @@ pub(crate) struct StageState {
     pub(crate) vertex: Option<VertexId>,
     /// Whether this stage had a CMD, which an ENTRYPOINT then keeps.
     has_cmd: bool,
+    /// What lint remembers.
+    pub(crate) lint: StageLint,
 }
 
 /// What the whole build knows while it lowers a stage.
@@ -67,6 +70,7 @@ impl StageState {
             build_args: Vec::new(),
             vertex: None,
             has_cmd: false,
+            lint: StageLint::default(),
         };
         if !state.image.config.working_dir.is_empty() {
             let directory = state.image.config.working_dir.clone();
@@ -80,6 +84,7 @@ impl StageState {
     pub(crate) fn on_stage(base: &Self) -> (Self, Vec<String>) {
         let mut state = base.clone();
         state.has_cmd = false;
+        state.lint = base.lint.on_stage();
         let triggers = state.image.config.on_build.take().unwrap_or_default();
         (state, triggers)
     }
@@ -97,6 +102,15 @@ impl StageState {
         match &self.image.config.shell {
             Some(shell) if !shell.is_empty() => shell.clone(),
             _ => vec!["/bin/sh".to_owned(), "-c".to_owned()],
+        }
+    }
+
+    /// What lint knows of the stage.
+    pub(crate) fn surroundings(&self) -> Surroundings<'_> {
+        Surroundings {
+            environment: &self.environment,
+            declared: &self.build_args,
+            own_shell: self.image.config.shell.as_ref().is_some_and(|shell| !shell.is_empty()),
         }
     }
 
@@ -283,6 +297,7 @@ pub fn apply_changes(platform: &Platform, changes: &[String]) -> Result<ImageCon
         build_args: Vec::new(),
         vertex: None,
         has_cmd: false,
+        lint: StageLint::default(),
     };
     let expander = Expander::new('\\');
     let build_args = BTreeMap::new();

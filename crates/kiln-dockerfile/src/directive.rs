@@ -251,10 +251,20 @@ impl Check {
         let values = comments.iter().filter_map(|comment| comment.split_once('='));
         let mut values = values.filter(|(name, _)| name.trim().eq_ignore_ascii_case("check"));
         let (_, value) = values.next()?;
+        Self::of_value(value)
+    }
+
+    /// Reads a value that was given beside the file; one that is malformed is none.
+    pub(crate) fn of_value(value: &str) -> Option<Self> {
         let mut diagnostics = Vec::new();
-        let value = Word { text: value.trim().to_owned(), ..Word::default() };
-        let check = read_check(&value, &mut diagnostics);
+        let word = Word { text: value.trim().to_owned(), ..Word::default() };
+        let check = if word.text.is_empty() { Self::default() } else { read_check(&word, &mut diagnostics) };
         diagnostics.is_empty().then_some(check)
+    }
+
+    /// Whether an experimental rule is asked for.
+    pub(crate) fn wants(&self, rule: &str) -> bool {
+        self.experimental.contains(rule) || self.experimental.contains("all")
     }
 
     /// Whether a finding stays; those that no rule made always do.

@@ -74,6 +74,7 @@ pub mod history;
 mod ignore;
 mod instruction;
 mod json;
+mod lint;
 mod mount;
 mod parse;
 mod pattern;
@@ -99,8 +100,11 @@ pub use instruction::{
     Add, Arg, Check, CommandLine, Copy, Dockerfile, Healthcheck, InlineFile, Instruction, Kind, MetaArg,
     Network, Onbuild, Pair, PairForm, Run, Security, Stage, Transfer,
 };
+pub use lint::{Linter, StageLint, Surroundings};
 pub use mount::{DeviceFlag, Mount, MountFlag, MountType, Sharing};
-pub use parse::{MAX_DIAGNOSTICS, MAX_LINE_BYTES, MAX_SOURCE_BYTES, Parsed, parse, parse_trigger};
+pub use parse::{
+    MAX_DIAGNOSTICS, MAX_LINE_BYTES, MAX_SOURCE_BYTES, Parsed, parse, parse_checked, parse_trigger,
+};
 pub use remote_source::{GitSource, SourceKind, source_kind};
 pub use source::{Span, Word};
 pub use stage::CopySource;

@@ -65,6 +65,13 @@ impl Parsed {
 /// Parses a Dockerfile.
 #[must_use]
 pub fn parse(text: impl AsRef<[u8]>) -> Parsed {
+    parse_checked(text, None)
+}
+
+/// Parses a Dockerfile. `check` has what `# check=` may have and stands in for it, as the build argument
+/// `BUILDKIT_DOCKERFILE_CHECK` does; a malformed one does not count.
+#[must_use]
+pub fn parse_checked(text: impl AsRef<[u8]>, check: Option<&str>) -> Parsed {
     let bytes = text.as_ref();
     let mut diagnostics = Vec::new();
     if bytes.len() > MAX_SOURCE_BYTES {
@@ -77,21 +84,24 @@ pub fn parse(text: impl AsRef<[u8]>) -> Parsed {
     }
     let text = decode(bytes);
     let source = Source::new(&text);
-    let directives = directive::read(&source, &mut diagnostics);
+    let mut directives = directive::read(&source, &mut diagnostics);
     let mut parser = Parser { source: &source, escape: directives.escape, diagnostics };
     parser.check_utf8(bytes);
     let (meta_args, stages) = parser.file(&directives);
+    if let Some(check) = check.and_then(directive::Check::of_value) {
+        directives.check = Some(check);
+    }
     let mut diagnostics = parser.diagnostics;
     diagnostics.sort_by_key(|diagnostic| (diagnostic.span.start, std::cmp::Reverse(diagnostic.severity)));
-    crate::stage::check_stages(&stages, &mut diagnostics);
-    if let Some(check) = &directives.check {
+    let dockerfile = Dockerfile { directives, meta_args, stages, source: text.into_owned() };
+    crate::lint::check_file(&dockerfile, &mut diagnostics);
+    if let Some(check) = &dockerfile.directives.check {
         diagnostics.retain(|diagnostic| check.keeps(diagnostic));
         if check.error {
             let broken = diagnostics.iter_mut().filter(|diagnostic| diagnostic.rule.is_some());
             broken.for_each(|diagnostic| diagnostic.severity = Severity::Error);
         }
     }
-    let dockerfile = Dockerfile { directives, meta_args, stages, source: text.into_owned() };
     Parsed { dockerfile, diagnostics }
 }
 

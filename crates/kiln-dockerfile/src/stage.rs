@@ -1,8 +1,5 @@
 //! Stages by name and number, as FROM, COPY and --target find them.
 
-use std::collections::BTreeSet;
-
-use crate::diagnostic::Diagnostic;
 use crate::error::Error;
 use crate::instruction::{Dockerfile, Stage};
 use crate::suggest;
@@ -79,21 +76,4 @@ impl Dockerfile {
             Error::Stage { message: format!("target stage {target:?} could not be found{hint}") }
         })
     }
-}
-
-/// Names that are used twice or mean something else.
-pub(crate) fn check_stages(stages: &[Stage], diagnostics: &mut Vec<Diagnostic>) {
-    let mut seen = BTreeSet::new();
-    for name in stages.iter().filter_map(|stage| stage.name.as_ref()) {
-        if name.text == "context" || name.text == "scratch" {
-            let message =
-                format!("stage name should not use the same name as reserved stage {:?}", name.text);
-            diagnostics.push(Diagnostic::warning(Some("ReservedStageName"), message, name.span));
-        }
-        if !seen.insert(&name.text) {
-            let message = format!("duplicate stage name {:?}, stage names should be unique", name.text);
-            diagnostics.push(Diagnostic::warning(Some("DuplicateStageName"), message, name.span));
-        }
-    }
-    diagnostics.sort_by_key(|diagnostic| diagnostic.span.start);
 }

@@ -376,6 +376,50 @@ fn warnings() {
 }
 
 #[test]
+fn casing_follows_the_majority() {
+    check_warnings(
+        "FROM a\nrun x\nRun y\nRUN z\n",
+        &[
+            "2:1 'run' should be in upper case, as most instructions are",
+            "3:1 'Run' should be in upper case, as most instructions are",
+        ],
+    );
+    check_warnings(
+        "from a\nrun x\nRUN y\n",
+        &["3:1 'RUN' should be in lower case, as most instructions are"],
+    );
+    check_warnings("FROM a\nrun x\n", &["2:1 'run' should be in upper case, as most instructions are"]);
+    check_warnings("# check=skip=ConsistentInstructionCasing\nFROM a\nrun x\n", &[]);
+}
+
+#[test]
+fn descriptions_are_checked_for_who_asks() {
+    let text = "# what\nARG A=1\n# B is it\nARG B\n# a stage\nFROM $A AS c\n";
+    check_warnings(text, &[]);
+    let asked = format!("# check=experimental=InvalidDefinitionDescription\n\n{text}");
+    check_warnings(
+        &asked,
+        &[
+            "4:1 the comment above ARG should have the form `# A <description>`",
+            "8:1 the comment above FROM should have the form `# c <description>`",
+        ],
+    );
+}
+
+#[test]
+fn a_check_given_beside_the_file_stands_in_for_its_own() {
+    let text = "# check=skip=all\nFROM a AS B\n";
+    let severities = |check| {
+        let parsed = kiln_dockerfile::parse_checked(text, check);
+        parsed.diagnostics.into_iter().map(|diagnostic| diagnostic.severity).collect::<Vec<_>>()
+    };
+    assert_eq!(severities(None), []);
+    assert_eq!(severities(Some("skip=FromAsCasing")), [Severity::Warning]);
+    assert_eq!(severities(Some("error=true")), [Severity::Error]);
+    assert_eq!(severities(Some("nonsense")), []);
+}
+
+#[test]
 fn checks_are_skipped_or_made_errors() {
     check_warnings("# check=skip=FromAsCasing\nFROM a as B\n", &["2:11 stage name 'B' should be lowercase"]);
     check_warnings("# check=skip=all\nFROM a as B\nARG --x b\n", &["3:5 ARG takes no flags: --x is ignored"]);

@@ -1,0 +1,335 @@
+//! BuildKit's lint rules: what is allowed in a Dockerfile and seldom meant.
+//!
+//! Rules that need only the text are checked by [`parse`](crate::parse). The others follow the instructions as a build
+//! meets them, with the environment that each one sees: [`Linter`]. Rules have BuildKit's names, by which `# check=skip=`
+//! leaves them out.
+
+use std::collections::BTreeSet;
+
+use crate::diagnostic::{Diagnostic, Severity};
+use crate::directive::Check;
+use crate::evaluate::Expanded;
+use crate::expand::Expansion;
+use crate::glob::clean_path;
+use crate::ignore::IgnoreMatcher;
+use crate::instruction::{CommandLine, Dockerfile, Instruction, Kind, Stage, Transfer};
+use crate::remote_source::{SourceKind, source_kind};
+use crate::source::{Span, Word};
+use crate::suggest;
+
+/// Parts of a variable's name, between underscores, that tell of a secret; and those that tell that it is none.
+const SECRET: [&str; 10] =
+    ["apikey", "auth", "credential", "credentials", "key", "password", "pword", "passwd", "secret", "token"];
+const NO_SECRET: [&str; 3] = ["public", "file", "version"];
+
+/// Checks what needs no more than the file.
+pub(crate) fn check_file(dockerfile: &Dockerfile, diagnostics: &mut Vec<Diagnostic>) {
+    stage_names(&dockerfile.stages, diagnostics);
+    keyword_casing(&dockerfile.stages, diagnostics);
+    if dockerfile.directives.check.as_ref().is_some_and(|check| check.wants(DESCRIPTION)) {
+        descriptions(dockerfile, diagnostics);
+    }
+    diagnostics.sort_by_key(|diagnostic| diagnostic.span.start);
+}
+
+/// Names that are used twice or mean something else.
+fn stage_names(stages: &[Stage], diagnostics: &mut Vec<Diagnostic>) {
+    let mut seen = BTreeSet::new();
+    for name in stages.iter().filter_map(|stage| stage.name.as_ref()) {
+        if name.text == "context" || name.text == "scratch" {
+            let message =
+                format!("stage name should not use the same name as reserved stage {:?}", name.text);
+            diagnostics.push(Diagnostic::warning(Some("ReservedStageName"), message, name.span));
+        }
+        if !seen.insert(&name.text) {
+            let message = format!("duplicate stage name {:?}, stage names should be unique", name.text);
+            diagnostics.push(Diagnostic::warning(Some("DuplicateStageName"), message, name.span));
+        }
+    }
+}
+
+/// Keywords are all upper case or all lower case, as most of them are.
+fn keyword_casing(stages: &[Stage], diagnostics: &mut Vec<Diagnostic>) {
+    let keywords = || {
+        stages.iter().flat_map(|stage| {
+            let own = stage.instructions.iter().map(|instruction| &instruction.keyword);
+            std::iter::once(&stage.keyword).chain(own)
+        })
+    };
+    let is_lower = |word: &&Word| word.text == word.text.to_lowercase();
+    let is_upper = |word: &&Word| word.text == word.text.to_uppercase();
+    let (is_right, right): (&dyn Fn(&&Word) -> bool, _) =
+        if keywords().filter(is_lower).count() > keywords().filter(is_upper).count() {
+            (&is_lower, "lower")
+        } else {
+            (&is_upper, "upper")
+        };
+    for keyword in keywords().filter(|keyword| !is_right(keyword)) {
+        let message = format!("'{}' should be in {right} case, as most instructions are", keyword.text);
+        diagnostics.push(Diagnostic::warning(Some("ConsistentInstructionCasing"), message, keyword.span));
+    }
+}
+
+/// An experimental rule: only who asks for it gets it.
+const DESCRIPTION: &str = "InvalidDefinitionDescription";
+
+/// A comment right above a named stage or an ARG begins with the name.
+fn descriptions(dockerfile: &Dockerfile, diagnostics: &mut Vec<Diagnostic>) {
+    let mut look = |comments: &[String], names: &[&Word], keyword: &str, span: Span| {
+        let Some((comment, first)) = comments.last().zip(names.first()) else { return };
+        let begins = comment.split(' ').next().unwrap_or_default();
+        if names.iter().any(|name| name.text == begins) {
+            return;
+        }
+        let name = if names.len() > 1 { "<name>" } else { &first.text };
+        let message = format!("the comment above {keyword} should have the form `# {name} <description>`");
+        diagnostics.push(Diagnostic::warning(Some(DESCRIPTION), message, span));
+    };
+    for meta in &dockerfile.meta_args {
+        let names: Vec<&Word> = meta.items.iter().map(|item| &item.name).collect();
+        look(&meta.comments, &names, "ARG", meta.span);
+    }
+    for stage in &dockerfile.stages {
+        let name: Vec<&Word> = stage.name.iter().collect();
+        look(&stage.comments, &name, "FROM", stage.span);
+        for instruction in &stage.instructions {
+            if let Kind::Arg(items) = &instruction.kind {
+                let names: Vec<&Word> = items.iter().map(|item| &item.name).collect();
+                look(&instruction.comments, &names, "ARG", instruction.span);
+            }
+        }
+    }
+}
+
+/// Follows the instructions of a build.
+#[derive(Debug)]
+pub struct Linter<'d> {
+    check: Option<&'d Check>,
+    /// Patterns of the context's ignore file, if any of its paths can be told to be left out.
+    ignore: Option<IgnoreMatcher>,
+    findings: Vec<Diagnostic>,
+}
+
+/// What lint remembers of a stage.
+#[derive(Debug, Clone, Default)]
+pub struct StageLint {
+    cmd: Option<Span>,
+    entrypoint: Option<Span>,
+    healthcheck: Option<Span>,
+    workdir: bool,
+}
+
+impl StageLint {
+    /// For a stage on this one.
+    #[must_use]
+    pub fn on_stage(&self) -> Self {
+        Self { workdir: self.workdir, ..Self::default() }
+    }
+}
+
+/// What an instruction finds.
+#[derive(Debug, Clone, Copy)]
+pub struct Surroundings<'a> {
+    /// The variables that are set.
+    pub environment: &'a [(String, String)],
+    /// What ARGs of the stage declare, with or without a value.
+    pub declared: &'a [(String, Option<String>)],
+    /// Whether SHELL was used, here or in the base: who chooses the shell means the shell form.
+    pub own_shell: bool,
+}
+
+impl<'d> Linter<'d> {
+    /// A linter for a build of `dockerfile` in a context with this ignore file, of which malformed ones are not lint's to
+    /// report.
+    #[must_use]
+    pub fn new(dockerfile: &'d Dockerfile, ignore: &[u8]) -> Self {
+        let ignore = Some(ignore).filter(|ignore| !ignore.is_empty());
+        let ignore = ignore.and_then(|ignore| IgnoreMatcher::parse(ignore).ok());
+        // What an exclusion brings back depends on the files.
+        let ignore = ignore.filter(|matcher| !matcher.is_empty() && !matcher.has_exclusions());
+        Self { check: dockerfile.directives.check.as_ref(), ignore, findings: Vec::new() }
+    }
+
+    /// What was found, in the order of the file.
+    #[must_use]
+    pub fn into_findings(mut self) -> Vec<Diagnostic> {
+        self.findings.sort_by_key(|finding| finding.span.start);
+        self.findings
+    }
+
+    fn find(&mut self, rule: &'static str, message: String, span: Span, comments: &[String]) {
+        let mut finding = Diagnostic::warning(Some(rule), message, span);
+        let own = Check::of_comments(comments);
+        if [self.check, own.as_ref()].into_iter().flatten().all(|check| check.keeps(&finding)) {
+            if self.check.is_some_and(|check| check.error) {
+                finding.severity = Severity::Error;
+            }
+            self.findings.push(finding);
+        }
+    }
+
+    /// FROM, with its base and platform expanded by the global ARGs, which have the names `known`.
+    pub fn from<'k>(
+        &mut self,
+        stage: &Stage,
+        base: &Expansion,
+        platform: Option<&Expansion>,
+        known: &(impl Iterator<Item = &'k str> + Clone),
+    ) {
+        for name in [Some(base), platform].into_iter().flatten().flat_map(|word| &word.unset) {
+            if known.clone().any(|known| known == name) {
+                continue;
+            }
+            let near = suggest::near(name, known.clone()).map(|near| format!(", did you mean {near}?"));
+            let message = format!("no ARG before the first FROM declares {name}{}", near.unwrap_or_default());
+            self.find("UndefinedArgInFrom", message, stage.span, &stage.comments);
+        }
+    }
+
+    /// FROM's base when no build argument is given: expanded, and whether it names an image or a stage then.
+    pub fn default_base(&mut self, stage: &Stage, is_name: bool) {
+        if !is_name {
+            let message = format!("without build arguments {} is empty or no image's name", stage.base.text);
+            self.find("InvalidDefaultArgInFrom", message, stage.span, &stage.comments);
+        }
+    }
+
+    /// FROM's `--platform`: what it became, the build's target platform, and the platform's system and architecture if it
+    /// can be read.
+    pub fn platform(
+        &mut self,
+        stage: &Stage,
+        word: &Word,
+        expanded: &Expansion,
+        target: &str,
+        parsed: Option<(&str, &str)>,
+    ) {
+        if !expanded.unset.is_empty() {
+            return;
+        }
+        let only_target = expanded.used.len() == 1 && expanded.used.contains("TARGETPLATFORM");
+        if only_target && expanded.text == target {
+            let message = format!("the platform is {} without being set", word.text);
+            self.find("RedundantTargetPlatform", message, word.span, &stage.comments);
+        }
+        let Some((system, architecture)) = parsed.filter(|_| expanded.used.is_empty()) else { return };
+        // A stage that is named for its platform means it.
+        let named = |name: &Word| name.text.contains(system) || name.text.contains(architecture);
+        if !stage.name.as_ref().is_some_and(named) {
+            let message = format!("FROM builds for {} whatever platform is asked for", expanded.text);
+            self.find("FromPlatformFlagConstDisallowed", message, word.span, &stage.comments);
+        }
+    }
+
+    /// An instruction of a stage, before it is done.
+    pub fn instruction(
+        &mut self,
+        state: &mut StageLint,
+        instruction: &Instruction,
+        expanded: &Expanded,
+        around: &Surroundings<'_>,
+    ) {
+        self.undefined(instruction, expanded, around);
+        let comments = &instruction.comments;
+        match &expanded.kind {
+            Kind::Cmd(command) => {
+                self.shell_form(instruction, command, around);
+                self.once(&mut state.cmd, instruction);
+            }
+            Kind::Entrypoint(command) => {
+                self.shell_form(instruction, command, around);
+                self.once(&mut state.entrypoint, instruction);
+            }
+            Kind::Healthcheck(_) => self.once(&mut state.healthcheck, instruction),
+            Kind::Workdir(path) => {
+                if !state.workdir && !path.text.starts_with('/') {
+                    let message = format!("where {:?} is depends on the base image's WORKDIR", path.text);
+                    self.find("WorkdirRelativePath", message, path.span, comments);
+                }
+                state.workdir = true;
+            }
+            Kind::Env(pairs) => pairs.iter().for_each(|pair| self.secret("ENV", &pair.key, comments)),
+            Kind::Arg(items) => items.iter().for_each(|item| self.secret("ARG", &item.name, comments)),
+            Kind::Expose(words) => words.iter().for_each(|word| self.port(word, comments)),
+            Kind::Copy(copy) if copy.from.is_none() => self.sources("COPY", &copy.transfer, comments),
+            Kind::Add(add) => self.sources("ADD", &add.transfer, comments),
+            _ => {}
+        }
+    }
+
+    fn undefined(&mut self, instruction: &Instruction, expanded: &Expanded, around: &Surroundings<'_>) {
+        let unset = expanded.lookups.iter().flat_map(|lookup| {
+            lookup.expansion.unset.iter().map(move |name| (name.as_str(), lookup.word.span))
+        });
+        for (name, span) in unset {
+            if around.declared.iter().any(|(declared, _)| declared == name) {
+                continue;
+            }
+            let known = around.environment.iter().map(|(name, _)| name.as_str());
+            let near = suggest::near(name, known).map(|near| format!(", did you mean ${near}?"));
+            let message = format!("the variable ${name} is not defined{}", near.unwrap_or_default());
+            self.find("UndefinedVar", message, span, &instruction.comments);
+        }
+    }
+
+    fn shell_form(&mut self, instruction: &Instruction, command: &CommandLine, around: &Surroundings<'_>) {
+        if matches!(command, CommandLine::Shell(_)) && !around.own_shell {
+            let name = instruction.kind.name();
+            let message = format!(
+                "{name} in shell form: the shell gets signals such as SIGTERM, not the program; use a JSON array"
+            );
+            self.find("JSONArgsRecommended", message, instruction.span, &instruction.comments);
+        }
+    }
+
+    /// The earlier one is of no use.
+    fn once(&mut self, earlier: &mut Option<Span>, instruction: &Instruction) {
+        if let Some(span) = earlier.replace(instruction.span) {
+            let name = instruction.kind.name();
+            let message = format!("only the last {name} of a stage counts");
+            self.find("MultipleInstructionsDisallowed", message, span, &instruction.comments);
+        }
+    }
+
+    fn secret(&mut self, keyword: &str, name: &Word, comments: &[String]) {
+        let has = |parts: &[&str]| {
+            name.text.split('_').any(|part| parts.iter().any(|known| part.eq_ignore_ascii_case(known)))
+        };
+        if has(&SECRET) && !has(&NO_SECRET) {
+            let message =
+                format!("{keyword} {:?} stays readable in the image: it is no place for a secret", name.text);
+            self.find("SecretsUsedInArgOrEnv", message, name.span, comments);
+        }
+    }
+
+    fn port(&mut self, word: &Word, comments: &[String]) {
+        let (host, container) = word.text.rsplit_once(':').unwrap_or(("", &word.text));
+        let protocol = container.split_once('/').map_or("", |(_, protocol)| protocol);
+        if protocol != protocol.to_lowercase() {
+            let message = format!("the protocol of {:?} should be in lower case", word.text);
+            self.find("ExposeProtoCasing", message, word.span, comments);
+        }
+        if !host.is_empty() {
+            let message = format!("EXPOSE takes no address and no port of the host, found {:?}", word.text);
+            self.find("ExposeInvalidFormat", message, word.span, comments);
+        }
+    }
+
+    fn sources(&mut self, keyword: &str, transfer: &Transfer, comments: &[String]) {
+        let Some(matcher) = self.ignore.take() else { return };
+        for source in transfer.sources.iter().filter(|word| source_kind(&word.text) == SourceKind::Path) {
+            let path = clean_path(&source.text);
+            let path = path.trim_start_matches('/');
+            let ignored = if path.is_empty() || path == "." {
+                matcher.patterns().any(|pattern| matches!(pattern.as_str(), "*" | "**" | "**/*"))
+            } else {
+                matcher.is_ignored(path)
+            };
+            if ignored {
+                let message = format!("{keyword} of {:?}, which the ignore file leaves out", source.text);
+                self.find("CopyIgnoredFile", message, source.span, comments);
+            }
+        }
+        self.ignore = Some(matcher);
+    }
+}
