@@ -316,6 +316,11 @@ impl Lowering<'_> {
             .parse::<Reference>()
             .map_err(|error| instruction_error(error.to_string(), stage.base.span))?;
         let image = self.bases.find(&reference.or_latest(), platform, stage.base.span)?;
+        self.linter.base_platform(
+            stage,
+            (&image.config.os, &image.config.architecture),
+            (&platform.os, &platform.architecture),
+        );
         let triggers = image.config.config.on_build.clone().unwrap_or_default();
         let count = triggers.iter().filter(|trigger| trigger_makes_layer(trigger)).count();
         steps.total += count;
@@ -792,6 +797,30 @@ mod tests {
         lint(&request(stages, &[]), &[]);
         // Only what is wanted is lint's to judge.
         lint(&request("FROM scratch\nCMD y\nFROM scratch\n", &[]), &[]);
+    }
+
+    /// Any name is an image of an architecture that is nobody's.
+    struct ForeignBases;
+
+    impl Bases for ForeignBases {
+        fn find(&mut self, reference: &Reference, platform: &Platform, _: Span) -> Result<BaseImage> {
+            let mut config = ImageConfig::scratch(platform);
+            "pdp11".clone_into(&mut config.architecture);
+            Ok(BaseImage { config, pinned: reference.to_string() })
+        }
+    }
+
+    #[test]
+    fn lint_tells_of_a_base_for_another_platform() {
+        let request = request("FROM far\n", &[]);
+        let parsed = kiln_dockerfile::parse(&request.dockerfile);
+        let findings = lower(&parsed.dockerfile, &request, &mut ForeignBases).expect("lowered").findings;
+        let [finding] = findings.as_slice() else { panic!("{findings:?}") };
+        assert_eq!(finding.rule, Some("InvalidBaseImagePlatform"));
+        assert!(
+            finding.message.starts_with("the base image is for linux/pdp11, not for linux/"),
+            "{finding:?}"
+        );
     }
 
     #[test]

@@ -221,6 +221,15 @@ impl<'d> Linter<'d> {
         }
     }
 
+    /// FROM's image: its system and architecture, and those that the stage is for.
+    pub fn base_platform(&mut self, stage: &Stage, found: (&str, &str), wanted: (&str, &str)) {
+        if found != wanted {
+            let message =
+                format!("the base image is for {}/{}, not for {}/{}", found.0, found.1, wanted.0, wanted.1);
+            self.find("InvalidBaseImagePlatform", message, stage.base.span, &stage.comments);
+        }
+    }
+
     /// An instruction of a stage, before it is done.
     pub fn instruction(
         &mut self,
