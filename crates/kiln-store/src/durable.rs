@@ -67,7 +67,8 @@ impl Store {
         let rows = all(
             t,
             "SELECT 1 FROM layers l WHERE l.diff_id = ?1 AND l.boot IS NULL \
-             AND (EXISTS (SELECT 1 FROM snapshots s WHERE s.diff_id = l.diff_id AND s.ownership = ?2 AND s.boot IS NULL) \
+             AND (l.snapshot_is_source AND EXISTS \
+                    (SELECT 1 FROM snapshots s WHERE s.diff_id = l.diff_id AND s.ownership = ?2 AND s.boot IS NULL) \
                OR EXISTS (SELECT 1 FROM layer_blobs x JOIN blobs b ON b.digest = x.blob \
                           WHERE x.diff_id = l.diff_id AND b.boot IS NULL))",
             params![layer.0.as_bytes(), self.ownership().name()],
@@ -118,11 +119,14 @@ impl Store {
     fn unsynced_layer(&self, layer: DiffId, unsynced: &mut Unsynced) -> Result<()> {
         let key = layer.0.as_bytes();
         let row = self.database.one(
-            "SELECT boot, entries, created FROM layers WHERE diff_id = ?1",
+            "SELECT boot, entries, created, snapshot_is_source FROM layers WHERE diff_id = ?1",
             [key],
-            |row| Ok((row.get::<_, Option<String>>(0)?, row.get::<_, u32>(1)? as usize, row.get(2)?)),
+            |row| {
+                let entries = row.get::<_, u32>(1)? as usize;
+                Ok((row.get::<_, Option<String>>(0)?, entries, row.get(2)?, row.get::<_, bool>(3)?))
+            },
         )?;
-        let Some((boot, entries, created)) = row else { return Ok(()) };
+        let Some((boot, entries, created, snapshot_is_source)) = row else { return Ok(()) };
         match boot {
             Some(boot) if boot != self.boot => return Err(Error::NoLayer(layer)),
             Some(_) => {
@@ -143,7 +147,8 @@ impl Store {
                 unsynced.files.push(self.blob_path(smallest));
                 unsynced.marks.add("blobs", "digest", bytes(smallest), *created);
             }
-            None => self.unsynced_snapshot(layer, entries, unsynced)?,
+            None if snapshot_is_source => self.unsynced_snapshot(layer, entries, unsynced)?,
+            None => {}
         }
         Ok(())
     }

@@ -78,6 +78,9 @@ pub enum Error {
     /// A layer is known but its data is gone.
     #[error("layer {0} is not in the store")]
     NoLayer(DiffId),
+    /// Whenever the layers of an image had been synced, one of them had been collected and made anew.
+    #[error("other commands make the image's layers anew faster than they can be synced; try again")]
+    Restless,
     /// More layers than overlayfs stacks.
     #[error("the image has {layers} layers; overlayfs stacks at most {most}")]
     TooManyLayers {

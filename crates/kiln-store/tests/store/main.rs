@@ -4,3 +4,4 @@ mod archives;
 mod fixture;
 mod keeping;
 mod mounted;
+mod sources;
