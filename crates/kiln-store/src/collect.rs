@@ -124,7 +124,7 @@ impl Store {
                 execute(t, "DELETE FROM operations", [])?;
             }
             crate::records::trim(t)?;
-            let doomed = doom(t, collection)?;
+            let doomed = self.doom(t, collection)?;
             let of_image = |layer: &DiffId| layers.contains(&layer.0);
             (collected.image_layers, collected.cache_layers) =
                 doomed.layers.iter().partition(|l| of_image(l));
@@ -208,6 +208,47 @@ impl Store {
         Ok(())
     }
 
+    /// Deletes the rows of what goes.
+    fn doom(&self, t: &Connection, collection: &Collection<'_>) -> Result<Doomed> {
+        let mut doomed = self.doom_stale(t)?;
+        let links = crate::chains::links(t)?;
+        let cached = cached_layers(t, &links)?;
+        let keep = collection.cache.kept_bytes();
+        let mut kept: u64 = 0;
+        for layer in free_layers(t)? {
+            if cached.contains(&layer.diff_id) {
+                let too_young = collection.until.is_some_and(|until| layer.last_used >= until);
+                if too_young || kept.saturating_add(layer.bytes) <= keep {
+                    kept = kept.saturating_add(layer.bytes);
+                    continue;
+                }
+            }
+            doom_layer(t, &layer.diff_id, &mut doomed)?;
+            doomed.bytes = doomed.bytes.saturating_add(layer.bytes);
+        }
+        doom_blobs(t, &mut doomed)?;
+        crate::chains::prune(t, &links)?;
+        Ok(doomed)
+    }
+
+    /// What a power cut may have torn takes no more space.
+    fn doom_stale(&self, t: &Connection) -> Result<Doomed> {
+        let stale = self.stale(t)?;
+        let mut doomed = Doomed { bytes: stale.bytes, ..Doomed::default() };
+        for snapshot in stale.snapshots {
+            execute(t, "DELETE FROM snapshots WHERE id = ?1", [&snapshot.id])?;
+            doomed.snapshots.push((snapshot.id, snapshot.link));
+        }
+        for blob in stale.blobs {
+            execute(t, "DELETE FROM blobs WHERE digest = ?1", [blob.as_bytes()])?;
+            doomed.blobs.push(blob);
+        }
+        for layer in stale.layers {
+            doom_layer(t, &layer, &mut doomed)?;
+        }
+        Ok(doomed)
+    }
+
     fn forget_indexes(&self, layers: &[DiffId]) {
         let mut indexes = self.indexes.lock().unwrap_or_else(|e| e.into_inner());
         for layer in layers {
@@ -277,8 +318,7 @@ impl Store {
         })?;
         self.sweep_directory(&root.join("index"), |name| layers.contains(name))?;
         let mounts = root.join(MOUNTS);
-        // Another version of kiln may be at work in this boot, too.
-        self.sweep_directory(&mounts, |name| name.starts_with(&self.boot))?;
+        self.sweep_directory(&mounts, |name| self.keeps_mounts(name, !leases.is_empty()))?;
         self.sweep_directory(&mounts.join(self.mounts_of_boot()), |name| layers.contains(name))?;
         self.sweep_directory(&root.join("blobs/sha256"), |name| blobs.contains(name))?;
         self.sweep_directory(&root.join(OVERLAY), |name| name == "l" || snapshots.contains(name))?;
@@ -404,38 +444,15 @@ fn cached_layers(t: &Connection, links: &Links) -> Result<HashSet<Digest>> {
     Ok(needed)
 }
 
-/// Deletes the rows of what goes.
-fn doom(t: &Connection, collection: &Collection<'_>) -> Result<Doomed> {
-    let mut doomed = Doomed::default();
-    let links = crate::chains::links(t)?;
-    let cached = cached_layers(t, &links)?;
-    let keep = collection.cache.kept_bytes();
-    let mut kept: u64 = 0;
-    for layer in free_layers(t)? {
-        if cached.contains(&layer.diff_id) {
-            let too_young = collection.until.is_some_and(|until| layer.last_used >= until);
-            if too_young || kept.saturating_add(layer.bytes) <= keep {
-                kept = kept.saturating_add(layer.bytes);
-                continue;
-            }
-        }
-        doom_layer(t, &layer, &mut doomed)?;
-    }
-    doom_blobs(t, &mut doomed)?;
-    crate::chains::prune(t, &links)?;
-    Ok(doomed)
-}
-
-fn doom_layer(t: &Connection, layer: &FreeLayer, doomed: &mut Doomed) -> Result<()> {
-    let key = layer.diff_id.as_bytes();
+fn doom_layer(t: &Connection, layer: &Digest, doomed: &mut Doomed) -> Result<()> {
+    let key = layer.as_bytes();
     let snapshots = all(t, "SELECT id, link FROM snapshots WHERE diff_id = ?1", [key], |row| {
         Ok((row.get(0)?, row.get(1)?))
     })?;
     doomed.snapshots.extend(snapshots);
     execute(t, "DELETE FROM snapshots WHERE diff_id = ?1", [key])?;
     execute(t, "DELETE FROM layers WHERE diff_id = ?1", [key])?;
-    doomed.layers.push(DiffId(layer.diff_id));
-    doomed.bytes = doomed.bytes.saturating_add(layer.bytes);
+    doomed.layers.push(DiffId(*layer));
     Ok(())
 }
 

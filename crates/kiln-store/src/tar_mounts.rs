@@ -118,6 +118,12 @@ impl Store {
         format!("{}-{}", self.boot, kiln_layer::erofs::VERSION)
     }
 
+    /// Whether a directory of images may be in use. Another version of kiln may be at work in this boot, too; who uses an
+    /// image has a lease.
+    pub(crate) fn keeps_mounts(&self, name: &str, anybody_works: bool) -> bool {
+        name == self.mounts_of_boot() || anybody_works && name.starts_with(&self.boot)
+    }
+
     /// The EROFS image of a layer, made if it is not there; `None` if the layer must be unpacked.
     fn metadata_image(&self, lease: &Lease, index: &LayerIndex) -> Result<Option<PathBuf>> {
         let directory = self.root().join(MOUNTS).join(self.mounts_of_boot());

@@ -5,3 +5,4 @@ mod fixture;
 mod keeping;
 mod mounted;
 mod sources;
+mod stale;
