@@ -258,6 +258,8 @@ impl Store {
         add("cache", &|name| caches.contains(name))?;
         add("tmp", &|name| leases.contains(name))?;
         add("trash", &|_| false)?;
+        let temporary = |name: &str| !kiln_sys::publish::is_temporary(name.as_ref());
+        garbage.extend(unknown(self.root(), &temporary)?);
         garbage.sort();
         Ok(garbage)
     }

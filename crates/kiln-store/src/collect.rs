@@ -26,6 +26,9 @@ const LARGEST_CACHE: u64 = 20_000_000_000;
 const RESERVE: &str = "reserve";
 const RESERVED_BYTES: u64 = 1 << 20;
 
+/// The most files, and bytes in them, that are kept in each directory of what is only remembered.
+const MOST_REMEMBERED: (usize, u64) = (1_000, 256 << 20);
+
 /// Which images a collection removes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ImagesToRemove {
@@ -138,6 +141,8 @@ impl Store {
         }
         self.database.write(Durability::Relaxed, |t| self.sweep(t))?;
         self.empty_trash()?;
+        self.forget_what_is_only_remembered(collection.cache)?;
+        self.sweep_layout()?;
         self.write_layout()?;
         self.make_reserve();
         Ok(collected)
@@ -323,6 +328,32 @@ impl Store {
         self.sweep_directory(&root.join("blobs/sha256"), |name| blobs.contains(name))?;
         self.sweep_directory(&root.join(OVERLAY), |name| name == "l" || snapshots.contains(name))?;
         self.sweep_directory(&root.join(OVERLAY).join("l"), |name| links.contains(name))
+    }
+
+    /// What contexts and addresses held, which saves work, goes when there is much of it: what was written longest ago
+    /// first.
+    fn forget_what_is_only_remembered(&self, cache: CacheToRemove) -> Result<()> {
+        let most = if cache == CacheToRemove::All { (0, 0) } else { MOST_REMEMBERED };
+        for name in ["context", "downloads"] {
+            let directory = self.root().join(name);
+            let Ok(entries) = fs_err::read_dir(&directory) else { continue };
+            let mut files = Vec::new();
+            for entry in entries {
+                let entry = entry.map_err(Error::file("list", &directory))?;
+                // Another process may have replaced it.
+                let Ok(metadata) = entry.metadata() else { continue };
+                files.push((metadata.modified().ok(), metadata.len(), entry.path()));
+            }
+            files.sort_by(|one, other| other.0.cmp(&one.0));
+            let mut bytes: u64 = 0;
+            for (number, (_, size, path)) in files.into_iter().enumerate() {
+                bytes = bytes.saturating_add(size);
+                if number >= most.0 || bytes > most.1 {
+                    let _ = fs_err::remove_file(path);
+                }
+            }
+        }
+        Ok(())
     }
 
     fn sweep_directory(&self, directory: &Path, known: impl Fn(&str) -> bool) -> Result<()> {

@@ -79,14 +79,11 @@ impl Store {
 
     fn sync_each(&self, unsynced: &Unsynced) -> Result<()> {
         let mut files = Vec::with_capacity(unsynced.files.len() + unsynced.entries);
-        for path in &unsynced.files {
-            files.push(fs_err::File::open(path).map_err(Error::file("open", path))?.into_file());
-        }
-        for (layer, diff) in &unsynced.snapshots {
-            if self.open_files(*layer, diff, &mut files).is_err() {
-                // A file that its owner may not read, with a single UID.
-                return self.sync();
-            }
+        match self.open_all(unsynced, &mut files) {
+            Ok(()) => {}
+            Err(error) if error.is_missing() => return Err(error),
+            // A file that its owner may not read, with a single UID; more files than the process may open.
+            Err(_) => return self.sync(),
         }
         if files.is_empty() && unsynced.marks.is_empty() {
             return Ok(());
@@ -102,6 +99,14 @@ impl Store {
         // A snapshot is more than regular files in two directories.
         let parents = unsynced.snapshots.is_empty().then_some(&parents[..]);
         sync_files(root.as_fd(), &files, parents).map_err(Error::file("sync files of", self.root()))
+    }
+
+    fn open_all(&self, unsynced: &Unsynced, files: &mut Vec<File>) -> Result<()> {
+        for path in &unsynced.files {
+            files.push(fs_err::File::open(path).map_err(Error::file("open", path))?.into_file());
+        }
+        let snapshots = &unsynced.snapshots;
+        snapshots.iter().try_for_each(|(layer, diff)| self.open_files(*layer, diff, files))
     }
 
     /// The regular files of a snapshot, opened.
@@ -238,6 +243,21 @@ mod tests {
         let again = store.snapshots(&lease, &[with_blob]).unwrap().remove(0);
         assert_eq!(fs_err::read_to_string(again.diff.join("file")).unwrap(), "blob");
         assert!(store.is_usable(&store.database.lock(), with_blob).unwrap());
+    }
+
+    /// A layer whose file is gone is not named, and is not trusted again.
+    #[test]
+    fn what_is_not_there_is_not_synced() {
+        let host = tempfile::tempdir().unwrap();
+        let store = Store::open(&host.path().join("store"), Ownership::SingleId).unwrap();
+        let lease = store.lease("test").unwrap();
+        let layer = publish(&store, &lease, "one", false);
+        let marked = "UPDATE snapshots SET boot = ?1";
+        store.database.lock().execute(marked, [&store.boot]).unwrap();
+        let snapshot = store.find_snapshot(ChainId::SCRATCH, layer).unwrap().unwrap();
+        fs_err::remove_file(snapshot.diff.join("file")).unwrap();
+        assert!(store.make_durable(&[layer], &[]).is_err_and(|error| error.is_missing()));
+        assert!(!store.is_usable(&store.database.lock(), layer).unwrap());
     }
 
     #[test]

@@ -82,3 +82,37 @@ fn images_for_mounts_of_another_version_go_when_nobody_works() {
     fixture.store.collect(&Collection::default()).unwrap();
     assert_eq!(left(), Vec::<std::path::PathBuf>::new());
 }
+
+/// Contexts and addresses that nobody comes back to would fill the disk.
+#[test]
+fn what_is_only_remembered_has_a_most() {
+    let fixture = Fixture::new();
+    let directory = fixture.store.root().join("context");
+    let write = |number: u64| {
+        let file = fs_err::File::create(directory.join(number.to_string())).unwrap();
+        let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000 - number);
+        file.into_file().set_modified(time).unwrap();
+    };
+    (0..1_002).for_each(write);
+    fixture.store.collect(&Collection::default()).unwrap();
+    let count = || fs_err::read_dir(&directory).unwrap().count();
+    assert_eq!(count(), 1_000);
+    assert!(directory.join("999").exists() && !directory.join("1000").exists());
+    let large = fs_err::OpenOptions::new().write(true).open(directory.join("500")).unwrap();
+    large.set_len(256 << 20).unwrap();
+    large.into_file().set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(999_500)).unwrap();
+    fixture.store.collect(&Collection::default()).unwrap();
+    assert_eq!(count(), 501);
+    fixture.store.collect(&Collection { cache: CacheToRemove::All, ..Collection::default() }).unwrap();
+    assert_eq!(count(), 0);
+}
+
+#[test]
+fn what_a_kill_left_of_a_layout_goes() {
+    let fixture = Fixture::new();
+    let left = fixture.store.root().join(".tmp-0123456789abcdef");
+    fs_err::write(&left, "{").unwrap();
+    assert_eq!(fixture.store.check().unwrap().garbage, [".tmp-0123456789abcdef"]);
+    fixture.store.collect(&Collection::default()).unwrap();
+    assert!(!left.exists());
+}
