@@ -344,7 +344,7 @@ impl Store {
                 let Ok(metadata) = entry.metadata() else { continue };
                 files.push((metadata.modified().ok(), metadata.len(), entry.path()));
             }
-            files.sort_by(|one, other| other.0.cmp(&one.0));
+            files.sort_by_key(|(time, ..)| std::cmp::Reverse(*time));
             let mut bytes: u64 = 0;
             for (number, (_, size, path)) in files.into_iter().enumerate() {
                 bytes = bytes.saturating_add(size);
