@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt as _;
 
-use kiln_oci::{DiffId, Hasher};
+use kiln_oci::{DiffId, HashingWriter};
 
 use crate::error::{Error, Result};
 use crate::index::{Entry, LayerIndex};
@@ -70,7 +70,7 @@ pub fn restore<'a>(
 ) -> Result<DiffId> {
     let frames = index.frames().ok_or(Error::Index("no frames"))?;
     let mut frames = zstd::Decoder::new(frames).map_err(Error::Read)?;
-    let mut out = Hashed { hasher: Hasher::new(), out };
+    let mut out = HashingWriter::new(out);
     let mut position: u64 = 0;
     for entry in index.entries() {
         let entry = entry?;
@@ -85,7 +85,7 @@ pub fn restore<'a>(
     }
     let rest = index.tar_size().checked_sub(position).ok_or(Error::Index("tar size"))?;
     copy(&mut frames, rest, &mut out, || Error::Index("frames are too short"))?;
-    Ok(DiffId(out.hasher.finish()))
+    Ok(DiffId(out.finish().0))
 }
 
 /// Copies exactly `length` bytes.
@@ -107,23 +107,6 @@ fn copy(
         left -= read as u64;
     }
     Ok(())
-}
-
-struct Hashed<'a> {
-    hasher: Hasher,
-    out: &'a mut dyn Write,
-}
-
-impl Write for Hashed<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let written = self.out.write(bytes)?;
-        self.hasher.update(&bytes[..written]);
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.out.flush()
-    }
 }
 
 #[cfg(test)]

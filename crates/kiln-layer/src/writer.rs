@@ -13,6 +13,7 @@ use std::thread;
 use kiln_oci::{DiffId, Hasher};
 use kiln_sys::root::Time;
 
+use crate::complete::placed;
 use crate::error::{EntryProblem, Error, Result};
 use crate::index::LayerIndex;
 use crate::index::build::{Builder, Content, New, Totals};
@@ -401,17 +402,7 @@ impl Emitter {
         let size = metadata.size;
         let shown = if regular { path.clone() } else { Vec::new() };
         if self.files.is_some() {
-            self.steps.push(Step::Entry(Placed {
-                path,
-                kind: metadata.kind,
-                mode: metadata.mode,
-                uid: metadata.uid,
-                gid: metadata.gid,
-                seconds: metadata.modified.seconds,
-                link: metadata.link,
-                device: metadata.device,
-                xattrs: metadata.xattrs,
-            }));
+            self.steps.push(Step::Entry(placed(path, metadata)));
         }
         if regular {
             let mut content = Content::new(keep);

@@ -154,6 +154,38 @@ impl std::io::Write for Hasher {
     }
 }
 
+/// Hashes and counts what is written through it.
+pub struct HashingWriter<W> {
+    output: W,
+    hasher: Hasher,
+    size: u64,
+}
+
+impl<W> HashingWriter<W> {
+    /// Nothing is written yet.
+    pub fn new(output: W) -> Self {
+        Self { output, hasher: Hasher::new(), size: 0 }
+    }
+
+    /// Digest and number of the bytes that were written.
+    pub fn finish(self) -> (Digest, u64) {
+        (self.hasher.finish(), self.size)
+    }
+}
+
+impl<W: std::io::Write> std::io::Write for HashingWriter<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let length = self.output.write(bytes)?;
+        self.hasher.update(&bytes[..length]);
+        self.size += length as u64;
+        Ok(length)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.output.flush()
+    }
+}
+
 macro_rules! identity {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*

@@ -18,7 +18,7 @@ mod users;
 
 pub use blobs::Blobs;
 pub use config::{Config, Empty, Healthcheck, History, ImageConfig, RootFs};
-pub use digest::{ChainId, DiffId, Digest, DigestError, Hasher, ImageId};
+pub use digest::{ChainId, DiffId, Digest, DigestError, Hasher, HashingWriter, ImageId};
 pub use manifest::{
     Annotations, Descriptor, Document, DocumentError, Index, MAX_DOCUMENT_SIZE, Manifest, media_type,
 };

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use kiln_layer::{Compression, Kind, Metadata, tar};
 use kiln_oci::{
-    Annotations, Descriptor, DiffId, Digest, Hasher, ImageId, Index, Manifest, Reference, media_type,
+    Annotations, Descriptor, DiffId, Digest, HashingWriter, ImageId, Index, Manifest, Reference, media_type,
 };
 use kiln_sys::publish;
 use kiln_sys::root::Directory;
@@ -193,7 +193,7 @@ impl Store {
     }
 
     /// Writes images as an OCI layout into a directory that is made, or empty. It is filled under another name, which
-    /// goes if that fails or is stopped.
+    /// goes if that fails or is stopped; after a kill, with the next one that is written beside it.
     pub fn save_to_directory(
         &self,
         lease: &Lease,
@@ -204,16 +204,9 @@ impl Store {
         how.told(|| {
             let plan = self.plan(lease, images, None, how)?;
             let (directory, name) = parent(path)?;
-            let temporary = format!(".kiln-{}", crate::store::random_hex(8)?);
-            directory.make_directory(&temporary, 0o755)?;
-            let made = directory.name().join(&temporary);
-            let written = self.write_layout_files(&plan, how, &made).and_then(|()| {
-                Ok(publish::rename_over((&directory, temporary.as_ref()), (&directory, name.as_ref()))?)
-            });
-            if written.is_err() {
-                let _ = directory.remove_all(&temporary);
-            }
-            written
+            let unfinished = publish::UnfinishedDirectory::create(&directory, 0o755)?;
+            self.write_layout_files(&plan, how, unfinished.path())?;
+            Ok(unfinished.rename_over(name.as_ref())?)
         })
     }
 
@@ -458,14 +451,13 @@ impl Store {
         let path = lease.fresh_path("compressed");
         let failed = |source| Error::File { action: "write", path: path.clone(), source };
         let file = fs_err::File::create_new(&path).map_err(failed)?;
-        let hashing =
-            Hashing { output: io::BufWriter::with_capacity(1 << 18, file), hasher: Hasher::new(), size: 0 };
+        let hashing = HashingWriter::new(io::BufWriter::with_capacity(1 << 18, file));
         let mut encoder = compression.encoder(hashing, level(compression)).map_err(failed)?;
         self.write_uncompressed(below, layer, &mut Stoppable { output: &mut encoder, how })?;
         let mut hashing = encoder.finish().map_err(failed)?;
-        hashing.output.flush().map_err(failed)?;
-        let digest = hashing.hasher.finish();
-        Ok(NewBlob { path, digest, size: hashing.size, compression: compression.name() })
+        hashing.flush().map_err(failed)?;
+        let (digest, size) = hashing.finish();
+        Ok(NewBlob { path, digest, size, compression: compression.name() })
     }
 
     fn has_blob(&self, blob: &Digest) -> Result<bool> {
@@ -482,26 +474,6 @@ fn compression_named(name: &str) -> Compression {
 /// The compressors' own defaults.
 fn level(compression: Compression) -> i32 {
     if compression == Compression::Gzip { 6 } else { 3 }
-}
-
-/// Counts and hashes what is written.
-pub(crate) struct Hashing<W> {
-    pub(crate) output: W,
-    pub(crate) hasher: Hasher,
-    pub(crate) size: u64,
-}
-
-impl<W: io::Write> io::Write for Hashing<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let length = self.output.write(bytes)?;
-        self.hasher.update(&bytes[..length]);
-        self.size += length as u64;
-        Ok(length)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.output.flush()
-    }
 }
 
 fn docker_image(image: &SavedImage, layers: &[DiffId], manifest: &Manifest) -> DockerImage {

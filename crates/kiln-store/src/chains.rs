@@ -48,7 +48,8 @@ impl Store {
         let rows = all(
             t,
             "SELECT 1 FROM layers l WHERE l.diff_id = ?1 AND (l.boot IS NULL OR l.boot = ?2) \
-             AND (EXISTS (SELECT 1 FROM snapshots s WHERE s.diff_id = l.diff_id AND s.ownership = ?3 \
+             AND (l.snapshot_is_source AND EXISTS \
+                    (SELECT 1 FROM snapshots s WHERE s.diff_id = l.diff_id AND s.ownership = ?3 \
                           AND (s.boot IS NULL OR s.boot = ?2)) \
                OR EXISTS (SELECT 1 FROM layer_blobs x JOIN blobs b ON b.digest = x.blob \
                           WHERE x.diff_id = l.diff_id AND (b.boot IS NULL OR b.boot = ?2)))",
@@ -175,7 +176,7 @@ mod tests {
             .database
             .write(Durability::Relaxed, |t| {
                 let key = layer.0.as_bytes();
-                execute(t, "INSERT INTO layers VALUES (?1, 0, 0, 0, 1, 1, 0, NULL, 0, 0)", [key])?;
+                execute(t, "INSERT INTO layers VALUES (?1, 0, 0, 0, 1, 1, 0, NULL, 0, 0, 1)", [key])?;
                 execute(t, "INSERT INTO snapshots VALUES ('s', 'l', ?1, 'single-id', ?1, NULL, 0)", [key])?;
                 insert_link(t, ChainId::SCRATCH, layer)
             })

@@ -11,7 +11,9 @@ use rusqlite::params;
 use crate::Store;
 use crate::database::digest;
 use crate::error::{Error, Result};
-use crate::layers::OVERLAY;
+use crate::layers::{OVERLAY, snapshot_is_source};
+use crate::stale::Stale;
+use crate::tar_mounts::MOUNTS;
 
 /// Something that is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,7 +86,8 @@ impl fmt::Display for Fault {
 pub struct Checked {
     /// What is wrong.
     pub faults: Vec<Fault>,
-    /// Files that nothing names, relative to the store: what a kill left behind, and the next collection removes.
+    /// Files that nothing names, relative to the store: what a kill or an earlier boot left behind. The next collection
+    /// removes them.
     pub garbage: Vec<String>,
     /// How many images were looked at.
     pub images: u64,
@@ -99,10 +102,11 @@ impl Store {
     pub fn check(&self) -> Result<Checked> {
         let mut checked = Checked::default();
         self.check_database(&mut checked)?;
+        let stale = self.stale(&self.database.lock())?;
         self.check_images(&mut checked)?;
-        self.check_blobs(&mut checked)?;
-        self.check_layers(&mut checked)?;
-        checked.garbage = self.garbage()?;
+        self.check_blobs(&stale, &mut checked)?;
+        self.check_layers(&stale, &mut checked)?;
+        checked.garbage = self.garbage(&stale)?;
         Ok(checked)
     }
 
@@ -139,11 +143,11 @@ impl Store {
         Ok(())
     }
 
-    fn check_blobs(&self, checked: &mut Checked) -> Result<()> {
+    fn check_blobs(&self, stale: &Stale, checked: &mut Checked) -> Result<()> {
         let blobs = self.database.all("SELECT digest, size FROM blobs ORDER BY digest", [], |row| {
             Ok((digest(row, 0)?, row.get::<_, i64>(1)?.unsigned_abs()))
         })?;
-        for (blob, size) in blobs {
+        for (blob, size) in blobs.into_iter().filter(|(blob, _)| !stale.blobs.contains(blob)) {
             checked.blobs += 1;
             if let Some(reason) = self.blob_fault(&blob, size) {
                 checked.faults.push(Fault::Blob { blob, reason });
@@ -167,11 +171,11 @@ impl Store {
         }
     }
 
-    fn check_layers(&self, checked: &mut Checked) -> Result<()> {
-        for layer in self.all_layers()? {
+    fn check_layers(&self, stale: &Stale, checked: &mut Checked) -> Result<()> {
+        for layer in self.all_layers()?.into_iter().filter(|layer| !stale.layers.contains(&layer.0)) {
             checked.layers += 1;
-            let framed = match self.index(layer) {
-                Ok(index) if index.diff_id() == layer => index.has_frames(),
+            let from_snapshot = match self.index(layer) {
+                Ok(index) if index.diff_id() == layer => snapshot_is_source(&index),
                 Ok(index) => {
                     let reason = format!("it is that of {}", index.diff_id());
                     checked.faults.push(Fault::Index { layer, reason });
@@ -183,9 +187,8 @@ impl Store {
                 }
             };
             let has_blob = !self.layer_blobs(layer)?.is_empty();
-            let made_here = framed || self.layer(layer)?.is_some_and(|info| info.writer != 0);
             match self.chain_with_snapshot(layer)? {
-                Some(below) if made_here => {
+                Some(below) if from_snapshot => {
                     if let Err(error) = self.write_tar(&below, layer, &mut io::sink()) {
                         let reason = error.to_string();
                         checked.faults.push(Fault::Snapshot { layer, reason });
@@ -216,44 +219,62 @@ impl Store {
         Ok(None)
     }
 
-    /// Files that no row names.
-    fn garbage(&self) -> Result<Vec<String>> {
-        let hex = |sql: &str| -> Result<HashSet<String>> {
+    /// Files that no row names which will stay.
+    fn garbage(&self, stale: &Stale) -> Result<Vec<String>> {
+        let hex = |sql: &str, stale: &HashSet<Digest>| -> Result<HashSet<String>> {
             let rows = self.database.all(sql, [], |row| digest(row, 0))?;
-            Ok(rows.iter().map(Digest::hex).collect())
+            Ok(rows.iter().filter(|row| !stale.contains(*row)).map(Digest::hex).collect())
         };
         let text = |sql: &str| -> Result<HashSet<String>> {
             Ok(self.database.all(sql, [], |row| row.get(0))?.into_iter().collect())
         };
-        let mut snapshots = text("SELECT id FROM snapshots")?;
+        let (mut snapshots, mut links) =
+            (text("SELECT id FROM snapshots")?, text("SELECT link FROM snapshots")?);
+        for snapshot in &stale.snapshots {
+            snapshots.remove(&snapshot.id);
+            links.remove(&snapshot.link);
+        }
         snapshots.insert("l".to_owned());
+        let layers = hex("SELECT diff_id FROM layers", &stale.layers)?;
+        let tmp = self.root().join("tmp");
+        let mut leases = text("SELECT id FROM leases")?;
+        leases.retain(|id| crate::lease::is_alive(&tmp.join(id)));
         let mut caches = text("SELECT directory FROM cache_mounts")?;
         caches.extend(caches.clone().into_iter().map(|name| name + ".lock"));
-        let known = [
-            ("index", hex("SELECT diff_id FROM layers")?),
-            ("blobs/sha256", hex("SELECT digest FROM blobs")?),
-            (OVERLAY, snapshots),
-            ("overlay2/l", text("SELECT link FROM snapshots")?),
-            ("cache", caches),
-            ("tmp", text("SELECT id FROM leases")?),
-            ("trash", HashSet::new()),
-        ];
+        let mounts = format!("{MOUNTS}/{}", self.mounts_of_boot());
         let mut garbage = Vec::new();
-        for (directory, known) in known {
-            let path = self.root().join(directory);
-            garbage.extend(unknown(&path, &known)?.into_iter().map(|name| format!("{directory}/{name}")));
-        }
+        let mut add = |directory: &str, known: &dyn Fn(&str) -> bool| -> Result<()> {
+            let unknown = unknown(&self.root().join(directory), known)?;
+            garbage.extend(unknown.into_iter().map(|name| format!("{directory}/{name}")));
+            Ok(())
+        };
+        add("index", &|name| layers.contains(name))?;
+        add(MOUNTS, &|name| self.keeps_mounts(name, !leases.is_empty()))?;
+        add(&mounts, &|name| layers.contains(name))?;
+        let blobs = hex("SELECT digest FROM blobs", &stale.blobs)?;
+        add("blobs/sha256", &|name| blobs.contains(name))?;
+        add(OVERLAY, &|name| snapshots.contains(name))?;
+        add("overlay2/l", &|name| links.contains(name))?;
+        add("cache", &|name| caches.contains(name))?;
+        add("tmp", &|name| leases.contains(name))?;
+        add("trash", &|_| false)?;
+        let temporary = |name: &str| !kiln_sys::publish::is_temporary(name.as_ref());
+        garbage.extend(unknown(self.root(), &temporary)?);
         garbage.sort();
         Ok(garbage)
     }
 }
 
-fn unknown(directory: &Path, known: &HashSet<String>) -> Result<Vec<String>> {
+fn unknown(directory: &Path, known: &dyn Fn(&str) -> bool) -> Result<Vec<String>> {
     let mut unknown = Vec::new();
-    for entry in fs_err::read_dir(directory).map_err(Error::file("list", directory))? {
+    let entries = match fs_err::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(unknown),
+        entries => entries.map_err(Error::file("list", directory))?,
+    };
+    for entry in entries {
         let entry = entry.map_err(Error::file("list", directory))?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        if !known.contains(&name) {
+        if !known(&name) {
             unknown.push(name);
         }
     }

@@ -26,6 +26,9 @@ const LARGEST_CACHE: u64 = 20_000_000_000;
 const RESERVE: &str = "reserve";
 const RESERVED_BYTES: u64 = 1 << 20;
 
+/// The most files, and bytes in them, that are kept in each directory of what is only remembered.
+const MOST_REMEMBERED: (usize, u64) = (1_000, 256 << 20);
+
 /// Which images a collection removes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ImagesToRemove {
@@ -124,7 +127,7 @@ impl Store {
                 execute(t, "DELETE FROM operations", [])?;
             }
             crate::records::trim(t)?;
-            let doomed = doom(t, collection)?;
+            let doomed = self.doom(t, collection)?;
             let of_image = |layer: &DiffId| layers.contains(&layer.0);
             (collected.image_layers, collected.cache_layers) =
                 doomed.layers.iter().partition(|l| of_image(l));
@@ -138,6 +141,8 @@ impl Store {
         }
         self.database.write(Durability::Relaxed, |t| self.sweep(t))?;
         self.empty_trash()?;
+        self.forget_what_is_only_remembered(collection.cache)?;
+        self.sweep_layout()?;
         self.write_layout()?;
         self.make_reserve();
         Ok(collected)
@@ -206,6 +211,47 @@ impl Store {
             collected.cache_mounts.push(directory);
         }
         Ok(())
+    }
+
+    /// Deletes the rows of what goes.
+    fn doom(&self, t: &Connection, collection: &Collection<'_>) -> Result<Doomed> {
+        let mut doomed = self.doom_stale(t)?;
+        let links = crate::chains::links(t)?;
+        let cached = cached_layers(t, &links)?;
+        let keep = collection.cache.kept_bytes();
+        let mut kept: u64 = 0;
+        for layer in free_layers(t)? {
+            if cached.contains(&layer.diff_id) {
+                let too_young = collection.until.is_some_and(|until| layer.last_used >= until);
+                if too_young || kept.saturating_add(layer.bytes) <= keep {
+                    kept = kept.saturating_add(layer.bytes);
+                    continue;
+                }
+            }
+            doom_layer(t, &layer.diff_id, &mut doomed)?;
+            doomed.bytes = doomed.bytes.saturating_add(layer.bytes);
+        }
+        doom_blobs(t, &mut doomed)?;
+        crate::chains::prune(t, &links)?;
+        Ok(doomed)
+    }
+
+    /// What a power cut may have torn takes no more space.
+    fn doom_stale(&self, t: &Connection) -> Result<Doomed> {
+        let stale = self.stale(t)?;
+        let mut doomed = Doomed { bytes: stale.bytes, ..Doomed::default() };
+        for snapshot in stale.snapshots {
+            execute(t, "DELETE FROM snapshots WHERE id = ?1", [&snapshot.id])?;
+            doomed.snapshots.push((snapshot.id, snapshot.link));
+        }
+        for blob in stale.blobs {
+            execute(t, "DELETE FROM blobs WHERE digest = ?1", [blob.as_bytes()])?;
+            doomed.blobs.push(blob);
+        }
+        for layer in stale.layers {
+            doom_layer(t, &layer, &mut doomed)?;
+        }
+        Ok(doomed)
     }
 
     fn forget_indexes(&self, layers: &[DiffId]) {
@@ -277,12 +323,37 @@ impl Store {
         })?;
         self.sweep_directory(&root.join("index"), |name| layers.contains(name))?;
         let mounts = root.join(MOUNTS);
-        // Another version of kiln may be at work in this boot, too.
-        self.sweep_directory(&mounts, |name| name.starts_with(&self.boot))?;
+        self.sweep_directory(&mounts, |name| self.keeps_mounts(name, !leases.is_empty()))?;
         self.sweep_directory(&mounts.join(self.mounts_of_boot()), |name| layers.contains(name))?;
         self.sweep_directory(&root.join("blobs/sha256"), |name| blobs.contains(name))?;
         self.sweep_directory(&root.join(OVERLAY), |name| name == "l" || snapshots.contains(name))?;
         self.sweep_directory(&root.join(OVERLAY).join("l"), |name| links.contains(name))
+    }
+
+    /// What contexts and addresses held, which saves work, goes when there is much of it: what was written longest ago
+    /// first.
+    fn forget_what_is_only_remembered(&self, cache: CacheToRemove) -> Result<()> {
+        let most = if cache == CacheToRemove::All { (0, 0) } else { MOST_REMEMBERED };
+        for name in ["context", "downloads"] {
+            let directory = self.root().join(name);
+            let Ok(entries) = fs_err::read_dir(&directory) else { continue };
+            let mut files = Vec::new();
+            for entry in entries {
+                let entry = entry.map_err(Error::file("list", &directory))?;
+                // Another process may have replaced it.
+                let Ok(metadata) = entry.metadata() else { continue };
+                files.push((metadata.modified().ok(), metadata.len(), entry.path()));
+            }
+            files.sort_by_key(|(time, ..)| std::cmp::Reverse(*time));
+            let mut bytes: u64 = 0;
+            for (number, (_, size, path)) in files.into_iter().enumerate() {
+                bytes = bytes.saturating_add(size);
+                if number >= most.0 || bytes > most.1 {
+                    let _ = fs_err::remove_file(path);
+                }
+            }
+        }
+        Ok(())
     }
 
     fn sweep_directory(&self, directory: &Path, known: impl Fn(&str) -> bool) -> Result<()> {
@@ -404,38 +475,15 @@ fn cached_layers(t: &Connection, links: &Links) -> Result<HashSet<Digest>> {
     Ok(needed)
 }
 
-/// Deletes the rows of what goes.
-fn doom(t: &Connection, collection: &Collection<'_>) -> Result<Doomed> {
-    let mut doomed = Doomed::default();
-    let links = crate::chains::links(t)?;
-    let cached = cached_layers(t, &links)?;
-    let keep = collection.cache.kept_bytes();
-    let mut kept: u64 = 0;
-    for layer in free_layers(t)? {
-        if cached.contains(&layer.diff_id) {
-            let too_young = collection.until.is_some_and(|until| layer.last_used >= until);
-            if too_young || kept.saturating_add(layer.bytes) <= keep {
-                kept = kept.saturating_add(layer.bytes);
-                continue;
-            }
-        }
-        doom_layer(t, &layer, &mut doomed)?;
-    }
-    doom_blobs(t, &mut doomed)?;
-    crate::chains::prune(t, &links)?;
-    Ok(doomed)
-}
-
-fn doom_layer(t: &Connection, layer: &FreeLayer, doomed: &mut Doomed) -> Result<()> {
-    let key = layer.diff_id.as_bytes();
+fn doom_layer(t: &Connection, layer: &Digest, doomed: &mut Doomed) -> Result<()> {
+    let key = layer.as_bytes();
     let snapshots = all(t, "SELECT id, link FROM snapshots WHERE diff_id = ?1", [key], |row| {
         Ok((row.get(0)?, row.get(1)?))
     })?;
     doomed.snapshots.extend(snapshots);
     execute(t, "DELETE FROM snapshots WHERE diff_id = ?1", [key])?;
     execute(t, "DELETE FROM layers WHERE diff_id = ?1", [key])?;
-    doomed.layers.push(DiffId(layer.diff_id));
-    doomed.bytes = doomed.bytes.saturating_add(layer.bytes);
+    doomed.layers.push(DiffId(*layer));
     Ok(())
 }
 

@@ -4,16 +4,18 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use kiln_layer::LayerIndex;
 use kiln_oci::Digest;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, Transaction, TransactionBehavior};
 
 use crate::error::{Error, Result};
+use crate::layers::snapshot_is_source;
 
 /// "kiln".
 const APPLICATION_ID: i64 = 0x6b69_6c6e;
 /// The version of the schema that this kiln writes, and the newest that it reads.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 const SCHEMA: &str = include_str!("schema.sql");
 /// How long a writer waits for another process's transaction, which takes milliseconds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -135,11 +137,12 @@ impl Database {
             return Ok(());
         }
         drop(connection);
-        self.create()
+        self.create_or_upgrade()
     }
 
-    /// Makes the schema. Another process may be doing the same: the version is read again inside.
-    fn create(&self) -> Result<()> {
+    /// Makes the schema, or brings an older one up to date. Another process may be doing the same: the version is read
+    /// again inside.
+    fn create_or_upgrade(&self) -> Result<()> {
         let mut connection = self.lock();
         connection
             .pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))
@@ -150,14 +153,16 @@ impl Database {
         let version: i64 = transaction
             .pragma_query_value(None, "user_version", |row| row.get(0))
             .map_err(Error::database("read the schema version"))?;
-        if version == 0 {
-            transaction.execute_batch(SCHEMA).map_err(Error::database("make the schema"))?;
-            transaction
-                .execute_batch(&format!(
-                    "PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={SCHEMA_VERSION};"
-                ))
-                .map_err(Error::database("write the schema version"))?;
+        match version {
+            0 => transaction.execute_batch(SCHEMA).map_err(Error::database("make the schema"))?,
+            1 => upgrade_from_1(&transaction, &self.path.with_file_name("index"))?,
+            _ => return Ok(()),
         }
+        transaction
+            .execute_batch(&format!(
+                "PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={SCHEMA_VERSION};"
+            ))
+            .map_err(Error::database("write the schema version"))?;
         transaction.commit().map_err(Error::database("commit the schema"))
     }
 
@@ -238,6 +243,24 @@ impl Database {
     }
 }
 
+/// Version 1 did not say of which layers the snapshot is a source; their indexes do.
+fn upgrade_from_1(t: &Connection, indexes: &Path) -> Result<()> {
+    t.execute_batch(
+        "ALTER TABLE layers ADD COLUMN snapshot_is_source INTEGER NOT NULL DEFAULT 0; \
+         UPDATE layers SET snapshot_is_source = writer <> 0;",
+    )
+    .map_err(Error::database("upgrade the schema"))?;
+    for layer in all(t, "SELECT diff_id FROM layers WHERE writer = 0", [], |row| digest(row, 0))? {
+        let path = indexes.join(layer.hex());
+        // What cannot be read is no source.
+        let index = fs_err::File::open(&path).ok().and_then(|file| LayerIndex::open(file.file(), &path).ok());
+        if index.is_some_and(|index| snapshot_is_source(&index)) {
+            execute(t, "UPDATE layers SET snapshot_is_source = 1 WHERE diff_id = ?1", [layer.as_bytes()])?;
+        }
+    }
+    Ok(())
+}
+
 /// All rows, on a connection or in a transaction.
 pub(crate) fn all<T>(
     connection: &Connection,
@@ -282,7 +305,7 @@ mod tests {
         drop(Database::open(&path).unwrap());
         Connection::open(&path).unwrap().execute_batch("PRAGMA user_version=999").unwrap();
         let error = Database::open(&path).err().unwrap();
-        assert!(matches!(error, Error::NewerStore { found: 999, known: 1, .. }), "{error}");
+        assert!(matches!(error, Error::NewerStore { found: 999, known: 2, .. }), "{error}");
     }
 
     #[test]

@@ -67,7 +67,8 @@ impl Store {
         let rows = all(
             t,
             "SELECT 1 FROM layers l WHERE l.diff_id = ?1 AND l.boot IS NULL \
-             AND (EXISTS (SELECT 1 FROM snapshots s WHERE s.diff_id = l.diff_id AND s.ownership = ?2 AND s.boot IS NULL) \
+             AND (l.snapshot_is_source AND EXISTS \
+                    (SELECT 1 FROM snapshots s WHERE s.diff_id = l.diff_id AND s.ownership = ?2 AND s.boot IS NULL) \
                OR EXISTS (SELECT 1 FROM layer_blobs x JOIN blobs b ON b.digest = x.blob \
                           WHERE x.diff_id = l.diff_id AND b.boot IS NULL))",
             params![layer.0.as_bytes(), self.ownership().name()],
@@ -78,14 +79,11 @@ impl Store {
 
     fn sync_each(&self, unsynced: &Unsynced) -> Result<()> {
         let mut files = Vec::with_capacity(unsynced.files.len() + unsynced.entries);
-        for path in &unsynced.files {
-            files.push(fs_err::File::open(path).map_err(Error::file("open", path))?.into_file());
-        }
-        for (layer, diff) in &unsynced.snapshots {
-            if self.open_files(*layer, diff, &mut files).is_err() {
-                // A file that its owner may not read, with a single UID.
-                return self.sync();
-            }
+        match self.open_all(unsynced, &mut files) {
+            Ok(()) => {}
+            Err(error) if error.is_missing() => return Err(error),
+            // A file that its owner may not read, with a single UID; more files than the process may open.
+            Err(_) => return self.sync(),
         }
         if files.is_empty() && unsynced.marks.is_empty() {
             return Ok(());
@@ -103,6 +101,14 @@ impl Store {
         sync_files(root.as_fd(), &files, parents).map_err(Error::file("sync files of", self.root()))
     }
 
+    fn open_all(&self, unsynced: &Unsynced, files: &mut Vec<File>) -> Result<()> {
+        for path in &unsynced.files {
+            files.push(fs_err::File::open(path).map_err(Error::file("open", path))?.into_file());
+        }
+        let snapshots = &unsynced.snapshots;
+        snapshots.iter().try_for_each(|(layer, diff)| self.open_files(*layer, diff, files))
+    }
+
     /// The regular files of a snapshot, opened.
     fn open_files(&self, layer: DiffId, diff: &Path, files: &mut Vec<File>) -> Result<()> {
         let root = Root::open(diff)?;
@@ -118,11 +124,14 @@ impl Store {
     fn unsynced_layer(&self, layer: DiffId, unsynced: &mut Unsynced) -> Result<()> {
         let key = layer.0.as_bytes();
         let row = self.database.one(
-            "SELECT boot, entries, created FROM layers WHERE diff_id = ?1",
+            "SELECT boot, entries, created, snapshot_is_source FROM layers WHERE diff_id = ?1",
             [key],
-            |row| Ok((row.get::<_, Option<String>>(0)?, row.get::<_, u32>(1)? as usize, row.get(2)?)),
+            |row| {
+                let entries = row.get::<_, u32>(1)? as usize;
+                Ok((row.get::<_, Option<String>>(0)?, entries, row.get(2)?, row.get::<_, bool>(3)?))
+            },
         )?;
-        let Some((boot, entries, created)) = row else { return Ok(()) };
+        let Some((boot, entries, created, snapshot_is_source)) = row else { return Ok(()) };
         match boot {
             Some(boot) if boot != self.boot => return Err(Error::NoLayer(layer)),
             Some(_) => {
@@ -143,7 +152,8 @@ impl Store {
                 unsynced.files.push(self.blob_path(smallest));
                 unsynced.marks.add("blobs", "digest", bytes(smallest), *created);
             }
-            None => self.unsynced_snapshot(layer, entries, unsynced)?,
+            None if snapshot_is_source => self.unsynced_snapshot(layer, entries, unsynced)?,
+            None => {}
         }
         Ok(())
     }
@@ -233,6 +243,21 @@ mod tests {
         let again = store.snapshots(&lease, &[with_blob]).unwrap().remove(0);
         assert_eq!(fs_err::read_to_string(again.diff.join("file")).unwrap(), "blob");
         assert!(store.is_usable(&store.database.lock(), with_blob).unwrap());
+    }
+
+    /// A layer whose file is gone is not named, and is not trusted again.
+    #[test]
+    fn what_is_not_there_is_not_synced() {
+        let host = tempfile::tempdir().unwrap();
+        let store = Store::open(&host.path().join("store"), Ownership::SingleId).unwrap();
+        let lease = store.lease("test").unwrap();
+        let layer = publish(&store, &lease, "one", false);
+        let marked = "UPDATE snapshots SET boot = ?1";
+        store.database.lock().execute(marked, [&store.boot]).unwrap();
+        let snapshot = store.find_snapshot(ChainId::SCRATCH, layer).unwrap().unwrap();
+        fs_err::remove_file(snapshot.diff.join("file")).unwrap();
+        assert!(store.make_durable(&[layer], &[]).is_err_and(|error| error.is_missing()));
+        assert!(!store.is_usable(&store.database.lock(), layer).unwrap());
     }
 
     #[test]

@@ -58,6 +58,14 @@ pub enum Error {
         /// Its application_id.
         found: i64,
     },
+    /// The directory is not empty, and no store.
+    #[error("{} holds {found:?} and is no kiln store; choose an empty directory, or one that is not there yet, with --root", path.display())]
+    NotStore {
+        /// The directory.
+        path: PathBuf,
+        /// The name of something in it.
+        found: String,
+    },
     /// SQLite's shared memory does not work there.
     #[error("the store cannot be on {file_system} at {}: its locks do not hold between machines; choose a local directory with --root", path.display())]
     NetworkFileSystem {
@@ -78,6 +86,9 @@ pub enum Error {
     /// A layer is known but its data is gone.
     #[error("layer {0} is not in the store")]
     NoLayer(DiffId),
+    /// Whenever the layers of an image had been synced, one of them had been collected and made anew.
+    #[error("other commands make the image's layers anew faster than they can be synced; try again")]
+    Restless,
     /// More layers than overlayfs stacks.
     #[error("the image has {layers} layers; overlayfs stacks at most {most}")]
     TooManyLayers {
@@ -130,6 +141,16 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether a file is not there.
+    pub(crate) fn is_missing(&self) -> bool {
+        let missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        match self {
+            Self::File { source, .. } => missing(source),
+            Self::Path(error) => missing(&error.source),
+            _ => false,
+        }
+    }
+
     pub(crate) fn file(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
         move |source| Self::File { action, path, source }

@@ -11,6 +11,9 @@ use crate::layout::{NewManifest, insert_manifest, is_shown};
 use crate::lease::Lease;
 use crate::store::{Marks, clear_marks};
 
+/// How often layers are synced anew because they were collected and made anew meanwhile.
+const MOST_TRIES: usize = 16;
+
 /// An image as the store knows it.
 #[derive(Clone, Debug)]
 pub struct Image {
@@ -153,7 +156,7 @@ impl Store {
                 documents.extend([Digest::of(&manifest.bytes), image.id().0]);
             }
         }
-        loop {
+        for _ in 0..MOST_TRIES {
             let marks = self.make_durable(&layers, &documents)?;
             if let Some((published, shown)) = self.publish_durable(images, &marks)? {
                 if shown {
@@ -162,6 +165,7 @@ impl Store {
                 return Ok(published);
             }
         }
+        Err(Error::Restless)
     }
 
     /// The transaction that names images. `None`, and nothing has happened, if a layer of theirs was collected and made anew

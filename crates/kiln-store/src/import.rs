@@ -87,7 +87,8 @@ impl Store {
         let walk = kiln_layer::walk(reader, &options)?;
         (&*input).rewind().map_err(read)?;
         if !walk.index.stands_alone() {
-            self.complete_snapshot(&[], &walk.index, &root)?;
+            // Its snapshot would be that of one chain, and no source for the others.
+            return Ok(None);
         }
         let framed = kiln_layer::frames::with_frames(&walk.index, input, 0)?;
         let after = input.metadata().map_err(read)?;

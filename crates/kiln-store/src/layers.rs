@@ -96,18 +96,41 @@ impl Store {
         Ok(diff_id)
     }
 
+    /// Publishes the unpacked files of a layer on `parent` and leases it, if it is still there: nobody who unpacks it keeps
+    /// a collection from removing it.
+    pub(crate) fn publish_snapshot(
+        &self,
+        lease: &Lease,
+        parent: ChainId,
+        index: &LayerIndex,
+        files: &std::path::Path,
+    ) -> Result<()> {
+        let diff_id = index.diff_id();
+        let staged = self.stage_snapshot(lease, files)?;
+        self.database.write(Durability::Relaxed, |t| {
+            if !self.is_usable(t, diff_id)? {
+                return Err(Error::NoLayer(diff_id));
+            }
+            self.insert_snapshot(t, index, parent, &staged)?;
+            crate::chains::insert_link(t, parent, diff_id)?;
+            lease.keep_in(t, Leased::Layer(diff_id))
+        })
+    }
+
     fn insert_layer(&self, t: &Connection, index: &LayerIndex, file: &std::path::Path) -> Result<()> {
         let diff_id = index.diff_id();
-        if self.trusted(t, "layers", "diff_id", &diff_id.0)? {
+        let source = snapshot_is_source(index);
+        // What gives the tar back takes the place of what does not, where no blob is left that holds the layer.
+        if self.trusted(t, "layers", "diff_id", &diff_id.0)? && (!source || self.is_usable(t, diff_id)?) {
             return Ok(());
         }
         let path = self.index_path(diff_id);
         fs_err::rename(file, &path).map_err(Error::file("publish", &path))?;
         execute(
             t,
-            "INSERT INTO layers VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9) \
+            "INSERT INTO layers VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9, ?10) \
              ON CONFLICT (diff_id) DO UPDATE SET tar_size = ?2, files_size = ?3, entries = ?4, stands_alone = ?5, \
-             writer = ?6, index_size = ?7, boot = ?8, created = ?9, last_used = ?9",
+             writer = ?6, index_size = ?7, boot = ?8, created = ?9, last_used = ?9, snapshot_is_source = ?10",
             params![
                 diff_id.0.as_bytes(),
                 signed(index.tar_size()),
@@ -117,7 +140,8 @@ impl Store {
                 index.writer_version().unwrap_or(0),
                 signed(index.bytes().len() as u64),
                 self.boot,
-                now()
+                now(),
+                source
             ],
         )?;
         Ok(())
@@ -321,6 +345,11 @@ struct StagedSnapshot {
     directory: PathBuf,
 }
 
+/// Whether the layer's tar can be made again from its snapshot: kiln wrote it, or its frames are kept.
+pub(crate) fn snapshot_is_source(index: &LayerIndex) -> bool {
+    index.writer_version().is_some() || index.has_frames()
+}
+
 /// Shared by every chain if the layer stands alone, else bound to its chain.
 pub(crate) fn snapshot_key(index: &LayerIndex, parent: ChainId) -> Digest {
     if index.stands_alone() { index.diff_id().0 } else { parent.with(index.diff_id()).0 }
@@ -341,6 +370,38 @@ mod tests {
     use super::*;
     use crate::store::Ownership;
 
+    /// A collection came while it was unpacked.
+    #[test]
+    fn files_of_a_layer_that_is_gone_are_not_published() {
+        let host = tempfile::tempdir().unwrap();
+        let store = Store::open(&host.path().join("store"), Ownership::SingleId).unwrap();
+        let lease = store.lease("test").unwrap();
+        let index = kiln_layer::walk(&[0; 1024][..], &kiln_layer::Options::default()).unwrap().index;
+        let count = |table: &str| {
+            let sql = format!("SELECT count(*) FROM {table}");
+            store.database.one(&sql, [], |row| row.get::<_, i64>(0)).unwrap().unwrap()
+        };
+        let publish = || {
+            let files = lease.fresh_directory("files").unwrap();
+            store.publish_snapshot(&lease, ChainId::SCRATCH, &index, &files)
+        };
+        assert!(matches!(publish(), Err(Error::NoLayer(gone)) if gone == index.diff_id()));
+        assert_eq!(["layers", "snapshots", "lease_roots"].map(count), [0; 3]);
+        let path = lease.fresh_path("blob");
+        fs_err::write(&path, [0; 1024]).unwrap();
+        let blob = NewBlob { path, digest: index.diff_id().0, size: 1024, compression: "none" };
+        let layer = kiln_layer::walk(&[0; 1024][..], &kiln_layer::Options::default()).unwrap().index;
+        store
+            .publish_layer(
+                &lease,
+                ChainId::SCRATCH,
+                NewLayer { index: layer, blob: Some(blob), snapshot: None },
+            )
+            .unwrap();
+        publish().unwrap();
+        assert_eq!(["layers", "snapshots", "lease_roots"].map(count), [1; 3]);
+    }
+
     #[test]
     fn a_blob_of_another_boot_is_no_source() {
         let host = tempfile::tempdir().unwrap();
@@ -353,7 +414,7 @@ mod tests {
                     let layer = layer.0.as_bytes();
                     execute(
                         t,
-                        "INSERT OR REPLACE INTO layers VALUES (?1, 0, 0, 0, 1, 1, 0, NULL, 0, 0)",
+                        "INSERT OR REPLACE INTO layers VALUES (?1, 0, 0, 0, 1, 1, 0, NULL, 0, 0, 1)",
                         [layer],
                     )?;
                     let row = params![blob.as_bytes(), boot];

@@ -115,6 +115,18 @@ impl Store {
         self.replace("index.json", &index.to_bytes())
     }
 
+    /// Removes what a kill left beside `index.json` while it was written anew.
+    pub(crate) fn sweep_layout(&self) -> Result<()> {
+        let _one = Lock::acquire(&self.root().join("layout.lock"), Sharing::Exclusive)?;
+        let directory = kiln_sys::root::Directory::open(self.root())?;
+        for found in directory.list()? {
+            if kiln_sys::publish::is_temporary(&found.name) {
+                directory.remove_all(&found.name)?;
+            }
+        }
+        Ok(())
+    }
+
     fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let directory = kiln_sys::root::Directory::open(self.root())?;
         Ok(kiln_sys::publish::write_over(&directory, name.as_ref(), bytes, 0o600)?)

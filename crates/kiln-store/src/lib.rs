@@ -25,6 +25,7 @@ mod members;
 mod records;
 mod roots;
 mod snapshots;
+mod stale;
 mod store;
 mod tar_mounts;
 mod usage;

@@ -15,6 +15,9 @@ use crate::error::{Error, Result};
 
 /// Members of an archive; more are refused.
 const MAX_MEMBERS: usize = 100_000;
+/// Bytes of all members' names and link targets; more are refused.
+const MAX_NAMES: usize = 64 << 20;
+
 /// Where an archive's members are.
 pub(crate) enum Members {
     /// In a file, by offset and size.
@@ -39,6 +42,7 @@ pub(crate) fn scan(name: &str, file: File) -> Result<Members> {
     let file = Arc::new(file);
     let mut members = BTreeMap::new();
     let mut offset = 0;
+    let mut names = 0;
     let mut entry = Entry::default();
     loop {
         let reader =
@@ -48,6 +52,14 @@ pub(crate) fn scan(name: &str, file: File) -> Result<Members> {
             break;
         }
         let path = clean_member(&entry.name);
+        names += entry.name.len() + entry.link.len();
+        if names > MAX_NAMES {
+            return Err(Error::archive(name, format!("its names have more than {MAX_NAMES} bytes")));
+        }
+        if entry.sparse {
+            // Its bytes are not in one piece.
+            return Err(Error::archive(name, format!("{path} is a sparse file, which is not read")));
+        }
         let member = match entry.kind {
             EntryType::Regular => Some(Member::File { offset: entry.content_offset, size: entry.size }),
             EntryType::Symlink => {

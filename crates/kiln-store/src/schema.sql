@@ -1,4 +1,4 @@
--- Schema version 1 of kiln.db. This file is the definition (docs/formats.md, section 5).
+-- Schema version 2 of kiln.db. This file is the definition (docs/formats.md, section 5).
 -- Digests are 32-byte BLOBs, times are nanoseconds since the epoch. `boot` is the boot ID under which a file was
 -- written and not yet synced, NULL once it is durable.
 
@@ -18,11 +18,12 @@ CREATE TABLE layers (
   files_size INTEGER NOT NULL,        -- bytes of regular files, hard links once
   entries    INTEGER NOT NULL,        -- entries in the tar
   stands_alone INTEGER NOT NULL,      -- 1: snapshot keyed by diff ID, 0: by chain ID
-  writer     INTEGER NOT NULL,        -- version of the tar writer; 0: foreign, its blob is the only source
+  writer     INTEGER NOT NULL,        -- version of the tar writer; 0: foreign
   index_size INTEGER NOT NULL,        -- bytes of the index file
   boot       TEXT,
   created    INTEGER NOT NULL,
-  last_used  INTEGER NOT NULL
+  last_used  INTEGER NOT NULL,
+  snapshot_is_source INTEGER NOT NULL -- 1: snapshot and index give the tar back, 0: its blobs are the only source
 ) WITHOUT ROWID;
 CREATE INDEX layers_unsynced ON layers (boot) WHERE boot IS NOT NULL;
 

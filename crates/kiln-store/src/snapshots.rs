@@ -10,7 +10,7 @@ use rusqlite::params;
 
 use crate::Store;
 use crate::error::{Error, Result};
-use crate::layers::{NewLayer, OVERLAY, snapshot_key};
+use crate::layers::{OVERLAY, snapshot_key};
 use crate::lease::Lease;
 use crate::roots::Lowers;
 use crate::store::Ownership;
@@ -164,8 +164,7 @@ impl Store {
         if !walk.index.stands_alone() {
             self.complete_snapshot(below, &walk.index, &root)?;
         }
-        let new = NewLayer { index: walk.index, blob: None, snapshot: Some(directory) };
-        self.publish_layer(lease, parent, new)?;
+        self.publish_snapshot(lease, parent, &walk.index, &directory)?;
         self.snapshot_by_key(&key)?.ok_or(Error::NoLayer(layer))
     }
 

@@ -160,7 +160,44 @@ fn set_boot(t: &Connection, marks: &Marks, boot: &str, to: Option<&str>) -> Resu
     Ok(())
 }
 
+/// What the store's root holds, made when the store is.
+const DIRECTORIES: [&str; 10] = [
+    "blobs/sha256",
+    "overlay2/l",
+    "index",
+    "cache",
+    "tmp",
+    "trash",
+    "context",
+    "claims",
+    "mounts",
+    "downloads",
+];
+
+/// Refuses a directory that something else is in: it would be closed to everybody else.
+fn refuse_foreign(root: &Path) -> Result<()> {
+    let entries = match fs_err::read_dir(root) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(Error::file("list", root))?,
+    };
+    for entry in entries {
+        let name = entry.map_err(Error::file("list", root))?.file_name();
+        let text = name.to_string_lossy();
+        // What a kill may have left of a store that was being made, and what file systems have of their own.
+        let is_ours = DIRECTORIES.iter().any(|path| path.split('/').next() == Some(&*text))
+            || text.starts_with("kiln.db")
+            || matches!(&*text, "reserve" | "oci-layout" | "index.json" | "lost+found")
+            || text.ends_with(".lock")
+            || kiln_sys::publish::is_temporary(&name);
+        if !is_ours {
+            return Err(Error::NotStore { path: root.to_path_buf(), found: text.into_owned() });
+        }
+    }
+    Ok(())
+}
+
 fn create_directories(root: &Path) -> Result<()> {
+    refuse_foreign(root)?;
     if let Some(file_system) = network_file_system(root) {
         return Err(Error::NetworkFileSystem { path: root.to_path_buf(), file_system });
     }
@@ -173,19 +210,7 @@ fn create_directories(root: &Path) -> Result<()> {
     };
     make(root)?;
     close_to_others(root)?;
-    let names = [
-        "blobs/sha256",
-        "overlay2/l",
-        "index",
-        "cache",
-        "tmp",
-        "trash",
-        "context",
-        "claims",
-        "mounts",
-        "downloads",
-    ];
-    for name in names {
+    for name in DIRECTORIES {
         make(&root.join(name))?;
     }
     let tmp = root.join("tmp");
@@ -240,5 +265,29 @@ fn network_file_system(path: &Path) -> Option<&'static str> {
         0x00c3_6400 => Some("Ceph"),
         0x5346_414f => Some("AFS"),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A slip of the pen as root would close `/` or `/var/lib` to everybody else.
+    #[test]
+    fn a_directory_of_others_is_refused_and_left_as_it_is() {
+        let host = tempfile::tempdir().unwrap();
+        let mode = || fs_err::metadata(host.path()).unwrap().permissions().mode() & 0o777;
+        fs_err::set_permissions(host.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        fs_err::create_dir(host.path().join("lost+found")).unwrap();
+        fs_err::write(host.path().join("etc"), "").unwrap();
+        let opened = Store::open(host.path(), Ownership::SingleId).map(drop);
+        assert!(matches!(&opened, Err(Error::NotStore { found, .. }) if found == "etc"), "{opened:?}");
+        assert_eq!((mode(), fs_err::read_dir(host.path()).unwrap().count()), (0o755, 2));
+        fs_err::remove_file(host.path().join("etc")).unwrap();
+        drop(Store::open(host.path(), Ownership::SingleId).unwrap());
+        assert_eq!(mode(), 0o700);
+        // A kill came before the database.
+        fs_err::remove_file(host.path().join("kiln.db")).unwrap();
+        Store::open(host.path(), Ownership::SingleId).unwrap();
     }
 }

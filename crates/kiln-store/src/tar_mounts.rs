@@ -10,12 +10,11 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use kiln_layer::{Compression, LayerIndex, Options};
-use kiln_oci::{ChainId, DiffId, Hasher};
+use kiln_oci::{ChainId, DiffId, HashingWriter};
 use kiln_sys::overlay::TarMount;
 use kiln_sys::publish::unnamed_file;
 
 use crate::Store;
-use crate::archive_out::Hashing;
 use crate::database::Durability;
 use crate::error::{Error, Result};
 use crate::layers::NewBlob;
@@ -118,6 +117,12 @@ impl Store {
         format!("{}-{}", self.boot, kiln_layer::erofs::VERSION)
     }
 
+    /// Whether a directory of images may be in use. Another version of kiln may be at work in this boot, too; who uses an
+    /// image has a lease.
+    pub(crate) fn keeps_mounts(&self, name: &str, anybody_works: bool) -> bool {
+        name == self.mounts_of_boot() || anybody_works && name.starts_with(&self.boot)
+    }
+
     /// The EROFS image of a layer, made if it is not there; `None` if the layer must be unpacked.
     fn metadata_image(&self, lease: &Lease, index: &LayerIndex) -> Result<Option<PathBuf>> {
         let directory = self.root().join(MOUNTS).join(self.mounts_of_boot());
@@ -163,14 +168,14 @@ impl Store {
         let mut input = io::BufReader::with_capacity(1 << 20, input.into_file());
         let first = io::BufRead::fill_buf(&mut input).map_err(Error::file("read", blob))?;
         let mut input = Compression::detect(first).decoder(input)?;
-        let mut output = Hashing { output: output.into_file(), hasher: Hasher::new(), size: 0 };
+        let mut output = HashingWriter::new(output.into_file());
         io::copy(&mut input, &mut output).map_err(Error::file("decompress", blob))?;
-        let digest = output.hasher.finish();
+        let (digest, size) = output.finish();
         if digest != layer.0 {
             let what = format!("layer {layer} in the store");
             return Err(Error::Mismatch { what, expected: layer.0, found: digest });
         }
-        Ok(NewBlob { path, digest, size: output.size, compression: "none" })
+        Ok(NewBlob { path, digest, size, compression: "none" })
     }
 }
 

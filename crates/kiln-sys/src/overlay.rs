@@ -342,13 +342,13 @@ mod tests {
     #[test]
     fn the_old_interface_takes_five_hundred_lowers() {
         in_own_namespace(|holder| {
-            let before = fs_err::read_to_string("/proc/self/mounts").expect("read");
+            let before = fs_err::read_to_string("/proc/thread-self/mounts").expect("read");
             let overlay = overlay(holder, MOST_LOWERS);
             let mounted = overlay.mount_old(Attributes::default()).expect("mounts");
             assert_eq!(entries(&mounted), MOST_LOWERS);
             rustix::fs::mkdirat(&mounted, c"new", Mode::RWXU).expect("writable");
             assert!(holder.join("upper/new").is_dir());
-            assert_eq!(fs_err::read_to_string("/proc/self/mounts").expect("read"), before);
+            assert_eq!(fs_err::read_to_string("/proc/thread-self/mounts").expect("read"), before);
         });
     }
 

@@ -2,6 +2,8 @@
 
 #![allow(unsafe_code, reason = "one system call; the block says why it is sound")]
 
+mod unfinished;
+
 use std::ffi::{CString, OsStr};
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -11,6 +13,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use crate::root::{Directory, FileError};
+pub use unfinished::UnfinishedDirectory;
 
 type Result<T> = std::result::Result<T, FileError>;
 
@@ -67,13 +70,21 @@ pub fn write_over(directory: &Directory, name: &OsStr, bytes: &[u8], mode: u32) 
     result
 }
 
+/// What temporary names of files begin with.
+const TEMPORARY: &str = ".tmp-";
+
+/// Whether a name is one of those that files have before they are published.
+pub fn is_temporary(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(TEMPORARY.as_bytes())
+}
+
 /// Makes a file under a name nobody else uses.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub fn create_temporary(directory: &Directory, mode: u32) -> Result<(String, std::fs::File)> {
     loop {
-        let name = format!(".tmp-{:016x}", random());
+        let name = format!("{TEMPORARY}{:016x}", random());
         match directory.create_file(&name, mode) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             result => return result.map(|file| (name, file)),
@@ -127,7 +138,7 @@ impl<'a> Unnamed<'a> {
                     return linked.map_err(|error| FileError::new("publish", path, error));
                 }
             }
-            let temporary = format!(".tmp-{:016x}", random());
+            let temporary = format!("{TEMPORARY}{:016x}", random());
             self.link(temporary.as_ref())
                 .map_err(|error| FileError::new("make", self.directory.name().join(&temporary), error))?;
             self.temporary = Some(temporary);

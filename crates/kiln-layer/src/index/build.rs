@@ -113,7 +113,8 @@ impl Builder {
     }
 
     fn string(&mut self, bytes: &[u8]) -> Result<(u32, u32)> {
-        if self.strings.len() + bytes.len() > MOST_STRINGS {
+        // Attributes can be shorter than what is kept of each.
+        if self.strings.len() + self.xattrs.len() * size_of::<[u32; 4]>() + bytes.len() > MOST_STRINGS {
             let limit = MOST_STRINGS as u64;
             return Err(Error::Limit { what: "bytes of names, links and attributes", limit });
         }
@@ -624,5 +625,20 @@ impl Content {
         if let Some(fact) = self.fact {
             builder.add_fact(number, &fact);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is kept of an attribute may be larger than the attribute.
+    #[test]
+    fn attributes_count_for_what_is_kept_of_them() {
+        let mut builder = Builder::new();
+        builder.string(b"name").expect("room");
+        // Zeros that nobody touches take no memory.
+        builder.xattrs = vec![[0; 4]; MOST_STRINGS / size_of::<[u32; 4]>()];
+        assert!(matches!(builder.string(b"name"), Err(Error::Limit { .. })));
     }
 }

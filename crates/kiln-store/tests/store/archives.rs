@@ -241,6 +241,29 @@ fn members_stay_in_the_archive() {
     }
 }
 
+/// What would be read from the wrong place, and what would fill the memory.
+#[test]
+fn members_that_are_no_plain_files_are_refused() {
+    let mut header = Vec::new();
+    let metadata =
+        kiln_layer::Metadata { size: 512, ..kiln_layer::Metadata::new(kiln_layer::Kind::Regular, 0o644) };
+    kiln_layer::tar::write_header(b"holes", &metadata, &mut header);
+    // Old GNU format: one region of the 512 bytes, behind a hole as long.
+    header[156] = b'S';
+    header[257..265].copy_from_slice(b"ustar  \0");
+    header[386..398].copy_from_slice(b"00000001000\0");
+    header[398..410].copy_from_slice(b"00000001000\0");
+    header[483..495].copy_from_slice(b"00000002000\0");
+    header[148..156].fill(b' ');
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    header.resize(512 + 512 + 1024, 0);
+    refused(&header, "holes is a sparse file, which is not read");
+    let name: &str = "x".repeat(1 << 19).leak();
+    let links: Vec<_> = (0..129).map(|number| (format!("{number}"), Err(name))).collect();
+    refused(&archive(&links), "its names have more than 67108864 bytes");
+}
+
 /// An archive of two images, `one:1` and `two:1`.
 fn two_images() -> Vec<u8> {
     let layers = [layer("one"), layer("two")];
@@ -367,7 +390,17 @@ fn saving_that_is_stopped_leaves_nothing() {
         }
     }
     let how = Saving { compression: Compression::Plain, stopped: &|| false };
+    // A kill left it behind.
+    fs_err::create_dir_all(out.join(".kiln-unfinished-0123456789abcdef/blobs")).unwrap();
     fixture.store.save_to_directory(&lease, &images, &how, &out.join("new")).unwrap();
+    assert!(
+        fs_err::read_dir(&out).unwrap().all(|entry| !entry
+            .unwrap()
+            .file_name()
+            .to_str()
+            .unwrap()
+            .starts_with('.'))
+    );
     fixture.store.save_to_file(&lease, &images, ArchiveForm::Docker, &how, &out.join("old.tar")).unwrap();
     assert_eq!(Fixture::new().load_from(&out.join("new")).unwrap().len(), 2);
     assert_eq!(Fixture::new().load_from(&out.join("old.tar")).unwrap().len(), 2);

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use kiln_layer::{Compression, Kind, Metadata, tar};
-use kiln_oci::{DiffId, Digest, History, ImageConfig, ImageId, Platform};
-use kiln_store::{Error, LoadedImage, Ownership, Store, Unpacking};
+use kiln_layer::{Compression, Kind, Metadata, Owners, tar};
+use kiln_oci::{ChainId, DiffId, Digest, History, ImageConfig, ImageId, Platform};
+use kiln_store::{Error, LoadedImage, Ownership, RootWay, Store, Unpacking};
 use serde_json::{Value as Json, json};
 
 /// A store in a directory of its own.
@@ -67,6 +67,32 @@ impl Fixture {
         (id, DiffId(Digest::of(&bytes)))
     }
 
+    /// Changes the rows that the store is made of.
+    pub(crate) fn change(&self, sql: &str) {
+        rusqlite::Connection::open(self.path("store/kiln.db")).unwrap().execute_batch(sql).unwrap();
+    }
+
+    /// The store as another process finds it.
+    pub(crate) fn again(&self) -> Store {
+        let store = Store::open(self.store.root(), self.store.ownership()).unwrap();
+        store.never_mount_tars();
+        store
+    }
+
+    /// A layer that kiln made.
+    pub(crate) fn built(&self, text: &str) -> DiffId {
+        let lease = self.store.lease("builder").unwrap();
+        let prepared = self.store.prepare_root(&lease, &[], RootWay::Overlay).unwrap();
+        fs_err::write(prepared.changed().join("file"), text).unwrap();
+        let view = self.store.root_view(&[]).unwrap();
+        let new = self.store.capture(&lease, &prepared, &view, Owners::Files, None).unwrap();
+        let layer = self.store.publish_layer(&lease, ChainId::SCRATCH, new).unwrap();
+        let mut config = ImageConfig::scratch(&Platform::host());
+        config.rootfs.diff_ids = vec![layer];
+        self.store.publish_image(&config.to_bytes(), &[format!("{text}:1").parse().unwrap()]).unwrap();
+        layer
+    }
+
     /// The names of all images, as people write them.
     pub(crate) fn names(&self) -> Vec<String> {
         self.store.tags().unwrap().iter().map(|tag| tag.name.familiar()).collect()
@@ -121,6 +147,15 @@ pub(crate) fn config_with(layers: &[&[u8]], config: &Json) -> Vec<u8> {
 /// The `manifest.json` of one image, `app:1`.
 pub(crate) fn docker(config: &str, layers: &[&str]) -> Member {
     Ok(json!([{ "Config": config, "RepoTags": ["app:1"], "Layers": layers }]).to_string().into())
+}
+
+/// A docker archive of one image, `app:1`, of these layers.
+pub(crate) fn image_of(layers: &[&[u8]]) -> Vec<u8> {
+    let names: Vec<String> = (0..layers.len()).map(|number| format!("{number}.tar")).collect();
+    let manifest = docker("c.json", &names.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut members: Vec<(&str, Member)> = vec![("manifest.json", manifest), ("c.json", Ok(config(layers)))];
+    members.extend(names.iter().zip(layers).map(|(name, layer)| (name.as_str(), Ok(layer.to_vec()))));
+    archive(&members)
 }
 
 /// Where an OCI layout has a blob.

@@ -4,3 +4,5 @@ mod archives;
 mod fixture;
 mod keeping;
 mod mounted;
+mod sources;
+mod stale;

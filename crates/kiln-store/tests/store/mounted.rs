@@ -7,7 +7,7 @@ use kiln_store::{
 };
 use kiln_sys::overlay::Overlay;
 
-use crate::fixture::{Fixture, archive, blob, config, descriptor, docker, layer, layout_index};
+use crate::fixture::{Fixture, archive, blob, config, descriptor, image_of, layer, layout_index};
 
 /// A store that mounts.
 fn mounting() -> Option<(tempfile::TempDir, Store)> {
@@ -53,13 +53,7 @@ fn load(store: &Store, lease: &Lease, directory: &tempfile::TempDir, bytes: &[u8
 fn a_layer_is_stored_once() {
     let Some((directory, store)) = mounting() else { return };
     let (lease, layer) = (store.lease("test").unwrap(), layer(&large()));
-    let config = config(&[&layer]);
-    let archive = archive(&[
-        ("manifest.json", docker("config.json", &["layer.tar"])),
-        ("config.json", Ok(config)),
-        ("layer.tar", Ok(layer.clone())),
-    ]);
-    load(&store, &lease, &directory, &archive);
+    load(&store, &lease, &directory, &image_of(&[&layer]));
     let diff_id = DiffId(Digest::of(&layer));
     let prepared = store.prepare_root(&lease, &[diff_id], RootWay::Overlay).unwrap();
     assert!(store.find_snapshot(ChainId::SCRATCH, diff_id).unwrap().is_none());
@@ -128,13 +122,7 @@ fn a_compressed_layer_is_decompressed_when_it_is_needed() {
 fn images_for_mounts_are_collected() {
     let Some((directory, store)) = mounting() else { return };
     let (lease, layer) = (store.lease("test").unwrap(), layer(&large()));
-    let config = config(&[&layer]);
-    let archive = archive(&[
-        ("manifest.json", docker("config.json", &["layer.tar"])),
-        ("config.json", Ok(config)),
-        ("layer.tar", Ok(layer.clone())),
-    ]);
-    load(&store, &lease, &directory, &archive);
+    load(&store, &lease, &directory, &image_of(&[&layer]));
     store.prepare_root(&lease, &[DiffId(Digest::of(&layer))], RootWay::Overlay).unwrap();
     let mounts = store.root().join("mounts");
     let other = mounts.join("another-boot");
@@ -159,13 +147,7 @@ fn an_opaque_root_hides_the_layers_below() {
     let lease = fixture.store.lease("test").unwrap();
     let (lower, upper) =
         (layer("lower\n"), archive(&[(".wh..wh..opq", Ok(Vec::new())), ("new", Ok(b"x".to_vec()))]));
-    let archive = archive(&[
-        ("manifest.json", docker("config.json", &["1.tar", "2.tar"])),
-        ("config.json", Ok(config(&[&lower, &upper]))),
-        ("1.tar", Ok(lower.clone())),
-        ("2.tar", Ok(upper.clone())),
-    ]);
-    fixture.load(&archive).unwrap();
+    fixture.load(&image_of(&[&lower, &upper])).unwrap();
     let layers = [&lower, &upper].map(|tar| DiffId(Digest::of(tar)));
     let lowers = |layers: &[DiffId]| match fixture
         .store
