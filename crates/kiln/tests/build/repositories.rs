@@ -213,7 +213,10 @@ fn a_server_of_files_will_do() {
     build(&["-f", "d/Dockerfile", &format!("{remote}?ref=v1&subdir=/")]);
     bench.holds("/only/b", "b\n");
     let told = text(&bench.run("store", &["build", &web.url("/none.git")]).stderr);
-    assert!(told.contains("cannot build from http://127.0.0.1") && told.contains("not found"), "{told}");
+    assert!(
+        told.contains("cannot fetch the build context: http://127.0.0.1") && told.contains("not found"),
+        "{told}"
+    );
 }
 
 fn serve_files(web: &Web, directory: &Path, path: &str, like: &Page) {
@@ -337,6 +340,23 @@ fn submodules_come_along() {
     bench.makes(&format!("FROM scratch\nADD {remote} /c/\n"), &[]);
     bench.holds("/c/s/inner", "inner\n");
     assert!(!listing(&bench).contains("/.git\n"), "{}", listing(&bench));
+    // With its git directory it is the same each time, and a whole repository.
+    let layers = || {
+        bench.makes(&format!("FROM scratch\nADD --keep-git-dir {remote} /c/\n"), &["--no-cache"]);
+        text(&bench.run("store", &["inspect", "-f", "{{.RootFS.Layers}}", "made"]).stdout)
+    };
+    let first = layers();
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    assert_eq!(layers(), first);
+    let out = bench.path("out");
+    let unpacked = bench.run("store", &["image", "unpack", "made", &out.display().to_string()]);
+    assert!(unpacked.status.success(), "{}", text(&unpacked.stderr));
+    for (directory, expect) in [("c", ""), ("c/s", "")] {
+        let words = ["-c", "safe.directory=*", "-c", "core.fileMode=false", "status", "--porcelain"];
+        assert_eq!(git(&out.join(directory), &words), expect, "{directory}");
+    }
+    let module = git(&out.join("c/s"), &["-c", "safe.directory=*", "rev-parse", "--git-dir", "HEAD"]);
+    assert!(module.contains("modules/s"), "{module}");
     bench.makes(&format!("FROM scratch\nADD {remote}?submodules=false /c/\n"), &[]);
     assert!(!listing(&bench).contains("inner"), "{}", listing(&bench));
 
