@@ -12,10 +12,10 @@ use kiln_graph::Cancel;
 use kiln_remote::Proxies;
 use kiln_sys::root::{Directory, Time};
 use rustix::fs::FileType;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use super::address::{GitAddress, is_commit, is_reference};
-use super::watch::{Beyond, GitLimits, Watch};
+use super::watch::{Beyond, GitLimits, Watch, family};
 use crate::error::{Error, Result};
 
 /// The machine's git, and what it may know of the environment.
@@ -36,6 +36,9 @@ const TICK: Duration = Duration::from_millis(10);
 /// The most that is read of what git says.
 const SAID: u64 = 1 << 20;
 
+/// A helper that nobody is left to watch leaves a server that sends fewer bytes a second than this for a minute.
+const SLOWEST: [&str; 4] = ["-c", "http.lowSpeedLimit=100", "-c", "http.lowSpeedTime=60"];
+
 /// A commit, found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Commit {
@@ -48,13 +51,26 @@ pub(crate) struct Commit {
     pub(crate) reference: Option<String>,
 }
 
-/// What ends git before its time, besides its limits. git and its helpers are a process group that is killed.
+/// What ends git before its time, besides its limits.
 #[derive(Clone, Copy)]
 pub(crate) enum Stopping<'a> {
-    /// A token.
+    /// A token: git and its helpers are a process group that is killed.
     Token(&'a Cancel),
-    /// The end of this process alone: git is told.
+    /// Whatever ends this process: the terminal tells them all.
     Together,
+}
+
+impl Stopping<'_> {
+    /// Ends git and its helpers. Those that have ended meanwhile are no failure.
+    fn kill(self, git: Pid) {
+        if let Self::Token(_) = self {
+            let _ = kill_process_group(git, Signal::KILL);
+            return;
+        }
+        for (process, _) in family(git) {
+            let _ = kill_process(process, Signal::KILL);
+        }
+    }
 }
 
 /// git for one repository.
@@ -102,8 +118,8 @@ impl Git<'_> {
                 io::ErrorKind::NotFound => Error::NoGit,
                 _ => Error::File { action: "run", path: program.display().to_string(), source },
             })?;
-        let group = Pid::from_child(&child);
-        let mut watch = Watch::new(self.program.limits, self.place, group);
+        let git = Pid::from_child(&child);
+        let mut watch = Watch::new(self.program.limits, self.place, git);
         let status = loop {
             if let Some(status) = child.try_wait().map_err(file_error)? {
                 break status;
@@ -118,8 +134,7 @@ impl Git<'_> {
             let ended =
                 if is_canceled { Some(Error::Canceled) } else { watch.look().map(|it| self.beyond(it)) };
             if let Some(error) = ended {
-                // Its helpers are of its group.
-                let _ = kill_process_group(group, Signal::KILL);
+                self.stopping.kill(git);
                 let _ = child.wait();
                 return Err(error);
             }
@@ -152,6 +167,7 @@ impl Git<'_> {
             .args(["-c", "protocol.file.allow=never", "-c", "core.hooksPath=/dev/null"])
             .args(["-c", "core.fsmonitor=false", "-c", "init.templateDir=", "-c", "gc.auto=0"])
             .args(["-c", "init.defaultBranch=master", "-c", "advice.detachedHead=false"])
+            .args(SLOWEST)
             .args(["-c", "credential.helper="])
             .args(words)
             .current_dir(directory)
@@ -174,7 +190,9 @@ impl Git<'_> {
             command.env("GIT_CONFIG_VALUE_0", without);
         }
         self.set_proxies(&mut command);
-        command.process_group(0);
+        if let Stopping::Token(_) = self.stopping {
+            command.process_group(0);
+        }
         // Even if nobody is left to stop it.
         kiln_sys::process::ends_with_parent(&mut command);
         kiln_sys::process::limits_memory(&mut command, self.program.limits.memory);

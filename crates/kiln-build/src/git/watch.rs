@@ -47,21 +47,23 @@ pub(super) enum Beyond {
 pub(super) struct Watch<'a> {
     limits: GitLimits,
     place: &'a Path,
-    /// git and its helpers.
-    group: Pid,
-    /// When it was last seen to have got on, and what it had come to.
-    since: Instant,
+    git: Pid,
+    /// How long it has not got on, and what it had come to before.
+    idle: Duration,
     size: u64,
     worked: Duration,
+    /// When it was last looked, and when it will be.
+    last: Instant,
     next: Instant,
 }
 
 impl<'a> Watch<'a> {
     /// Begins with git's first moment.
-    pub(super) fn new(limits: GitLimits, place: &'a Path, group: Pid) -> Self {
+    pub(super) fn new(limits: GitLimits, place: &'a Path, git: Pid) -> Self {
         let now = Instant::now();
         let next = now + LOOK.min(limits.stall);
-        Self { limits, place, group, since: now, size: 0, worked: Duration::ZERO, next }
+        let (idle, worked) = (Duration::ZERO, Duration::ZERO);
+        Self { limits, place, git, idle, size: 0, worked, last: now, next }
     }
 
     /// Whether git has gone beyond a limit. Costs little if it was asked a moment ago.
@@ -75,12 +77,20 @@ impl<'a> Watch<'a> {
         if size > self.limits.bytes {
             return Some(Beyond::Space);
         }
-        let worked = work_of(self.group);
-        if size >= self.size + LITTLE || size < self.size || worked >= self.worked + IDLE {
-            (self.since, self.size, self.worked) = (start, size, worked);
-        } else if self.since.elapsed() >= self.limits.stall {
-            return Some(Beyond::Time);
+        let worked = family(self.git).iter().map(|(_, worked)| *worked).sum();
+        let grew = size >= self.size + LITTLE || worked >= self.worked + IDLE;
+        // What is cleaned up, or waited for by nobody, is less than it was.
+        if grew || size < self.size || worked < self.worked {
+            (self.idle, self.size, self.worked) = (Duration::ZERO, size, worked);
+        } else {
+            // A process that was stopped itself has not waited.
+            let planned = self.next - self.last;
+            self.idle += start.duration_since(self.last).min(planned * 2);
+            if self.idle >= self.limits.stall {
+                return Some(Beyond::Time);
+            }
         }
+        self.last = start;
         self.next = Instant::now() + (start.elapsed() * SHARE).max(LOOK.min(self.limits.stall));
         None
     }
@@ -113,21 +123,28 @@ fn size_below(place: &Path) -> Result<u64, FileError> {
     below(&Directory::open(place)?)
 }
 
-/// How long the processes of a group, and those that they have waited for, have had a CPU (proc_pid_stat(5)).
-fn work_of(group: Pid) -> Duration {
-    let group = group.as_raw_nonzero().to_string();
+/// A process and what it has started, directly and indirectly, and how long each of them, and those that it has waited
+/// for, have had a CPU (proc_pid_stat(5)).
+pub(super) fn family(of: Pid) -> Vec<(Pid, Duration)> {
     let processes = fs_err::read_dir("/proc").into_iter().flatten().flatten();
-    let ticks = processes.filter_map(|process| {
-        if !process.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit) {
-            return None;
-        }
-        let stat = fs_err::read_to_string(process.path().join("stat")).ok()?;
-        // The name may hold anything, and ends with the last parenthesis.
-        let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
-        if *fields.get(2)? != group {
-            return None;
-        }
-        Some(fields.get(11..15)?.iter().filter_map(|ticks| ticks.parse::<u64>().ok()).sum::<u64>())
-    });
-    Duration::from_millis(ticks.sum::<u64>() * TICK)
+    let known: Vec<(Pid, Pid, Duration)> = processes.filter_map(|process| read(&process.path())).collect();
+    let mut family = Vec::new();
+    let mut next = vec![of];
+    while let Some(member) = next.pop() {
+        let found = known.iter().find(|(pid, ..)| *pid == member);
+        family.extend(found.map(|(pid, _, worked)| (*pid, *worked)));
+        next.extend(known.iter().filter(|(_, parent, _)| *parent == member).map(|(pid, ..)| *pid));
+    }
+    family
+}
+
+/// A process, its parent and its time.
+fn read(process: &Path) -> Option<(Pid, Pid, Duration)> {
+    let pid = |text: &str| Pid::from_raw(text.parse().ok()?);
+    let own = pid(process.file_name()?.to_str()?)?;
+    let stat = fs_err::read_to_string(process.join("stat")).ok()?;
+    // The name may hold anything, and ends with the last parenthesis.
+    let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
+    let ticks = fields.get(11..15)?.iter().filter_map(|ticks| ticks.parse::<u64>().ok()).sum::<u64>();
+    Some((own, pid(fields.get(1)?)?, Duration::from_millis(ticks * TICK)))
 }

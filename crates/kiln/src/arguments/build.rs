@@ -21,17 +21,23 @@ Examples:
 
 The image ID goes to --iidfile, and to standard output with -q; progress goes to standard error.
 
-A context github.com/USER/REPOSITORY is read from https://github.com, unless there is such a directory.
+A context github.com/USER/REPOSITORY is read from https://github.com, unless
+there is such a directory.
 
-What --lend lends is under /run/kiln and in variables, for the time of a step. Files that a setting names go with it:
-  ca     the CA bundle of SSL_CERT_FILE or of the system, and the variables by which programs find one
-  proxy  HTTP_PROXY, HTTPS_PROXY, FTP_PROXY, ALL_PROXY and NO_PROXY, in capital and small letters
-  apt    what `apt-config dump` says of Acquire: proxies, certificates, time limits; not what is fetched
-  pip    index, proxy, certificate and time limits of pip.conf (system, user, PIP_CONFIG_FILE) and PIP_...
-  npm    registries, tokens, proxies, certificates of npmrc (global, user: NPM_CONFIG_USERCONFIG, NPM_CONFIG_GLOBALCONFIG)
-         and npm_config_...
-  go     GOPROXY, GOSUMDB, GONOSUMDB, GOPRIVATE, GONOPROXY, GOINSECURE and GOVCS, set or in the file of GOENV or
-         $XDG_CONFIG_HOME/go/env")]
+What --lend lends is under /run/kiln and in variables, for the time of a step.
+Files that a setting names go with it:
+  ca     the CA bundle of SSL_CERT_FILE or of the system, and the variables by
+         which programs find one
+  proxy  HTTP_PROXY, HTTPS_PROXY, FTP_PROXY, ALL_PROXY and NO_PROXY, in
+         capital and in small letters
+  apt    what `apt-config dump` says of Acquire: proxies, certificates, time
+         limits; not what is fetched
+  pip    indexes, proxy, certificates and time limits of pip.conf (system,
+         user, PIP_CONFIG_FILE) and of PIP_...
+  npm    registries, tokens, proxies and certificates of npmrc (global, user,
+         NPM_CONFIG_GLOBALCONFIG, NPM_CONFIG_USERCONFIG) and of npm_config_...
+  go     GOPROXY, GOSUMDB, GONOSUMDB, GOPRIVATE, GONOPROXY, GOINSECURE and
+         GOVCS, set or in the file GOENV, else $XDG_CONFIG_HOME/go/env")]
 pub(crate) struct Build {
     /// Name of the image, NAME or NAME:TAG; may be repeated
     #[arg(short, long, value_name = "NAME")]

@@ -16,22 +16,29 @@ use clap::{Args, Parser, Subcommand};
 /// What kiln reads of the environment. A test compares it with the sources.
 const ENVIRONMENT: &str = "\
 Environment:
-  KILN_ROOT                directory of the store, unless --root names one
-  XDG_DATA_HOME, HOME      where the store is for an ordinary user without either: $XDG_DATA_HOME/kiln, else
-                           $HOME/.local/share/kiln
-  KILN_LAYERS              `unpacked` unpacks each layer that could be mounted in its tar; `mounted` is the default
-  HTTP_PROXY, HTTPS_PROXY  proxies for what `build` fetches, by URL or with git
-  NO_PROXY                 hosts that are asked directly: names, .names, addresses, networks, each with :PORT or
-                           without, separated by commas; * for all; this machine always is
-  SSL_CERT_FILE            CA bundle for what `build` fetches and `--lend ca` lends, instead of the system's
-  PATH                     where git is looked for
-  SOURCE_DATE_EPOCH        `build` stamps with this time, in seconds, as if it were given with --build-arg
-  NO_COLOR                 no colours; TERM=dumb has no colours and no progress in place, either
+  KILN_ROOT          directory of the store, unless --root names one
+  XDG_DATA_HOME      an ordinary user's store is in kiln below this,
+  HOME                 or else in .local/share/kiln below this
+  KILN_LAYERS        `unpacked` unpacks every layer, also one that could be
+                       mounted in its tar; `mounted` is the default
+  HTTP_PROXY         proxy for http, in what `build` fetches by URL or git
+  HTTPS_PROXY        the same for https
+  NO_PROXY           hosts that are asked directly: names, .names, addresses
+                       and networks, with :PORT or without, separated by
+                       commas; * for all. This machine always is
+  SSL_CERT_FILE      CA bundle for what `build` fetches and `--lend ca` lends,
+                       instead of the system's
+  PATH               where git is looked for
+  SOURCE_DATE_EPOCH  seconds: `build` takes it as a --build-arg
+  NO_COLOR           no colours
+  TERM               `dumb` has neither colours nor progress in place
 
-HTTP_PROXY, HTTPS_PROXY and NO_PROXY may be written in small letters; where both are set, capitals count. No other variable
-of a proxy is read, such as ALL_PROXY. A variable that is empty is not set.
+The proxies' names may be in small letters; where both are set, capitals
+count. Other variables of proxies are not read, ALL_PROXY for one. A variable
+that is empty is not set.
 
-`build --build-arg NAME` and `run -e NAME` take any variable, `build --lend` those that its help names.
+`build --build-arg NAME` and `run -e NAME` take any variable, `build --lend`
+those that `kiln build --help` names.
 
 `kiln COMMAND --help` tells more about a command.";
 

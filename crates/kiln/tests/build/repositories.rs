@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use rustix::process::{Signal, kill_process};
+use rustix::process::{Signal, kill_process, kill_process_group};
 
 use crate::bench::{Bench, PATIENCE, say, text, until};
 use crate::web::{Page, Web};
@@ -311,6 +311,59 @@ fn a_repository_that_does_not_answer_can_be_interrupted() {
     kill_process(build.process(), Signal::KILL).expect("killed");
     assert_eq!(build.wait().code(), None);
     bench.assert_nothing_goes_on(&remote);
+    // A context is read before anybody listens for interrupts: a terminal tells the whole group.
+    for scheme in ["git", "http"] {
+        let remote = format!("{scheme}://{}/r.git", listener.local_addr().expect("an address"));
+        let mut build = bench.start_on("context", &remote);
+        let (_connection, _) = listener.accept().expect("git asks");
+        kill_process_group(build.process(), Signal::INT).expect("interrupted");
+        assert!(!build.wait().success());
+        bench.assert_nothing_goes_on(&remote);
+    }
+}
+
+/// The same proxies as for downloads, in capital letters or in small ones.
+#[test]
+fn repositories_come_through_proxies() {
+    let Some(bench) = Bench::new() else { return };
+    if !has_git() {
+        return;
+    }
+    bench.repository();
+    // Whoever is asked through a proxy is named in the request line.
+    let proxy = Web::start();
+    let host = "http://nowhere.example";
+    serve_files(&proxy, &bench.path("served"), host, &Page::default());
+    bench.write("Dockerfile", &format!("FROM scratch\nADD {host}/r.git /c/\n"));
+    let build = |variables: &[(&str, &str)]| {
+        let mut kiln =
+            bench.kiln("store", &["build", "--no-cache", "-t", "made", "-f", "Dockerfile", "context"]);
+        for name in ["http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY", "ALL_PROXY", "all_proxy"] {
+            kiln.env_remove(name);
+        }
+        let output = kiln.envs(variables.iter().copied()).output().expect("kiln");
+        (output.status.success(), text(&output.stderr))
+    };
+    let (address, nobody) = (proxy.url(""), "http://127.0.0.1:1");
+    for name in ["HTTP_PROXY", "http_proxy"] {
+        let (done, told) = build(&[(name, &address)]);
+        assert!(done, "{name}: {told}");
+        bench.holds("/c/a", "a\n");
+    }
+    let (done, told) = build(&[("HTTP_PROXY", &address), ("http_proxy", nobody), ("ALL_PROXY", nobody)]);
+    assert!(done, "{told}");
+    proxy.log();
+    for direct in [("NO_PROXY", "nowhere.example:80"), ("no_proxy", ".example"), ("NO_PROXY", "*")] {
+        let (done, told) = build(&[("HTTP_PROXY", &address), direct]);
+        assert!(!done && told.contains("Could not resolve host"), "{direct:?}: {told}");
+        assert_eq!(proxy.log(), Vec::<String>::new(), "{direct:?}");
+    }
+    // This machine is asked directly.
+    let web = Web::start();
+    serve_files(&web, &bench.path("served"), "", &Page::default());
+    bench.write("Dockerfile", &format!("FROM scratch\nADD {} /c/\n", web.url("/r.git")));
+    let (done, told) = build(&[("HTTP_PROXY", nobody)]);
+    assert!(done, "{told}");
 }
 
 #[test]
