@@ -226,7 +226,10 @@ fn read(context: PathBuf, kind: ContextKind, place: Place, lease: Option<Lease>)
         }
         Place::Inside(path, origin) => {
             let root = Root::open(&context)?;
-            let shown = format!("{} of {origin}", path.display());
+            let shown = match path.to_str() {
+                Some("Dockerfile") => format!("of {origin}"),
+                _ => format!("{} of {origin}", path.display()),
+            };
             let (bytes, found) = dockerfile_in(&root, &path, &shown)?;
             if let Some(last) = found.file_name() {
                 name = last.to_string_lossy().into_owned();

@@ -88,8 +88,7 @@ fn find(root: Option<&Path>, request: &BuildRequest, rehearsal: &Rehearsal) -> R
 
 fn report(arguments: &Build, built: &Built) -> Result<u8> {
     if let Some(path) = &arguments.iidfile {
-        fs_err::write(path, built.id.to_string())
-            .with_context(|| format!("cannot write the image ID to {}", path.display()))?;
+        fs_err::write(path, built.id.to_string()).context("cannot write the image ID")?;
     }
     if arguments.quiet {
         writeln!(std::io::stdout(), "{}", built.id)?;

@@ -205,7 +205,7 @@ fn hostile_archives_stay_inside() {
     let whole = bench.archive("-czf");
     let says = "kiln: cannot unpack standard input: damaged or cut off (gzip): ";
     bench.refuses_from(&["-"], &whole[..whole.len() / 2], 1, says);
-    let says = "cannot read the Dockerfile Dockerfile of standard input: No such file or directory";
+    let says = "cannot read the Dockerfile of standard input: No such file or directory";
     bench.refuses_from(&["-"], &[entry("a", b'0', "", b""), end.to_vec()].concat(), 1, says);
 }
 
