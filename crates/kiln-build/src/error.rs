@@ -86,6 +86,22 @@ pub enum Error {
         /// What is wrong, or what git said.
         problem: String,
     },
+    /// git got on with nothing for too long, or next to it.
+    #[error("{remote}: the server sent nothing for {} seconds", after.as_secs())]
+    GitStalled {
+        /// Without credentials.
+        remote: String,
+        /// How long was waited.
+        after: std::time::Duration,
+    },
+    /// A git repository takes more than it may.
+    #[error("{remote}: larger than {limit} bytes")]
+    GitTooLarge {
+        /// Without credentials.
+        remote: String,
+        /// In bytes.
+        limit: u64,
+    },
     /// There is no git.
     #[error("git repositories are read with the git program, which is not on PATH")]
     NoGit,

@@ -39,6 +39,6 @@ mod workdir;
 
 pub use build::{BuildFailure, Built, Watcher, build};
 pub use error::{Error, Result};
-pub use git::{GitProgram, check_out};
+pub use git::{GitLimits, GitProgram, check_out};
 pub use request::{BuildRequest, CacheUse, ContextKind, Entitlement, Executions, Lent, NetworkMode};
 pub use stage::apply_changes;

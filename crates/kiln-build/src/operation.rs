@@ -185,7 +185,7 @@ impl Operation {
             Self::Download(_) => {
                 KeyOperation::new("download", 1, platform).with("modified", Value::from(None::<i64>))
             }
-            Self::Git(address) => KeyOperation::new("git", 1, platform)
+            Self::Git(address) => KeyOperation::new("git", 2, platform)
                 .with("git_dir", Value::from(address.keeps_git_dir()))
                 .with("submodules", Value::from(address.submodules)),
         }

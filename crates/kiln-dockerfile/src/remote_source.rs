@@ -55,6 +55,18 @@ pub fn source_kind(source: &str) -> SourceKind {
     }
 }
 
+/// Tells what a build context is: what [`source_kind`] says, and `github.com/user/repository` is a repository, too, as in
+/// BuildKit. Whether it is a directory of this machine instead, whoever calls has looked.
+#[must_use]
+pub fn context_kind(context: &str) -> SourceKind {
+    match source_kind(context) {
+        SourceKind::Path if context.starts_with("github.com/") => {
+            SourceKind::Git(git_source(&format!("https://{context}")))
+        }
+        kind => kind,
+    }
+}
+
 /// `user@host:path`
 fn is_scp_style(source: &str) -> bool {
     let Some((user, rest)) = source.split_once('@') else { return false };

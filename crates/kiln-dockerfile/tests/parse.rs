@@ -3,7 +3,7 @@
 
 use kiln_dockerfile::{
     CommandLine, CopySource, Diagnostic, GitSource, Healthcheck, Kind, Network, PairForm, Parsed, Security,
-    Severity, SourceKind, parse, parse_trigger, render, source_kind,
+    Severity, SourceKind, context_kind, parse, parse_trigger, render, source_kind,
 };
 
 fn good(text: &str) -> Parsed {
@@ -462,6 +462,18 @@ fn sources_of_add() {
         ("git://a/b#m", git("git://a/b", "m", "")),
     ] {
         assert_eq!(source_kind(source), expect, "{source}");
+    }
+    // A context is more often a repository than a source of ADD is.
+    for (context, expect) in [
+        ("github.com/a/b", git("https://github.com/a/b", "", "")),
+        ("github.com/a/b#v1:d", git("https://github.com/a/b", "v1", "d")),
+        ("./github.com/a/b", SourceKind::Path),
+        ("github.com.example/a", SourceKind::Path),
+        ("https://a/b.git", git("https://a/b.git", "", "")),
+        ("http://a/b", url("b")),
+        (".", SourceKind::Path),
+    ] {
+        assert_eq!(context_kind(context), expect, "{context}");
     }
 }
 

@@ -17,7 +17,7 @@ pub enum Error {
     #[error("write the layer")]
     Write(#[source] io::Error),
     /// The compressed stream is damaged, or followed by something else.
-    #[error("decompress the layer ({compression})")]
+    #[error("damaged or cut off ({compression})")]
     Decompress {
         /// The compression found by its magic.
         compression: &'static str,

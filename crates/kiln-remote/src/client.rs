@@ -191,6 +191,7 @@ pub(crate) fn failed(error: ureq::Error, url: &str, limits: Limits, stopped: &At
         ureq::Error::Timeout(
             ureq::Timeout::PerRead | ureq::Timeout::PerWrite | ureq::Timeout::RecvResponse,
         ) => Error::Stalled { url, after: limits.stall },
+        ureq::Error::Io(error) => Error::Transport { url, source: Box::new(error) },
         error => Error::Transport { url, source: Box::new(error) },
     }
 }

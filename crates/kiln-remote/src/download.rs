@@ -42,6 +42,8 @@ struct Paced {
     /// When counting began, and what came since.
     since: Instant,
     bytes: u64,
+    /// What came at all: a compressed body need not decompress to anything.
+    total: u64,
 }
 
 impl Download {
@@ -61,7 +63,7 @@ impl Download {
             return Err(Error::TooLarge { url, limit: limits.bytes });
         }
         let body = response.into_body().into_reader();
-        let paced = Paced { body, limits, since: Instant::now(), bytes: 0 };
+        let paced = Paced { body, limits, since: Instant::now(), bytes: 0, total: 0 };
         // Nothing else was asked for, and BuildKit undoes gzip alone, too.
         let (body, length) = match encoding.as_str() {
             "gzip" | "x-gzip" => {
@@ -119,6 +121,9 @@ impl Download {
         if error.get_ref().is_some_and(|inner| inner.is::<Slow>()) {
             return Error::Stalled { url: url.clone(), after: self.limits.stall };
         }
+        if error.get_ref().is_some_and(|inner| inner.is::<Large>()) {
+            return Error::TooLarge { url: url.clone(), limit: self.limits.bytes };
+        }
         let is_decoder = matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData);
         match (&self.body, error) {
             (Decoded::Gzip(_), error)
@@ -142,10 +147,19 @@ impl std::fmt::Debug for Download {
 #[error("too slow")]
 struct Slow;
 
+/// More came than may.
+#[derive(Debug, thiserror::Error)]
+#[error("too large")]
+struct Large;
+
 impl Read for Paced {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.body.read(buffer)?;
         self.bytes += count as u64;
+        self.total += count as u64;
+        if self.total > self.limits.bytes {
+            return Err(io::Error::other(Large));
+        }
         if self.since.elapsed() >= self.limits.stall {
             // What was awaited in the caller counts for the caller: a full buffer is never slow.
             if count > 0 && count < buffer.len() && self.bytes < Limits::STALLED {

@@ -33,6 +33,12 @@ impl Proxies {
         (!self.is_direct(address.host(), address.port())).then_some(proxy)
     }
 
+    /// The host of an http or https address that is asked directly. For programs that read [`Proxies::direct`] otherwise.
+    pub fn direct_host(&self, url: &str) -> Option<String> {
+        let address = Address::parse(url).ok()?;
+        self.of(&address).is_none().then(|| address.host().to_owned())
+    }
+
     fn is_direct(&self, host: &str, port: u16) -> bool {
         let ip: Option<IpAddr> = host.parse().ok();
         if host.eq_ignore_ascii_case("localhost") || ip.is_some_and(|ip| ip.is_loopback()) {
@@ -135,5 +141,16 @@ mod tests {
         check("192.0.2.1", "http://192.0.2.1:99/", None);
         check("[fd00::1]:99", "http://[fd00::1]:99/", None);
         check("*", "https://example.com/", None);
+        let proxies = Proxies {
+            http: Some("http://plain:1".to_owned()),
+            https: None,
+            direct: "h:8443, [fd00::1]:80".to_owned(),
+        };
+        let direct = |url: &str| proxies.direct_host(url);
+        assert_eq!(direct("http://u:secret@h:8443/r.git").as_deref(), Some("h"));
+        assert_eq!(direct("http://h/r.git"), None);
+        assert_eq!(direct("https://h/r.git").as_deref(), Some("h"));
+        assert_eq!(direct("http://[fd00::1]/r.git").as_deref(), Some("fd00::1"));
+        assert_eq!(direct("git://h/r.git"), None);
     }
 }

@@ -165,8 +165,7 @@ impl Store {
         } else if members.has("index.json") {
             oci_images(members)?
         } else {
-            let reason = "neither manifest.json (docker archive) nor index.json (OCI layout) is in it";
-            return Err(Error::archive(members.name(), reason));
+            return Err(Error::NoImages);
         };
         if found.is_empty() {
             return Err(Error::archive(members.name(), "it holds no image for this platform"));

@@ -118,6 +118,9 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// An archive or directory that is nothing that holds images.
+    #[error("neither manifest.json (docker archive) nor index.json (OCI layout) is in it")]
+    NoImages,
     /// A manifest, index or config.
     #[error(transparent)]
     Document(#[from] DocumentError),

@@ -16,7 +16,7 @@ use std::path::Path;
 use std::sync::{Mutex, OnceLock, mpsc};
 
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
+use rustix::process::{Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions};
 
 pub use crate::privilege::{
     CapabilityBits, Credentials, ResourceLimit, become_user, bound_capabilities, capabilities,
@@ -558,6 +558,21 @@ pub fn ends_with_parent(command: &mut std::process::Command) {
     // SAFETY: between fork and exec the closure makes two system calls, and neither allocates nor locks.
     unsafe {
         std::os::unix::process::CommandExt::pre_exec(command, ask);
+    }
+}
+
+/// Bounds the memory that a program and each of its own may have for data (`RLIMIT_DATA`), in bytes.
+pub fn limits_memory(command: &mut std::process::Command, bytes: u64) {
+    let limit = move || {
+        let known = rustix::process::getrlimit(Resource::Data);
+        // A lower one stays.
+        let bytes = known.maximum.map_or(bytes, |maximum| maximum.min(bytes));
+        let bytes = known.current.map_or(bytes, |current| current.min(bytes));
+        Ok(rustix::process::setrlimit(Resource::Data, Rlimit { current: Some(bytes), maximum: Some(bytes) })?)
+    };
+    // SAFETY: between fork and exec the closure makes two system calls, and neither allocates nor locks.
+    unsafe {
+        std::os::unix::process::CommandExt::pre_exec(command, limit);
     }
 }
 

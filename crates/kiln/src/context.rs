@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use kiln_build::ContextKind;
-use kiln_dockerfile::{GitSource, MAX_SOURCE_BYTES, SourceKind, source_kind};
+use kiln_dockerfile::{GitSource, MAX_SOURCE_BYTES, SourceKind, context_kind};
 use kiln_layer::archive::{Archive, Entry};
 use kiln_layer::{Compression, Options, Ownership, Unpack, Whiteouts, walk};
 use kiln_remote::{Answer, Client, Download};
 use kiln_store::Lease;
 use kiln_sys::root::Root;
+use rustix::fs::FileType;
+use rustix::io::Errno;
 
 use crate::failure::{Failure, Kind};
 use crate::session::{self, Files};
@@ -36,17 +38,27 @@ pub(crate) struct Inputs {
 enum Place {
     /// A path of this machine, and the context's ignore file beside it.
     Machine(PathBuf),
-    /// A path inside of what was unpacked.
-    Inside(PathBuf),
+    /// A path inside of what was unpacked, and what that was.
+    Inside(PathBuf, String),
     /// It was all that came.
     Here(Vec<u8>),
     StandardInput,
 }
 
+impl Place {
+    fn inside(file: Option<&Path>, origin: &str) -> Self {
+        Self::Inside(file.unwrap_or(Path::new("Dockerfile")).to_path_buf(), origin.to_owned())
+    }
+}
+
 /// Brings the context here, and reads the Dockerfile.
 pub(crate) fn open(root: Option<&Path>, context: &Path, file: Option<&Path>) -> Result<Inputs> {
     let from_input = file.is_some_and(|file| file.as_os_str() == STANDARD_INPUT);
-    let remote = context.to_str().map_or(SourceKind::Path, source_kind);
+    if from_input && context.as_os_str() != STANDARD_INPUT && io::stdin().is_terminal() {
+        let failure = Failure::new(Kind::Usage, "no Dockerfile to build from: standard input is a terminal");
+        return Err(failure.hint("name a file with -f, or pipe a Dockerfile into it").into());
+    }
+    let remote = context.to_str().map_or(SourceKind::Path, context_kind);
     if context.as_os_str() == STANDARD_INPUT {
         if from_input {
             let message = "cannot take both the context and the Dockerfile from standard input";
@@ -59,6 +71,7 @@ pub(crate) fn open(root: Option<&Path>, context: &Path, file: Option<&Path>) -> 
         return unpack(root, io::stdin(), "standard input", file);
     }
     if matches!(remote, SourceKind::Path) || context.is_dir() {
+        check_directory(context)?;
         let place = match file {
             Some(_) if from_input => Place::StandardInput,
             Some(file) => Place::Machine(file.to_path_buf()),
@@ -72,16 +85,52 @@ pub(crate) fn open(root: Option<&Path>, context: &Path, file: Option<&Path>) -> 
     }
     let name = kiln_remote::shown(url);
     let failed = |error| {
-        let failure = Failure::new(Kind::World, format!("cannot build from {name}"));
-        let failure = match crate::web::hint(&error) {
-            Some(hint) => failure.hint(hint),
-            None => failure,
-        };
-        failure.caused_by(error)
+        let hint = crate::web::hint(&error);
+        not_fetched(hint, error)
     };
     match Client::new(&crate::web::settings()).and_then(|client| client.get(url, None)).map_err(failed)? {
         Answer::Body(download) => unpack(root, Body(*download), &name, file),
         Answer::Unchanged => anyhow::bail!("{name} says that it has not changed, and nobody asked"),
+    }
+}
+
+/// A context of this machine is a directory.
+fn check_directory(context: &Path) -> Result<()> {
+    let shown = context.display();
+    let error: io::Error = match rustix::fs::stat(context) {
+        Ok(found) if FileType::from_raw_mode(found.st_mode) == FileType::Directory => return Ok(()),
+        Ok(_) => Errno::NOTDIR.into(),
+        Err(error) => error.into(),
+    };
+    let failure = Failure::new(Kind::Input, format!("cannot build from {shown}: {error}"));
+    if !context.is_file() {
+        return Err(match context.to_str().and_then(|text| text.split_once("://")) {
+            Some(_) => failure.hint("a context comes over http or https, or from git over these or git://"),
+            None => failure.hint("the context is a directory, an address, or - for standard input"),
+        }
+        .into());
+    }
+    let mut first = Vec::new();
+    fs_err::File::open(context)?.take(PEEK).read_to_end(&mut first)?;
+    let parent = context.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Err(failure
+        .hint(if is_archive(&first) {
+            format!("an archive comes on standard input: kiln build - < {shown}")
+        } else {
+            format!(
+                "-f names the Dockerfile, and the context is a directory: kiln build -f {shown} {}",
+                parent.display()
+            )
+        })
+        .into())
+}
+
+/// A context that could not be brought here. What is behind it names the address.
+fn not_fetched(hint: Option<String>, error: impl Into<anyhow::Error>) -> Failure {
+    let failure = Failure::new(Kind::World, "cannot fetch the build context").caused_by(error);
+    match hint {
+        Some(hint) => failure.hint(hint),
+        None => failure,
     }
 }
 
@@ -111,8 +160,7 @@ fn unpack(
             .map_err(|error| Failure::new(Kind::Input, format!("cannot unpack {name}")).caused_by(error))?;
         match file {
             Some(file) if file.as_os_str() == STANDARD_INPUT => Place::StandardInput,
-            Some(file) => Place::Inside(file.to_path_buf()),
-            None => Place::Inside(PathBuf::from("Dockerfile")),
+            file => Place::inside(file, name),
         }
     } else {
         if file.is_some() {
@@ -139,14 +187,14 @@ fn check_out(
     let place = lease.fresh_path("context");
     fs_err::create_dir(&place)?;
     let failed = |error| {
-        let message = format!("cannot build from {}", kiln_remote::shown(&source.remote));
-        Failure::new(Kind::World, message).caused_by(anyhow::Error::from(error))
+        let hint = matches!(error, kiln_build::Error::NoGit).then(|| crate::web::NO_GIT.to_owned());
+        not_fetched(hint, error)
     };
     let directory = kiln_build::check_out(&crate::web::git(), source, &place).map_err(failed)?;
     let place = if from_input {
         Place::StandardInput
     } else {
-        Place::Inside(file.map_or_else(|| PathBuf::from("Dockerfile"), Path::to_path_buf))
+        Place::inside(file, &kiln_remote::shown(&source.remote))
     };
     read(directory, ContextKind::Passing, place, Some(lease))
 }
@@ -168,15 +216,21 @@ fn read(context: PathBuf, kind: ContextKind, place: Place, lease: Option<Lease>)
         }
         Place::Machine(path) => {
             let (directory, file) = parted(&path)?;
-            let root = Root::open(directory).map_err(|error| no_dockerfile(&path).caused_by(error))?;
-            let (bytes, found) = dockerfile_in(&root, Path::new(file), &path)?;
+            let shown = path.display().to_string();
+            let root =
+                Root::open(directory).map_err(|error| no_dockerfile(&shown).caused_by(error.source))?;
+            let (bytes, found) = dockerfile_in(&root, Path::new(file), &shown)?;
             own = Some((root, found.clone()));
             name = found.to_string_lossy().into_owned();
             bytes
         }
-        Place::Inside(path) => {
+        Place::Inside(path, origin) => {
             let root = Root::open(&context)?;
-            let (bytes, found) = dockerfile_in(&root, &path, &path)?;
+            let shown = match path.to_str() {
+                Some("Dockerfile") => format!("of {origin}"),
+                _ => format!("{} of {origin}", path.display()),
+            };
+            let (bytes, found) = dockerfile_in(&root, &path, &shown)?;
             if let Some(last) = found.file_name() {
                 name = last.to_string_lossy().into_owned();
             }
@@ -192,21 +246,29 @@ fn read(context: PathBuf, kind: ContextKind, place: Place, lease: Option<Lease>)
 fn parted(path: &Path) -> Result<(&Path, &std::ffi::OsStr)> {
     let parent = path.parent().unwrap_or(Path::new(""));
     let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-    let name = path.file_name().ok_or_else(|| no_dockerfile(path).hint("it names no file"))?;
+    let name = path
+        .file_name()
+        .ok_or_else(|| no_dockerfile(&path.display().to_string()).hint("it names no file"))?;
     Ok((parent, name))
 }
 
-fn no_dockerfile(path: &Path) -> Failure {
-    Failure::new(Kind::Input, format!("cannot read the Dockerfile {}", path.display()))
+fn no_dockerfile(shown: &str) -> Failure {
+    Failure::new(Kind::Input, format!("cannot read the Dockerfile {shown}"))
 }
 
 /// A Dockerfile and where it was found: where `Dockerfile` is missing, `dockerfile` does. Symbolic links are followed
 /// inside of its directory, as buildx and BuildKit do; pipes and devices are never waited for.
-fn dockerfile_in(root: &Root, path: &Path, shown: &Path) -> Result<(Vec<u8>, PathBuf)> {
-    let failed = |error: anyhow::Error| {
+fn dockerfile_in(root: &Root, path: &Path, shown: &str) -> Result<(Vec<u8>, PathBuf)> {
+    let failed = |error: io::Error| {
+        let is_missing = error.kind() == io::ErrorKind::NotFound;
         let failure = no_dockerfile(shown).caused_by(error);
-        let is_link = root.resolve_link(path).is_ok() && root.resolve(path).is_err();
-        if is_link { failure.hint("it is a symbolic link to nothing in its directory") } else { failure }
+        match root.resolve_link(path) {
+            Ok(_) if root.resolve(path).is_err() => {
+                failure.hint("it is a symbolic link to nothing in its directory")
+            }
+            Err(_) if is_missing => failure.hint("-f names another file, or - for standard input"),
+            _ => failure,
+        }
     };
     let small =
         path.file_name().filter(|name| *name == "Dockerfile").map(|_| path.with_file_name("dockerfile"));
@@ -220,9 +282,9 @@ fn dockerfile_in(root: &Root, path: &Path, shown: &Path) -> Result<(Vec<u8>, Pat
     }
 }
 
-/// A file inside of a directory.
-fn read_in(root: &Root, path: &Path) -> Result<Vec<u8>> {
-    let file = root.open_file(path)?;
+/// A file inside of a directory; the error does not name it.
+fn read_in(root: &Root, path: &Path) -> io::Result<Vec<u8>> {
+    let file = root.open_file(path).map_err(|error| error.source)?;
     let mut bytes = Vec::new();
     (&file).take(MAX_SOURCE_BYTES as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)

@@ -100,7 +100,7 @@ impl From<TemplateFailure> for Failure {
 
 impl From<FilterError> for Failure {
     fn from(error: FilterError) -> Self {
-        Self { hint: error.hint(), ..Self::new(Kind::Input, error.to_string()) }
+        Self { hint: error.hint(), ..Self::new(Kind::Usage, error.to_string()) }
     }
 }
 

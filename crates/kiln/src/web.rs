@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use kiln_build::GitProgram;
+use kiln_build::{GitLimits, GitProgram};
 use kiln_remote::{Limits, Proxies, Settings};
 
 /// Where systems keep their CA bundle: Debian, Fedora, Alpine and openSUSE.
@@ -12,6 +12,9 @@ pub(crate) const BUNDLES: [&str; 4] = [
     "/etc/ssl/cert.pem",
     "/etc/ssl/ca-bundle.pem",
 ];
+
+/// What to do about [`kiln_build::Error::NoGit`].
+pub(crate) const NO_GIT: &str = "install git, or put it on PATH";
 
 /// The CA bundle that the user names.
 #[expect(clippy::disallowed_methods, reason = "the binary reads the environment")]
@@ -24,15 +27,19 @@ fn bundle() -> Option<PathBuf> {
     named_bundle().or_else(|| BUNDLES.iter().map(PathBuf::from).find(|path| path.is_file()))
 }
 
-/// What a client of kiln's is given.
-pub(crate) fn settings() -> Settings {
-    let proxies = Proxies {
+/// The proxies for downloads and for git alike.
+fn proxies() -> Proxies {
+    Proxies {
         http: variable("HTTP_PROXY"),
         https: variable("HTTPS_PROXY"),
         direct: variable("NO_PROXY").unwrap_or_default(),
-    };
+    }
+}
+
+/// What a client of kiln's is given.
+pub(crate) fn settings() -> Settings {
     let agent = format!("kiln/{}", env!("CARGO_PKG_VERSION"));
-    Settings { proxies, bundle: bundle(), agent, limits: Limits::default() }
+    Settings { proxies: proxies(), bundle: bundle(), agent, limits: Limits::default() }
 }
 
 /// What to do about a failure that the environment may have caused.
@@ -54,25 +61,15 @@ pub(crate) fn hint(error: &kiln_remote::Error) -> Option<String> {
 /// The git of this machine, and what it may know of the environment.
 #[expect(clippy::disallowed_methods, reason = "the binary reads the environment")]
 pub(crate) fn git() -> GitProgram {
-    const PROXIES: [&str; 8] = [
-        "HTTP_PROXY",
-        "HTTPS_PROXY",
-        "NO_PROXY",
-        "ALL_PROXY",
-        "http_proxy",
-        "https_proxy",
-        "no_proxy",
-        "all_proxy",
-    ];
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path).map(|directory| directory.join("git")).find(|git| git.is_file());
-    let known = PROXIES.into_iter().chain(["PATH"]);
+    let path = path.into_string().ok();
     let mut environment: Vec<(String, String)> =
-        known.filter_map(|name| Some((name.to_owned(), std::env::var(name).ok()?))).collect();
+        path.map(|path| ("PATH".to_owned(), path)).into_iter().collect();
     if let Some(bundle) = bundle() {
         environment.push(("GIT_SSL_CAINFO".to_owned(), bundle.display().to_string()));
     }
-    GitProgram { path: found, environment }
+    GitProgram { path: found, environment, proxies: proxies(), limits: GitLimits::default() }
 }
 
 /// A variable in capital letters or, if that is not set, in small ones.

@@ -126,7 +126,7 @@ fn help() {
           --trace <FILE>  Write where the time went to a file for Perfetto and chrome://tracing
       -h, --help          Print help (see more with '--help')
 
-    `kiln COMMAND --help` tells more about a command.
+    `kiln COMMAND --help` tells more about a command, `kiln --help` about environment variables.
     [exit 0]
     "#);
     insta::assert_snapshot!(kiln(&["image"]), @r#"
@@ -227,5 +227,81 @@ fn what_the_environment_gets_wrong_is_named() {
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && told.contains(says), "{variable}: {told}");
         assert!(!told.contains("s3cret"), "{told}");
+    }
+}
+
+#[test]
+fn what_cannot_be_read_is_named_once() {
+    let place = tempfile::tempdir().expect("a directory");
+    fs_err::create_dir(place.path().join("directory")).expect("made");
+    fs_err::write(place.path().join("empty"), "").expect("written");
+    for (words, status, told) in [
+        (
+            &["import", "directory"][..],
+            1,
+            "kiln: cannot import directory: Is a directory (os error 21)\n\
+             hint: make an archive of it: tar -C directory -c . | kiln import -\n",
+        ),
+        (&["import", "empty"], 1, "kiln: cannot import empty: it is empty: expected a tar archive\n"),
+        (&["import", "nosuch"], 1, "kiln: cannot import nosuch: No such file or directory (os error 2)\n"),
+        (&["load", "-i", "nosuch"], 1, "kiln: cannot load nosuch: No such file or directory (os error 2)\n"),
+        (
+            &["load", "-i", "empty"],
+            1,
+            "kiln: cannot load empty: neither manifest.json (docker archive) nor index.json (OCI layout) is in it\n\
+             hint: `kiln import` makes an image of a root file system\n",
+        ),
+        (
+            &["images", "--filter", "dangling"],
+            125,
+            "kiln: invalid filter 'dangling': bad format of filter (expected name=value)\n",
+        ),
+    ] {
+        let mut kiln = Command::new(env!("CARGO_BIN_EXE_kiln"));
+        kiln.args(words).env("KILN_ROOT", place.path().join("store")).current_dir(place.path());
+        let output = kiln.output().expect("kiln starts");
+        assert_eq!(String::from_utf8_lossy(&output.stderr), told, "{words:?}");
+        assert_eq!(output.status.code(), Some(status), "{words:?}");
+    }
+}
+
+/// Commands that read an archive do not wait for one to be typed.
+#[test]
+fn a_terminal_is_no_archive() {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+    grantpt(&master).expect("granted");
+    unlockpt(&master).expect("unlocked");
+    let name = ptsname(&master, Vec::new()).expect("its name").into_string().expect("text");
+    let place = tempfile::tempdir().expect("a directory");
+    for (words, told) in [
+        (
+            &["build", "-"][..],
+            "kiln: no context to build from: standard input is a terminal\n\
+             hint: name a directory, or pipe an archive or a Dockerfile into it\n",
+        ),
+        (
+            &["import", "-", "x"],
+            "kiln: no archive to import: standard input is a terminal\n\
+             hint: name a file, or pipe an archive into `kiln import -`\n",
+        ),
+        (
+            &["load"],
+            "kiln: no archive to load: standard input is a terminal\n\
+             hint: name a file with -i, or pipe an archive into `kiln load`\n",
+        ),
+        (
+            &["build", "-f", "-", "."],
+            "kiln: no Dockerfile to build from: standard input is a terminal\n\
+             hint: name a file with -f, or pipe a Dockerfile into it\n",
+        ),
+    ] {
+        let terminal = fs_err::OpenOptions::new().read(true).write(true).open(&name).expect("opened");
+        let mut kiln = Command::new(env!("CARGO_BIN_EXE_kiln"));
+        kiln.args(words).env("KILN_ROOT", place.path().join("store")).current_dir(place.path());
+        let output = kiln.stdin(terminal.into_parts().0).output().expect("kiln starts");
+        assert_eq!(String::from_utf8_lossy(&output.stderr), told, "{words:?}");
+        assert_eq!(output.status.code(), Some(125), "{words:?}");
+        assert!(!place.path().join("store").exists(), "{words:?}");
     }
 }

@@ -5,6 +5,7 @@
 
 mod address;
 mod repository;
+mod watch;
 
 use std::path::{Path, PathBuf};
 
@@ -17,6 +18,7 @@ pub(crate) use address::GitAddress;
 pub(crate) use repository::Commit;
 pub use repository::GitProgram;
 use repository::{Git, Stopping};
+pub use watch::GitLimits;
 
 use crate::context::BuildContext;
 use crate::engine::{Engine, Step};
@@ -118,5 +120,163 @@ fn stopped(error: Error) -> Stop<Error> {
     match error {
         Error::Canceled => Stop::Canceled,
         error => Stop::Failed(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::{SocketAddr, TcpListener, TcpStream};
+    use std::process::{Child, Command};
+    use std::time::{Duration, Instant};
+
+    use kiln_dockerfile::{SourceKind, source_kind};
+
+    use super::*;
+
+    /// The machine's git, or `None`, which is said.
+    #[expect(
+        clippy::disallowed_methods,
+        clippy::print_stdout,
+        reason = "a test needs git, or says that it is skipped"
+    )]
+    fn program(limits: GitLimits) -> Option<GitProgram> {
+        if Command::new("git").arg("--version").output().is_err() {
+            println!("SKIPPED: needs git");
+            return None;
+        }
+        let path = std::env::var("PATH").expect("a path");
+        let environment = vec![("PATH".to_owned(), path)];
+        Some(GitProgram { path: Some("git".into()), environment, limits, ..GitProgram::default() })
+    }
+
+    fn check_out_of(program: &GitProgram, url: &str) -> Result<PathBuf> {
+        let place = tempfile::tempdir().expect("a directory");
+        let SourceKind::Git(source) = source_kind(url) else { panic!("{url} is no repository") };
+        check_out(program, &source, place.path())
+    }
+
+    /// A server that does this with each connection.
+    fn serve(with: impl Fn(TcpStream) + Clone + Send + 'static) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let address = listener.local_addr().expect("an address");
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let with = with.clone();
+                std::thread::spawn(move || with(stream));
+            }
+        });
+        address
+    }
+
+    /// Whether a process has these words in its command line.
+    fn goes_on(words: &[u8]) -> bool {
+        let processes = fs_err::read_dir("/proc").expect("read").flatten();
+        let mut lines = processes.filter_map(|process| fs_err::read(process.path().join("cmdline")).ok());
+        lines.any(|line| line.windows(words.len()).any(|part| part == words))
+    }
+
+    #[test]
+    fn silent_servers_are_left() {
+        let limits = GitLimits { stall: Duration::from_secs(1), ..GitLimits::default() };
+        let Some(program) = program(limits) else { return };
+        // Until git goes away.
+        let silent = serve(|mut stream| drop(stream.read_to_end(&mut Vec::new())));
+        let trickling = serve(|mut stream| {
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n");
+            while stream.write_all(b"0").is_ok() {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+        for url in [
+            format!("git://{silent}/r.git"),
+            format!("http://u:s3cret@{silent}/r.git"),
+            format!("http://{trickling}/r.git#{}", "a".repeat(40)),
+        ] {
+            let start = Instant::now();
+            let told = check_out_of(&program, &url).expect_err("a refusal");
+            assert!(matches!(told, Error::GitStalled { .. }), "{url}: {told}");
+            let told = told.to_string();
+            assert!(told.ends_with("/r.git: the server sent nothing for 1 seconds"), "{told}");
+            assert!(!told.contains("s3cret"), "{told}");
+            // Nothing is left behind, and it is not tried again in another way.
+            let server = url.rsplit(['@', '/']).nth(1).expect("a server").as_bytes();
+            while goes_on(server) {
+                assert!(start.elapsed() < Duration::from_secs(30), "{url} is still asked");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            assert!(start.elapsed() < Duration::from_secs(30), "{url}: {:?}", start.elapsed());
+        }
+    }
+
+    #[test]
+    fn lists_without_end_do_not_take_all_memory() {
+        let Some(program) = program(GitLimits { memory: 64 << 20, ..GitLimits::default() }) else { return };
+        let endless = serve(|mut stream| {
+            let line = format!("{}\trefs/heads/{}\n", "a".repeat(40), "x".repeat(900));
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n");
+            let lines = line.repeat(1000);
+            while stream.write_all(lines.as_bytes()).is_ok() {}
+        });
+        let told = check_out_of(&program, &format!("http://{endless}/r.git")).expect_err("a refusal");
+        assert!(matches!(told, Error::Git { .. }), "{told}");
+        assert!(told.to_string().to_lowercase().contains("memory"), "{told}");
+    }
+
+    struct Daemon(Child);
+
+    impl Drop for Daemon {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    #[test]
+    fn repositories_do_not_fill_the_disk() {
+        let limits = GitLimits { bytes: 2 << 20, ..GitLimits::default() };
+        let Some(program) = program(limits) else { return };
+        let served = tempfile::tempdir().expect("a directory");
+        let git = |words: &[&str]| {
+            let mut git = Command::new("git");
+            git.args(["-c", "user.name=T", "-c", "user.email=t@example.com"]).args(words);
+            git.current_dir(served.path())
+                .env("GIT_CONFIG_GLOBAL", "/dev/null")
+                .env("GIT_CONFIG_NOSYSTEM", "1");
+            let output = git.output().expect("git");
+            assert!(output.status.success(), "{output:?}");
+            String::from_utf8(output.stdout).expect("text").trim().to_owned()
+        };
+        // Zeros are a small pack and a large file.
+        fs_err::write(served.path().join("zeros"), vec![0; 4 << 20]).expect("written");
+        git(&["init", "--quiet"]);
+        git(&["add", "."]);
+        git(&["commit", "--quiet", "-m", "large"]);
+        let exec_path = git(&["--exec-path"]);
+        let free = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let address = free.local_addr().expect("an address");
+        drop(free);
+        let mut daemon = Command::new(Path::new(&exec_path).join("git-daemon"));
+        daemon.args(["--export-all", "--listen=127.0.0.1", &format!("--port={}", address.port())]);
+        daemon.arg(format!("--base-path={}", served.path().display())).arg(served.path());
+        daemon.envs([
+            ("GIT_CONFIG_COUNT", "1"),
+            ("GIT_CONFIG_KEY_0", "safe.directory"),
+            ("GIT_CONFIG_VALUE_0", "*"),
+        ]);
+        let _daemon = Daemon(daemon.spawn().expect("git-daemon"));
+        let start = Instant::now();
+        while TcpStream::connect(address).is_err() {
+            assert!(start.elapsed() < Duration::from_secs(30), "git-daemon does not listen");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let url = format!("git://{address}/.git");
+        let told = check_out_of(&program, &url).expect_err("a refusal");
+        assert_eq!(told.to_string(), format!("{url}: larger than 2097152 bytes"));
+        let enough = GitProgram { limits: GitLimits::default(), ..program };
+        let place = tempfile::tempdir().expect("a directory");
+        let SourceKind::Git(source) = source_kind(&url) else { panic!("{url} is no repository") };
+        let directory = check_out(&enough, &source, place.path()).expect("checked out");
+        assert_eq!(fs_err::metadata(directory.join("zeros")).expect("there").len(), 4 << 20);
     }
 }

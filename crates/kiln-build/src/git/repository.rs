@@ -9,11 +9,13 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use kiln_graph::Cancel;
+use kiln_remote::Proxies;
 use kiln_sys::root::{Directory, Time};
 use rustix::fs::FileType;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use super::address::{GitAddress, is_commit, is_reference};
+use super::watch::{Beyond, GitLimits, Watch, family};
 use crate::error::{Error, Result};
 
 /// The machine's git, and what it may know of the environment.
@@ -21,16 +23,21 @@ use crate::error::{Error, Result};
 pub struct GitProgram {
     /// Its path; `None` if there is none.
     pub path: Option<PathBuf>,
-    /// PATH for its helpers, proxies, the CA bundle.
+    /// PATH for its helpers, the CA bundle.
     pub environment: Vec<(String, String)>,
+    /// The same as for downloads.
+    pub proxies: Proxies,
+    /// How much is waited for and taken.
+    pub limits: GitLimits,
 }
 
 /// How often it is looked whether git has ended.
 const TICK: Duration = Duration::from_millis(10);
 /// The most that is read of what git says.
 const SAID: u64 = 1 << 20;
-/// A server that sends fewer bytes a second than this for a minute is left.
-const SLOWEST: &str = "http.lowSpeedLimit=100";
+
+/// A helper that nobody is left to watch leaves a server that sends fewer bytes a second than this for a minute.
+const SLOWEST: [&str; 4] = ["-c", "http.lowSpeedLimit=100", "-c", "http.lowSpeedTime=60"];
 
 /// A commit, found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,13 +51,26 @@ pub(crate) struct Commit {
     pub(crate) reference: Option<String>,
 }
 
-/// What ends git before its time.
+/// What ends git before its time, besides its limits.
 #[derive(Clone, Copy)]
 pub(crate) enum Stopping<'a> {
     /// A token: git and its helpers are a process group that is killed.
     Token(&'a Cancel),
     /// Whatever ends this process: the terminal tells them all.
     Together,
+}
+
+impl Stopping<'_> {
+    /// Ends git and its helpers. Those that have ended meanwhile are no failure.
+    fn kill(self, git: Pid) {
+        if let Self::Token(_) = self {
+            let _ = kill_process_group(git, Signal::KILL);
+            return;
+        }
+        for (process, _) in family(git) {
+            let _ = kill_process(process, Signal::KILL);
+        }
+    }
 }
 
 /// git for one repository.
@@ -71,6 +91,18 @@ impl Git<'_> {
         Error::Git { remote: self.shown(), problem: problem.into() }
     }
 
+    fn beyond(&self, limit: Beyond) -> Error {
+        let (remote, limits) = (self.shown(), self.program.limits);
+        match limit {
+            Beyond::Time => Error::GitStalled { remote, after: limits.stall },
+            Beyond::Space => Error::GitTooLarge { remote, limit: limits.bytes },
+        }
+    }
+
+    fn check_size(&self) -> Result<()> {
+        if self.program.limits.allow(self.place) { Ok(()) } else { Err(self.beyond(Beyond::Space)) }
+    }
+
     /// Runs git; what it wrote to its standard output.
     fn run(&self, directory: &Path, words: &[&str]) -> Result<String> {
         let program = self.program.path.as_ref().ok_or(Error::NoGit)?;
@@ -86,19 +118,25 @@ impl Git<'_> {
                 io::ErrorKind::NotFound => Error::NoGit,
                 _ => Error::File { action: "run", path: program.display().to_string(), source },
             })?;
+        let git = Pid::from_child(&child);
+        let mut watch = Watch::new(self.program.limits, self.place, git);
         let status = loop {
             if let Some(status) = child.try_wait().map_err(file_error)? {
                 break status;
             }
-            match self.stopping {
-                Stopping::Token(cancel) if cancel.sleep(TICK) => {
-                    // Its helpers are of its group.
-                    let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
-                    let _ = child.wait();
-                    return Err(Error::Canceled);
+            let is_canceled = match self.stopping {
+                Stopping::Token(cancel) => cancel.sleep(TICK),
+                Stopping::Together => {
+                    std::thread::sleep(TICK);
+                    false
                 }
-                Stopping::Token(_) => {}
-                Stopping::Together => std::thread::sleep(TICK),
+            };
+            let ended =
+                if is_canceled { Some(Error::Canceled) } else { watch.look().map(|it| self.beyond(it)) };
+            if let Some(error) = ended {
+                self.stopping.kill(git);
+                let _ = child.wait();
+                return Err(error);
             }
         };
         if status.success() {
@@ -107,6 +145,10 @@ impl Git<'_> {
         let mut told = said(&complaints)?;
         if let Some((with, without)) = self.address.credentials() {
             told = told.replace(&with, &without);
+            let behind = with.split_once("://").and_then(|(_, rest)| rest.rsplit_once('@'));
+            if let Some((userinfo, _)) = behind {
+                told = told.replace(&format!("{userinfo}@"), "");
+            }
         }
         let lines: Vec<&str> = told.lines().filter(|line| !line.trim().is_empty()).collect();
         let last = lines[lines.len().saturating_sub(5)..].join("\n");
@@ -125,7 +167,8 @@ impl Git<'_> {
             .args(["-c", "protocol.file.allow=never", "-c", "core.hooksPath=/dev/null"])
             .args(["-c", "core.fsmonitor=false", "-c", "init.templateDir=", "-c", "gc.auto=0"])
             .args(["-c", "init.defaultBranch=master", "-c", "advice.detachedHead=false"])
-            .args(["-c", SLOWEST, "-c", "http.lowSpeedTime=60", "-c", "credential.helper="])
+            .args(SLOWEST)
+            .args(["-c", "credential.helper="])
             .args(words)
             .current_dir(directory)
             .env_clear()
@@ -146,12 +189,27 @@ impl Git<'_> {
             command.env("GIT_CONFIG_COUNT", "1").env("GIT_CONFIG_KEY_0", format!("url.{with}.insteadOf"));
             command.env("GIT_CONFIG_VALUE_0", without);
         }
+        self.set_proxies(&mut command);
         if let Stopping::Token(_) = self.stopping {
             command.process_group(0);
         }
         // Even if nobody is left to stop it.
         kiln_sys::process::ends_with_parent(&mut command);
+        kiln_sys::process::limits_memory(&mut command, self.program.limits.memory);
         command
+    }
+
+    /// libcurl reads variables in small letters. It goes to this machine itself without a proxy only if it is told to, and
+    /// knows no ports in `no_proxy`: for the repository's own host it gets the answer that a download would get.
+    fn set_proxies(&self, command: &mut Command) {
+        let proxies = &self.program.proxies;
+        for (name, proxy) in [("http_proxy", &proxies.http), ("https_proxy", &proxies.https)] {
+            command.envs(proxy.as_ref().map(|proxy| (name, proxy)));
+        }
+        let mut direct = vec![proxies.direct.clone(), "localhost,127.0.0.0/8,127.0.0.1,::1".to_owned()];
+        direct.extend(proxies.direct_host(&self.address.remote));
+        direct.retain(|hosts| !hosts.is_empty());
+        command.env("no_proxy", direct.join(","));
     }
 
     /// Asks the repository which commit is meant.
@@ -219,6 +277,7 @@ impl Git<'_> {
         self.run(&tree, &["--git-dir", &git_dir_text, "init", "--quiet", format])?;
         run(&["remote", "add", "--", "origin", &self.shown()])?;
         self.fetch(commit, &run)?;
+        self.check_size()?;
         self.check_tag(commit, &run)?;
         if keep {
             run(&["checkout", "--quiet", "--detach", &commit.hash])?;
@@ -232,14 +291,12 @@ impl Git<'_> {
                 other => drop(other?),
             }
         }
+        self.check_size()?;
         let time = run(&["show", "--no-patch", "--format=%ct", &commit.hash])?;
         let seconds = time.trim().parse().map_err(|_| self.failed("its commit has no time"))?;
         if keep {
-            run(&["reflog", "expire", "--all", "--expire=now"])?;
-            let _ = fs_err::remove_file(git_dir.join("FETCH_HEAD"));
-            // The index notes inodes and times of this checkout; made anew it notes the commit alone.
-            fs_err::remove_file(git_dir.join("index")).map_err(file_error)?;
-            run(&["read-tree", "HEAD"])?;
+            self.settle_index(&git_dir, &tree)?;
+            self.settle_modules(&git_dir.join("modules"))?;
         }
         let mut directory = Directory::open(&tree)?;
         settle(&directory, seconds, if keep { GitDirs::Keep } else { GitDirs::Remove })?;
@@ -252,6 +309,31 @@ impl Git<'_> {
             path.push(name);
         }
         Ok(path)
+    }
+
+    /// An index notes inodes and times of its checkout; made anew it notes the commit alone.
+    fn settle_index(&self, git_dir: &Path, tree: &Path) -> Result<()> {
+        let _ = fs_err::remove_file(git_dir.join("FETCH_HEAD"));
+        fs_err::remove_file(git_dir.join("index")).map_err(file_error)?;
+        let (git_dir, shown) = (git_dir.display().to_string(), tree.display().to_string());
+        let inside = ["--git-dir", &git_dir, "--work-tree", &shown];
+        self.run(tree, &[&inside[..], &["reflog", "expire", "--all", "--expire=now"]].concat())?;
+        self.run(tree, &[&inside[..], &["read-tree", "HEAD"]].concat()).map(drop)
+    }
+
+    /// The same for what is kept of submodules, which may have some of their own. Their names are paths.
+    fn settle_modules(&self, directory: &Path) -> Result<()> {
+        let Ok(entries) = fs_err::read_dir(directory) else { return Ok(()) };
+        for entry in entries {
+            let path = entry.map_err(file_error)?.path();
+            if path.join("index").is_file() && path.join("HEAD").is_file() {
+                self.settle_index(&path, &path)?;
+                self.settle_modules(&path.join("modules"))?;
+            } else if path.is_dir() {
+                self.settle_modules(&path)?;
+            }
+        }
+        Ok(())
     }
 
     /// The tag that the checksum is of leads to the commit.
@@ -286,8 +368,9 @@ impl Git<'_> {
         let mut last = None;
         for words in &tries {
             match run(words) {
-                Err(Error::Canceled) => return Err(Error::Canceled),
-                Err(error) => last = Some(error),
+                // Another way may be open, but not after what ended this one from outside.
+                Err(error @ Error::Git { .. }) => last = Some(error),
+                Err(error) => return Err(error),
                 Ok(_) => {
                     if wanted.iter().all(|object| run(&["cat-file", "-e", object]).is_ok()) {
                         return Ok(());
@@ -302,7 +385,7 @@ impl Git<'_> {
 /// Whether `.git` stays.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum GitDirs {
-    /// At the top.
+    /// Everywhere: below the top, `.git` is a file that leads to the one at the top.
     Keep,
     /// This is one: nothing below it is special.
     Within,
@@ -325,8 +408,7 @@ fn settle(directory: &Directory, seconds: i64, git_dirs: GitDirs) -> Result<()> 
                 let below = match git_dirs {
                     GitDirs::Within => GitDirs::Within,
                     GitDirs::Keep if name == ".git" => GitDirs::Within,
-                    // Below the top, .git belongs to submodules.
-                    GitDirs::Keep | GitDirs::Remove => GitDirs::Remove,
+                    other => other,
                 };
                 settle(&directory.open_directory(name)?, seconds, below)?;
                 directory.set_mode(name, 0o755)?;

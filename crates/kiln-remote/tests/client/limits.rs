@@ -31,6 +31,22 @@ fn endless_bodies_end_at_the_limit() {
     assert!(matches!(fetch(&settings(), &headers.url("/")), Err(Error::Transport { .. })));
 }
 
+/// A compressed body without end that is nothing: members of gzip, or blocks of deflate, without a byte in them.
+#[test]
+fn endless_bodies_of_nothing_end_at_the_limit() {
+    let member = gzipped(b"");
+    let head = member[..10].to_vec();
+    for (first, again) in [(Vec::new(), member.repeat(500)), (head, [0, 0, 0, 0xff, 0xff].repeat(1000))] {
+        let server = Server::start(move |_, out| {
+            let _ = out.write_all(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n");
+            let _ = out.write_all(&first);
+            while out.write_all(&again).is_ok() {}
+        });
+        let found = fetch(&settings(), &server.url("/"));
+        assert!(matches!(found, Err(Error::TooLarge { .. })), "{found:?}");
+    }
+}
+
 #[test]
 fn silent_and_dripping_servers_are_left() {
     let start = Instant::now();
@@ -54,6 +70,12 @@ fn silent_and_dripping_servers_are_left() {
         }
     });
     assert!(fetch(&settings(), &headers.url("/")).is_err());
+    let informing = Server::start(|_, out| {
+        while out.write_all(b"HTTP/1.1 103 Early Hints\r\n\r\n").is_ok() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    });
+    assert!(fetch(&settings(), &informing.url("/")).is_err());
     assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
     // One that is merely slow is waited for.
     let slow = Server::start(|_, out| {

@@ -19,7 +19,25 @@ Examples:
   kiln build -t app https://example.com/context.tar.gz
   kiln build -t app https://example.com/repository.git#main:docker
 
-The image ID goes to --iidfile, and to standard output with -q; progress goes to standard error.")]
+The image ID goes to --iidfile, and to standard output with -q; progress goes to standard error.
+
+A context github.com/USER/REPOSITORY is read from https://github.com, unless
+there is such a directory.
+
+What --lend lends is under /run/kiln and in variables, for the time of a step.
+Files that a setting names go with it:
+  ca     the CA bundle of SSL_CERT_FILE or of the system, and the variables by
+         which programs find one
+  proxy  HTTP_PROXY, HTTPS_PROXY, FTP_PROXY, ALL_PROXY and NO_PROXY, in
+         capital and in small letters
+  apt    what `apt-config dump` says of Acquire: proxies, certificates, time
+         limits; not what is fetched
+  pip    indexes, proxy, certificates and time limits of pip.conf (system,
+         user, PIP_CONFIG_FILE) and of PIP_...
+  npm    registries, tokens, proxies and certificates of npmrc (global, user,
+         NPM_CONFIG_GLOBALCONFIG, NPM_CONFIG_USERCONFIG) and of npm_config_...
+  go     GOPROXY, GOSUMDB, GONOSUMDB, GOPRIVATE, GONOPROXY, GOINSECURE and
+         GOVCS, set or in the file GOENV, else $XDG_CONFIG_HOME/go/env")]
 pub(crate) struct Build {
     /// Name of the image, NAME or NAME:TAG; may be repeated
     #[arg(short, long, value_name = "NAME")]
@@ -57,15 +75,15 @@ pub(crate) struct Build {
     #[arg(long, value_name = "FILE")]
     pub(crate) iidfile: Option<PathBuf>,
 
-    /// Network of RUN steps that name none
+    /// Network of RUN steps that name none: default, none or host
     #[arg(long, value_name = "MODE", default_value = "default")]
     pub(crate) network: String,
 
-    /// Permit what a Dockerfile may not do by itself: network.host, security.insecure; may be repeated
+    /// Permit what a Dockerfile may not do by itself: network.host, security.insecure; several with commas, or repeated
     #[arg(long, value_name = "ENTITLEMENT", value_delimiter = ',')]
     pub(crate) allow: Vec<String>,
 
-    /// Lend RUN steps this machine's settings, without a trace in layer, history or cache key; may be repeated
+    /// Lend RUN steps this machine's settings, without a trace in layer, history or cache key; several with commas, or repeated
     #[arg(long, value_name = "WHAT", value_delimiter = ',')]
     pub(crate) lend: Vec<Loan>,
 

@@ -3,6 +3,7 @@
 
 pub(crate) mod build;
 pub(crate) mod image;
+mod missing;
 pub(crate) mod run;
 pub(crate) mod switches;
 pub(crate) mod system;
@@ -11,6 +12,35 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
+
+/// What kiln reads of the environment. A test compares it with the sources.
+const ENVIRONMENT: &str = "\
+Environment:
+  KILN_ROOT          directory of the store, unless --root names one
+  XDG_DATA_HOME      an ordinary user's store is in kiln below this,
+  HOME                 or else in .local/share/kiln below this
+  KILN_LAYERS        `unpacked` unpacks every layer, also one that could be
+                       mounted in its tar; `mounted` is the default
+  HTTP_PROXY         proxy for http, in what `build` fetches by URL or git
+  HTTPS_PROXY        the same for https
+  NO_PROXY           hosts that are asked directly: names, .names, addresses
+                       and networks, with :PORT or without, separated by
+                       commas; * for all. This machine always is
+  SSL_CERT_FILE      CA bundle for what `build` fetches and `--lend ca` lends,
+                       instead of the system's
+  PATH               where git is looked for
+  SOURCE_DATE_EPOCH  seconds: `build` takes it as a --build-arg
+  NO_COLOR           no colours
+  TERM               `dumb` has neither colours nor progress in place
+
+The proxies' names may be in small letters; where both are set, capitals
+count. Other variables of proxies are not read, ALL_PROXY for one. A variable
+that is empty is not set.
+
+`build --build-arg NAME` and `run -e NAME` take any variable, `build --lend`
+those that `kiln build --help` names.
+
+`kiln COMMAND --help` tells more about a command.";
 
 /// Builds container images from Dockerfiles, keeps and explains their layers, and runs containers from them.
 ///
@@ -24,7 +54,8 @@ use clap::{Args, Parser, Subcommand};
     arg_required_else_help = true,
     disable_help_subcommand = true,
     disable_version_flag = true,
-    after_help = "`kiln COMMAND --help` tells more about a command."
+    after_help = "`kiln COMMAND --help` tells more about a command, `kiln --help` about environment variables.",
+    after_long_help = ENVIRONMENT
 )]
 pub(crate) struct Arguments {
     /// Directory of the store [default: /var/lib/kiln as root, else $XDG_DATA_HOME/kiln]
@@ -159,6 +190,42 @@ mod tests {
         walk(&Arguments::command(), "");
     }
 
+    /// Every variable that this crate reads by name is in the help, or in that of `--lend`.
+    #[test]
+    fn the_environment_has_help() {
+        fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
+            for entry in fs_err::read_dir(directory).unwrap() {
+                let path = entry.unwrap().path();
+                match path.is_dir() {
+                    true => sources(&path, found),
+                    false => found.push(path),
+                }
+            }
+        }
+        let mut files = Vec::new();
+        sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+        let command = Arguments::command();
+        let lend = command.find_subcommand("build").unwrap().get_after_long_help().unwrap().to_string();
+        let mut seen = 0;
+        for file in files {
+            let text = fs_err::read_to_string(&file).unwrap();
+            let code = text.split("#[cfg(test)]").next().unwrap();
+            let lends = file.parent().is_some_and(|parent| parent.ends_with("lent"));
+            let help = if lends { format!("{ENVIRONMENT}{lend}") } else { ENVIRONMENT.to_owned() };
+            for reader in ["var(\"", "var_os(\"", "variable(\"", "set(\"", "named(\"", "env = \""] {
+                for behind in code.split(reader).skip(1) {
+                    let name = behind.split('"').next().unwrap().to_ascii_uppercase();
+                    let is_name = name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
+                    if is_name && !name.is_empty() {
+                        assert!(help.contains(&name), "{name}, which {} reads, has no help", file.display());
+                        seen += 1;
+                    }
+                }
+            }
+        }
+        assert!(seen > 12, "{seen} variables");
+    }
+
     /// The examples in long help are command lines that parse.
     #[test]
     fn examples_parse() {
@@ -285,6 +352,39 @@ mod tests {
     }
 
     #[test]
+    fn help_is_a_word_too() {
+        for words in [&["kiln", "help"][..], &["kiln", "help", "build"], &["kiln", "help", "image", "prune"]]
+        {
+            match switches::parse(words) {
+                Err(switches::Stop::Shown { text }) => {
+                    let usage = format!("Usage: kiln {}", words[2..].join(" "));
+                    assert!(text.to_string().contains(usage.trim()), "{words:?} {text}");
+                }
+                other => panic!("{words:?}: {other:?}"),
+            }
+        }
+    }
+
+    /// Nothing is called missing that is there.
+    #[test]
+    fn what_is_missing_is_missing() {
+        let command = Arguments::command();
+        for name in ["pull", "push", "ps", "exec", "rm", "prune", "builder"] {
+            assert!(missing::command(name).is_some() && command.find_subcommand(name).is_none(), "{name}");
+        }
+        for (name, flag) in
+            [("build", "--output"), ("build", "--secret"), ("build", "--pull"), ("run", "--name")]
+        {
+            let command = command.find_subcommand(name).expect("a command");
+            let path = format!("kiln {name}");
+            assert!(
+                missing::flag(&path, flag).is_some() && missing::flag(&path, &format!("{flag}=x")).is_some()
+            );
+            assert!(command.get_arguments().all(|known| known.get_long() != Some(&flag[2..])), "{flag}");
+        }
+    }
+
+    #[test]
     fn refusals() {
         #[track_caller]
         fn check(words: &[&str], expect: &str) {
@@ -302,6 +402,20 @@ mod tests {
         check(
             &["image", "prun"],
             "kiln: unknown command 'image prun': did you mean 'prune'?\nhint: `kiln image --help` lists the commands\n",
+        );
+        check(&["zzz", "build"], "kiln: unknown command 'zzz'\nhint: `kiln --help` lists the commands\n");
+        check(
+            &["--root", "build", "image", "lss", "rm"],
+            "kiln: unknown command 'image lss': did you mean 'ls'?\nhint: `kiln image --help` lists the commands\n",
+        );
+        check(&["--root=/x"], "kiln: no command is named\nhint: `kiln --help` lists the commands\n");
+        check(
+            &["load", "a.tar"],
+            "kiln: unexpected argument 'a.tar'\nhint: -i names the archive: kiln load -i a.tar\n",
+        );
+        check(
+            &["run", "-e"],
+            "kiln: --env <NAME[=VALUE]> needs a value\nhint: `kiln run --help` tells more\n",
         );
         check(&["zzz"], "kiln: unknown command 'zzz'\nhint: `kiln --help` lists the commands\n");
         check(

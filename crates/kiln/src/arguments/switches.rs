@@ -9,7 +9,7 @@ use clap::builder::PossibleValuesParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, Command, CommandFactory as _, FromArgMatches as _};
 
-use super::Arguments;
+use super::{Arguments, missing};
 use crate::failure::{Failure, Kind, enumerate, nearest};
 
 /// Why there is nothing to do.
@@ -52,8 +52,19 @@ impl std::fmt::Display for Stop {
 
 /// Parses a command line, the program's name first.
 pub(crate) fn parse<W: AsRef<OsStr>>(words: &[W]) -> Result<Arguments, Stop> {
+    let words: Vec<&OsStr> = words.iter().map(AsRef::as_ref).collect();
+    // `kiln help image prune`, as in Docker.
+    if let [program, help, command @ ..] = &words[..]
+        && *help == "help"
+    {
+        return parse_plainly(&[&[*program], command, &[OsStr::new("--help")]].concat());
+    }
+    parse_plainly(&words)
+}
+
+fn parse_plainly(words: &[&OsStr]) -> Result<Arguments, Stop> {
     let parsed = with_values(Arguments::command())
-        .try_get_matches_from(words.iter().map(AsRef::as_ref))
+        .try_get_matches_from(words)
         .and_then(|matches| Arguments::from_arg_matches(&matches));
     let error = match parsed {
         Ok(arguments) => return Ok(arguments),
@@ -64,10 +75,10 @@ pub(crate) fn parse<W: AsRef<OsStr>>(words: &[W]) -> Result<Arguments, Stop> {
         matches!(kind, DisplayHelp | DisplayVersion | DisplayHelpOnMissingArgumentOrSubcommand)
     };
     // A switch's value is an error in the plain definition, so that its text stands only for help.
-    match Arguments::command().try_get_matches_from(words.iter().map(AsRef::as_ref)) {
+    match Arguments::command().try_get_matches_from(words) {
         Err(plain) if shown(plain.kind()) && shown(error.kind()) => Err(Stop::Shown { text: plain }),
         _ if shown(error.kind()) => Err(Stop::Shown { text: error }),
-        _ => Err(Stop::Refused(refusal(&error, &command_words(words)))),
+        _ => Err(Stop::Refused(refusal(&error, &command_words(words), words))),
     }
 }
 
@@ -95,11 +106,19 @@ fn switch() -> impl clap::builder::TypedValueParser<Value = bool> {
 }
 
 /// The commands and subcommands among `words`: "kiln image prune".
-fn command_words<W: AsRef<OsStr>>(words: &[W]) -> String {
+fn command_words(words: &[&OsStr]) -> String {
     let mut at = Arguments::command();
     let mut path = "kiln".to_owned();
-    for word in words.iter().skip(1) {
-        let Some(child) = word.as_ref().to_str().and_then(|word| at.find_subcommand(word)) else { continue };
+    let mut words = words.iter().skip(1);
+    while let Some(word) = words.next() {
+        let flag = word.to_str().and_then(|word| word.strip_prefix("--")).unwrap_or_default();
+        let takes_value =
+            |known: &clap::Arg| known.get_long() == Some(flag) && known.get_action().takes_values();
+        if at.get_arguments().any(takes_value) {
+            words.next();
+            continue;
+        }
+        let Some(child) = word.to_str().and_then(|word| at.find_subcommand(word)) else { continue };
         path = format!("{path} {}", child.get_name());
         at = child.clone();
         if at.get_subcommands().next().is_none() {
@@ -115,7 +134,7 @@ fn definition(path: &str) -> Command {
     })
 }
 
-fn refusal(error: &clap::Error, path: &str) -> Refusal {
+fn refusal(error: &clap::Error, path: &str, words: &[&OsStr]) -> Refusal {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => text.clone(),
         Some(ContextValue::Strings(texts)) => texts.first().cloned().unwrap_or_default(),
@@ -123,7 +142,7 @@ fn refusal(error: &clap::Error, path: &str) -> Refusal {
     };
     let argument = text(ContextKind::InvalidArg);
     let flags_of =
-        |argument: &str| argument.split_once("[=").map_or(argument.to_owned(), |(name, _)| name.to_owned());
+        |argument: &str| argument.split_once("[=<").map_or(argument.to_owned(), |(name, _)| name.to_owned());
     let usage = || {
         let usage = definition(path).bin_name(path).render_usage().to_string();
         format!("usage: {}", usage.trim_start_matches("Usage: "))
@@ -132,6 +151,9 @@ fn refusal(error: &clap::Error, path: &str) -> Refusal {
     match error.kind() {
         ErrorKind::InvalidSubcommand => {
             let word = text(ContextKind::InvalidSubcommand);
+            // What comes behind it may be named as a command is.
+            let before = words.iter().position(|known| **known == *word).unwrap_or(words.len());
+            let path = &command_words(&words[..before]);
             let commands = definition(path);
             let names: Vec<&str> =
                 commands.get_subcommands().flat_map(Command::get_name_and_visible_aliases).collect();
@@ -141,7 +163,8 @@ fn refusal(error: &clap::Error, path: &str) -> Refusal {
             let full = full.trim_start_matches("kiln ");
             Refusal {
                 message: format!("unknown command '{full}'{near}"),
-                hint: format!("`{path} --help` lists the commands"),
+                hint: missing::command(&word)
+                    .map_or_else(|| format!("`{path} --help` lists the commands"), str::to_owned),
             }
         }
         ErrorKind::UnknownArgument if argument.starts_with('-') => {
@@ -151,9 +174,18 @@ fn refusal(error: &clap::Error, path: &str) -> Refusal {
                 .map_or_else(String::new, |near| format!(": did you mean '--{near}'?"));
             Refusal {
                 message: format!("unknown flag: {argument}{near}"),
-                hint: format!("`{path} --help` lists the flags"),
+                hint: missing::flag(path, &argument)
+                    .map_or_else(|| format!("`{path} --help` lists the flags"), str::to_owned),
             }
         }
+        ErrorKind::UnknownArgument if matches!(path, "kiln load" | "kiln image load") => Refusal {
+            message: format!("unexpected argument '{argument}'"),
+            hint: format!("-i names the archive: {path} -i {argument}"),
+        },
+        ErrorKind::MissingSubcommand => Refusal {
+            message: "no command is named".to_owned(),
+            hint: format!("`{path} --help` lists the commands"),
+        },
         ErrorKind::UnknownArgument => {
             Refusal { message: format!("unexpected argument '{argument}'"), hint: usage() }
         }

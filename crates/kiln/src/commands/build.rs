@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use kiln_build::{
     BuildFailure, BuildRequest, Built, CacheUse, ContextKind, Entitlement, Error as BuildError, Executions,
     NetworkMode,
@@ -88,7 +88,7 @@ fn find(root: Option<&Path>, request: &BuildRequest, rehearsal: &Rehearsal) -> R
 
 fn report(arguments: &Build, built: &Built) -> Result<u8> {
     if let Some(path) = &arguments.iidfile {
-        fs_err::write(path, built.id.to_string())?;
+        fs_err::write(path, built.id.to_string()).context("cannot write the image ID")?;
     }
     if arguments.quiet {
         writeln!(std::io::stdout(), "{}", built.id)?;
@@ -137,8 +137,8 @@ fn request(arguments: &Build) -> Result<BuildRequest> {
         dockerfile_name: String::new(),
         ignore: Vec::new(),
         target: arguments.target.clone(),
-        build_args: build_args(&arguments.build_arg),
-        labels: labels(&arguments.label),
+        build_args: build_args(&arguments.build_arg)?,
+        labels: labels(&arguments.label)?,
         names,
         cache: if arguments.no_cache { CacheUse::Nothing } else { CacheUse::Records },
         network,
@@ -163,22 +163,36 @@ fn entitlement(name: &str) -> Result<Entitlement> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the binary reads the environment")]
-fn build_args(given: &[String]) -> BTreeMap<String, String> {
-    let pair = |text: &String| match text.split_once('=') {
-        Some((name, value)) => Some((name.to_owned(), value.to_owned())),
-        None => std::env::var(text).ok().map(|value| (text.clone(), value)),
-    };
+fn build_args(given: &[String]) -> Result<BTreeMap<String, String>> {
     // As buildx does, which the reproducible-builds.org specification asks of build tools.
-    let epoch = std::env::var("SOURCE_DATE_EPOCH").ok().map(|value| ("SOURCE_DATE_EPOCH".to_owned(), value));
-    epoch.into_iter().chain(given.iter().filter_map(pair)).collect()
+    let epoch = std::env::var("SOURCE_DATE_EPOCH").ok().filter(|value| !value.is_empty());
+    let epoch = epoch.map(|value| ("SOURCE_DATE_EPOCH".to_owned(), value));
+    let mut arguments: BTreeMap<String, String> = epoch.into_iter().collect();
+    for text in given {
+        let (name, value) = named("--build-arg", text)?;
+        if let Some(value) = value.map(str::to_owned).or_else(|| std::env::var(name).ok()) {
+            arguments.insert(name.to_owned(), value);
+        }
+    }
+    Ok(arguments)
 }
 
-fn labels(given: &[String]) -> BTreeMap<String, String> {
+fn labels(given: &[String]) -> Result<BTreeMap<String, String>> {
     let pair = |text: &String| {
-        let (name, value) = text.split_once('=').unwrap_or((text, ""));
-        (name.to_owned(), value.to_owned())
+        let (name, value) = named("--label", text)?;
+        Ok((name.to_owned(), value.unwrap_or_default().to_owned()))
     };
     given.iter().map(pair).collect()
+}
+
+/// The name of a pair and its value.
+fn named<'a>(flag: &str, text: &'a str) -> Result<(&'a str, Option<&'a str>)> {
+    let (name, value) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value)));
+    if name.is_empty() {
+        let message = format!("invalid value {text:?} for {flag}: expected NAME=VALUE");
+        return Err(Failure::new(Kind::Usage, message).into());
+    }
+    Ok((name, value))
 }
 
 /// What failed, with the step's last output and the Dockerfile's lines.
@@ -203,6 +217,8 @@ fn explain(request: &BuildRequest, failure: BuildFailure, failed: &[FailedStep])
         | BuildError::NoCommands { .. }
         | BuildError::Remote(_)
         | BuildError::Git { .. }
+        | BuildError::GitStalled { .. }
+        | BuildError::GitTooLarge { .. }
         | BuildError::NoGit
         | BuildError::Runtime(_) => Kind::World,
         _ => Kind::Input,
@@ -213,6 +229,7 @@ fn explain(request: &BuildRequest, failure: BuildFailure, failed: &[FailedStep])
         }
         BuildError::NoCommands { .. } => Some(session::REMEDY.to_owned()),
         BuildError::Remote(error) => crate::web::hint(error),
+        BuildError::NoGit => Some(crate::web::NO_GIT.to_owned()),
         _ => None,
     };
     let status = match &failure.error {

@@ -8,6 +8,8 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
 use kiln_oci::{History, Platform, Reference};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::arguments::image::Import;
 use crate::failure::{Failure, Kind};
@@ -30,10 +32,20 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Import) -> Result<u8> {
         (File::from(stdin.as_fd().try_clone_to_owned()?), "-".to_owned())
     } else {
         let shown = arguments.file.display().to_string();
-        let file = fs_err::File::open(&arguments.file)
-            .map_err(|error| Failure::new(Kind::Input, format!("cannot import {shown}")).caused_by(error))?;
-        (file.into_file(), shown)
+        let failed =
+            |error: Errno| Failure::new(Kind::Input, format!("cannot import {shown}")).caused_by(error);
+        if arguments.file.is_dir() {
+            let hint = format!("make an archive of it: tar -C {shown} -c . | kiln import -");
+            return Err(failed(Errno::ISDIR).hint(hint).into());
+        }
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::open(&arguments.file, flags, Mode::empty()).map_err(failed)?;
+        (File::from(file), shown)
     };
+    if input.metadata().is_ok_and(|found| found.is_file() && found.len() == 0) {
+        let message = format!("cannot import {shown}: it is empty: expected a tar archive");
+        return Err(Failure::new(Kind::Input, message).into());
+    }
     let store = session::open(root, Files::Touched)?;
     let lease = store.lease("import")?;
     let history = History {

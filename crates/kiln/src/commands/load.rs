@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use kiln_store::{LoadEvent, LoadedImage, Unpacking};
 
 use crate::arguments::image::Load;
@@ -20,7 +20,7 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Load) -> Result<u8> {
     };
     let input = match arguments.input.as_deref().filter(|path| path.as_os_str() != "-") {
         Some(path) => {
-            fs_err::metadata(path).map_err(|error| {
+            rustix::fs::stat(path).map_err(|error| {
                 Failure::new(Kind::Input, format!("cannot load {}", path.display())).caused_by(error)
             })?;
             Some(path)
@@ -49,7 +49,15 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Load) -> Result<u8> {
         }
     };
     let name = input.map_or_else(|| "standard input".to_owned(), |path| path.display().to_string());
-    let loaded = loaded.with_context(|| format!("cannot load {name}"))?;
+    let loaded = loaded.map_err(|error| {
+        let is_other = matches!(error, kiln_store::Error::NoImages);
+        let kind = match error {
+            kiln_store::Error::NoImages | kiln_store::Error::Archive { .. } => Kind::Input,
+            _ => Kind::World,
+        };
+        let failure = Failure::new(kind, format!("cannot load {name}")).caused_by(error);
+        if is_other { failure.hint("`kiln import` makes an image of a root file system") } else { failure }
+    })?;
     report(&loaded)?;
     Ok(0)
 }

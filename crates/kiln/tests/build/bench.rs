@@ -68,9 +68,18 @@ impl Bench {
 
     /// A build of `Dockerfile` that goes on meanwhile; `name.err` gets what it says.
     pub(crate) fn start(&self, name: &str) -> Running {
+        self.start_with(name, &["-f", "Dockerfile", "context"])
+    }
+
+    /// A build of a context that goes on meanwhile.
+    pub(crate) fn start_on(&self, name: &str, context: &str) -> Running {
+        self.start_with(name, &[context])
+    }
+
+    fn start_with(&self, name: &str, words: &[&str]) -> Running {
         let mut kiln = self.kiln("store", &["build", "--progress=plain", "--iidfile"]);
         let told = fs_err::File::create(self.path(&format!("{name}.err"))).expect("made");
-        kiln.arg(format!("{name}.id")).args(["-f", "Dockerfile", "context"]).stderr(told.into_parts().0);
+        kiln.arg(format!("{name}.id")).args(words).stderr(told.into_parts().0);
         std::os::unix::process::CommandExt::process_group(&mut kiln, 0);
         Running { child: kiln.spawn().expect("kiln") }
     }

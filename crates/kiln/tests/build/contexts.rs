@@ -108,15 +108,17 @@ fn words_that_make_no_sense_are_told_before_the_context_is_fetched() {
     for (words, status, says) in [
         (["--network=x", &url], 125, "cannot use the network"),
         (["--allow=x", &url], 125, "cannot allow"),
-        (["-t=A", &url], 1, "A"),
+        (["-t=A", &url], 1, "repository name (A) must be lowercase"),
+        (["--build-arg==x", &url], 125, "for --build-arg: expected NAME=VALUE"),
+        (["--label==x", &url], 125, "for --label: expected NAME=VALUE"),
         (["--progress=tty", &url], 125, "cannot show progress as tty"),
     ] {
         bench.refuses_from(&words[..], b"", status, says);
         assert_eq!(web.log(), Vec::<String>::new(), "{words:?}");
     }
-    bench.refuses_from(&[&url], b"", 1, "cannot build from http://127.0.0.1");
+    bench.refuses_from(&[&url], b"", 1, "cannot fetch the build context: http://127.0.0.1");
     assert_eq!(web.log(), ["404 /context.tar"]);
-    bench.refuses_from(&["http://u:s3cret@[::1"], b"", 1, "cannot build from http://");
+    bench.refuses_from(&["http://u:s3cret@[::1"], b"", 1, "cannot fetch the build context: \"http://");
 }
 
 fn made_or_skipped(tar: &mut Command) -> Option<Vec<u8>> {
@@ -199,10 +201,46 @@ fn hostile_archives_stay_inside() {
     let cut = [dockerfile(), entry("f", b'0', "", &[b'x'; 600])[..600].to_vec()].concat();
     bench.refuses_from(&["-"], &cut, 1, "cannot unpack standard input");
     bench.refuses_from(&["-"], &[0x1f, 0x8b, 8, 0, 1, 2, 3], 1, "cannot unpack standard input");
-    bench.refuses_from(
-        &["-"],
-        &[entry("a", b'0', "", b""), end.to_vec()].concat(),
-        1,
-        "cannot read the Dockerfile",
-    );
+    bench.fill_context();
+    let whole = bench.archive("-czf");
+    let says = "kiln: cannot unpack standard input: damaged or cut off (gzip): ";
+    bench.refuses_from(&["-"], &whole[..whole.len() / 2], 1, says);
+    let says = "cannot read the Dockerfile of standard input: No such file or directory";
+    bench.refuses_from(&["-"], &[entry("a", b'0', "", b""), end.to_vec()].concat(), 1, says);
+}
+
+#[test]
+fn what_is_no_context_is_told_with_what_to_write() {
+    let Some(bench) = Bench::new() else { return };
+    bench.fill_context();
+    fs_err::write(bench.path("a.tgz"), bench.archive("-czf")).expect("written");
+    for (words, says) in [
+        (
+            &["context/Dockerfile"][..],
+            "kiln: cannot build from context/Dockerfile: Not a directory (os error 20)\n\
+             hint: -f names the Dockerfile, and the context is a directory: \
+             kiln build -f context/Dockerfile context\n",
+        ),
+        (&["a.tgz"], "hint: an archive comes on standard input: kiln build - < a.tgz\n"),
+        (
+            &["nosuch"],
+            "kiln: cannot build from nosuch: No such file or directory (os error 2)\nhint: the context is",
+        ),
+        (&["ftp://h/x"], "hint: a context comes over http or https"),
+        (
+            &["-f", "context/nosuch", "context"],
+            "kiln: cannot read the Dockerfile context/nosuch: No such file or directory (os error 2)\n\
+             hint: -f names another file",
+        ),
+    ] {
+        bench.refuses_from(words, b"", 1, says);
+    }
+    let no_git = |context: &str| {
+        let mut kiln = bench.kiln("store", &["build", context]);
+        text(&kiln.env("PATH", bench.path("nothing")).output().expect("kiln").stderr)
+    };
+    for context in ["https://127.0.0.1:1/r.git", "github.com/user/repository"] {
+        let told = no_git(context);
+        assert!(told.contains("git program, which is not on PATH\nhint: install git"), "{told}");
+    }
 }

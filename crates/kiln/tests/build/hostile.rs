@@ -426,6 +426,51 @@ fn secrets_of_the_environment_stay_out() {
     assert!(bench.file_with("clean", b"echo used").is_some(), "the search finds what is there");
 }
 
+/// Settings of tools, with their files: none of it is in what is kept, and none of it is in a key.
+#[test]
+fn what_is_lent_leaves_no_trace() {
+    let Some(bench) = Bench::new() else { return };
+    fs_err::create_dir_all(bench.path("home")).expect("made");
+    let at = |name: &str| bench.path(name).display().to_string();
+    bench.write("home/token", "k3y-of-the-machine");
+    bench.write("home/.npmrc", &format!("//h/:_authToken=t0ken-of-npm\n//h/:keyfile={}\n", at("home/token")));
+    bench.write("home/goenv", "GOPROXY=https://go-pr0xy.example\n");
+    bench.write("home/pip.conf", "[global]\nindex-url = https://u:p1p-secret@h.example/simple\n");
+    bench.write("home/bundle.pem", "b-u-n-d-l-e");
+    bench.write(
+        "Dockerfile",
+        "FROM bb\nRUN cat $NPM_CONFIG_USERCONFIG $PIP_CONFIG_FILE $SSL_CERT_FILE /run/kiln/npm-*token; \\\n\
+         [ \"$GOPROXY\" = https://go-pr0xy.example ] && echo used > /used\n",
+    );
+    let build = |loans: &[&str], home: &str| {
+        let words =
+            [&["build", "--progress=plain"][..], loans, &["-t", "made", "-f", "Dockerfile", "context"]];
+        let mut kiln = bench.kiln("store", &words.concat());
+        kiln.env_remove("PIP_CERT").env("HOME", at(home)).env("GOENV", at("home/goenv"));
+        kiln.env("PIP_CONFIG_FILE", at("home/pip.conf")).env("SSL_CERT_FILE", at("home/bundle.pem"));
+        let output = kiln.output().expect("kiln");
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stderr)
+    };
+    let told = build(&["--lend=ca,pip,npm", "--lend", "go"], "home");
+    let secrets = ["k3y-of-the-machine", "t0ken-of-npm", "go-pr0xy", "p1p-secret", "b-u-n-d-l-e"];
+    for secret in secrets.iter().filter(|secret| **secret != "go-pr0xy") {
+        assert!(told.contains(secret), "{secret} was not lent: {told}");
+    }
+    // Without any of it, it is the same build.
+    let again = build(&[], "context");
+    assert!(again.contains("CACHED") && !again.contains("t0ken"), "{again}");
+    for words in [&["save", "-o", "store/saved.tar", "made"][..], &["history", "--no-trunc", "made"]] {
+        let output = bench.run("store", words);
+        let shown = text(&output.stdout);
+        assert!(output.status.success() && !secrets.iter().any(|it| shown.contains(it) && *it != "go-pr0xy"));
+    }
+    for secret in secrets.iter().filter(|secret| **secret != "go-pr0xy") {
+        assert_eq!(bench.file_with("store", secret.as_bytes()), None, "{secret}");
+    }
+    assert!(bench.file_with("store", b"echo used").is_some(), "the search finds what is there");
+}
+
 /// A context whose directories become links to elsewhere while COPY reads it, and an ignore file that is none.
 #[test]
 fn contexts_that_move() {

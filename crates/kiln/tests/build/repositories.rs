@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use rustix::process::{Signal, kill_process};
+use rustix::process::{Signal, kill_process, kill_process_group};
 
 use crate::bench::{Bench, PATIENCE, say, text, until};
 use crate::web::{Page, Web};
@@ -213,7 +213,10 @@ fn a_server_of_files_will_do() {
     build(&["-f", "d/Dockerfile", &format!("{remote}?ref=v1&subdir=/")]);
     bench.holds("/only/b", "b\n");
     let told = text(&bench.run("store", &["build", &web.url("/none.git")]).stderr);
-    assert!(told.contains("cannot build from http://127.0.0.1") && told.contains("not found"), "{told}");
+    assert!(
+        told.contains("cannot fetch the build context: http://127.0.0.1") && told.contains("not found"),
+        "{told}"
+    );
 }
 
 fn serve_files(web: &Web, directory: &Path, path: &str, like: &Page) {
@@ -308,6 +311,59 @@ fn a_repository_that_does_not_answer_can_be_interrupted() {
     kill_process(build.process(), Signal::KILL).expect("killed");
     assert_eq!(build.wait().code(), None);
     bench.assert_nothing_goes_on(&remote);
+    // A context is read before anybody listens for interrupts: a terminal tells the whole group.
+    for scheme in ["git", "http"] {
+        let remote = format!("{scheme}://{}/r.git", listener.local_addr().expect("an address"));
+        let mut build = bench.start_on("context", &remote);
+        let (_connection, _) = listener.accept().expect("git asks");
+        kill_process_group(build.process(), Signal::INT).expect("interrupted");
+        assert!(!build.wait().success());
+        bench.assert_nothing_goes_on(&remote);
+    }
+}
+
+/// The same proxies as for downloads, in capital letters or in small ones.
+#[test]
+fn repositories_come_through_proxies() {
+    let Some(bench) = Bench::new() else { return };
+    if !has_git() {
+        return;
+    }
+    bench.repository();
+    // Whoever is asked through a proxy is named in the request line.
+    let proxy = Web::start();
+    let host = "http://nowhere.example";
+    serve_files(&proxy, &bench.path("served"), host, &Page::default());
+    bench.write("Dockerfile", &format!("FROM scratch\nADD {host}/r.git /c/\n"));
+    let build = |variables: &[(&str, &str)]| {
+        let mut kiln =
+            bench.kiln("store", &["build", "--no-cache", "-t", "made", "-f", "Dockerfile", "context"]);
+        for name in ["http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY", "ALL_PROXY", "all_proxy"] {
+            kiln.env_remove(name);
+        }
+        let output = kiln.envs(variables.iter().copied()).output().expect("kiln");
+        (output.status.success(), text(&output.stderr))
+    };
+    let (address, nobody) = (proxy.url(""), "http://127.0.0.1:1");
+    for name in ["HTTP_PROXY", "http_proxy"] {
+        let (done, told) = build(&[(name, &address)]);
+        assert!(done, "{name}: {told}");
+        bench.holds("/c/a", "a\n");
+    }
+    let (done, told) = build(&[("HTTP_PROXY", &address), ("http_proxy", nobody), ("ALL_PROXY", nobody)]);
+    assert!(done, "{told}");
+    proxy.log();
+    for direct in [("NO_PROXY", "nowhere.example:80"), ("no_proxy", ".example"), ("NO_PROXY", "*")] {
+        let (done, told) = build(&[("HTTP_PROXY", &address), direct]);
+        assert!(!done && told.contains("Could not resolve host"), "{direct:?}: {told}");
+        assert_eq!(proxy.log(), Vec::<String>::new(), "{direct:?}");
+    }
+    // This machine is asked directly.
+    let web = Web::start();
+    serve_files(&web, &bench.path("served"), "", &Page::default());
+    bench.write("Dockerfile", &format!("FROM scratch\nADD {} /c/\n", web.url("/r.git")));
+    let (done, told) = build(&[("HTTP_PROXY", nobody)]);
+    assert!(done, "{told}");
 }
 
 #[test]
@@ -337,6 +393,23 @@ fn submodules_come_along() {
     bench.makes(&format!("FROM scratch\nADD {remote} /c/\n"), &[]);
     bench.holds("/c/s/inner", "inner\n");
     assert!(!listing(&bench).contains("/.git\n"), "{}", listing(&bench));
+    // With its git directory it is the same each time, and a whole repository.
+    let layers = || {
+        bench.makes(&format!("FROM scratch\nADD --keep-git-dir {remote} /c/\n"), &["--no-cache"]);
+        text(&bench.run("store", &["inspect", "-f", "{{.RootFS.Layers}}", "made"]).stdout)
+    };
+    let first = layers();
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    assert_eq!(layers(), first);
+    let out = bench.path("out");
+    let unpacked = bench.run("store", &["image", "unpack", "made", &out.display().to_string()]);
+    assert!(unpacked.status.success(), "{}", text(&unpacked.stderr));
+    for (directory, expect) in [("c", ""), ("c/s", "")] {
+        let words = ["-c", "safe.directory=*", "-c", "core.fileMode=false", "status", "--porcelain"];
+        assert_eq!(git(&out.join(directory), &words), expect, "{directory}");
+    }
+    let module = git(&out.join("c/s"), &["-c", "safe.directory=*", "rev-parse", "--git-dir", "HEAD"]);
+    assert!(module.contains("modules/s"), "{module}");
     bench.makes(&format!("FROM scratch\nADD {remote}?submodules=false /c/\n"), &[]);
     assert!(!listing(&bench).contains("inner"), "{}", listing(&bench));
 

@@ -1,0 +1,40 @@
+//! What Docker has and kiln has not: what to do instead, for those whose fingers know it.
+
+const REGISTRY: &str = "kiln speaks to no registry yet: `skopeo copy docker://NAME docker-archive:FILE` and `kiln load -i FILE` bring an image, `kiln save` hands one on";
+const CONTAINERS: &str = "containers live as long as their `kiln run`, which is ended by Ctrl-C or a signal; there is none to list, enter or remove";
+const PRUNE: &str = "`kiln system prune` removes what nothing uses, `kiln image prune` images alone";
+const OUTPUT: &str = "the image stays in the store; `kiln save` writes it to an archive, `kiln image unpack` its files to a directory";
+const SECRETS: &str =
+    "not built yet: `--lend` lends a CA bundle and package settings without a trace in the image";
+const CACHE: &str = "the cache is the store's own; it is neither read from elsewhere nor written there";
+
+/// What to do instead of a command.
+pub(super) fn command(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "pull" | "push" | "login" | "logout" | "search" | "manifest" => REGISTRY,
+        "ps" | "exec" | "stop" | "kill" | "logs" | "rm" | "attach" | "start" | "create" | "container"
+        | "top" => CONTAINERS,
+        "builder" | "buildx" | "prune" => PRUNE,
+        _ => return None,
+    })
+}
+
+/// What to do instead of a flag of a command.
+pub(super) fn flag(path: &str, flag: &str) -> Option<&'static str> {
+    let (name, _) = flag.split_once('=').unwrap_or((flag, ""));
+    Some(match (path.rsplit(' ').next()?, name) {
+        ("build", "--output" | "-o" | "--load") => OUTPUT,
+        ("build" | "run", "--push" | "--pull") => REGISTRY,
+        ("build", "--secret" | "--ssh") => SECRETS,
+        ("build", "--cache-from" | "--cache-to") => CACHE,
+        ("build" | "run" | "import", "--platform") => {
+            "kiln builds and runs for this machine's platform alone"
+        }
+        ("run", "-d" | "--detach" | "--name" | "--restart") => CONTAINERS,
+        ("run", "-p" | "--publish" | "-P" | "--network" | "--net") => {
+            "a container sees the machine's network: its ports are the machine's"
+        }
+        ("rmi" | "rm", "--no-prune") => PRUNE,
+        _ => return None,
+    })
+}
