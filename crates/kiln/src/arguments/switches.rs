@@ -52,9 +52,10 @@ impl std::fmt::Display for Stop {
 
 /// Parses a command line, the program's name first.
 pub(crate) fn parse<W: AsRef<OsStr>>(words: &[W]) -> Result<Arguments, Stop> {
-    let parsed = with_values(Arguments::command())
-        .try_get_matches_from(words.iter().map(AsRef::as_ref))
-        .and_then(|matches| Arguments::from_arg_matches(&matches));
+    if let Some(Ok(arguments)) = Arguments::command_for(words).map(|command| parse_with(command, words)) {
+        return Ok(arguments);
+    }
+    let parsed = parse_with(Arguments::command(), words);
     let error = match parsed {
         Ok(arguments) => return Ok(arguments),
         Err(error) => error,
@@ -69,6 +70,11 @@ pub(crate) fn parse<W: AsRef<OsStr>>(words: &[W]) -> Result<Arguments, Stop> {
         _ if shown(error.kind()) => Err(Stop::Shown { text: error }),
         _ => Err(Stop::Refused(refusal(&error, &command_words(words)))),
     }
+}
+
+fn parse_with<W: AsRef<OsStr>>(command: Command, words: &[W]) -> clap::error::Result<Arguments> {
+    let matches = with_values(command).try_get_matches_from(words.iter().map(AsRef::as_ref))?;
+    Arguments::from_arg_matches(&matches)
 }
 
 fn with_values(command: Command) -> Command {
