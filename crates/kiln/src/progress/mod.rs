@@ -239,7 +239,7 @@ impl Show {
         }
     }
 
-    fn follow(mut self: Box<Self>, receiver: &Receiver<(Duration, Event)>) -> Steps {
+    fn follow(mut self, receiver: &Receiver<(Duration, Event)>) -> Steps {
         loop {
             let wait = INTERVAL.saturating_sub(self.started.elapsed().saturating_sub(self.drawn));
             match receiver.recv_timeout(wait) {
@@ -257,7 +257,7 @@ impl Show {
         self.finish()
     }
 
-    fn finish(mut self: Box<Self>) -> Steps {
+    fn finish(mut self) -> Steps {
         let text = self.display.finish(&self.steps, self.started.elapsed());
         self.write(&text);
         self.steps
