@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use kiln_oci::{ChainId, Digest, ImageId};
+use kiln_oci::{ChainId, DiffId, Digest, ImageId};
 use kiln_sys::lock::{Lock, Sharing};
 use rusqlite::Connection;
 
@@ -37,6 +37,8 @@ struct Looking {
     images: Vec<ImageId>,
     /// Chains whose layers are all there.
     chains: HashSet<ChainId>,
+    /// Their layers.
+    layers: HashSet<DiffId>,
 }
 
 impl Store {
@@ -77,11 +79,10 @@ impl LateLease<'_> {
                     kept => kept?,
                 }
             }
-            let mut kept = Vec::new();
-            for chain in &looking.chains {
-                kept.extend(self.store.keep_chain_in(t, lease, *chain)?.unwrap_or_default());
+            for layer in &looking.layers {
+                lease.keep_in(t, Leased::Layer(*layer))?;
             }
-            Ok(kept)
+            Ok(looking.chains.iter().copied().collect())
         })?;
         *looking = Looking::default();
         Ok(self.begun.get_or_init(|| lease))
@@ -152,10 +153,13 @@ impl LateLease<'_> {
             if now.saturating_sub(last_used) > LAYER_NOTED_AGAIN {
                 return Ok(Found::ToBeNoted);
             }
-            found.push(at);
+            found.push((at, *layer));
         }
         looking.chains.insert(chain);
-        looking.chains.extend(found);
+        for (chain, layer) in found {
+            looking.chains.insert(chain);
+            looking.layers.insert(layer);
+        }
         Ok(Found::Kept)
     }
 }
