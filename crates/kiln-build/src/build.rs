@@ -8,7 +8,7 @@ use std::sync::{Mutex, OnceLock};
 use kiln_dockerfile::{Diagnostic, Dockerfile, Severity, Span, parse_checked, render_all};
 use kiln_graph::{Cancel, Events, Graph, NoCache, Request, Solution, SolveError, VertexId, solve};
 use kiln_oci::{DiffId, ImageId, Platform, Reference};
-use kiln_store::{Lease, Store};
+use kiln_store::{LateLease, Store};
 
 use crate::engine::{Engine, Step};
 use crate::error::{Error, Result};
@@ -48,6 +48,9 @@ pub trait Watcher: Events {
     fn planned(&self, steps: &[(VertexId, String)]);
     /// Something to tell once, such as which network is used.
     fn note(&self, text: &str);
+    /// Something is about to be made, so that an interruption should cancel the build and no longer just end it. May
+    /// come more than once.
+    fn works(&self) {}
 }
 
 /// Builds an image and names it. What was made for the cache stays, also if the build fails.
@@ -69,7 +72,7 @@ pub fn build<W: Watcher>(
         if errors.is_empty() { Ok(()) } else { Err(fail(Error::Dockerfile(errors), None, None)) }
     };
     refused(&diagnostics)?;
-    let lease = store.lease("build").map_err(|error| fail(error.into(), None, None))?;
+    let lease = store.lease_late("build").map_err(|error| fail(error.into(), None, None))?;
     keep_named(store, &lease, request).map_err(|error| fail(error.into(), None, None))?;
     let lowered =
         plan(store, &lease, &parsed.dockerfile, request).map_err(|error| fail(error, None, None))?;
@@ -85,6 +88,7 @@ pub fn build<W: Watcher>(
         stood_on: stood_on(&lowered.graph),
         opened: OnceLock::new(),
         note: &|text: &str| watcher.note(text),
+        works: &|| watcher.works(),
         noted: Mutex::default(),
         overlays_refused: AtomicBool::new(false),
         selections: Mutex::default(),
@@ -106,8 +110,7 @@ pub fn build<W: Watcher>(
     let layers =
         result_layers(&engine, lowered.target, solution.as_ref()).map_err(|error| fail(error, None, None))?;
     let executions = solution.as_ref().map_or(0, Solution::executions);
-    let id = export(store, request, lowered, &layers, solution.as_ref())
-        .map_err(|error| fail(error, None, None))?;
+    let id = export(&engine, lowered, &layers, solution.as_ref()).map_err(|error| fail(error, None, None))?;
     // The lease still holds what this build used. The image is there, whatever becomes of the cache.
     if executions > 0
         && let Err(error) = store.collect_if_needed()
@@ -149,10 +152,10 @@ fn stood_on(graph: &Graph<Operation>) -> HashSet<VertexId> {
 }
 
 /// Leases what has the build's names now: most builds end there again.
-fn keep_named(store: &Store, lease: &Lease, request: &BuildRequest) -> kiln_store::Result<()> {
+fn keep_named(store: &Store, lease: &LateLease<'_>, request: &BuildRequest) -> kiln_store::Result<()> {
     for name in &request.names {
         if let Some(image) = store.find_name(name)? {
-            store.keep_image(lease, image)?;
+            lease.keep_image(image)?;
         }
     }
     Ok(())
@@ -164,7 +167,12 @@ fn parse_traced(request: &BuildRequest) -> kiln_dockerfile::Parsed {
     parse_checked(&request.dockerfile, check)
 }
 
-fn plan(store: &Store, lease: &Lease, dockerfile: &Dockerfile, request: &BuildRequest) -> Result<Lowered> {
+fn plan(
+    store: &Store,
+    lease: &LateLease<'_>,
+    dockerfile: &Dockerfile,
+    request: &BuildRequest,
+) -> Result<Lowered> {
     let _span = kiln_trace::span("lower");
     lower(dockerfile, request, &mut StoreBases { store, lease })
 }
@@ -172,7 +180,7 @@ fn plan(store: &Store, lease: &Lease, dockerfile: &Dockerfile, request: &BuildRe
 /// Base images from the store.
 struct StoreBases<'a> {
     store: &'a Store,
-    lease: &'a Lease,
+    lease: &'a LateLease<'a>,
 }
 
 impl Bases for StoreBases<'_> {
@@ -188,7 +196,7 @@ impl Bases for StoreBases<'_> {
                 });
             }
         };
-        self.store.keep_image(self.lease, id)?;
+        self.lease.keep_image(id)?;
         let image = self.store.image(id)?;
         let pinned = match reference.digest {
             Some(_) => reference.to_string(),
@@ -227,8 +235,7 @@ fn result_layers(
 }
 
 fn export(
-    store: &Store,
-    request: &BuildRequest,
+    engine: &Engine<'_>,
     lowered: Lowered,
     layers: &[DiffId],
     solution: Option<&Solution<Step>>,
@@ -237,5 +244,11 @@ fn export(
     let base_layers = lowered.image.rootfs.diff_ids.len();
     let made = |vertex: VertexId| solution.and_then(|s| s.result(vertex)).map(|step| step.created);
     let config = crate::export::finish(lowered.image, base_layers, &lowered.history, layers, made);
-    Ok(store.publish_image(&config.to_bytes(), &request.names)?)
+    let (config, names) = (config.to_bytes(), &engine.request.names);
+    if let Some(id) = engine.store.published(&config, names)? {
+        return Ok(id);
+    }
+    // What is published is leased until it is.
+    engine.lease()?;
+    Ok(engine.store.publish_image(&config, names)?)
 }

@@ -62,6 +62,11 @@ impl BuildContext {
         Ok(self.cache().save()?)
     }
 
+    /// Whether the content of some of its files is known from an earlier build.
+    pub(crate) fn is_remembered(&self) -> bool {
+        !self.cache().is_empty()
+    }
+
     fn cache(&self) -> std::sync::MutexGuard<'_, StatCache> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }

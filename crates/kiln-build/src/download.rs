@@ -85,6 +85,8 @@ impl Engine<'_> {
             CacheUse::Records => self.remembered(&operation.url),
             CacheUse::Nothing => None,
         };
+        // A server may take its time, and collections wait for who has no lease.
+        self.lease()?;
         let refused = self.request.executions == Executions::Refused;
         if refused && remembered.is_none() {
             return Err(Stop::Failed(Error::NeedsFiles));
@@ -167,7 +169,7 @@ impl Engine<'_> {
         context: &Context<'_>,
     ) -> std::result::Result<Fetched, Stop<Error>> {
         let _stopping = stop_with(self.client()?, context);
-        let path = self.lease.fresh_path("download");
+        let path = self.lease()?.fresh_path("download");
         let failed = |action: &'static str| {
             let path = path.display().to_string();
             move |source| Error::File { action, path, source }
@@ -206,7 +208,7 @@ impl Engine<'_> {
         if written != Some(fetched.content) {
             return Err(Error::Changed(fetched.path.display().to_string()));
         }
-        let published = self.store.publish_layer(self.lease, ChainId::SCRATCH, layer)?;
+        let published = self.store.publish_layer(self.lease()?, ChainId::SCRATCH, layer)?;
         // What stays goes with the lease.
         let _ = fs_err::remove_file(&fetched.path);
         Ok(published)

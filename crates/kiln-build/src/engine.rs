@@ -13,7 +13,7 @@ use kiln_graph::{
 use kiln_oci::{ChainId, DiffId, Digest};
 use kiln_remote::Client;
 use kiln_runtime::Isolation;
-use kiln_store::{CacheRecord, Lease, RecordInput, RootWay, Store};
+use kiln_store::{CacheRecord, LateLease, Lease, RecordInput, RootWay, Store};
 use kiln_sys::root::Directory;
 
 use crate::context::BuildContext;
@@ -45,7 +45,8 @@ pub(crate) struct Step {
 /// Everything that operations need. One for each build.
 pub(crate) struct Engine<'a> {
     pub(crate) store: &'a Store,
-    pub(crate) lease: &'a Lease,
+    /// Begins when something is to be made.
+    pub(crate) lease: &'a LateLease<'a>,
     pub(crate) request: &'a BuildRequest,
     pub(crate) platform: String,
     /// Vertices whose layers a RUN will stand on.
@@ -55,6 +56,8 @@ pub(crate) struct Engine<'a> {
     /// Tells something, and what was told.
     pub(crate) note: &'a (dyn Fn(&str) + Sync),
     pub(crate) noted: Mutex<HashSet<String>>,
+    /// Tells that something is about to be made.
+    pub(crate) works: &'a (dyn Fn() + Sync),
     /// Whether the kernel has refused an overlay.
     pub(crate) overlays_refused: AtomicBool,
     /// What was selected for a key, kept for the copying that may follow.
@@ -78,6 +81,10 @@ impl Engine<'_> {
             ContextKind::Passing => None,
         };
         let context = BuildContext::open(&self.request.context, &self.request.ignore, caches)?;
+        if !context.is_remembered() {
+            // To read it all may take long, and collections wait for who has no lease.
+            self.lease()?;
+        }
         Ok(self.opened.get_or_init(|| context))
     }
 
@@ -109,9 +116,15 @@ impl Engine<'_> {
         Ok(layers.ok_or(kiln_store::Error::NoLayer(DiffId(chain.0)))?.to_vec())
     }
 
+    /// The build's lease, which begins now if it has not.
+    pub(crate) fn lease(&self) -> Result<&Lease> {
+        (self.works)();
+        Ok(self.lease.begin()?)
+    }
+
     /// An empty directory that goes with the build.
     pub(crate) fn fresh_directory(&self, name: &str) -> Result<PathBuf> {
-        Ok(self.lease.fresh_directory(name)?)
+        Ok(self.lease()?.fresh_directory(name)?)
     }
 }
 
@@ -121,7 +134,7 @@ impl Records for Engine<'_> {
     type Guard = kiln_store::Claim;
 
     fn lookup(&self, key: &Key) -> Result<Option<Record<Step>>> {
-        let found = self.store.cached(&Digest::from_bytes(*key.as_bytes()), self.lease)?;
+        let found = self.lease.cached(&Digest::from_bytes(*key.as_bytes()))?;
         Ok(found.map(|cached| Record {
             result: Step { chain: cached.result, layer: cached.layer, created: cached.created },
             present: cached.present,
@@ -146,6 +159,8 @@ impl Records for Engine<'_> {
     }
 
     fn claim(&self, key: &Key) -> Result<Claim<kiln_store::Claim>> {
+        // What is claimed is executed next.
+        self.lease()?;
         match self.store.try_claim(&Digest::from_bytes(*key.as_bytes()))? {
             Some(claim) => Ok(Claim::Owned(claim)),
             None => Ok(Claim::Busy { holder: "another build".to_owned() }),
@@ -315,13 +330,10 @@ mod tests {
         let request = request(directory.path().to_path_buf(), b"");
         let open_store =
             || Store::open(&directory.path().join("store"), Ownership::SingleId).expect("a store");
-        let open_leased = |_| {
-            let store = open_store();
-            let lease = store.lease("test").expect("a lease");
-            (store, lease)
-        };
         // Each has a connection of its own, as another process has.
-        let processes: Vec<(Store, Lease)> = (0..8).map(open_leased).collect();
+        let stores: Vec<Store> = (0..8).map(|_| open_store()).collect();
+        let processes: Vec<_> =
+            stores.iter().map(|store| (store, store.lease_late("test").expect("a lease"))).collect();
         let next = std::sync::atomic::AtomicUsize::new(0);
         let open = || {
             let (store, lease) = &processes[next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)];
@@ -332,6 +344,7 @@ mod tests {
                 platform: "linux/amd64".to_owned(),
                 stood_on: HashSet::new(),
                 note: &|_: &str| {},
+                works: &|| {},
                 noted: Mutex::default(),
                 overlays_refused: AtomicBool::new(false),
                 opened: OnceLock::new(),

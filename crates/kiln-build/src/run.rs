@@ -104,7 +104,7 @@ fn begin(
     inputs: &[Step],
     parent: Parent<'_>,
 ) -> Result<Begun> {
-    let prepared = engine.store.prepare_root(engine.lease, parent.layers, engine.root_way())?;
+    let prepared = engine.store.prepare_root(engine.lease()?, parent.layers, engine.root_way())?;
     let mut caches = Vec::new();
     let sandbox = sandbox(engine, operation, inputs, &prepared, parent, &mut caches)?;
     let fresh = (sandbox.process.credentials.uid, sandbox.process.credentials.gid);
@@ -145,8 +145,8 @@ fn publish(
         Ownership::SingleId => Owners::Recorded { recorded: &recorded, fresh },
         Ownership::Root | Ownership::SubIds => Owners::Files,
     };
-    let layer = engine.store.capture(engine.lease, prepared, view, owners, operation.epoch)?;
-    Ok(engine.store.publish_layer(engine.lease, inputs[0].chain, layer)?)
+    let layer = engine.store.capture(engine.lease()?, prepared, view, owners, operation.epoch)?;
+    Ok(engine.store.publish_layer(engine.lease()?, inputs[0].chain, layer)?)
 }
 
 /// Whose a changed file is, as recorded while the step ran.
@@ -361,7 +361,7 @@ fn bind(
         }
         MountSource::Input(position) => {
             let layers = engine.layers(inputs[position].chain)?;
-            match engine.store.root_part(engine.lease, &layers, path.as_bytes(), way)? {
+            match engine.store.root_part(engine.lease()?, &layers, path.as_bytes(), way)? {
                 Some(RootPart::Directories(lowers)) => lowers,
                 Some(RootPart::File(file)) => {
                     let file = match access {
@@ -443,7 +443,7 @@ fn copy_of(engine: &Engine<'_>, file: &Path) -> Result<PathBuf> {
             "a writable bind mount of what is neither file nor directory".to_owned(),
         ));
     }
-    let copy = engine.lease.fresh_path("file");
+    let copy = engine.lease()?.fresh_path("file");
     fs_err::copy(file, &copy).map_err(failed)?;
     std::os::unix::fs::lchown(&copy, Some(metadata.uid()), Some(metadata.gid())).map_err(failed)?;
     fs_err::set_permissions(&copy, metadata.permissions()).map_err(failed)?;

@@ -43,6 +43,10 @@ impl StatCache {
         Self { directory, name, stored, learned: BTreeMap::new() }
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.records().is_empty()
+    }
+
     fn records(&self) -> &[[u8; RECORD]] {
         let stored = self.stored.as_deref().and_then(|map| map.get(HEADER..)).unwrap_or_default();
         stored.as_chunks().0

@@ -195,7 +195,7 @@ impl Engine<'_> {
         let parent = inputs[0].chain;
         let parent_root = StoredRoot::new(self.store, self.layers(parent)?)?;
         let parent_tree = parent_root.tree("the image");
-        let scratch = Directory::open(self.lease.directory())?;
+        let scratch = Directory::open(self.lease()?.directory())?;
         self.with_sources(operation, inputs.iter().copied(), |source| {
             let mut writer = LayerWriter::new();
             let now = operation.epoch.unwrap_or_else(seconds);
@@ -210,7 +210,7 @@ impl Engine<'_> {
             let layer = self.write_layer(writer, &parent_root.view, context)?;
             match copied.changed(&layer.index)? {
                 Some(path) => Err(Error::Changed(path)),
-                None => Ok(self.store.publish_layer(self.lease, parent, layer)?),
+                None => Ok(self.store.publish_layer(self.lease()?, parent, layer)?),
             }
         })
     }
@@ -231,7 +231,7 @@ impl Engine<'_> {
             context.log(Stream::Error, text.as_bytes());
         }
         let layer = self.write_layer(writer, &root.view, context)?;
-        Ok(self.store.publish_layer(self.lease, parent, layer)?)
+        Ok(self.store.publish_layer(self.lease()?, parent, layer)?)
     }
 
     /// Writes what was collected, in the form that is wanted next.
@@ -251,7 +251,7 @@ impl Engine<'_> {
                 Ok(NewLayer { index, blob: None, snapshot: Some(directory) })
             }
             Form::Tar => {
-                let path = self.lease.fresh_path("layer.tar");
+                let path = self.lease()?.fresh_path("layer.tar");
                 let file = fs_err::File::create_new(&path).map_err(|source| Error::File {
                     action: "make",
                     path: path.display().to_string(),

@@ -25,7 +25,7 @@ pub(crate) fn set_up(sandbox: &Sandbox, notes: &mut Vec<String>) -> Result<Tree,
         "not isolated: processes, network, host name, IPC, mounts and devices are those of the host; only \
                     the root directory is the command's own"
             .to_owned();
-    let administrator = process::capabilities().is_ok_and(|(own, _)| own & bits::SYS_ADMIN != 0);
+    let administrator = process::capabilities().is_ok_and(|own| own & bits::SYS_ADMIN != 0);
     if !administrator && sandbox.security == Security::Sandboxed {
         // Without CAP_SYS_ADMIN a filter is for those alone who can gain no privileges.
         note.push_str("; set-user-ID programs give no privileges");

@@ -59,7 +59,7 @@ pub struct Machine {
 /// left empty. Costs a few milliseconds.
 #[must_use]
 pub fn capabilities_of_this_machine(scratch: &Path, userxattr: bool) -> Machine {
-    let own = process::capabilities().map_or(0, |(effective, _)| effective);
+    let own = process::capabilities().unwrap_or(0);
     let answer =
         |problem: Option<String>| problem.map_or(Availability::Yes, |reason| Availability::No { reason });
     let overlay = Overlay::probe(scratch, userxattr).err().map(|refused| refused.to_string());
@@ -95,7 +95,7 @@ impl Isolation {
     /// # Errors
     /// The reason why no command can be run.
     pub fn best() -> Result<Self, String> {
-        best_isolation(process::capabilities().map_or(0, |(effective, _)| effective)).map(|best| best.0)
+        best_isolation(process::capabilities().unwrap_or(0)).map(|best| best.0)
     }
 }
 

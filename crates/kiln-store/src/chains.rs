@@ -18,7 +18,11 @@ impl Store {
         self.chain_layers_in(&connection, chain)
     }
 
-    fn chain_layers_in(&self, connection: &Connection, chain: ChainId) -> Result<Option<Arc<[DiffId]>>> {
+    pub(crate) fn chain_layers_in(
+        &self,
+        connection: &Connection,
+        chain: ChainId,
+    ) -> Result<Option<Arc<[DiffId]>>> {
         let mut above = Vec::new();
         let mut at = chain;
         let below = loop {
@@ -45,18 +49,23 @@ impl Store {
 
     /// Whether a layer is there, was written to the end, and has a source that this ownership mode can read.
     pub(crate) fn is_usable(&self, t: &Connection, layer: DiffId) -> Result<bool> {
+        Ok(self.usable(t, layer)?.is_some())
+    }
+
+    /// When a layer that [is usable](Self::is_usable) was last leased.
+    pub(crate) fn usable(&self, t: &Connection, layer: DiffId) -> Result<Option<i64>> {
         let rows = all(
             t,
-            "SELECT 1 FROM layers l WHERE l.diff_id = ?1 AND (l.boot IS NULL OR l.boot = ?2) \
+            "SELECT l.last_used FROM layers l WHERE l.diff_id = ?1 AND (l.boot IS NULL OR l.boot = ?2) \
              AND (l.snapshot_is_source AND EXISTS \
                     (SELECT 1 FROM snapshots s WHERE s.diff_id = l.diff_id AND s.ownership = ?3 \
                           AND (s.boot IS NULL OR s.boot = ?2)) \
                OR EXISTS (SELECT 1 FROM layer_blobs x JOIN blobs b ON b.digest = x.blob \
                           WHERE x.diff_id = l.diff_id AND (b.boot IS NULL OR b.boot = ?2)))",
             params![layer.0.as_bytes(), self.boot, self.ownership().name()],
-            |_| Ok(()),
+            |row| row.get(0),
         )?;
-        Ok(!rows.is_empty())
+        Ok(rows.first().copied())
     }
 
     /// Leases an image with its layers, so that a build whose steps end in them need not lease each step's.

@@ -16,6 +16,7 @@ use crate::Store;
 use crate::chains::Links;
 use crate::database::{Durability, all, digest, execute};
 use crate::error::{Error, Result};
+use crate::late_lease::LOOK_LOCK;
 use crate::layers::OVERLAY;
 use crate::tar_mounts::MOUNTS;
 
@@ -28,6 +29,8 @@ const RESERVED_BYTES: u64 = 1 << 20;
 
 /// The most files, and bytes in them, that are kept in each directory of what is only remembered.
 const MOST_REMEMBERED: (usize, u64) = (1_000, 256 << 20);
+/// Held by the one collection that goes on.
+pub(crate) const COLLECT_LOCK: &str = "collect.lock";
 
 /// Which images a collection removes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -116,7 +119,11 @@ impl Store {
     /// Collects. One collector works at a time; another one waits.
     pub fn collect(&self, collection: &Collection<'_>) -> Result<Collected> {
         let _span = kiln_trace::span("collect");
-        let _one = Lock::acquire(&self.root().join("collect.lock"), Sharing::Exclusive)?;
+        let _one = Lock::acquire(&self.root().join(COLLECT_LOCK), Sharing::Exclusive)?;
+        let _alone = {
+            let _span = kiln_trace::span("wait for builds that look things up");
+            Lock::acquire(&self.root().join(LOOK_LOCK), Sharing::Exclusive)?
+        };
         self.release_reserve()?;
         self.end_dead_leases()?;
         let mut collected = Collected::default();

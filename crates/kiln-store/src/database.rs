@@ -39,8 +39,9 @@ impl Durability {
     }
 }
 
-/// Pages in the log before they are moved into the database: 1 MiB.
-const LOG_PAGES: i64 = 256;
+/// Pages in the log before they are moved into the database: 256 KiB. Every command that comes alone reads the log, which takes
+/// some microseconds for each page, and moving some milliseconds.
+const LOG_PAGES: i64 = 64;
 
 /// The byte of `kiln.db-shm` that every open connection holds a shared lock on (`UNIX_SHM_DMS` of SQLite's os_unix.c).
 const OPEN_LOCK: u64 = 128;
@@ -52,6 +53,8 @@ static OPEN: Mutex<usize> = Mutex::new(0);
 pub(crate) struct Database {
     connection: Mutex<Connection>,
     path: PathBuf,
+    /// What the connection is set up for: nothing before its first write transaction, so that who only reads need not.
+    written: Mutex<Option<Durability>>,
     /// Dropped after the connection.
     _closing: Closing,
 }
@@ -93,8 +96,12 @@ impl Database {
         *open += 1;
         drop(open);
         let closing = Closing { index: path.with_extension("db-shm") };
-        let database =
-            Self { connection: Mutex::new(connection), path: path.to_path_buf(), _closing: closing };
+        let database = Self {
+            connection: Mutex::new(connection),
+            path: path.to_path_buf(),
+            written: Mutex::default(),
+            _closing: closing,
+        };
         database.prepare()?;
         Ok(database)
     }
@@ -112,9 +119,11 @@ impl Database {
         connection
             .set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)
             .map_err(Error::database("keep plans"))?;
-        connection
-            .pragma_update_and_check(None, "wal_autocheckpoint", LOG_PAGES, |_| Ok(()))
-            .map_err(Error::database("limit the log"))?;
+        for (config, on) in
+            [(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, true), (DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)]
+        {
+            connection.set_db_config(config, on).map_err(Error::database("set up the connection"))?;
+        }
         Ok(connection)
     }
 
@@ -130,9 +139,6 @@ impl Database {
             let path = self.path.parent().unwrap_or(&self.path).to_path_buf();
             return Err(Error::NewerStore { path, found: version, known: SCHEMA_VERSION.into() });
         }
-        connection
-            .execute_batch("PRAGMA foreign_keys=ON; PRAGMA synchronous=NORMAL; PRAGMA trusted_schema=OFF;")
-            .map_err(Error::database("set up the connection"))?;
         if version == i64::from(SCHEMA_VERSION) {
             return Ok(());
         }
@@ -179,18 +185,27 @@ impl Database {
     ) -> Result<T> {
         let _span = kiln_trace::span(durability.span());
         let mut connection = self.lock();
-        if durability == Durability::Durable {
+        self.set_up(&connection, durability)?;
+        Self::transact(&mut connection, body).map_err(|error| self.name_full_disk(error))
+    }
+
+    /// Makes the next commit as durable as it must be. Checkpoints, which come with commits, always sync.
+    fn set_up(&self, connection: &Connection, durability: Durability) -> Result<()> {
+        let mut written = self.written.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if written.is_none() {
             connection
-                .execute_batch("PRAGMA synchronous=FULL")
-                .map_err(Error::database("make commits durable"))?;
+                .pragma_update_and_check(None, "wal_autocheckpoint", LOG_PAGES, |_| Ok(()))
+                .map_err(Error::database("limit the log"))?;
         }
-        let result = Self::transact(&mut connection, body).map_err(|error| self.name_full_disk(error));
-        if durability == Durability::Durable {
-            connection
-                .execute_batch("PRAGMA synchronous=NORMAL")
-                .map_err(Error::database("relax commits"))?;
+        if *written != Some(durability) {
+            let synchronous = match durability {
+                Durability::Relaxed => "PRAGMA synchronous=NORMAL",
+                Durability::Durable => "PRAGMA synchronous=FULL",
+            };
+            connection.execute_batch(synchronous).map_err(Error::database("set how durable commits are"))?;
+            *written = Some(durability);
         }
-        result
+        Ok(())
     }
 
     /// SQLite says that "the database or disk is full": the file is named, and the system's error is behind it.

@@ -1,7 +1,7 @@
 //! Images and their names.
 
 use kiln_oci::{ChainId, DiffId, Digest, ImageConfig, ImageId, Reference};
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, params};
 
 use crate::Store;
 use crate::collect::Collection;
@@ -90,10 +90,10 @@ impl Store {
     /// Adds an image and gives it names, durably: what is on disk is synced first, and the names move in one
     /// transaction. Does nothing at all if every name is there already.
     pub fn publish_image(&self, config_bytes: &[u8], names: &[Reference]) -> Result<ImageId> {
-        let id = ImageId(Digest::of(config_bytes));
-        if self.is_published(id, names)? {
+        if let Some(id) = self.published(config_bytes, names)? {
             return Ok(id);
         }
+        let id = ImageId(Digest::of(config_bytes));
         let image = NewImage { config_bytes: config_bytes.to_vec(), manifest: None, names: names.to_vec() };
         self.publish(&[image])?;
         Ok(id)
@@ -209,38 +209,36 @@ impl Store {
         if anew { Ok(None) } else { published.map(Some) }
     }
 
-    /// Whether the image is there, durable, and has all these names.
+    /// The image of this config, if it is there, durable, and has all these names: publishing it would do nothing.
+    pub fn published(&self, config_bytes: &[u8], names: &[Reference]) -> Result<Option<ImageId>> {
+        let id = ImageId(Digest::of(config_bytes));
+        Ok(self.is_published(id, names)?.then_some(id))
+    }
+
     fn is_published(&self, id: ImageId, names: &[Reference]) -> Result<bool> {
-        let connection = self.database.lock();
-        let known = connection
-            .prepare_cached("SELECT 1 FROM images WHERE id = ?1")
-            .and_then(|mut s| s.query_row([id.0.as_bytes()], |_| Ok(())).optional())
-            .map_err(Error::database("look an image up"))?;
-        if known.is_none() {
-            return Ok(false);
-        }
-        let unsynced = connection
-            .prepare_cached(
-                "SELECT 1 FROM image_layers i JOIN layers l USING (diff_id) \
-                 WHERE i.image = ?1 AND l.boot IS NOT NULL LIMIT 1",
-            )
-            .and_then(|mut s| s.query_row([id.0.as_bytes()], |_| Ok(())).optional())
-            .map_err(Error::database("look for unsynced layers"))?;
-        if unsynced.is_some() {
+        let unsynced = self.database.one(
+            "SELECT EXISTS (SELECT 1 FROM image_layers i JOIN layers l USING (diff_id) \
+                            WHERE i.image = images.id AND l.boot IS NOT NULL) \
+             FROM images WHERE id = ?1",
+            [id.0.as_bytes()],
+            |row| row.get::<_, bool>(0),
+        )?;
+        if unsynced != Some(false) {
             return Ok(false);
         }
         for name in names {
-            let same = connection
-                .prepare_cached("SELECT 1 FROM tags WHERE name = ?1 AND image = ?2")
-                .and_then(|mut s| {
-                    s.query_row(params![name.to_string(), id.0.as_bytes()], |_| Ok(())).optional()
-                })
-                .map_err(Error::database("look a tag up"))?;
-            if same.is_none() {
+            if self.tagged(name)? != Some(id) {
                 return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    /// The image that has a name; a digest in it does not count.
+    fn tagged(&self, name: &Reference) -> Result<Option<ImageId>> {
+        let sql = "SELECT image FROM tags WHERE name = ?1";
+        let row = self.database.one(sql, [name.to_string()], |row| digest(row, 0))?;
+        Ok(row.map(ImageId))
     }
 
     /// Gives an image a further name, durably.
@@ -293,11 +291,7 @@ impl Store {
                 None => self.known(ImageId(digest)),
             };
         }
-        let row =
-            self.database.one("SELECT image FROM tags WHERE name = ?1", [reference.to_string()], |row| {
-                digest(row, 0)
-            })?;
-        Ok(row.map(ImageId))
+        self.tagged(reference)
     }
 
     fn known(&self, id: ImageId) -> Result<Option<ImageId>> {

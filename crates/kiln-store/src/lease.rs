@@ -59,26 +59,36 @@ impl Leased {
 impl Store {
     /// Takes a lease for a command, which is named in `kiln system df -v` and in errors.
     pub fn lease(&self, command: &str) -> Result<Lease> {
+        self.lease_with(command, |_, _| Ok(Vec::new()))
+    }
+
+    /// Takes a lease that keeps what `keep` makes it keep, from the beginning: one transaction.
+    pub(crate) fn lease_with(
+        &self,
+        command: &str,
+        keep: impl FnOnce(&Connection, &Lease) -> Result<Vec<ChainId>>,
+    ) -> Result<Lease> {
         let id = crate::store::random_hex(8)?;
         let _span = kiln_trace::span("begin lease");
         let directory = self.root().join("tmp").join(&id);
-        // All of it in one transaction: for the collector, a directory without a row is nobody's.
-        let made = self.database.write(Durability::Relaxed, |t| {
-            fs_err::create_dir(&directory).map_err(Error::file("make", &directory))?;
-            let lock = Lock::acquire(&directory.join(LOCK), Sharing::Exclusive)?;
-            execute(t, "INSERT INTO leases VALUES (?1, ?2, ?3)", params![id, command, now()])?;
-            Ok(lock)
-        });
-        let lock = made.inspect_err(|_| drop(fs_err::remove_dir_all(&directory)))?;
-        Ok(Lease {
+        let mut lease = Lease {
             id,
             directory,
             database: Arc::clone(&self.database),
             next: AtomicU64::new(0),
             kept: Mutex::default(),
             mounted: Mutex::default(),
-            lock: Some(lock),
-        })
+            lock: None,
+        };
+        // All of it in one transaction: for the collector, a directory without a row is nobody's.
+        let kept = self.database.write(Durability::Relaxed, |t| {
+            fs_err::create_dir(&lease.directory).map_err(Error::file("make", &lease.directory))?;
+            lease.lock = Some(Lock::acquire(&lease.directory.join(LOCK), Sharing::Exclusive)?);
+            execute(t, "INSERT INTO leases VALUES (?1, ?2, ?3)", params![lease.id, command, now()])?;
+            keep(t, &lease)
+        })?;
+        lease.note_kept(kept);
+        Ok(lease)
     }
 
     /// Passes the outcome of a command's work on. If it failed, the lease keeps nothing any more, and what had been

@@ -18,6 +18,7 @@ mod durable;
 mod error;
 mod images;
 mod import;
+mod late_lease;
 mod layers;
 mod layout;
 mod lease;
@@ -38,6 +39,7 @@ pub use collect::{CacheToRemove, Collected, CollectedImage, Collection, ImagesTo
 pub use database::SCHEMA_VERSION;
 pub use error::{Error, Result};
 pub use images::{Image, ImageSummary, Removed, Tag};
+pub use late_lease::LateLease;
 pub use layers::{LayerBlob, LayerInfo, NewBlob, NewLayer};
 pub use lease::{Lease, Leased};
 pub use records::{CacheRecord, CachedResult, Claim, RecordInput};

@@ -14,7 +14,7 @@ use crate::lease::Lease;
 /// The most records that are kept: the steps of thousands of builds, in a few tens of megabytes.
 const MOST_RECORDS: i64 = 20_000;
 /// A use of a record is noted unless one of the last day was: looking an unchanged build up writes next to nothing.
-const NOTED_AGAIN: i64 = 24 * 3600 * 1_000_000_000;
+pub(crate) const NOTED_AGAIN: i64 = 24 * 3600 * 1_000_000_000;
 
 /// One input of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -246,7 +246,7 @@ fn read_record(row: &rusqlite::Row<'_>) -> rusqlite::Result<CacheRecord> {
     })
 }
 /// A record as it is, taken to be there, and when it was last used.
-fn find_record(connection: &Connection, key: &Digest) -> Result<Option<(CachedResult, i64)>> {
+pub(crate) fn find_record(connection: &Connection, key: &Digest) -> Result<Option<(CachedResult, i64)>> {
     let rows = all(
         connection,
         "SELECT result, layer, created, wall_time, last_used FROM records WHERE key = ?1",

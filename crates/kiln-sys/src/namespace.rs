@@ -137,7 +137,7 @@ pub fn enter_user_namespace(configuration: &Configuration) -> io::Result<UserNam
 
 fn may_mount() -> bool {
     const SYS_ADMIN: u64 = 1 << 21;
-    rustix::process::geteuid().is_root() && process::capabilities().is_ok_and(|(own, _)| own & SYS_ADMIN != 0)
+    rustix::process::geteuid().is_root() && process::capabilities().is_ok_and(|own| own & SYS_ADMIN != 0)
 }
 
 fn unshare(flags: UnshareFlags) -> Result<(), rustix::io::Errno> {

@@ -46,20 +46,12 @@ fn require_known(credentials: &Credentials) -> io::Result<()> {
 /// Capabilities as a set of bits, numbered as the kernel does.
 pub type CapabilityBits = u64;
 
-/// The capabilities that this process may use, and those that it could ever get back.
+/// The capabilities that this process may use.
 ///
 /// # Errors
 /// The kernel's refusal.
-pub fn capabilities() -> io::Result<(CapabilityBits, CapabilityBits)> {
-    let sets = rustix::thread::capabilities(None)?;
-    let mut bounding = 0;
-    for number in 0..64 {
-        // SAFETY: numbers only; one that is unknown is refused.
-        if unsafe { libc::prctl(libc::PR_CAPBSET_READ, number, 0, 0, 0) } == 1 {
-            bounding |= 1 << number;
-        }
-    }
-    Ok((sets.effective.bits(), bounding))
+pub fn capabilities() -> io::Result<CapabilityBits> {
+    Ok(rustix::thread::capabilities(None)?.effective.bits())
 }
 
 /// Takes every capability that is not in `kept` out of the bounding set, and empties the ambient set.

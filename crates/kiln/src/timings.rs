@@ -26,7 +26,7 @@ pub(crate) struct Timings {
 impl Timings {
     /// Starts recording if the command line asks for it.
     pub(crate) fn start(arguments: &Arguments) -> Result<Self> {
-        let file = match &arguments.trace {
+        let file = match arguments.trace() {
             Some(path) => {
                 if path.as_os_str() == "-" {
                     let failure = Failure::new(Kind::Usage, "cannot write the trace to standard output");
@@ -36,11 +36,11 @@ impl Timings {
                 let mut options = fs_err::OpenOptions::new();
                 options.write(true).create(true).truncate(false);
                 let file = options.open(path).map_err(|error| failed(path, error))?;
-                Some((path.clone(), file.into_file()))
+                Some((path.to_path_buf(), file.into_file()))
             }
             None => None,
         };
-        let table = arguments.timings;
+        let table = arguments.timings();
         let command = (table || file.is_some()).then(|| {
             kiln_trace::start();
             kiln_trace::span(COMMAND)

@@ -1,21 +1,25 @@
 //! From the graph's events to the display's.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use kiln_build::Watcher;
-use kiln_graph::{Event as GraphEvent, Events, Unit as GraphUnit, VertexId};
+use kiln_graph::{Cancel, Event as GraphEvent, Events, Unit as GraphUnit, VertexId};
 
 use crate::progress::{Amount, Event, EventSender, TaskState, Unit};
 
 /// Hands a build's events to the display.
 pub(crate) struct Watch {
     sender: EventSender,
+    cancel: Cancel,
+    /// Signals are waited for from here on.
+    interruptible: Once,
 }
 
 impl Watch {
-    pub(crate) fn new(sender: EventSender) -> Self {
-        Self { sender }
+    /// Once something is made, an interrupt cancels `cancel`. Before that it ends the process, which leaves nothing.
+    pub(crate) fn new(sender: EventSender, cancel: &Cancel) -> Self {
+        Self { sender, cancel: cancel.clone(), interruptible: Once::new() }
     }
 }
 
@@ -39,6 +43,14 @@ impl Watcher for Watch {
         self.sender.send(at, Event::Named { step: NOTES, name: text.to_owned() });
         self.sender.send(at, Event::Started { step: NOTES });
         self.sender.send(at, Event::Completed { step: NOTES });
+    }
+
+    fn works(&self) {
+        self.interruptible.call_once(|| {
+            if let Err(error) = crate::interrupt::cancel_on_interrupt(&self.cancel) {
+                self.note(&format!("an interrupt will end the build at once: {error}"));
+            }
+        });
     }
 }
 

@@ -92,7 +92,7 @@ impl Engine<'_> {
             writer.add(&below.path, below.found.metadata, source).map_err(Error::from)?;
         }
         let layer = self.write_layer(writer, &RootView::default(), context)?;
-        let layer = self.store.publish_layer(self.lease, ChainId::SCRATCH, layer).map_err(Error::from)?;
+        let layer = self.store.publish_layer(self.lease()?, ChainId::SCRATCH, layer).map_err(Error::from)?;
         let _ = fs_err::remove_dir_all(&place);
         Ok(self.made(ChainId::SCRATCH, layer).into())
     }

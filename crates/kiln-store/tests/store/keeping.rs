@@ -219,6 +219,85 @@ fn the_cache_loses_first_what_was_used_longest_ago() {
 }
 
 #[test]
+fn looking_up_writes_nothing_and_collections_wait_for_it() {
+    let fixture = Fixture::new();
+    let (key, layer) = fixture.cached("text");
+    let root = fixture.store.root().to_owned();
+    let other = || Store::open(&root, fixture.store.ownership()).unwrap();
+    let in_flight = || fs_err::read_dir(root.join("tmp")).unwrap().count();
+    let log = || fs_err::read(root.join("kiln.db-wal")).unwrap();
+    let all = Collection { cache: CacheToRemove::Over(0), ..Collection::default() };
+
+    let before = log();
+    let late = fixture.store.lease_late("build").unwrap();
+    assert!(late.cached(&key).unwrap().unwrap().present);
+    assert_eq!(in_flight(), 0);
+    assert!(log() == before);
+    std::thread::scope(|scope| {
+        let collection = scope.spawn(|| other().collect(&all).unwrap().cache_layers);
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(!collection.is_finished() && fixture.has(layer));
+        // Who comes now finds a collection that waits, and takes a lease at once.
+        let second = other();
+        let next = second.lease_late("build").unwrap();
+        assert_eq!(in_flight(), 1);
+        drop(next);
+        drop(late);
+        assert_eq!(collection.join().unwrap(), [layer]);
+    });
+    // The record outlives its layer.
+    let late = fixture.store.lease_late("build").unwrap();
+    assert!(!late.cached(&key).unwrap().unwrap().present);
+}
+
+#[test]
+fn a_late_lease_keeps_what_was_found_before_it_began() {
+    let fixture = Fixture::new();
+    let (key, layer) = fixture.cached("text");
+    let (id, of_image) = fixture.image("image", Some("image:1"));
+    let (_, unused) = fixture.cached("unused");
+    let late = fixture.store.lease_late("build").unwrap();
+    assert!(late.cached(&key).unwrap().unwrap().present);
+    late.keep_image(id).unwrap();
+    // A name and its image may go at any time; no collection comes before the lease has begun.
+    late.begin().unwrap();
+    fixture.store.remove_image("image:1", false).unwrap();
+    let all = Collection { cache: CacheToRemove::Over(0), ..Collection::default() };
+    assert_eq!(fixture.store.collect(&all).unwrap().cache_layers, [unused]);
+    assert!(fixture.has(layer) && fixture.has(of_image));
+    assert!(late.cached(&key).unwrap().unwrap().present);
+    drop(late);
+    assert_eq!(fixture.store.collect(&all).unwrap().cache_layers.len(), 2);
+    assert_eq!(fixture.store.check().unwrap().garbage, Vec::<String>::new());
+}
+
+#[test]
+fn a_use_that_was_long_ago_is_written_down() {
+    let fixture = Fixture::new();
+    let (key, layer) = fixture.cached("text");
+    let database = fixture.store.root().join("kiln.db");
+    let age = |hours: i64| {
+        let sql = format!("UPDATE layers SET last_used = last_used - {hours} * 3600000000000");
+        rusqlite::Connection::open(&database).unwrap().execute_batch(&sql).unwrap();
+    };
+    let last_used = || {
+        let items = fixture.store.disk_usage().unwrap().cache;
+        items.iter().map(|item| item.last_used).max().unwrap()
+    };
+    let look_up = || {
+        let late = fixture.store.lease_late("build").unwrap();
+        assert!(late.cached(&key).unwrap().unwrap().present);
+    };
+    let first = last_used();
+    look_up();
+    assert_eq!(last_used(), first);
+    age(2);
+    assert!(last_used() < first);
+    look_up();
+    assert!(last_used() > first && fixture.has(layer));
+}
+
+#[test]
 fn a_name_that_moves_leaves_the_layout() {
     let fixture = Fixture::new();
     fixture.image_from("old", Some("app:1"), Compression::Gzip);

@@ -8,7 +8,7 @@ pub(crate) mod run;
 pub(crate) mod switches;
 pub(crate) mod system;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
@@ -58,6 +58,16 @@ those that `kiln build --help` names.
     after_long_help = ENVIRONMENT
 )]
 pub(crate) struct Arguments {
+    #[command(flatten)]
+    everywhere: Everywhere,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Flags that may stand at every command, and before it.
+#[derive(Debug, Args)]
+struct Everywhere {
     /// Directory of the store [default: /var/lib/kiln as root, else $XDG_DATA_HOME/kiln]
     #[arg(
         long,
@@ -72,24 +82,56 @@ pub(crate) struct Arguments {
 
     /// Tell on standard error where the time went, by phase and by thread
     #[arg(long, global = true, display_order = 901)]
-    pub(crate) timings: bool,
+    timings: bool,
 
     /// Write where the time went to a file for Perfetto and chrome://tracing
     #[arg(long, global = true, value_name = "FILE", display_order = 902)]
-    pub(crate) trace: Option<PathBuf>,
+    trace: Option<PathBuf>,
 
     /// Print version
     #[arg(short, short_alias = 'V', long, action = clap::ArgAction::Version)]
     version: Option<bool>,
-
-    #[command(subcommand)]
-    pub(crate) command: Command,
 }
 
 impl Arguments {
     /// The store's directory, if one was named. An empty KILN_ROOT names none.
     pub(crate) fn root(&self) -> Option<&Path> {
-        self.root.as_deref().filter(|root| !root.is_empty()).map(Path::new)
+        self.everywhere.root.as_deref().filter(|root| !root.is_empty()).map(Path::new)
+    }
+
+    /// Whether to tell where the time went.
+    pub(crate) fn timings(&self) -> bool {
+        self.everywhere.timings
+    }
+
+    /// The file for the trace, if one was named.
+    pub(crate) fn trace(&self) -> Option<&Path> {
+        self.everywhere.trace.as_deref()
+    }
+
+    /// The definition with the one command that `words` seem to name: to make all of them takes a while. What it does not
+    /// understand is for the whole definition to say.
+    fn command_for<W: AsRef<OsStr>>(words: &[W]) -> Option<clap::Command> {
+        type Define = fn(clap::Command) -> clap::Command;
+        const COMMANDS: [(&str, Define); 12] = [
+            ("build", build::Build::augment_args),
+            ("run", run::Run::augment_args),
+            ("images", image::List::augment_args),
+            ("history", image::History::augment_args),
+            ("inspect", image::Inspect::augment_args),
+            ("tag", image::Tag::augment_args),
+            ("rmi", image::Remove::augment_args),
+            ("load", image::Load::augment_args),
+            ("save", image::Save::augment_args),
+            ("import", image::Import::augment_args),
+            ("info", system::Info::augment_args),
+            ("version", system::Version::augment_args),
+        ];
+        let named = |word: &W| COMMANDS.into_iter().find(|(name, _)| word.as_ref() == *name);
+        let (name, define) = words.iter().skip(1).find_map(named)?;
+        let kiln = clap::Command::new("kiln").version(env!("CARGO_PKG_VERSION")).disable_version_flag(true);
+        let kiln = Everywhere::augment_args(kiln.disable_help_subcommand(true).subcommand_required(true));
+        Some(kiln.subcommand(define(clap::Command::new(name))))
     }
 }
 
@@ -170,6 +212,27 @@ mod tests {
     #[test]
     fn definition_is_sound() {
         Arguments::command().debug_assert();
+    }
+
+    /// What one command's definition understands, the whole one understands, too, and in the same way.
+    #[test]
+    fn one_command_is_defined_as_among_all() {
+        let whole = Arguments::command();
+        let mut seen = 0;
+        for child in whole.get_subcommands().filter(|child| !child.has_subcommands()) {
+            let words = ["kiln", "--root", "/r", child.get_name()];
+            let alone = Arguments::command_for(&words).expect("a definition");
+            let alone = alone.find_subcommand(child.get_name()).expect("the command");
+            let told = |command: &clap::Command| format!("{:?}", command.clone().render_long_help());
+            assert_eq!(told(alone), told(child));
+            seen += 1;
+        }
+        assert_eq!(seen, 12);
+        assert!(Arguments::command_for(&["kiln", "image", "ls"]).is_none());
+        // A name of a command that is a value: the whole definition is asked.
+        for words in [["kiln", "--root", "run", "images"], ["kiln", "images", "--root", "build"]] {
+            assert!(matches!(parse(&words[1..]), Command::Images(_)), "{words:?}");
+        }
     }
 
     /// Every command and every flag says what it does, in one line without a full stop.

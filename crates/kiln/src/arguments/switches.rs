@@ -63,9 +63,10 @@ pub(crate) fn parse<W: AsRef<OsStr>>(words: &[W]) -> Result<Arguments, Stop> {
 }
 
 fn parse_plainly(words: &[&OsStr]) -> Result<Arguments, Stop> {
-    let parsed = with_values(Arguments::command())
-        .try_get_matches_from(words)
-        .and_then(|matches| Arguments::from_arg_matches(&matches));
+    if let Some(Ok(arguments)) = Arguments::command_for(words).map(|command| parse_with(command, words)) {
+        return Ok(arguments);
+    }
+    let parsed = parse_with(Arguments::command(), words);
     let error = match parsed {
         Ok(arguments) => return Ok(arguments),
         Err(error) => error,
@@ -80,6 +81,11 @@ fn parse_plainly(words: &[&OsStr]) -> Result<Arguments, Stop> {
         _ if shown(error.kind()) => Err(Stop::Shown { text: error }),
         _ => Err(Stop::Refused(refusal(&error, &command_words(words), words))),
     }
+}
+
+fn parse_with(command: Command, words: &[&OsStr]) -> clap::error::Result<Arguments> {
+    let matches = with_values(command).try_get_matches_from(words)?;
+    Arguments::from_arg_matches(&matches)
 }
 
 fn with_values(command: Command) -> Command {

@@ -38,15 +38,14 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Build) -> Result<u8> {
         None => Way::Execute(session::open_to_run(root)?),
     };
     let progress = Progress::start(mode, std::io::stderr(), started);
-    let watch = Watch::new(progress.sender());
+    let cancel = Cancel::new();
+    let watch = Watch::new(progress.sender(), &cancel);
     let result = match way {
         Way::Found(outcome) => {
             rehearsal.repeat(&watch);
             outcome
         }
         Way::Execute((store, commands)) => {
-            let cancel = Cancel::new();
-            crate::interrupt::cancel_on_interrupt(&cancel)?;
             let executions = match commands {
                 Commands::Held(isolation) => Executions::Allowed(isolation),
                 Commands::Refused { reason } => Executions::WithoutCommands { reason },

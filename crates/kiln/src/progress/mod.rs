@@ -12,6 +12,7 @@ mod terminal;
 
 use std::io::Write;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -107,89 +108,165 @@ impl Display for Quiet {
 /// How often a display is drawn at most.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// A running display.
+/// A display. Its thread starts when there is something to wait for: what takes no time is shown at the end.
 pub(crate) struct Progress {
-    sender: SyncSender<(Duration, Event)>,
-    thread: JoinHandle<Steps>,
+    stage: Arc<Mutex<Stage>>,
+}
+
+/// Where the events go.
+enum Stage {
+    /// Nothing has been waited for yet.
+    Kept { show: Box<Show>, events: Vec<(Duration, Event)> },
+    /// To the display's thread.
+    Shown { sender: SyncSender<(Duration, Event)>, thread: JoinHandle<Steps> },
+    /// Nowhere: it is over.
+    Over,
 }
 
 impl Progress {
     /// Starts to show progress on `output`. `started` is the moment that events count from.
     pub(crate) fn start(mode: Mode, output: impl Write + Send + 'static, started: Instant) -> Self {
-        // Bounded: a step that floods its output waits for the terminal instead of filling the memory.
-        let (sender, receiver) = sync_channel(1024);
+        let changes = matches!(mode, Mode::Terminal { .. });
         let display: Box<dyn Display> = match mode {
             Mode::Plain => Box::new(Plain::default()),
             Mode::Terminal { size, colours } => Box::new(Terminal::new(size, colours)),
             Mode::Quiet => Box::new(Quiet),
         };
-        let thread = std::thread::spawn(move || show(display, output, &receiver, started));
-        Self { sender, thread }
+        let show = Box::new(Show {
+            display,
+            output: Box::new(output),
+            steps: Steps::default(),
+            started,
+            drawn: Duration::ZERO,
+        });
+        let mut stage = Stage::Kept { show, events: Vec::new() };
+        if changes {
+            stage.begin();
+        }
+        Self { stage: Arc::new(Mutex::new(stage)) }
     }
 
     /// A handle to send events with; any number of threads may have one.
     pub(crate) fn sender(&self) -> EventSender {
-        EventSender(self.sender.clone())
+        EventSender(Arc::clone(&self.stage))
     }
 
-    /// Draws the last picture and tells what failed. All senders must be gone.
+    /// Draws the last picture and tells what failed. Nobody may send any more.
     pub(crate) fn finish(self) -> Vec<FailedStep> {
-        drop(self.sender);
-        self.thread.join().map(|steps| steps.failed()).unwrap_or_default()
+        let stage = std::mem::replace(&mut *lock(&self.stage), Stage::Over);
+        let steps = match stage {
+            Stage::Kept { mut show, events } => {
+                events.into_iter().for_each(|(at, event)| show.take(at, event));
+                show.finish()
+            }
+            Stage::Shown { sender, thread } => {
+                drop(sender);
+                thread.join().unwrap_or_default()
+            }
+            Stage::Over => Steps::default(),
+        };
+        steps.failed()
+    }
+}
+
+fn lock(stage: &Mutex<Stage>) -> MutexGuard<'_, Stage> {
+    stage.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Stage {
+    /// Starts the display's thread, with what was kept.
+    fn begin(&mut self) {
+        *self = match std::mem::replace(self, Self::Over) {
+            Self::Kept { mut show, events } => {
+                // Bounded: a step that floods its output waits for the terminal instead of filling the memory.
+                let (sender, receiver) = sync_channel(1024);
+                let thread = std::thread::spawn(move || {
+                    events.into_iter().for_each(|(at, event)| show.take(at, event));
+                    show.follow(&receiver)
+                });
+                Self::Shown { sender, thread }
+            }
+            begun => begun,
+        };
     }
 }
 
 /// Sends events to a display.
 #[derive(Clone)]
-pub(crate) struct EventSender(SyncSender<(Duration, Event)>);
+pub(crate) struct EventSender(Arc<Mutex<Stage>>);
 
 impl EventSender {
     /// Sends `event`, which happened `at` that time after the start.
     pub(crate) fn send(&self, at: Duration, event: Event) {
+        let mut stage = lock(&self.0);
+        if let Stage::Kept { show, events } = &mut *stage {
+            let instant =
+                matches!(event, Event::Named { .. } | Event::Cached { .. } | Event::Completed { .. });
+            events.push((at, event));
+            if !instant || show.started.elapsed() >= INTERVAL {
+                stage.begin();
+            }
+            return;
+        }
+        let Stage::Shown { sender, .. } = &*stage else { return };
+        let sender = sender.clone();
+        drop(stage);
         // The display is gone only if its thread panicked; the build goes on unseen.
-        let _ = self.0.send((at, event));
+        let _ = sender.send((at, event));
     }
 }
 
-fn show(
-    mut display: Box<dyn Display>,
-    mut output: impl Write,
-    receiver: &Receiver<(Duration, Event)>,
+/// What draws, and what it has drawn.
+struct Show {
+    display: Box<dyn Display>,
+    output: Box<dyn Write + Send>,
+    steps: Steps,
     started: Instant,
-) -> Steps {
-    let mut steps = Steps::default();
-    let mut drawn = Duration::ZERO;
-    // A closed standard error must not end the build: what cannot be written is not.
-    let mut write = |text: String| {
-        if !text.is_empty() {
-            let _ = output.write_all(text.as_bytes()).and_then(|()| output.flush());
-        }
-    };
-    loop {
-        let wait = INTERVAL.saturating_sub(started.elapsed().saturating_sub(drawn));
-        match receiver.recv_timeout(wait) {
-            Ok((at, event)) => {
-                for (step, news) in steps.apply(at, event) {
-                    display.changed(&steps, step, news, at);
-                }
-            }
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => break,
-        }
-        let now = started.elapsed();
-        if now.saturating_sub(drawn) >= INTERVAL {
-            drawn = now;
-            write(display.draw(&steps, now));
+    drawn: Duration,
+}
+
+impl Show {
+    fn take(&mut self, at: Duration, event: Event) {
+        for (step, news) in self.steps.apply(at, event) {
+            self.display.changed(&self.steps, step, news, at);
         }
     }
-    write(display.finish(&steps, started.elapsed()));
-    steps
+
+    // A closed standard error must not end the build: what cannot be written is not.
+    fn write(&mut self, text: &str) {
+        if !text.is_empty() {
+            let _ = self.output.write_all(text.as_bytes()).and_then(|()| self.output.flush());
+        }
+    }
+
+    fn follow(mut self, receiver: &Receiver<(Duration, Event)>) -> Steps {
+        loop {
+            let wait = INTERVAL.saturating_sub(self.started.elapsed().saturating_sub(self.drawn));
+            match receiver.recv_timeout(wait) {
+                Ok((at, event)) => self.take(at, event),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            let now = self.started.elapsed();
+            if now.saturating_sub(self.drawn) >= INTERVAL {
+                self.drawn = now;
+                let text = self.display.draw(&self.steps, now);
+                self.write(&text);
+            }
+        }
+        self.finish()
+    }
+
+    fn finish(mut self) -> Steps {
+        let text = self.display.finish(&self.steps, self.started.elapsed());
+        self.write(&text);
+        self.steps
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::{Arc, Mutex};
 
     #[derive(Clone, Default)]
     struct Sink(Arc<Mutex<Vec<u8>>>);
@@ -238,5 +315,23 @@ mod tests {
         assert_eq!(text.matches(" 0.000 line ").count(), 2000);
         assert_eq!(text.matches("DONE 0.0s").count(), 3);
         assert_eq!(text.matches("ERROR: exit code: 7").count(), 1);
+    }
+
+    #[test]
+    fn what_takes_no_time_needs_no_thread() {
+        let sink = Sink::default();
+        let progress = Progress::start(Mode::Plain, sink.clone(), Instant::now());
+        let sender = progress.sender();
+        sender.send(Duration::ZERO, Event::Named { step: 1, name: "FROM a".to_owned() });
+        sender.send(Duration::ZERO, Event::Cached { step: 1 });
+        assert!(matches!(*lock(&progress.stage), Stage::Kept { .. }));
+        assert!(progress.finish().is_empty());
+        let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text, "#1 FROM a\n#1 CACHED\n");
+
+        let progress = Progress::start(Mode::Plain, sink, Instant::now());
+        progress.sender().send(Duration::ZERO, Event::Started { step: 1 });
+        assert!(matches!(*lock(&progress.stage), Stage::Shown { .. }));
+        progress.finish();
     }
 }
