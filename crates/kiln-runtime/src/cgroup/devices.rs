@@ -1,7 +1,8 @@
 //! Which devices a container may open, as a program for cgroups of version 2 and as lines for version 1.
 //!
-//! The list is Docker's and BuildKit's (runc `libcontainer/specconv/spec_linux.go`, moby `daemon/pkg/oci/defaults.go`), without
-//! two that lead to the machine: its console (5:1), and `/dev/net/tun` (10:200) as long as containers share its network.
+//! The list is runc's (`libcontainer/specconv/spec_linux.go`), which BuildKit takes as it is, without `/dev/net/tun` (10:200): it
+//! leads to the machine's network as long as containers share that. Docker adds the machine's console (5:1,
+//! `daemon/pkg/oci/defaults.go`), kiln does not.
 
 use kiln_sys::bpf::Instruction;
 

@@ -73,7 +73,7 @@ fn usual_devices(fixture: &Fixture) {
     assert_eq!(ran.output, "2\n1\n1\n2\n1\n1\n2\n1\n1\nreplaced\n", "{}", ran.error);
 }
 
-/// What Docker lets a container make and not open, and the two that kiln does not open besides.
+/// What a container may make and not open.
 fn other_devices(fixture: &Fixture) {
     if !has_rules(fixture, "other_devices_are_refused") {
         return;
