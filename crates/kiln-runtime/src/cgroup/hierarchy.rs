@@ -18,10 +18,13 @@ pub(super) struct Hierarchy {
 pub(super) enum Version {
     /// With the controller of devices.
     OneWithDevices,
-    /// Any other.
+    /// With limits that programs look for, such as how much memory there is. Others are shown to nobody: each costs a mount.
     One,
     Two,
 }
+
+/// Controllers of limits that programs adapt themselves to.
+const LIMITS: [&str; 4] = ["cpu", "cpuset", "memory", "pids"];
 
 /// The hierarchies in which this process can be found, in the order in which they were mounted.
 pub(super) fn of_this_process() -> Vec<Hierarchy> {
@@ -44,7 +47,7 @@ fn of_mount(line: &str, own: &str) -> Option<Hierarchy> {
     let version = match kind {
         "cgroup2" => Version::Two,
         "cgroup" if controllers.contains(&"devices") => Version::OneWithDevices,
-        "cgroup" => Version::One,
+        "cgroup" if LIMITS.iter().any(|limit| controllers.contains(limit)) => Version::One,
         _ => return None,
     };
     let path = own.lines().find_map(|line| {
@@ -114,7 +117,6 @@ mod tests {
             &[
                 ("/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu/a/b", Version::One),
                 ("/sys/fs/cgroup/devices", "/sys/fs/cgroup/devices", Version::OneWithDevices),
-                ("/sys/fs/cgroup/systemd", "/sys/fs/cgroup/systemd/user", Version::One),
                 ("/sys/fs/cgroup/unified", "/sys/fs/cgroup/unified/user slice:x", Version::Two),
             ],
         );

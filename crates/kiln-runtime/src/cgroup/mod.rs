@@ -121,6 +121,7 @@ impl Held {
         let (path, directory) = fresh(&hierarchy.own)?;
         let shown = all
             .iter()
+            .filter(|shown| *shown == hierarchy || shown.version != Version::OneWithDevices)
             .filter_map(|shown| {
                 let at = shown.mounted.strip_prefix(SHOWN_AT).ok()?.to_owned();
                 let directory = if shown == hierarchy { &path } else { &shown.own };
