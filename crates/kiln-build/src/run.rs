@@ -113,7 +113,7 @@ fn begin(
         OwnershipMode::Recorded => Some(lower_files(engine.store.root_view(parent.layers)?)),
         OwnershipMode::Kernel => None,
     };
-    let running = kiln_runtime::start(&sandbox, streams, below.as_ref())
+    let running = kiln_runtime::start(&sandbox, streams, below.as_ref(), &engine.cgroup)
         .map_err(|error| failed_to_start(&operation.arguments, error))?;
     Ok(Begun { prepared, fresh, running, caches })
 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use kiln_layer::RootView;
 use kiln_oci::{Config, Groups, UserSpec, find_user};
 use kiln_runtime::{
-    Exit, Finished, Foreground, Isolation, LowerFile, LowerFiles, OwnershipMode, RootSource, Sandbox,
-    run_in_foreground,
+    CommandCgroup, Exit, Finished, Foreground, Isolation, LowerFile, LowerFiles, OwnershipMode, RootSource,
+    Sandbox, run_in_foreground,
 };
 use kiln_store::{Image, Lease, Leased, Ownership, PreparedRoot, RootForm, RootWay, Store};
 use kiln_sys::process::Credentials;
@@ -36,6 +36,7 @@ pub fn run(store: &Store, lease: &Lease, request: &Request, watcher: Foreground<
     lease.keep(Leased::Image(request.image))?;
     let image = store.image(request.image)?;
     let isolation = Isolation::best().map_err(Error::NoIsolation)?;
+    let cgroup = CommandCgroup::new();
     let run = |way: RootWay| -> Result<Finished> {
         let sandbox = sandbox(store, lease, (&image, request), watcher.own_terminal, (isolation, way))?;
         let view = store.root_view(&image.config.rootfs.diff_ids)?;
@@ -43,7 +44,7 @@ pub fn run(store: &Store, lease: &Lease, request: &Request, watcher: Foreground<
             let (uid, gid, mode) = view.status(path.as_os_str().as_bytes()).ok()??;
             Some(LowerFile { uid, gid, mode })
         });
-        Ok(run_in_foreground(&sandbox, watcher, Some(&below))?)
+        Ok(run_in_foreground(&sandbox, watcher, Some(&below), &cgroup)?)
     };
     let mut reason = None;
     let finished = match (isolation, store.snapshots_refused()) {

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use kiln_runtime::{Network, OwnershipMode, RootSource, Sandbox, Streams};
+use kiln_runtime::{CommandCgroup, Network, OwnershipMode, RootSource, Sandbox, Streams};
 use kiln_sys::namespace::UserNamespace;
 use kiln_sys::overlay::{Overlay, Upper};
 
@@ -26,9 +26,10 @@ fn main() {
         fs_err::create_dir(lower.join(name)).expect("make a root");
     }
     fs_err::copy(busybox, lower.join("bin/true")).expect("copy busybox");
+    let cgroup = CommandCgroup::new();
     for network in [Network::Host, Network::None] {
         let mut times: Vec<Duration> =
-            (0..rounds).map(|round| once(directory.path(), &lower, &user, network, round)).collect();
+            (0..rounds).map(|round| once(directory.path(), &lower, &user, network, round, &cgroup)).collect();
         times.sort();
         let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e3;
         println!(
@@ -40,7 +41,14 @@ fn main() {
     }
 }
 
-fn once(directory: &Path, lower: &Path, user: &UserNamespace, network: Network, round: usize) -> Duration {
+fn once(
+    directory: &Path,
+    lower: &Path,
+    user: &UserNamespace,
+    network: Network,
+    round: usize,
+    cgroup: &CommandCgroup,
+) -> Duration {
     let holder = directory.join(format!("{network:?}{round}"));
     let (upper, work) = (holder.join("upper"), holder.join("work"));
     fs_err::create_dir_all(&upper).expect("make an upper");
@@ -58,7 +66,7 @@ fn once(directory: &Path, lower: &Path, user: &UserNamespace, network: Network, 
         sandbox.ownership = OwnershipMode::Recorded;
     }
     let begin = Instant::now();
-    let finished = kiln_runtime::run(&sandbox, Streams::inherit()).expect("run true");
+    let finished = kiln_runtime::run(&sandbox, Streams::inherit(), cgroup).expect("run true");
     let time = begin.elapsed();
     assert!(finished.exit.success(), "{:?}", finished.exit);
     time

@@ -9,6 +9,7 @@ use kiln_sys::namespace;
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use crate::cgroup::{Membership, ShownCgroup};
 use crate::failure::{Failure, at};
 use crate::sandbox::Security;
 use crate::target::Tree;
@@ -42,6 +43,22 @@ const LINKS: [(&str, &str); 6] = [
     ("core", "/proc/kcore"),
 ];
 
+/// What becomes of device nodes in a root and in what is mounted in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Nodes {
+    /// They cannot be opened.
+    Dead,
+    /// They can, as far as the rules for devices permit.
+    Opened,
+}
+
+impl Nodes {
+    /// What every mount of a sandbox is restricted to at least.
+    pub(crate) fn usual(self) -> Attributes {
+        Attributes { no_devices: self == Self::Dead, ..Attributes::default() }
+    }
+}
+
 /// What later steps need of the filesystems that were mounted.
 pub(crate) struct Mounted {
     /// The root of the sandbox's own `devpts`.
@@ -56,11 +73,13 @@ pub(crate) struct Mounted {
 pub(crate) fn mount_all(
     tree: &mut Tree,
     security: Security,
+    membership: &Membership,
+    nodes: Nodes,
     notes: &mut Vec<String>,
 ) -> Result<Mounted, Failure> {
     let proc = mount_proc(tree, notes)?;
-    let mounted = mount_dev(tree, security, notes)?;
-    let sys = mount_sys(tree, security, notes)?;
+    let mounted = mount_dev(tree, nodes, notes)?;
+    let sys = mount_sys(tree, security, membership, notes)?;
     if security == Security::Sandboxed {
         restrict_paths(&mounted.scratch, proc.as_fd(), sys.as_ref().map(AsFd::as_fd))?;
     }
@@ -85,17 +104,20 @@ fn mount_proc(tree: &mut Tree, notes: &mut Vec<String>) -> Result<OwnedFd, Failu
 
 /// Mounts `/dev`.
 ///
-/// The filesystem itself forbids to open devices, and each node is a mount that permits it: what a process with
-/// `CAP_MKNOD` makes there is as dead as in the rest of the root.
-fn mount_dev(tree: &mut Tree, security: Security, notes: &mut Vec<String>) -> Result<Mounted, Failure> {
+/// Where device nodes are dead, the filesystem itself forbids to open them, and each of the usual ones is a mount that
+/// permits it.
+fn mount_dev(tree: &mut Tree, nodes: Nodes, notes: &mut Vec<String>) -> Result<Mounted, Failure> {
     let target = tree.own_directory("dev").map_err(at("find the root's /dev, which must be a directory"))?;
-    let attributes =
-        Attributes { no_suid: true, no_devices: security == Security::Sandboxed, ..Attributes::default() };
     let scratch = Scratch::new(target.as_fd())?;
+    let attributes = Attributes { no_suid: true, ..nodes.usual() };
     let dev = mount::filesystem("tmpfs", &[("mode", "755"), ("size", "65536k")], attributes)?;
     mount::attach(dev.as_fd(), target.as_fd()).map_err(at("mount /dev"))?;
     for node in NODES {
         let step = |error: io::Error| at(&format!("make /dev/{}", node.0))(error);
+        if (nodes, scratch.nodes) == (Nodes::Opened, DeviceNodes::Made) {
+            make_node(dev.as_fd(), node).map_err(|errno| step(errno.into()))?;
+            continue;
+        }
         make_file(dev.as_fd(), node.0, 0o666).map_err(step)?;
         let place = open_own(dev.as_fd(), node.0).map_err(step)?;
         scratch.attach_node(node, place.as_fd()).map_err(step)?;
@@ -154,26 +176,24 @@ impl Scratch {
         mount::attach(root.as_fd(), target).map_err(at("mount a scratch filesystem"))?;
         rustix::fs::mkdirat(&root, "empty", Mode::from_raw_mode(0o555))
             .map_err(|errno| at("make an empty directory")(errno.into()))?;
-        let mode = Mode::from_raw_mode(0o666);
-        let mut nodes = DeviceNodes::Made;
-        for (name, major, minor) in NODES {
-            let device = rustix::fs::makedev(major, minor);
-            match rustix::fs::mknodat(&root, name, FileType::CharacterDevice, mode, device) {
-                Ok(()) => {}
-                Err(Errno::PERM) => {
-                    nodes = DeviceNodes::Host;
-                    break;
-                }
-                Err(errno) => return Err(at(&format!("make /dev/{name}"))(errno.into())),
-            }
-        }
+        let nodes = match make_node(root.as_fd(), NODES[0]) {
+            Ok(()) => DeviceNodes::Made,
+            Err(Errno::PERM) => DeviceNodes::Host,
+            Err(errno) => return Err(at(&format!("make /dev/{}", NODES[0].0))(errno.into())),
+        };
         Ok(Self { root, nodes })
     }
 
     /// Mounts a device node.
     fn attach_node(&self, (name, major, minor): (&str, u32, u32), place: BorrowedFd<'_>) -> io::Result<()> {
         let node = match self.nodes {
-            DeviceNodes::Made => open_own(self.root.as_fd(), name)?,
+            DeviceNodes::Made => {
+                match make_node(self.root.as_fd(), (name, major, minor)) {
+                    Ok(()) | Err(Errno::EXIST) => {}
+                    Err(errno) => return Err(errno.into()),
+                }
+                open_own(self.root.as_fd(), name)?
+            }
             DeviceNodes::Host => {
                 let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 rustix::fs::openat(CWD, format!("/dev/{name}"), flags, Mode::empty())?
@@ -222,6 +242,7 @@ impl Scratch {
 fn mount_sys(
     tree: &mut Tree,
     security: Security,
+    membership: &Membership,
     notes: &mut Vec<String>,
 ) -> Result<Option<OwnedFd>, Failure> {
     let target = tree.own_directory("sys").map_err(at("find the root's /sys, which must be a directory"))?;
@@ -229,31 +250,74 @@ fn mount_sys(
         Security::Sandboxed => Attributes::INERT_READ_ONLY,
         Security::Insecure => Attributes::INERT,
     };
-    let host = |path: &str| -> io::Result<OwnedFd> {
-        let tree = mount::clone_tree(mount::open_place(Path::new(path))?.as_fd(), Depth::Recursive)?;
-        mount::restrict(tree.as_fd(), Attributes::INERT_READ_ONLY, Depth::Recursive)?;
+    let host = |path: &str, depth: Depth| -> io::Result<OwnedFd> {
+        let tree = mount::clone_tree(mount::open_place(Path::new(path))?.as_fd(), depth)?;
+        mount::restrict(tree.as_fd(), Attributes::INERT_READ_ONLY, depth)?;
         Ok(tree)
     };
-    // A namespace that does not own its network may not mount a new one; the host's brings its cgroups along.
-    let sys = match mount::filesystem("sysfs", &[], attributes) {
+    // The host's brings its cgroups along, which members of another may not see.
+    let depth = match membership {
+        Membership::Member { .. } => Depth::Single,
+        Membership::None => Depth::Recursive,
+    };
+    // A namespace that does not own its network may not mount a new one.
+    let made = mount::filesystem("sysfs", &[], attributes);
+    let whole = made.is_err() && depth == Depth::Recursive;
+    let sys = match made.or_else(|refused| host("/sys", depth).map_err(|_| refused)) {
         Ok(sys) => sys,
-        Err(refused) => match host("/sys") {
-            Ok(sys) => {
-                mount::attach(sys.as_fd(), target.as_fd()).map_err(at("mount /sys"))?;
-                return Ok(Some(sys));
-            }
-            Err(_) => {
-                notes.push(format!("/sys is empty: {refused}"));
-                return Ok(None);
-            }
-        },
+        Err(refused) => {
+            notes.push(format!("/sys is empty: {refused}"));
+            return Ok(None);
+        }
     };
     mount::attach(sys.as_fd(), target.as_fd()).map_err(at("mount /sys"))?;
-    // Version 1, version 2 or both, as the host has them; never writable (CVE-2023-25809).
-    if let (Ok(place), Ok(cgroup)) = (open_inside(sys.as_fd(), "fs/cgroup"), host("/sys/fs/cgroup")) {
-        mount::attach(cgroup.as_fd(), place.as_fd()).map_err(at("mount /sys/fs/cgroup"))?;
+    if whole {
+        return Ok(Some(sys));
+    }
+    let Ok(place) = open_inside(sys.as_fd(), "fs/cgroup") else { return Ok(Some(sys)) };
+    match membership {
+        Membership::Member { shown } => {
+            show_cgroups(shown, place.as_fd()).map_err(at("mount /sys/fs/cgroup"))?;
+        }
+        // Version 1, version 2 or both, as the host has them; never writable (CVE-2023-25809).
+        Membership::None => {
+            if let Ok(cgroup) = host("/sys/fs/cgroup", Depth::Recursive) {
+                mount::attach(cgroup.as_fd(), place.as_fd()).map_err(at("mount /sys/fs/cgroup"))?;
+            }
+        }
     }
     Ok(Some(sys))
+}
+
+/// Mounts the container's own place in each hierarchy, read-only.
+///
+/// No more than that: for clone3(2) it is enough to see a cgroup, writable or not, to start a process in it.
+fn show_cgroups(shown: &[ShownCgroup], place: BorrowedFd<'_>) -> io::Result<()> {
+    let attach = |cgroup: &ShownCgroup, place: BorrowedFd<'_>| -> io::Result<()> {
+        let directory = mount::open_place(&cgroup.directory)?;
+        let tree = mount::clone_tree(directory.as_fd(), Depth::Single)?;
+        // Before kernel 5.12 a mount can be made read-only when it is attached already: better none.
+        match mount::restrict(tree.as_fd(), Attributes::INERT_READ_ONLY, Depth::Single) {
+            Ok(()) => mount::attach(tree.as_fd(), place),
+            Err(_) => Ok(()),
+        }
+    };
+    if let [only] = shown
+        && only.at.as_os_str().is_empty()
+    {
+        return attach(only, place);
+    }
+    let root = mount::filesystem("tmpfs", &[("mode", "755")], Attributes::INERT)
+        .map_err(|refused| refused.source)?;
+    mount::attach(root.as_fd(), place)?;
+    for cgroup in shown {
+        let Some(name) = cgroup.at.to_str().filter(|name| !name.is_empty() && !name.contains('/')) else {
+            continue;
+        };
+        rustix::fs::mkdirat(&root, name, Mode::from_raw_mode(0o555))?;
+        attach(cgroup, open_own(root.as_fd(), name)?.as_fd())?;
+    }
+    mount::restrict(root.as_fd(), Attributes::INERT_READ_ONLY, Depth::Single)
 }
 
 fn restrict_paths(
@@ -297,6 +361,12 @@ fn restrict_paths(
 fn open_inside(filesystem: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     rustix::fs::openat2(filesystem, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
+}
+
+/// Makes a character device node for everybody.
+fn make_node(directory: BorrowedFd<'_>, (name, major, minor): (&str, u32, u32)) -> Result<(), Errno> {
+    let device = rustix::fs::makedev(major, minor);
+    rustix::fs::mknodat(directory, name, FileType::CharacterDevice, Mode::from_raw_mode(0o666), device)
 }
 
 /// Makes an empty file.

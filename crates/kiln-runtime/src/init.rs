@@ -16,8 +16,9 @@ use kiln_sys::process::{self, Ended, Forked};
 use kiln_sys::{namespace, terminal};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 
+use crate::cgroup::Membership;
 use crate::failure::{Failure, at};
-use crate::filesystems::{self, Mounted, Scratch};
+use crate::filesystems::{self, Mounted, Nodes, Scratch};
 use crate::report::Report;
 use crate::sandbox::{
     BindSource, FirstProcess, Isolation, Mount, MountKind, Network, OwnershipMode, ProvidedFile, RootSource,
@@ -64,7 +65,7 @@ fn begin(description: &OwnedFd, control: BorrowedFd<'_>) -> Result<std::convert:
     let sandbox = &description.sandbox;
     let mut notes = Vec::new();
     let (tree, terminal) = match sandbox.isolation {
-        Isolation::Namespaces => set_up_namespaces(sandbox, control, &mut notes)?,
+        Isolation::Namespaces => set_up_namespaces(&description, control, &mut notes)?,
         Isolation::Chroot => (crate::chroot::set_up(sandbox, &mut notes)?, None),
     };
     // No descriptor of the host is open from here on, so no path leads there.
@@ -77,8 +78,9 @@ pub(crate) struct Description {
     pub(crate) sandbox: Sandbox,
     /// The system call filter, eight bytes an instruction.
     pub(crate) filter: Vec<u64>,
+    pub(crate) membership: Membership,
 }
-crate::wire::wire_struct!(Description { sandbox, filter });
+crate::wire::wire_struct!(Description { sandbox, filter, membership });
 
 fn read_all(file: &OwnedFd) -> io::Result<Vec<u8>> {
     let length = rustix::fs::fstat(file)?.st_size as usize;
@@ -94,22 +96,27 @@ fn read_all(file: &OwnedFd) -> io::Result<Vec<u8>> {
 }
 
 fn set_up_namespaces(
-    sandbox: &Sandbox,
+    description: &Description,
     control: BorrowedFd<'_>,
     notes: &mut Vec<String>,
 ) -> Result<(Tree, Option<OwnedFd>), Failure> {
+    let Description { sandbox, membership, .. } = description;
+    let nodes = nodes(sandbox.security, membership);
     mount::make_everything_private().map_err(at("separate the mounts from the host's"))?;
+    if let Membership::Member { .. } = membership {
+        process::separate_cgroups().map_err(at("separate the view of cgroups from the host's"))?;
+    }
     if let Some(name) = &sandbox.hostname {
         rustix::system::sethostname(name.as_bytes())
             .map_err(|errno| at("set the host name")(errno.into()))?;
     }
-    let root = mount_root(sandbox)?;
+    let root = mount_root(&sandbox.root, nodes)?;
     mount::attach_root(root.as_fd()).map_err(at("attach the root"))?;
     let mut tree =
         Tree::new(root.try_clone().map_err(at("look at the root"))?).map_err(at("look at the root"))?;
-    let mounted = filesystems::mount_all(&mut tree, sandbox.security, notes)?;
+    let mounted = filesystems::mount_all(&mut tree, sandbox.security, membership, nodes, notes)?;
     for mount in &sandbox.mounts {
-        mount_one(&mut tree, mount)?;
+        mount_one(&mut tree, mount, nodes)?;
     }
     provide_files(&mut tree, &mounted.scratch, &sandbox.files)?;
     let terminal = open_terminal(sandbox, &mounted, control)?;
@@ -124,14 +131,18 @@ fn set_up_namespaces(
     Ok((tree, terminal))
 }
 
-/// Without device rules of cgroups, a device node in the root must be dead: it may name the host's disk.
-fn root_attributes(security: Security) -> Attributes {
-    Attributes { no_devices: security == Security::Sandboxed, ..Attributes::default() }
+/// What becomes of a device node that a command makes or finds: without rules for devices it must be dead, since it may name
+/// the host's disk.
+fn nodes(security: Security, membership: &Membership) -> Nodes {
+    match (security, membership) {
+        (Security::Insecure, _) | (_, Membership::Member { .. }) => Nodes::Opened,
+        (Security::Sandboxed, Membership::None) => Nodes::Dead,
+    }
 }
 
-fn mount_root(sandbox: &Sandbox) -> Result<OwnedFd, Failure> {
-    let attributes = root_attributes(sandbox.security);
-    match &sandbox.root {
+fn mount_root(source: &RootSource, nodes: Nodes) -> Result<OwnedFd, Failure> {
+    let attributes = nodes.usual();
+    match source {
         RootSource::Overlay { overlay } => Ok(overlay.mount(attributes)?),
         RootSource::Directory { path } => {
             let step = |error: io::Error| at(&format!("mount the root {}", path.display()))(error);
@@ -145,19 +156,17 @@ fn mount_root(sandbox: &Sandbox) -> Result<OwnedFd, Failure> {
     }
 }
 
-/// What a mount in the sandbox never permits: nodes in it are as dead as those of the root.
-const USUAL: Attributes = Attributes { read_only: false, no_suid: false, no_devices: true, no_exec: false };
-
-fn mount_one(tree: &mut Tree, wanted: &Mount) -> Result<(), Failure> {
+/// Nodes in a mount are as dead or alive as those of the root.
+fn mount_one(tree: &mut Tree, wanted: &Mount, nodes: Nodes) -> Result<(), Failure> {
     let step = |error: io::Error| at(&format!("mount {}", wanted.target.display()))(error);
     let (made, kind, limits) = match &wanted.kind {
         MountKind::Tmpfs { size, mode } => {
             let mode = format!("{mode:o}");
             let size = size.map_or_else(|| "50%".to_owned(), |size| size.to_string());
-            let made = mount::filesystem("tmpfs", &[("mode", &mode), ("size", &size)], USUAL)?;
+            let made = mount::filesystem("tmpfs", &[("mode", &mode), ("size", &size)], nodes.usual())?;
             (made, StubKind::Directory, None)
         }
-        MountKind::Overlay { overlay } => (overlay.mount(USUAL)?, StubKind::Directory, None),
+        MountKind::Overlay { overlay } => (overlay.mount(nodes.usual())?, StubKind::Directory, None),
         MountKind::Bind { source, read_only, recursive } => {
             let place = open_source(source)?;
             let status = rustix::fs::fstat(&place).map_err(|errno| step(errno.into()))?;
@@ -167,7 +176,7 @@ fn mount_one(tree: &mut Tree, wanted: &Mount) -> Result<(), Failure> {
             };
             let depth = if *recursive { Depth::Recursive } else { Depth::Single };
             let made = mount::clone_tree(place.as_fd(), depth).map_err(step)?;
-            (made, kind, Some((Attributes { read_only: *read_only, ..USUAL }, depth)))
+            (made, kind, Some((Attributes { read_only: *read_only, ..nodes.usual() }, depth)))
         }
     };
     let target = tree.resolve(&wanted.target, Missing::Stub(kind)).map_err(step)?;

@@ -10,6 +10,7 @@ use kiln_sys::process::{self, Child, Ended, Launch, Namespaces};
 use kiln_sys::terminal;
 use rustix::fs::{Mode, OFlags};
 
+use crate::cgroup::CommandCgroup;
 use crate::error::RuntimeError;
 use crate::init;
 use crate::placement::Placements;
@@ -222,7 +223,8 @@ fn exit_of(ended: Ended) -> Exit {
 
 /// Sets a sandbox up and starts its command. When this returns, the command's program runs.
 ///
-/// `below` tells the owners of files that were there before, where owners are recorded.
+/// `below` tells the owners of files that were there before, where owners are recorded. `cgroup` holds the command and all that it
+/// starts, and must outlive them.
 ///
 /// # Errors
 /// Whatever keeps the command from being started. Nothing is left mounted or running then; stubs may be left in the
@@ -231,13 +233,15 @@ pub fn start(
     sandbox: &Sandbox,
     streams: Streams,
     below: Option<&LowerFiles>,
+    cgroup: &CommandCgroup,
 ) -> Result<Running, RuntimeError> {
     let _span = kiln_trace::span("mount and start");
     let set_up = |step: &str| {
         let step = step.to_owned();
         move |source| RuntimeError::SetUp { step, detail: String::new(), source }
     };
-    let description = init::Description { sandbox: sandbox.clone(), filter: filter_for(sandbox) };
+    let (entrance, membership) = cgroup.admit(sandbox).map_err(set_up("enter the command's cgroup"))?;
+    let description = init::Description { sandbox: sandbox.clone(), filter: filter_for(sandbox), membership };
     let bytes = description.encode();
     let description =
         process::sealed_memory("kiln-sandbox", &bytes).map_err(set_up("pass the sandbox's description"))?;
@@ -257,6 +261,7 @@ pub fn start(
         executable,
         arguments: vec![CString::from(c"kiln-init")],
         namespaces: namespaces(sandbox),
+        cgroup: entrance,
         descriptors: vec![input, output, error, description, far_control],
     };
     let placements = match (&sandbox.root, sandbox.isolation) {
@@ -295,8 +300,8 @@ pub fn start(
 ///
 /// # Errors
 /// As [`start`] and [`Running::wait`].
-pub fn run(sandbox: &Sandbox, streams: Streams) -> Result<Finished, RuntimeError> {
-    start(sandbox, streams, None)?.wait()
+pub fn run(sandbox: &Sandbox, streams: Streams, cgroup: &CommandCgroup) -> Result<Finished, RuntimeError> {
+    start(sandbox, streams, None, cgroup)?.wait()
 }
 
 fn filter_for(sandbox: &Sandbox) -> Vec<u64> {
@@ -315,7 +320,6 @@ fn namespaces(sandbox: &Sandbox) -> Namespaces {
             ipc: true,
             uts: true,
             network: sandbox.network == Network::None,
-            cgroup: false,
         },
     }
 }

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod capability;
+mod cgroup;
 mod chroot;
 mod error;
 mod failure;
@@ -26,6 +27,7 @@ mod target;
 mod wire;
 
 pub use capability::Capabilities;
+pub use cgroup::CommandCgroup;
 pub use error::RuntimeError;
 pub use foreground::{Foreground, run_in_foreground};
 pub use init::init_if_asked;

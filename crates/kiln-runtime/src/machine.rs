@@ -7,6 +7,7 @@ use kiln_sys::process::{self, Protection};
 use kiln_sys::seccomp;
 
 use crate::capability::{Capabilities, bits};
+use crate::cgroup::CommandCgroup;
 use crate::sandbox::Isolation;
 
 /// Whether something can be had here.
@@ -49,6 +50,8 @@ pub struct Machine {
     pub protection: Option<Protection>,
     /// The capabilities that kiln itself lacks of those that a container gets by default.
     pub missing_capabilities: Capabilities,
+    /// Whether containers can be held to the usual devices, so that the device nodes in their roots can be opened.
+    pub device_rules: Availability,
     /// The cgroup hierarchies.
     pub cgroups: Cgroups,
     /// The kernel's release.
@@ -73,6 +76,7 @@ pub fn capabilities_of_this_machine(scratch: &Path, userxattr: bool) -> Machine 
         recorded_ownership: answer(processor.or(notify)),
         protection: process::own_executable().ok().map(|(_, protection)| protection),
         missing_capabilities: Capabilities::DEFAULT.difference(Capabilities::from_bits(own)),
+        device_rules: answer(CommandCgroup::new().make().err()),
         cgroups: cgroups(&fs_err::read_to_string("/proc/self/mounts").unwrap_or_default()),
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
     }

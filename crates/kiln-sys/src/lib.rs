@@ -6,6 +6,8 @@
 //! Entry: [`root::Root`] (paths), [`overlay::Overlay`] (mounts), [`process`] (launching).
 #![allow(unsafe_code)]
 
+pub mod bpf;
+mod clone;
 pub mod erofs;
 pub mod lock;
 pub mod mmap;

@@ -23,6 +23,7 @@ pub use crate::privilege::{
     forbid_new_privileges, limit, set_capabilities,
 };
 
+use crate::clone;
 use crate::mount::{self, Attributes, Depth};
 
 /// The namespaces that a started process gets for itself.
@@ -38,8 +39,6 @@ pub struct Namespaces {
     pub uts: bool,
     /// Network devices, addresses and ports.
     pub network: bool,
-    /// The view of the cgroup tree.
-    pub cgroup: bool,
 }
 
 impl Namespaces {
@@ -50,7 +49,6 @@ impl Namespaces {
             (self.ipc, libc::CLONE_NEWIPC),
             (self.uts, libc::CLONE_NEWUTS),
             (self.network, libc::CLONE_NEWNET),
-            (self.cgroup, libc::CLONE_NEWCGROUP),
         ]
         .into_iter()
         .filter(|(wanted, _)| *wanted)
@@ -67,9 +65,20 @@ pub struct Launch {
     pub arguments: Vec<CString>,
     /// The namespaces it gets.
     pub namespaces: Namespaces,
+    /// The cgroup in which it begins; this process's own if none is given.
+    pub cgroup: Option<Cgroup>,
     /// Its descriptors 0, 1, 2 and so on. No other descriptor survives, as far as this process marked them
     /// close-on-exec; the program is to close what else it finds.
     pub descriptors: Vec<OwnedFd>,
+}
+
+/// A cgroup to start a process in.
+#[derive(Debug)]
+pub enum Cgroup {
+    /// One of version 2: its directory.
+    Directory(OwnedFd),
+    /// One of version 1: its `tasks`, open for writing.
+    Tasks(OwnedFd),
 }
 
 /// How a process ended.
@@ -208,36 +217,46 @@ impl Launch {
             arguments: arguments.as_ptr(),
             sources: sources.as_ptr(),
             count: sources.len(),
+            tasks: None,
             error: 0,
         };
-        let mut stack = vec![0_u128; 64 * 1024 / 16];
-        let mut pidfd: libc::c_int = -1;
-        let flags =
-            self.namespaces.flags() | libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
-        let blocked = block_all_signals();
-        // SAFETY: with CLONE_VFORK this thread sleeps until the child has called exec or exit, so `plan`, `stack` and
-        // all that `plan` points at outlive the child's use of them; the stack pointer is the aligned end of `stack`;
-        // `child` only makes system calls. Signals are blocked, so that no handler runs on the shared memory.
-        let pid = unsafe {
-            libc::clone(
-                child,
-                stack.as_mut_ptr().add(stack.len()).cast(),
-                flags,
-                (&raw mut plan).cast(),
-                &raw mut pidfd,
-            )
-        };
-        let error = io::Error::last_os_error();
-        restore_signals(&blocked);
-        let Some(pid) = Pid::from_raw(pid).filter(|_| pid > 0) else { return Err(error) };
-        // SAFETY: the kernel stored a new descriptor there, which nothing else owns.
-        let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-        let child = Child { pid, pidfd };
+        let child = self.start_with(&mut plan)?;
         if plan.error != 0 {
             child.wait()?;
             return Err(io::Error::from_raw_os_error(plan.error));
         }
         Ok(child)
+    }
+
+    /// Makes the child. It is in its cgroup at once where the kernel can do that, and otherwise joins it by itself, which
+    /// may wait for every processor of the machine.
+    fn start_with(&self, plan: &mut Plan) -> io::Result<Child> {
+        let flags = self.namespaces.flags();
+        let mut joining = None;
+        if let Some(Cgroup::Directory(directory)) = &self.cgroup {
+            let argument = std::ptr::from_mut(plan).cast();
+            // SAFETY: `child` only makes system calls; `plan` and all that it points at live in the caller. Signals are
+            // blocked, so that no handler runs on the shared memory.
+            let started = with_signals_blocked(|| unsafe {
+                clone::share_memory_in_cgroup(child, argument, flags, directory.as_fd())
+            });
+            match started.map_err(|error| (error.raw_os_error(), error)) {
+                Err((Some(libc::ENOSYS | libc::E2BIG | libc::EINVAL | libc::EPERM), _)) => {
+                    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+                    joining = Some(rustix::fs::openat(directory, "cgroup.procs", flags, Mode::empty())?);
+                }
+                Ok((pid, pidfd)) => return Ok(Child { pid, pidfd }),
+                Err((_, error)) => return Err(error),
+            }
+        }
+        plan.tasks = match &self.cgroup {
+            Some(Cgroup::Tasks(tasks)) => Some(tasks.as_raw_fd()),
+            _ => joining.as_ref().map(AsRawFd::as_raw_fd),
+        };
+        let argument = std::ptr::from_mut(plan).cast();
+        // SAFETY: as above.
+        let (pid, pidfd) = with_signals_blocked(|| unsafe { clone::share_memory(child, argument, flags) })?;
+        Ok(Child { pid, pidfd })
     }
 }
 
@@ -247,6 +266,8 @@ struct Plan {
     arguments: *const *const libc::c_char,
     sources: *const RawFd,
     count: usize,
+    /// Where it is to write itself, to join a cgroup.
+    tasks: Option<RawFd>,
     error: i32,
 }
 
@@ -256,6 +277,12 @@ extern "C" fn child(argument: *mut libc::c_void) -> libc::c_int {
     unsafe {
         let plan = &mut *argument.cast::<Plan>();
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+        if let Some(tasks) = plan.tasks
+            && libc::write(tasks, c"0".as_ptr().cast(), 1) != 1
+        {
+            plan.error = *libc::__errno_location();
+            libc::_exit(127);
+        }
         for target in 0..plan.count {
             if libc::dup3(*plan.sources.add(target), target as RawFd, 0) < 0 {
                 plan.error = *libc::__errno_location();
@@ -276,22 +303,21 @@ extern "C" fn child(argument: *mut libc::c_void) -> libc::c_int {
     }
 }
 
-fn block_all_signals() -> libc::sigset_t {
+fn with_signals_blocked<T>(work: impl FnOnce() -> T) -> T {
     // SAFETY: both sets are valid for writing; `pthread_sigmask` changes this thread's mask only.
-    unsafe {
+    let before = unsafe {
         let mut all: libc::sigset_t = std::mem::zeroed();
         let mut before: libc::sigset_t = std::mem::zeroed();
         libc::sigfillset(&raw mut all);
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
         before
-    }
-}
-
-fn restore_signals(mask: &libc::sigset_t) {
+    };
+    let done = work();
     // SAFETY: the set is valid; `pthread_sigmask` changes this thread's mask only.
     unsafe {
-        libc::pthread_sigmask(libc::SIG_SETMASK, std::ptr::from_ref(mask), std::ptr::null_mut());
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
     }
+    done
 }
 
 /// Gives every signal its default action and blocks none, as a newly started program expects.
@@ -626,6 +652,15 @@ pub fn separate_mounts() -> io::Result<()> {
     // SAFETY: only mounts are split from other threads', nothing that memory or descriptors depend on.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS)? };
     crate::mount::make_everything_private()
+}
+
+/// Gives this process a view of the cgroup trees that begins at its own cgroups.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn separate_cgroups() -> io::Result<()> {
+    // SAFETY: only the view of cgroups is split, nothing that memory or descriptors depend on.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWCGROUP).map_err(Into::into) }
 }
 
 /// Gives this thread a root directory, current directory and file mode mask of its own, so that it may change them

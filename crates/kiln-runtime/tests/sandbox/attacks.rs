@@ -1,7 +1,5 @@
 //! Roots, mounts and commands that mean harm, each beside one that uses the same feature harmlessly.
 
-use kiln_sys::namespace::UserNamespace;
-
 use crate::Case;
 use crate::fixture::{Fixture, run};
 use kiln_runtime::{BindSource, Mount, MountKind, ProvidedFile, Security};
@@ -17,7 +15,6 @@ pub(crate) const CASES: &[Case] = &[
     ("stubs_replaced_by_links", stubs_replaced_by_links),
     ("own_program_cannot_be_overwritten", own_program),
     ("masked_and_read_only_paths", masked_paths),
-    ("device_nodes_are_dead", device_nodes),
 ];
 
 /// A directory of the host that must not change.
@@ -238,12 +235,4 @@ fn masked_paths(fixture: &Fixture) {
     for line in mounts.lines().filter(|line| line.contains(" /sys")) {
         assert!(line.split(' ').nth(3).is_some_and(|options| options.starts_with("ro,")), "{line}");
     }
-}
-
-fn device_nodes(fixture: &Fixture) {
-    let script = "mknod /disk b 254 0 && mknod /dev/disk b 254 0 && mknod /zero c 1 5 && echo made; \
-                  for f in /disk /dev/disk; do head -c 1 $f | wc -c; done";
-    // In a user namespace nodes are refused, with a single identifier recorded.
-    let made = if matches!(fixture.user, UserNamespace::SubIds { .. }) { "" } else { "made\n" };
-    assert_eq!(fixture.output(script), format!("{made}0\n0"));
 }

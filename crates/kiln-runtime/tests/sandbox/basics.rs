@@ -46,8 +46,13 @@ fn signals(fixture: &Fixture) {
     // Process 1 is immune to its own signals, so a killed child's status is asked for.
     let ran = run(&fixture.shell("sh -c 'kill -TERM $$'; exit $?")).expect("starts");
     assert_eq!(ran.finished.exit, Exit::Code(143));
-    let running = kiln_runtime::start(&fixture.shell("sleep 100"), kiln_runtime::Streams::piped(), None)
-        .expect("starts");
+    let running = kiln_runtime::start(
+        &fixture.shell("sleep 100"),
+        kiln_runtime::Streams::piped(),
+        None,
+        &fixture.cgroup,
+    )
+    .expect("starts");
     running.signaller().kill().expect("kills");
     let exit = running.wait().expect("waits").exit;
     assert_eq!((exit, exit.status()), (Exit::Signal(9), 137));
@@ -245,7 +250,8 @@ fn directory_root(fixture: &Fixture) {
 
 fn kill(fixture: &Fixture) {
     let sandbox = fixture.shell("sleep 100 & sleep 100 & echo started; wait");
-    let mut running = kiln_runtime::start(&sandbox, kiln_runtime::Streams::piped(), None).expect("starts");
+    let mut running =
+        kiln_runtime::start(&sandbox, kiln_runtime::Streams::piped(), None, &fixture.cgroup).expect("starts");
     let output = running.output.take().expect("a pipe");
     let mut bytes = [0_u8; 8];
     assert_eq!(rustix::io::read(&output, &mut bytes[..]), Ok(8));
@@ -259,8 +265,13 @@ fn kill(fixture: &Fixture) {
 }
 
 fn dropping(fixture: &Fixture) {
-    let mut running = kiln_runtime::start(&fixture.shell("sleep 100"), kiln_runtime::Streams::piped(), None)
-        .expect("starts");
+    let mut running = kiln_runtime::start(
+        &fixture.shell("sleep 100"),
+        kiln_runtime::Streams::piped(),
+        None,
+        &fixture.cgroup,
+    )
+    .expect("starts");
     let output = running.output.take().expect("a pipe");
     let begin = Instant::now();
     drop(running);
@@ -275,7 +286,8 @@ fn init(fixture: &Fixture) {
     assert_eq!((ran.output.as_str(), ran.finished.exit), ("2\n", Exit::Code(9)));
     let mut sandbox = fixture.shell("trap 'echo got; exit 3' TERM; echo ready; while :; do sleep 0.05; done");
     sandbox.process.first_process = FirstProcess::Init;
-    let mut running = kiln_runtime::start(&sandbox, kiln_runtime::Streams::piped(), None).expect("starts");
+    let mut running =
+        kiln_runtime::start(&sandbox, kiln_runtime::Streams::piped(), None, &fixture.cgroup).expect("starts");
     let output = running.output.take().expect("a pipe");
     let mut bytes = [0_u8; 6];
     assert_eq!(rustix::io::read(&output, &mut bytes[..]), Ok(6));

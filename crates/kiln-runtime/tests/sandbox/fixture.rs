@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use kiln_runtime::{Finished, OwnershipMode, RootSource, RuntimeError, Sandbox, Streams};
+use kiln_runtime::{CommandCgroup, Finished, OwnershipMode, RootSource, RuntimeError, Sandbox, Streams};
 use kiln_sys::namespace::UserNamespace;
 use kiln_sys::overlay::{Overlay, Upper};
 
@@ -19,6 +19,8 @@ pub(crate) struct Fixture {
     pub(crate) directory: tempfile::TempDir,
     /// What the cases run in.
     pub(crate) user: UserNamespace,
+    /// For what outlives its statement.
+    pub(crate) cgroup: CommandCgroup,
     lower: PathBuf,
     number: std::sync::atomic::AtomicU32,
 }
@@ -59,7 +61,13 @@ impl Fixture {
         }
         fs_err::write(lower.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nann:x:1000:1000::/:/bin/sh\n")
             .map_err(|error| error.to_string())?;
-        Ok(Self { user: user.clone(), directory, lower, number: std::sync::atomic::AtomicU32::new(0) })
+        Ok(Self {
+            user: user.clone(),
+            cgroup: CommandCgroup::new(),
+            directory,
+            lower,
+            number: std::sync::atomic::AtomicU32::new(0),
+        })
     }
 
     /// A new root; `lowers` lie over busybox's.
@@ -121,7 +129,8 @@ impl Root {
 
 /// Runs a sandbox to its end.
 pub(crate) fn run(sandbox: &Sandbox) -> Result<Ran, RuntimeError> {
-    let mut running = kiln_runtime::start(sandbox, Streams::piped(), None)?;
+    let cgroup = CommandCgroup::new();
+    let mut running = kiln_runtime::start(sandbox, Streams::piped(), None, &cgroup)?;
     let (output, error) = (running.output.take(), running.error.take());
     let reader = std::thread::spawn(move || text(error));
     let output = text(output);

@@ -8,6 +8,7 @@
 mod attacks;
 mod basics;
 mod confinement;
+mod devices;
 mod fixture;
 mod owners;
 mod terminals;
@@ -22,6 +23,15 @@ type Case = (&'static str, fn(&Fixture));
 fn main() {
     kiln_runtime::init_if_asked();
     let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
+    let arranged = devices::Hierarchies::ALL
+        .into_iter()
+        .find(|(argument, _)| std::env::args().any(|given| given == *argument));
+    if let Some((argument, hierarchies)) = arranged
+        && !hierarchies.arrange()
+    {
+        println!("SKIPPED: tests of devices with {argument}: this machine has no such cgroups");
+        return;
+    }
     let configuration = kiln_sys::namespace::Configuration::default();
     let user = kiln_sys::namespace::enter_user_namespace(&configuration).expect("a user namespace, or none");
     if user != kiln_sys::namespace::UserNamespace::None {
@@ -37,7 +47,22 @@ fn main() {
     if std::env::args().any(|argument| argument == "--endless") {
         return confinement::endless(&fixture);
     }
-    let cases = [basics::CASES, attacks::CASES, confinement::CASES, owners::CASES, terminals::CASES].concat();
+    let cases = match arranged {
+        Some((_, hierarchies)) => {
+            let has_rules = fixture.cgroup.make();
+            assert_eq!(has_rules.is_ok(), hierarchies != devices::Hierarchies::None, "{has_rules:?}");
+            devices::CASES.to_vec()
+        }
+        None => [
+            basics::CASES,
+            attacks::CASES,
+            confinement::CASES,
+            devices::CASES,
+            owners::CASES,
+            terminals::CASES,
+        ]
+        .concat(),
+    };
     let mut failed = Vec::new();
     let mut run = 0;
     for (name, case) in cases {
@@ -52,11 +77,30 @@ fn main() {
         }
     }
     println!("{run} cases, {} failed {failed:?}", failed.len());
-    if user == kiln_sys::namespace::UserNamespace::None && !again_as_nobody() {
-        failed.push("all of it as an ordinary user");
+    if user == kiln_sys::namespace::UserNamespace::None && arranged.is_none() {
+        if !again_as_nobody() {
+            failed.push("all of it as an ordinary user");
+        }
+        if devices::CASES.iter().any(|(name, _)| wanted.as_deref().is_none_or(|word| name.contains(word))) {
+            failed.extend(
+                devices::Hierarchies::ALL
+                    .into_iter()
+                    .map(|(argument, _)| argument)
+                    .filter(|argument| !again_with(argument)),
+            );
+        }
     }
     assert!(run > 0, "no case has that word in its name");
     assert!(failed.is_empty(), "failed: {failed:?}");
+}
+
+/// Runs the cases of devices once more with other cgroup hierarchies.
+fn again_with(hierarchies: &str) -> bool {
+    let program = std::env::current_exe().expect("a name");
+    let arguments = std::env::args_os().skip(1);
+    println!("again with {hierarchies}:");
+    let status = std::process::Command::new(program).arg(hierarchies).args(arguments).status();
+    status.expect("starts").success()
 }
 
 /// Runs all of this once more as a user who has no sub-identifiers.

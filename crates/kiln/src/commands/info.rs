@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::Result;
-use kiln_runtime::Isolation;
+use kiln_runtime::{CommandCgroup, Isolation};
 use kiln_store::{Ownership, Store};
 use kiln_sys::namespace::{UserNamespace, enter_user_namespace};
 use kiln_sys::overlay::Overlay;
@@ -109,6 +109,7 @@ struct Facts {
     cache_cap: u64,
     roots: Way,
     isolation: Way,
+    devices: Way,
     network: Way,
     kernel: String,
     system: String,
@@ -130,6 +131,7 @@ fn facts(store: &Store, entered: &Entered) -> Result<Facts> {
         cache_cap: store.cache_cap()?,
         roots: roots(store, entered.held)?,
         isolation: entered.isolation.clone(),
+        devices: devices(store, entered.held),
         network: Way {
             way: "the host's",
             reason: Some("kiln has no networks of its own yet; --network=none cuts off".to_owned()),
@@ -162,6 +164,22 @@ fn roots(store: &Store, held: Option<Isolation>) -> Result<Way> {
     })
 }
 
+/// What becomes of device nodes in a container: tried, not guessed.
+fn devices(store: &Store, held: Option<Isolation>) -> Way {
+    let refusal = match (held, store.ownership()) {
+        (None, _) => Err("no command can be run".to_owned()),
+        (Some(Isolation::Chroot), _) => Err("nothing holds a command to the usual devices".to_owned()),
+        (_, Ownership::SubIds | Ownership::SingleId) => {
+            Err("in a user namespace the kernel opens none".to_owned())
+        }
+        (Some(Isolation::Namespaces), Ownership::Root) => CommandCgroup::new().make(),
+    };
+    match refusal {
+        Ok(()) => Way { way: "the usual ones can be opened", reason: None },
+        Err(reason) => Way { way: "those in /dev alone can be opened", reason: Some(reason) },
+    }
+}
+
 impl Facts {
     /// Docker's names where it has the same thing.
     fn json(&self, owners: &Way) -> Json {
@@ -185,6 +203,7 @@ impl Facts {
                 "Owners": owners.json(),
                 "Roots": self.roots.json(),
                 "Isolation": self.isolation.json(),
+                "Devices": self.devices.json(),
                 "Network": self.network.json(),
             },
         })
@@ -201,6 +220,7 @@ fn lines(facts: &Facts, owners: &Way) -> String {
         ("Build Cache", format!("{}, kept to {}", binary_size(facts.cache), binary_size(facts.cache_cap))),
         ("File Owners", owners.shown()),
         ("Isolation", facts.isolation.shown()),
+        ("Device Nodes", facts.devices.shown()),
         ("Network", facts.network.shown()),
         ("Security Options", "seccomp (builtin profile)".to_owned()),
         ("Kernel Version", facts.kernel.clone()),

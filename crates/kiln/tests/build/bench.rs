@@ -105,6 +105,24 @@ impl Bench {
         fs_err::read_dir(self.path("store/tmp")).expect("read").count()
     }
 
+    /// Whether containers are held to the usual devices here, so that device nodes can be opened; says so if not.
+    pub(crate) fn opens_devices(&self) -> bool {
+        let found = self.run("store", &["info", "--format", "{{.Ways.Devices.Reason}}"]);
+        let reason = text(&found.stdout);
+        if reason.trim() != "<no value>" && reason.trim() != "<nil>" {
+            say(&format!("SKIPPED: device nodes: {}", reason.trim()));
+            return false;
+        }
+        true
+    }
+
+    /// Whether a command left a cgroup behind.
+    pub(crate) fn has_cgroup(command: Pid) -> bool {
+        let name = format!("kiln-{}-*", command.as_raw_nonzero());
+        let found = Command::new("find").args(["/sys/fs/cgroup", "-name", &name]).output().expect("find");
+        !found.stdout.is_empty()
+    }
+
     /// No process has this directory or `marker` in its command line, and nothing is mounted in the directory.
     #[track_caller]
     pub(crate) fn assert_nothing_goes_on(&self, marker: &str) {

@@ -331,6 +331,31 @@ fn privileges_need_an_allowance() {
     );
 }
 
+/// A node that a step makes is one in its layer; which of them can be opened does not depend on who made them.
+#[test]
+fn device_nodes_of_steps_and_images() {
+    let Some(bench) = Bench::new() else { return };
+    if !bench.opens_devices() {
+        return;
+    }
+    let try_both = "echo x > /d/n && echo opened; (: < /d/k) 2>&1";
+    let told = bench.built(
+        &format!(
+            "FROM bb AS made\n\
+             RUN mkdir /d && busybox mknod /d/n c 1 3 && busybox mknod /d/k c 1 11; {try_both}; true\n\
+             FROM made\nRUN {try_both}; true\n\
+             FROM bb AS copied\nCOPY --from=made /d /d\nRUN {try_both}; true\n\
+             FROM bb\nCOPY --from=copied /d /d\n"
+        ),
+        &["-t", "nodes"],
+    );
+    assert_eq!(told.matches(" opened\n").count(), 2, "{told}");
+    assert_eq!(told.matches("/d/k: Operation not permitted\n").count(), 2, "{told}");
+    let output = bench.run("store", &["run", "--rm", "nodes", "sh", "-c", &format!("{try_both}; true")]);
+    let said = text(&output.stdout);
+    assert!(said.starts_with("opened\n") && said.ends_with("/d/k: Operation not permitted\n"), "{said}");
+}
+
 /// CVE-2024-24557: the image of a cached build has the settings of this Dockerfile and no other.
 #[test]
 fn each_setting_counts() {

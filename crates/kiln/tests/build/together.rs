@@ -74,6 +74,7 @@ fn a_build_takes_over_from_one_that_was_killed() {
 #[test]
 fn an_interrupt_ends_a_step_at_once() {
     let Some(bench) = Bench::new() else { return };
+    let opens_devices = bench.opens_devices();
     let marker = format!("interrupted-{}", std::process::id());
     bench.write(
         "Dockerfile",
@@ -90,6 +91,7 @@ fn an_interrupt_ends_a_step_at_once() {
         let mut build = bench.start("build");
         until("the build is in its second step", || bench.log() == log);
         let start = Instant::now();
+        assert_eq!(Bench::has_cgroup(build.process()), opens_devices);
         interrupt(build.process(), Signal::INT).expect("interrupted");
         let status = build.wait();
         // Without an interrupt it would be 1000 s.
@@ -99,6 +101,7 @@ fn an_interrupt_ends_a_step_at_once() {
         assert_eq!(told.lines().filter(|line| line.starts_with("kiln: ")).count(), 1, "{told}");
         assert!(bench.read("build.id").is_empty());
         bench.assert_nothing_goes_on(&marker);
+        assert!(!Bench::has_cgroup(build.process()));
         assert_eq!(bench.leases(), 0);
     }
     fs_err::write(bench.cache().expect("a cache mount").join("go"), "").expect("written");
