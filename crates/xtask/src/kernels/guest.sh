@@ -12,6 +12,8 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount --make-rshared /
 mount -t ext4 /dev/vdb /kiln
 mount -t ext4 /dev/vdc /kernel
+# An archive that kiln saved is its owner's alone.
+chmod -R a+rX /kiln
 hostname guest
 busybox ifconfig lo up
 mkdir -p /lib/modules
