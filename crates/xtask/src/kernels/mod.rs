@@ -20,7 +20,7 @@ Boots kernels of Debian packages in qemu, which emulates the processor, and chec
 with sub-identifiers and as one without. Needs root, Debian on x86-64 and some minutes for each kernel.
 
   --suite NAME    the kernel for cloud machines of a Debian suite, from the machine's own mirror; without any option those of
-                  bullseye, bookworm, trixie and sid
+                  bullseye, bookworm and trixie
   --kernel FILES  the kernel in these Debian packages, parted by commas
   --tests         run the tests of kiln, kiln-layer, kiln-runtime, kiln-store and kiln-sys, too: hours";
 
@@ -102,8 +102,7 @@ fn parse(words: &[String]) -> Result<(Vec<Source>, Tests)> {
         }
     }
     if sources.is_empty() {
-        sources =
-            ["bullseye", "bookworm", "trixie", "sid"].map(|suite| Source::Suite(suite.to_owned())).into();
+        sources = ["bullseye", "bookworm", "trixie"].map(|suite| Source::Suite(suite.to_owned())).into();
     }
     Ok((sources, tests))
 }
