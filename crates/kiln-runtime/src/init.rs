@@ -147,11 +147,7 @@ fn mount_root(source: &RootSource, nodes: Nodes) -> Result<OwnedFd, Failure> {
         RootSource::Directory { path } => {
             let step = |error: io::Error| at(&format!("mount the root {}", path.display()))(error);
             let place = mount::open_place(path).map_err(step)?;
-            let tree = mount::clone_tree(place.as_fd(), Depth::Single).map_err(step)?;
-            if attributes != Attributes::default() {
-                mount::restrict(tree.as_fd(), attributes, Depth::Single).map_err(step)?;
-            }
-            Ok(tree)
+            mount::clone_restricted(place.as_fd(), attributes).map_err(step)
         }
     }
 }

@@ -5,13 +5,13 @@
 
 #![allow(unsafe_code, reason = "system calls; each block says why it is sound")]
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
     UnmountFlags,
@@ -192,11 +192,57 @@ pub fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
 
 /// Adds restrictions to a mount; never takes one away.
 ///
-/// Before kernel 5.12 a single attached mount is remounted instead; a recursive change is then refused with `ENOSYS`.
+/// Before kernel 5.12 an attached mount, and each one below it, is remounted instead.
 ///
 /// # Errors
 /// The kernel's refusal.
 pub fn restrict(mount: BorrowedFd<'_>, attributes: Attributes, depth: Depth) -> io::Result<()> {
+    match set_attributes(mount, attributes, depth) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => match depth {
+            Depth::Single => remount(mount, attributes),
+            Depth::Recursive => remount_all(mount, attributes),
+        },
+        result => result,
+    }
+}
+
+/// Clones the mount under a descriptor of a directory as a detached one with restrictions.
+///
+/// Before kernel 5.12 nothing that is detached can be restricted: the clone gets a place for a moment, in the mount
+/// namespace of the calling thread, which must be private to it.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn clone_restricted(source: BorrowedFd<'_>, attributes: Attributes) -> io::Result<OwnedFd> {
+    let tree = clone_tree(source, Depth::Single)?;
+    match set_attributes(tree.as_fd(), attributes, Depth::Single) {
+        Ok(()) => Ok(tree),
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => with_place(|place| {
+            attach(tree.as_fd(), place()?.as_fd())?;
+            remount(tree.as_fd(), attributes)?;
+            clone_tree(tree.as_fd(), Depth::Single)
+        }),
+        Err(error) => Err(error),
+    }
+}
+
+/// Lets `work` mount onto a directory, for which it gets a function that opens it as it is then. What it mounted there is
+/// taken off again. The directory is one of an otherwise unseen tmpfs over the root of this thread's mount namespace, which must be private to it.
+pub(crate) fn with_place<T>(
+    work: impl FnOnce(&dyn Fn() -> io::Result<OwnedFd>) -> io::Result<T>,
+) -> io::Result<T> {
+    let scratch = filesystem("tmpfs", &[], Attributes::INERT).map_err(|refused| refused.source)?;
+    rustix::fs::mkdirat(&scratch, c"place", Mode::RWXU)?;
+    attach_root(scratch.as_fd())?;
+    let result =
+        work(&|| Ok(rustix::fs::openat(&scratch, c"place", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?));
+    let name = format!("/proc/self/fd/{}", scratch.as_raw_fd());
+    rustix::mount::unmount(name, UnmountFlags::DETACH)?;
+    result
+}
+
+/// `mount_setattr(2)`, kernel 5.12.
+fn set_attributes(mount: BorrowedFd<'_>, attributes: Attributes, depth: Depth) -> io::Result<()> {
     #[repr(C)]
     struct MountAttr {
         set: u64,
@@ -221,14 +267,7 @@ pub fn restrict(mount: BorrowedFd<'_>, attributes: Attributes, depth: Depth) -> 
             size_of::<MountAttr>(),
         )
     };
-    if result == 0 {
-        return Ok(());
-    }
-    let error = io::Error::last_os_error();
-    if error.raw_os_error() == Some(libc::ENOSYS) && depth == Depth::Single {
-        return remount(mount, attributes);
-    }
-    Err(error)
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// The way of kernels before 5.12: remount through the descriptor's name in /proc, keeping what is locked.
@@ -242,6 +281,78 @@ fn remount(mount: BorrowedFd<'_>, attributes: Attributes) -> io::Result<()> {
     let result =
         unsafe { libc::mount(std::ptr::null(), name.as_ptr(), std::ptr::null(), flags, std::ptr::null()) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Remounts an attached mount and all that are mounted below it.
+fn remount_all(mount: BorrowedFd<'_>, attributes: Attributes) -> io::Result<()> {
+    remount(mount, attributes)?;
+    let table = fs_err::read("/proc/thread-self/mountinfo")?;
+    for (identifier, path) in mounted_below(&table, mount_id(mount)?) {
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        let below = rustix::fs::openat2(mount, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?;
+        if mount_id(below.as_fd())? != identifier {
+            return Err(io::Error::other("mounts changed meanwhile"));
+        }
+        remount(below.as_fd(), attributes)?;
+    }
+    Ok(())
+}
+
+/// The mounts below a mount that are not covered: identifiers, and paths from that mount on.
+fn mounted_below(table: &[u8], top: u64) -> Vec<(u64, PathBuf)> {
+    let number = |field: Option<&[u8]>| str::from_utf8(field?).ok()?.parse::<u64>().ok();
+    let mounts: Vec<(u64, u64, PathBuf)> = table
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| {
+            let mut fields = line.split(|byte| *byte == b' ');
+            let (identifier, parent) = (number(fields.next())?, number(fields.next())?);
+            Some((identifier, parent, unescaped(fields.nth(2)?)))
+        })
+        .collect();
+    let Some((_, _, start)) = mounts.iter().find(|(identifier, ..)| *identifier == top) else {
+        return Vec::new();
+    };
+    let mut found = vec![top];
+    let mut next = 0;
+    while let Some(parent) = found.get(next).copied() {
+        found.extend(mounts.iter().filter(|mount| mount.1 == parent).map(|mount| mount.0));
+        next += 1;
+    }
+    let is_covered = |of: u64, at: &Path| mounts.iter().any(|(_, parent, path)| *parent == of && path == at);
+    mounts
+        .iter()
+        .filter(|(identifier, _, path)| {
+            *identifier != top && found.contains(identifier) && !is_covered(*identifier, path)
+        })
+        .filter_map(|(identifier, _, path)| Some((*identifier, path.strip_prefix(start).ok()?.to_owned())))
+        .collect()
+}
+
+/// A path of `/proc/self/mountinfo`, where a blank, a tab, a line's end and a backslash are octal numbers.
+fn unescaped(field: &[u8]) -> PathBuf {
+    let mut path = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, more)) = rest.split_first() {
+        let digits = more.get(..3).filter(|digits| digits.iter().all(|digit| (b'0'..=b'7').contains(digit)));
+        match digits.filter(|_| *first == b'\\') {
+            Some(digits) => {
+                path.push(digits.iter().fold(0_u8, |value, digit| value.wrapping_mul(8) + (digit - b'0')));
+                rest = &more[3..];
+            }
+            None => {
+                path.push(*first);
+                rest = more;
+            }
+        }
+    }
+    PathBuf::from(OsString::from_vec(path))
+}
+
+/// The identifier that `/proc/self/mountinfo` has for the mount under a descriptor.
+fn mount_id(file: BorrowedFd<'_>) -> io::Result<u64> {
+    let about = fs_err::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()))?;
+    let line = about.lines().find_map(|line| line.strip_prefix("mnt_id:"));
+    line.and_then(|value| value.trim().parse().ok()).ok_or_else(|| io::ErrorKind::Unsupported.into())
 }
 
 /// Cuts the whole tree of this mount namespace off from all others, so that nothing done here shows outside.
@@ -324,4 +435,57 @@ pub(crate) fn mount_classic(
         )
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+#[allow(clippy::print_stderr, reason = "a test that is skipped says so")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_below_are_found() {
+        let table = b"1 0 0:1 / / rw - ext4 a rw\n2 1 0:2 / /x rw - tmpfs b rw\n5 4 0:2 / /x/a\\040b/c rw - tmpfs b rw\n\
+            4 2 0:2 / /x/a\\040b rw - tmpfs b rw\n3 1 0:2 / /xy rw - tmpfs b rw\n6 2 0:3 / /x/d rw - tmpfs b rw\n\
+            7 6 0:3 / /x/d rw - tmpfs b rw\n";
+        let found = |top| mounted_below(table, top);
+        let expect = [(5, "a b/c"), (4, "a b"), (7, "d")].map(|(id, path)| (id, PathBuf::from(path)));
+        assert_eq!(found(2), expect);
+        assert_eq!(found(3), []);
+        assert_eq!(found(9), []);
+        assert_eq!(unescaped(br"\134040\04"), PathBuf::from(r"\040\04"));
+    }
+
+    /// The way of old kernels works on new ones, too.
+    #[test]
+    fn restrictions_reach_all_below_without_mount_setattr() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let thread = std::thread::spawn(move || {
+            if let Err(error) = crate::process::separate_mounts() {
+                eprintln!("SKIPPED: a mount namespace needs root: {error}");
+                return;
+            }
+            let tmpfs = || filesystem("tmpfs", &[], Attributes::default()).expect("made");
+            let (top, below) = (tmpfs(), tmpfs());
+            let place = open_place(directory.path()).expect("opened");
+            attach(top.as_fd(), place.as_fd()).expect("attached");
+            let inner = directory.path().join("a b\\c");
+            fs_err::create_dir(&inner).expect("made");
+            attach(below.as_fd(), open_place(&inner).expect("opened").as_fd()).expect("attached");
+            remount_all(top.as_fd(), Attributes { read_only: true, ..Attributes::INERT }).expect("remounted");
+            for path in [directory.path(), &inner] {
+                let error = fs_err::write(path.join("file"), "").expect_err("it is read-only");
+                assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem, "{error}");
+                let flags = rustix::fs::fstatvfs(open_place(path).expect("opened")).expect("stat").f_flag;
+                assert!(flags.contains(rustix::fs::StatVfsMountFlags::NODEV), "{flags:?}");
+            }
+            let restricted = with_place(|place| {
+                attach(tmpfs().as_fd(), place()?.as_fd())?;
+                remount(place()?.as_fd(), Attributes::INERT_READ_ONLY)?;
+                clone_tree(place()?.as_fd(), Depth::Single)
+            });
+            let flags = rustix::fs::fstatvfs(restricted.expect("cloned")).expect("stat").f_flag;
+            assert!(flags.contains(rustix::fs::StatVfsMountFlags::RDONLY), "{flags:?}");
+        });
+        thread.join().expect("the test passes");
+    }
 }

@@ -1,7 +1,6 @@
 //! Overlay mounts with every option given, and any number of lowers up to the kernel's 500.
 
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags};
@@ -65,8 +64,8 @@ pub struct Overlay {
 }
 
 impl Overlay {
-    /// Mounts the overlay detached, or, on a kernel whose overlay does not take the new calls' options, over
-    /// `scratch`, from where it is taken off again.
+    /// Mounts the overlay detached. Where the kernel's overlay does not take the new calls' options, it gets a place for a
+    /// moment, in the mount namespace of the calling thread, which must be private to it.
     ///
     /// The options `index`, `metacopy`, `redirect_dir` and `xino` are always given, since their defaults are the
     /// choice of whoever built the kernel. The current directory is changed and changed back where lowers' names
@@ -89,10 +88,13 @@ impl Overlay {
             }
             _ => {}
         }
+        if !takes_lowers_one_by_one(&rustix::system::uname().release().to_string_lossy()) {
+            return self.mount_old(attributes).map_err(|error| self.explained(error));
+        }
         let names = Names::of(self)?;
         match self.mount_new(&names, attributes) {
             Err(error) if error.source.raw_os_error() == Some(libc::EINVAL) => {
-                // Kernels before 6.8 know no `lowerdir+`; a refusal for another reason is refused here again.
+                // Whatever the release says; a refusal for another reason is refused here again.
                 self.mount_old(attributes).map_err(|_| self.explained(error))
             }
             other => other,
@@ -113,10 +115,8 @@ impl Overlay {
         let failed =
             |source| FilesystemRefused { filesystem: "overlay".to_owned(), log: String::new(), source };
         let place = mount::open_place(&self.lowers[0]).map_err(failed)?;
-        let tree = mount::clone_tree(place.as_fd(), Depth::Single).map_err(failed)?;
-        mount::restrict(tree.as_fd(), Attributes { read_only: true, ..attributes }, Depth::Single)
-            .map_err(failed)?;
-        Ok(tree)
+        let attributes = Attributes { read_only: true, ..attributes };
+        mount::clone_restricted(place.as_fd(), attributes).map_err(failed)
     }
 
     fn mount_new(&self, names: &Names, attributes: Attributes) -> Result<OwnedFd, FilesystemRefused> {
@@ -144,11 +144,6 @@ impl Overlay {
         let names = Names::links(self)?;
         let failed =
             |source| FilesystemRefused { filesystem: "overlay".to_owned(), log: String::new(), source };
-        // The mount needs a place for a moment: a directory of an otherwise unseen tmpfs.
-        let scratch = mount::filesystem("tmpfs", &[], Attributes::INERT)?;
-        rustix::fs::mkdirat(&scratch, c"place", Mode::RWXU).map_err(|errno| failed(errno.into()))?;
-        let open =
-            || Ok(rustix::fs::openat(&scratch, c"place", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?);
         let mut options = String::from("lowerdir=");
         for (number, lower) in names.lowers.iter().enumerate() {
             if number > 0 {
@@ -159,7 +154,7 @@ impl Overlay {
         if let Some((upper, work)) = &names.upper {
             options.push_str(&format!(",upperdir={},workdir={}", upper.display(), work.display()));
         }
-        let attempt = |volatile: bool| {
+        let attempt = |place: OwnedFd, volatile: bool| {
             let mut options = options.clone();
             for (key, value) in self.options().filter(|(key, _)| volatile || *key != "volatile") {
                 options.push(',');
@@ -169,17 +164,21 @@ impl Overlay {
                     options.push_str(value);
                 }
             }
-            let _directory = names.enter()?;
-            let place = open().map_err(failed)?;
-            mount::mount_classic("overlay", place.as_fd(), attributes, Path::new(&options)).map_err(failed)
+            let _directory = names.enter().map_err(|refused| refused.source)?;
+            mount::mount_classic("overlay", place.as_fd(), attributes, Path::new(&options))
         };
-        mount::attach_root(scratch.as_fd()).map_err(failed)?;
-        let mounted =
-            attempt(self.volatile).or_else(|error| if self.volatile { attempt(false) } else { Err(error) });
-        let clone = || mount::clone_tree(open()?.as_fd(), Depth::Single);
-        let result = mounted.and_then(|()| clone().map_err(failed));
-        detach(scratch.as_fd()).map_err(failed)?;
-        result
+        mount::with_place(|place| {
+            match attempt(place()?, self.volatile) {
+                // Unknown to the kernel, it may be. What another refusal leaves behind makes a second attempt fail for a
+                // reason of its own.
+                Err(error) if self.volatile && error.raw_os_error() == Some(libc::EINVAL) => {
+                    attempt(place()?, false)
+                }
+                other => other,
+            }?;
+            mount::clone_tree(place()?.as_fd(), Depth::Single)
+        })
+        .map_err(failed)
     }
 
     fn options(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
@@ -217,13 +216,33 @@ impl Overlay {
             userxattr,
             volatile: false,
         };
-        let result = overlay.mount(Attributes::default()).map(drop);
+        // On a thread with mounts of its own, since old kernels need a place for the overlay.
+        let attempt = || {
+            crate::process::separate_mounts().map_err(|source| FilesystemRefused {
+                filesystem: "overlay".to_owned(),
+                log: String::new(),
+                source,
+            })?;
+            overlay.mount(Attributes::default()).map(drop)
+        };
+        let result = std::thread::scope(|scope| scope.spawn(attempt).join())
+            .unwrap_or_else(|_| Err(refused("the attempt panicked", rustix::io::Errno::IO)));
         // The kernel leaves work/work behind.
         let _ = rustix::fs::unlinkat(CWD, work.join("work"), rustix::fs::AtFlags::REMOVEDIR);
         for name in &names {
             let _ = rustix::fs::unlinkat(CWD, name, rustix::fs::AtFlags::REMOVEDIR);
         }
         result
+    }
+}
+
+/// Whether overlays of this release know `lowerdir+` (6.8). It is not tried, since older ones write a line to the kernel's
+/// log for each unknown option.
+fn takes_lowers_one_by_one(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= (6, 8),
+        _ => true,
     }
 }
 
@@ -294,11 +313,6 @@ impl Drop for Returning {
     }
 }
 
-fn detach(place: BorrowedFd<'_>) -> io::Result<()> {
-    let name = format!("/proc/self/fd/{}", place.as_raw_fd());
-    Ok(rustix::mount::unmount(name, rustix::mount::UnmountFlags::DETACH)?)
-}
-
 #[cfg(test)]
 #[allow(clippy::print_stderr, reason = "a test that is skipped says so")]
 mod tests {
@@ -337,6 +351,16 @@ mod tests {
         let directory = rustix::fs::openat(mounted, c".", OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
             .expect("open");
         rustix::fs::Dir::read_from(&directory).expect("list").count() - 2
+    }
+
+    #[test]
+    fn releases_are_told_apart() {
+        for old in ["5.10.0-46-cloud-amd64", "6.1.0-50-amd64", "6.7", "6.7.12+deb13"] {
+            assert!(!takes_lowers_one_by_one(old), "{old}");
+        }
+        for new in ["6.8.0", "6.12.95+deb12-amd64", "6.18.44-x", "7.2.13", "10.0", "6", "", "next"] {
+            assert!(takes_lowers_one_by_one(new), "{new}");
+        }
     }
 
     #[test]

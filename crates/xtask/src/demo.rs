@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::machine::{self, has, is_root, output, repository, run, say, target_directory};
+use crate::apt::{PrivateApt, SUITE, debian_sources};
+use crate::machine::{self, has, is_root, repository, run, say, target_directory};
 
-const SUITE: &str = "bookworm";
 const BASE: &str = "debian:bookworm";
 
 /// Runs the demo.
@@ -91,19 +91,20 @@ fn base_with_mmdebstrap(kiln: &Kiln, place: &Path) -> Result<()> {
     }
     say("making a Debian root file system out of packages");
     let archive = place.join("debian.tar");
-    debian_root(place, &archive)?;
+    debian_root(place, &archive, "ca-certificates")?;
     say("importing it");
     kiln.import(&archive, BASE)?;
     std::fs::remove_file(&archive).context("remove the archive")
 }
 
-/// Writes a root file system of the machine's own package sources to `archive`. `place` takes what is needed besides.
-pub(crate) fn debian_root(place: &Path, archive: &Path) -> Result<()> {
+/// Writes a root file system of the machine's own package sources to `archive`, with these packages besides the essential
+/// ones and apt. `place` takes what is needed meanwhile.
+pub(crate) fn debian_root(place: &Path, archive: &Path, packages: &str) -> Result<()> {
     let sources = place.join("sources.list");
     std::fs::write(&sources, debian_sources()?)?;
     let mut command = Command::new("mmdebstrap");
-    command.args(["--quiet", "--variant=apt", "--include=ca-certificates", SUITE]).arg(archive).arg(&sources);
-    run(&mut command)
+    command.args(["--quiet", "--variant=apt", &format!("--include={packages}"), SUITE]);
+    run(command.arg(archive).arg(&sources))
 }
 
 /// Without root: packages are downloaded under private directories, unpacked by dpkg-deb, and configured in a
@@ -121,8 +122,9 @@ fn base_without_root(kiln: &Kiln, place: &Path) -> Result<()> {
     }
     let packages = context.join("packages");
     std::fs::create_dir_all(&packages)?;
-    let apt = PrivateApt::new(&place.join("apt"))?;
-    apt.download(&apt.base_packages()?, &packages)?;
+    let apt = PrivateApt::new(&place.join("apt"), &debian_sources()?)?;
+    // The last merges /usr on systems that were installed without; without it apt takes a package that does.
+    apt.download(&apt.plan(&["?essential", "apt", "ca-certificates", "usr-is-merged"])?, &packages)?;
     say("unpacking them with dpkg-deb");
     let root = context.join("root");
     unpack(&packages, &root)?;
@@ -179,93 +181,3 @@ FROM scratch
 COPY --from=configured / /
 CMD [\"bash\"]
 ";
-
-/// apt with every directory of its own, so that it needs no root.
-struct PrivateApt {
-    configuration: PathBuf,
-}
-
-impl PrivateApt {
-    fn new(directory: &Path) -> Result<Self> {
-        for name in ["lists/partial", "archives/partial", "preferences.d", "apt.conf.d"] {
-            std::fs::create_dir_all(directory.join(name))?;
-        }
-        std::fs::write(directory.join("status"), "")?;
-        std::fs::write(directory.join("sources.list"), debian_sources()?)?;
-        let shown = directory.display();
-        let text = format!(
-            "Dir::State \"{shown}\";\nDir::State::Lists \"{shown}/lists\";\nDir::State::status \"{shown}/status\";\n\
-             Dir::Cache \"{shown}\";\nDir::Cache::archives \"{shown}/archives\";\n\
-             Dir::Etc::main \"-\";\nDir::Etc::parts \"{shown}/apt.conf.d\";\n\
-             Dir::Etc::sourcelist \"{shown}/sources.list\";\nDir::Etc::sourceparts \"-\";\n\
-             Dir::Etc::preferences \"-\";\nDir::Etc::preferencesparts \"{shown}/preferences.d\";\n\
-             Debug::NoLocking \"1\";\nAPT::Install-Recommends \"0\";\nAPT::Sandbox::User \"root\";\n{}",
-            fetch_settings()?
-        );
-        let configuration = directory.join("apt.conf");
-        std::fs::write(&configuration, text)?;
-        let apt = Self { configuration };
-        run(apt.command().args(["update", "-qq"]))?;
-        Ok(apt)
-    }
-
-    fn command(&self) -> Command {
-        let mut command = Command::new("apt-get");
-        command.env("APT_CONFIG", &self.configuration);
-        command
-    }
-
-    /// Names of the essential packages, of apt and of what they depend on.
-    fn base_packages(&self) -> Result<Vec<String>> {
-        let mut simulate = self.command();
-        simulate.args(["install", "--simulate", "-qq", "?essential", "apt", "ca-certificates"]);
-        // Otherwise a package that merges /usr on systems that were installed without.
-        simulate.arg("usr-is-merged");
-        let plan = output(&mut simulate)?;
-        let packages: Vec<String> = plan
-            .lines()
-            .filter_map(|line| line.strip_prefix("Inst "))
-            .filter_map(|line| line.split_whitespace().next())
-            .map(str::to_owned)
-            .collect();
-        if packages.is_empty() {
-            bail!("{} names no package", machine::line(&simulate));
-        }
-        Ok(packages)
-    }
-
-    fn download(&self, packages: &[String], to: &Path) -> Result<()> {
-        run(self.command().current_dir(to).args(["download", "-qq"]).args(packages))
-    }
-}
-
-/// How the machine's apt fetches (proxies, certificates), without what it does besides.
-fn fetch_settings() -> Result<String> {
-    let all = output(Command::new("apt-config").arg("dump"))?;
-    let settings = all.lines().filter(|line| line.starts_with("Acquire::"));
-    Ok(settings.map(|line| format!("{line}\n")).collect())
-}
-
-/// One-line sources of the machine's own Debian mirrors, so that no host is named here.
-fn debian_sources() -> Result<String> {
-    let format = "$(SITE) $(RELEASE) $(CREATED_BY) $(ORIGIN) $(REPO_URI) $(COMPONENT)";
-    let listed =
-        output(Command::new("apt-get").args(["indextargets", "--format", format, "Identifier: Packages"]))?;
-    let mut lines: Vec<String> = Vec::new();
-    for target in listed.lines() {
-        let mut fields = target.split_whitespace();
-        let (Some(_site), Some(release)) = (fields.next(), fields.next()) else { continue };
-        let Some(uri) = fields.clone().find(|field| field.contains("://")) else { continue };
-        if !release.starts_with(SUITE) || !uri.contains("debian") {
-            continue;
-        }
-        let line = format!("deb {uri} {release} main");
-        if !lines.contains(&line) {
-            lines.push(line);
-        }
-    }
-    if lines.is_empty() {
-        bail!("apt knows no Debian {SUITE} mirror on this machine");
-    }
-    Ok(lines.join("\n") + "\n")
-}

@@ -3,9 +3,11 @@
 //! Needs nothing but Rust and a C compiler; whatever else a chore wants it installs or does without, and says so.
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods, clippy::exit)]
 
+mod apt;
 mod bench;
 mod count;
 mod demo;
+mod kernels;
 mod machine;
 mod test;
 mod tidy;
@@ -19,6 +21,8 @@ const USAGE: &str = "usage: cargo xtask CHORE
   test   formatting, lints, tidiness and all tests
   tidy   the house's rules alone
   bench  kiln beside other engines; `cargo xtask bench --help` tells more
+  kernels
+         kiln on other kernels, in emulated machines; `cargo xtask kernels --help` tells more
   count  instructions of fixed work, compared with crates/xtask/instructions.json; --accept writes it";
 
 fn main() -> ExitCode {
@@ -30,6 +34,7 @@ fn main() -> ExitCode {
         ["count"] => count::run(count::Purpose::Compare),
         ["count", "--accept"] => count::run(count::Purpose::Accept),
         ["bench", ..] => bench::run(&arguments[1..]),
+        ["kernels", ..] => kernels::run_all(&arguments[1..]),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             Ok(())

@@ -45,6 +45,12 @@ impl Fixture {
         if let UserNamespace::Unavailable { reason } = user {
             return Err(reason.clone());
         }
+        let release = rustix::system::uname().release().to_string_lossy().into_owned();
+        let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+        let number = (numbers.next().and_then(Result::ok), numbers.next().and_then(Result::ok));
+        if *user != UserNamespace::None && number < (Some(5), Some(11)) {
+            return Err(format!("overlays without root need kernel 5.11, and this is {release}"));
+        }
         let busybox = ["/bin/busybox", "/usr/bin/busybox", "/bin/busybox.static"]
             .into_iter()
             .find(|path| is_static(Path::new(path)))

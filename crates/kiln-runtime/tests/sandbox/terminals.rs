@@ -98,7 +98,7 @@ fn watcher(fixture: &Fixture) {
         // A terminal tells its foreground processes, and this test has none of its own.
         rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::WINCH)
             .expect("told");
-        read_until(&person, &mut seen, "21 43");
+        read_until(&person, &mut seen, "21 43\r\n");
         rustix::io::write(&person, b"x\r\x04").expect("types");
         read_until(&person, &mut seen, "over");
         assert_eq!(running.join().expect("lives"), Exit::Code(5), "{seen}");

@@ -189,7 +189,7 @@ fn debian(directory: &Path) -> Result<Option<Image>> {
         say("making a Debian root file system");
         std::fs::create_dir_all(directory)?;
         let partial = directory.join("partial.tar");
-        crate::demo::debian_root(directory, &partial)?;
+        crate::demo::debian_root(directory, &partial, "ca-certificates")?;
         std::fs::rename(&partial, &rootfs)?;
     }
     Ok(Some(archives::image("debian", directory)?))
