@@ -148,10 +148,6 @@ impl SourceTree for NothingBelow {
         Ok(None)
     }
 
-    fn hash(&self, _path: &[u8], _entries: &mut [Below]) -> Result<()> {
-        Ok(())
-    }
-
     fn hides(&self, _path: &[u8]) -> bool {
         false
     }

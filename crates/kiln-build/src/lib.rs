@@ -14,6 +14,7 @@ mod copy;
 mod download;
 mod engine;
 mod error;
+mod examine;
 mod export;
 mod filter;
 mod git;
