@@ -12,6 +12,7 @@ mod context;
 mod context_walk;
 mod copy;
 mod download;
+mod earlier;
 mod engine;
 mod error;
 mod examine;
