@@ -200,6 +200,7 @@ impl BuildContext {
         let hashed = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..helpers).map(|_| scope.spawn(work)).collect();
             let own = work();
+            let _span = kiln_trace::span("wait for hashing");
             let others = threads
                 .into_iter()
                 .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));

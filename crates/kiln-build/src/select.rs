@@ -370,6 +370,48 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_by_itself_and_entries_give_one_digest() {
+        let ignore = "e/**\nf\n!f/keep/x\n*.md\n";
+        let lab = Lab::new().context(&[
+            ("a", "1"),
+            ("b.md", "2"),
+            ("d/x", "3"),
+            ("d/sub/y", "4"),
+            ("d/sub/link", "->y"),
+            ("d-/z", ""),
+            ("e/g/h", "5"),
+            ("f/keep/x", "6"),
+            ("f/keep/y", "7"),
+            ("f/gone/z", "8"),
+            (".dockerignore", ignore),
+        ]);
+        let directory = lab.context_path().join("d");
+        fs_err::hard_link(directory.join("x"), directory.join("sub/other")).expect("linked");
+        rustix::fs::mkfifoat(rustix::fs::CWD, directory.join("pipe"), rustix::fs::Mode::RUSR).expect("made");
+        age(&lab);
+        std::thread::sleep(Duration::from_millis(2100));
+        let excluded = Filter::new(&["sub/y".to_owned(), "d/x".to_owned()], None).expect("a filter");
+        let included = Filter::new(&[], Some("**/y")).expect("a filter");
+        // What nothing is known of, what is remembered in memory, and what is remembered on disk.
+        for _ in 0..2 {
+            let context = lab.open();
+            for _ in 0..2 {
+                for path in [&b""[..], b"d", b"d/sub", b"e", b"f", b"a", b"nowhere"] {
+                    for filter in [&Filter::default(), &excluded, &included] {
+                        let examined = context.examine(path, filter).expect("examined");
+                        let (digest, links) = (examined.digest, examined.links);
+                        let again = crate::examine::Examined::of(examined.entries.all());
+                        assert_eq!((digest, &links), (again.digest, &again.links), "{path:?} {filter:?}");
+                        let linked = filter.is_empty() && matches!(path, b"" | b"d");
+                        assert_eq!(links.len(), usize::from(linked), "{path:?} {filter:?}");
+                    }
+                }
+            }
+            context.save().expect("saved");
+        }
+    }
+
+    #[test]
     fn links_never_lead_out_of_the_context() {
         let lab = Lab::new();
         fs_err::write(lab.host.path().join("canary"), "secret").expect("written");

@@ -19,6 +19,7 @@ use crate::engine::{Engine, Step};
 use crate::error::{Error, Result};
 use crate::image_tree::{Contents, ImageTree};
 use crate::operation::{CopyOperation, MountSource, WorkdirOperation};
+use crate::request::CacheUse;
 use crate::route::RoutedTree;
 use crate::select::{Selection, select, select_mount};
 use crate::tree::SourceTree;
@@ -177,7 +178,12 @@ impl Engine<'_> {
             Some(selection) => selection,
             None => self.with_sources(operation, inputs.iter().copied(), selected)?,
         };
-        let earlier = Earlier::of(self.store, &preimage.operation.digest(), preimage.operation.name())?;
+        let earlier = match self.request.cache {
+            CacheUse::Records => {
+                Earlier::of(self.store, &preimage.operation.digest(), preimage.operation.name())?
+            }
+            CacheUse::Nothing => None,
+        };
         match self.copy_once(operation, first, inputs, earlier.as_ref(), context) {
             Err(Error::Changed(_)) => {
                 let again = self.with_sources(operation, inputs.iter().copied(), selected)?;

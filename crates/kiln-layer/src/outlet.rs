@@ -186,6 +186,7 @@ impl<'scope, 'env, 'a: 'scope> Outlets<'scope, 'env, 'a> {
             return Err(Error::Worker);
         };
         drop((hash, tar, files));
+        let _span = kiln_trace::span("wait for writers");
         let hashed = hashing.join().map_err(|_| Error::Worker);
         let mut failure = None;
         for worker in working {
