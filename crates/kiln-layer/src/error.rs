@@ -154,6 +154,9 @@ pub enum EntryProblem {
     /// A hard link to a directory.
     #[error("a hard link to a directory")]
     LinkToDirectory,
+    /// A hard link that takes the place of the directory in which its target is.
+    #[error("a hard link in the place of the directory that holds its target")]
+    LinkInside,
     /// Its name or link is longer than the kernel takes.
     #[error("its path is too long")]
     PathTooLong,

@@ -87,6 +87,22 @@ pub(crate) struct Builder {
     stray_padding: bool,
 }
 
+/// The entries of one path above others, in the order of the tar.
+struct Group<'a> {
+    entries: &'a [u32],
+    /// The last non-directory at or above this path: what came before it is gone.
+    killed_before: u32,
+}
+
+/// What the entries of one path leave.
+#[derive(Default)]
+struct Left {
+    real: Option<u32>,
+    mark: Option<u32>,
+    /// One past the last non-directory.
+    killed_before: u32,
+}
+
 impl Builder {
     pub(crate) fn new() -> Self {
         Self { sorted: true, ..Self::default() }
@@ -187,60 +203,81 @@ impl Builder {
 
     /// The entries that are left when every later one has won over the earlier ones it replaces.
     fn effective(&mut self, order: &[u32]) -> Result<Vec<u32>> {
-        struct Above {
-            group: usize,
-            /// The last non-directory at or above this path: what came before it is gone.
-            killed_before: u32,
-            /// The non-directory that is there in the end.
-            file: Option<u32>,
-        }
         let mut effective = Vec::with_capacity(order.len());
-        let mut above: Vec<Above> = Vec::new();
-        let mut start = 0;
-        while start < order.len() {
-            let path = self.path(order[start]).to_vec();
-            let mut end = start + 1;
-            while end < order.len() && self.path(order[end]) == path {
-                end += 1;
-            }
-            while above.last().is_some_and(|above| !is_below(&path, self.path(order[above.group]))) {
+        let mut above: Vec<Group<'_>> = Vec::new();
+        let mut rest = order;
+        while let Some(first) = rest.first() {
+            let path = self.path(*first);
+            let length = rest.iter().take_while(|number| self.path(**number) == path).count();
+            let (entries, after) = rest.split_at(length);
+            rest = after;
+            while above.last().is_some_and(|above| !is_below(path, self.path(above.entries[0]))) {
                 above.pop();
             }
             let killed = above.last().map_or(0, |above| above.killed_before);
-            let file_above = above.iter().rev().find_map(|above| above.file);
-            let (mut real, mut mark, mut killing) = (None, None, 0);
-            for number in &order[start..end] {
-                let alive = *number >= killed;
-                if alive && file_above.is_some_and(|file| *number > file) {
-                    return Err(self.bad(*number, EntryProblem::ParentNotDirectory));
-                }
-                let record = &mut self.records[*number as usize];
-                record.flags |= FLAG_SUPERSEDED;
-                match record.kind {
-                    _ if !alive => {}
-                    // An opaque mark says more than a whiteout of the same path.
-                    Kind::Whiteout if mark.is_none() => mark = Some(*number),
-                    Kind::Whiteout => {}
-                    Kind::Opaque => mark = Some(*number),
-                    _ => real = Some(*number),
-                }
-                if !record.kind.is_mark() && record.kind != Kind::Directory {
-                    killing = *number + 1;
-                }
+            let left = self.left_of(entries, killed);
+            above.push(Group { entries, killed_before: killed.max(left.killed_before) });
+            if killed > 0 || (left.killed_before > 0 && entries.len() > 1) {
+                entries.iter().try_for_each(|number| self.has_directory_above(&above, *number))?;
             }
-            let directory = real.is_none_or(|real| self.records[real as usize].kind == Kind::Directory);
-            for number in [real, mark.filter(|_| directory)].into_iter().flatten() {
+            for number in entries {
+                self.records[*number as usize].flags |= FLAG_SUPERSEDED;
+            }
+            let directory = left.real.is_none_or(|real| !self.replaces(real));
+            for number in [left.real, left.mark.filter(|_| directory)].into_iter().flatten() {
                 self.records[number as usize].flags &= !FLAG_SUPERSEDED;
                 effective.push(number);
             }
-            above.push(Above {
-                group: start,
-                killed_before: killed.max(killing),
-                file: real.filter(|_| !directory),
-            });
-            start = end;
         }
         Ok(effective)
+    }
+
+    /// Follows the entries of one path in the order of the tar, as unpacking would.
+    fn left_of(&self, entries: &[u32], killed: u32) -> Left {
+        let mut left = Left::default();
+        for number in entries {
+            if self.replaces(*number) {
+                left.killed_before = *number + 1;
+            }
+            if *number < killed {
+                continue;
+            }
+            let file = left.real.is_some_and(|real| self.replaces(real));
+            match self.records[*number as usize].kind {
+                // What this layer gives is not what its whiteout hides.
+                Kind::Whiteout if file => {}
+                Kind::Whiteout => left.mark = left.mark.or(Some(*number)),
+                // It says more than a whiteout of the same path.
+                Kind::Opaque => left.mark = Some(*number),
+                Kind::Directory => left.real = Some(*number),
+                // The directory that was there is gone, its mark with it.
+                _ => (left.real, left.mark) = (Some(*number), None),
+            }
+        }
+        left
+    }
+
+    /// Fails where a non-directory has the place of a parent when entry `number`, one of the last group, comes. The parent
+    /// of an opaque mark is the directory that it is on.
+    fn has_directory_above(&self, groups: &[Group<'_>], number: u32) -> Result<()> {
+        let inside = self.records[number as usize].kind == Kind::Opaque;
+        let mut killed = 0;
+        for group in &groups[..groups.len() - usize::from(!inside)] {
+            let before = &group.entries[..group.entries.partition_point(|entry| *entry < number)];
+            let real = |entry: &&u32| !self.records[**entry as usize].kind.is_mark();
+            if before.iter().rfind(real).is_some_and(|entry| *entry >= killed && self.replaces(*entry)) {
+                return Err(self.bad(number, EntryProblem::ParentNotDirectory));
+            }
+            let file = before.iter().rfind(|entry| self.replaces(**entry));
+            killed = killed.max(file.map_or(0, |entry| entry + 1));
+        }
+        Ok(())
+    }
+
+    /// Whether an entry takes the place of a directory and of all that is in it.
+    fn replaces(&self, number: u32) -> bool {
+        let kind = self.records[number as usize].kind;
+        !kind.is_mark() && kind != Kind::Directory
     }
 
     fn bad(&self, number: u32, problem: EntryProblem) -> Error {
@@ -285,6 +322,9 @@ impl Builder {
             let found = self.records[target as usize].clone();
             if found.kind == Kind::Directory {
                 return Err(self.bad(number, EntryProblem::LinkToDirectory));
+            }
+            if is_below(self.path(target), self.path(number)) {
+                return Err(self.bad(number, EntryProblem::LinkInside));
             }
             // A link to a link is a link to what that one means.
             let target = if found.kind == Kind::HardLink { found.link_entry } else { target };
@@ -489,7 +529,9 @@ impl Builder {
     fn header(&self, file: &mut Vec<u8>, totals: &Totals, effective: &[u32], implied: bool, total: usize) {
         let records = || effective.iter().map(|number| &self.records[*number as usize]);
         let content: u64 = self.content_size(effective);
-        let lower = records().any(|record| record.kind == Kind::HardLink && record.link_entry == LOWER);
+        // A superseded one counts, too: only unpacking tells what it would have met.
+        let lower =
+            self.records.iter().any(|record| record.kind == Kind::HardLink && record.link_entry == LOWER);
         let marks = records().any(|record| record.kind.is_mark());
         let mut flags = 0;
         if !implied && !lower {

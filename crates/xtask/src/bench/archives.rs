@@ -168,25 +168,60 @@ fn config(label: &str, diff_ids: &[String]) -> Value {
 
 /// An archive of `count` images called `many:<number>`, each with one small layer.
 pub(crate) fn many_images(count: usize, path: &Path) -> Result<()> {
-    let mut tar = Tar::new();
-    let mut manifest = Vec::new();
+    let mut archive = DockerArchive::new();
     for number in 0..count {
-        let mut layer = Tar::new();
-        layer.add(&Member::file("number", 0o644, format!("{number}\n").as_bytes()));
-        let layer = layer.finish();
-        let diff_id = digest(&layer);
-        let config = serde_json::to_vec(&config(&number.to_string(), std::slice::from_ref(&diff_id)))?;
+        let layer = small_layer("number", number);
+        archive.image(&format!("many:{number}"), &number.to_string(), &[layer])?;
+    }
+    archive.write(path)
+}
+
+/// An archive of one image called `layers`: the root's tar with small layers above it, `count` layers in all.
+pub(crate) fn many_layers(root: &Path, count: usize, path: &Path) -> Result<()> {
+    let mut layers = vec![std::fs::read(root)?];
+    layers.extend((1..count).map(|number| small_layer(&format!("number-{number}"), number)));
+    let mut archive = DockerArchive::new();
+    archive.image("layers:latest", "layers", &layers)?;
+    archive.write(path)
+}
+
+fn small_layer(name: &str, number: usize) -> Vec<u8> {
+    let mut layer = Tar::new();
+    layer.add(&Member::file(name, 0o644, format!("{number}\n").as_bytes()));
+    layer.finish()
+}
+
+/// What `docker save` wrote before it wrote OCI's layout.
+struct DockerArchive {
+    tar: Tar,
+    manifest: Vec<Value>,
+}
+
+impl DockerArchive {
+    fn new() -> Self {
+        Self { tar: Tar::new(), manifest: Vec::new() }
+    }
+
+    fn image(&mut self, name: &str, label: &str, layers: &[Vec<u8>]) -> Result<()> {
+        let diff_ids: Vec<String> = layers.iter().map(|layer| digest(layer)).collect();
+        let config = serde_json::to_vec(&config(label, &diff_ids))?;
         let hex = |digest: &str| digest.trim_start_matches("sha256:").to_owned();
         let config_name = format!("{}.json", hex(&digest(&config)));
-        let layer_name = format!("{}/layer.tar", hex(&diff_id));
-        tar.add(&Member::file(&config_name, 0o644, &config));
-        tar.add(&Member::file(&layer_name, 0o644, &layer));
-        manifest.push(
-            json!({"Config": config_name, "RepoTags": [format!("many:{number}")], "Layers": [layer_name]}),
-        );
+        self.tar.add(&Member::file(&config_name, 0o644, &config));
+        let mut names = Vec::new();
+        for (layer, diff_id) in layers.iter().zip(&diff_ids) {
+            names.push(format!("{}/layer.tar", hex(diff_id)));
+            self.tar.add(&Member::file(&names[names.len() - 1], 0o644, layer));
+        }
+        self.manifest.push(json!({"Config": config_name, "RepoTags": [name], "Layers": names}));
+        Ok(())
     }
-    tar.add(&Member::file("manifest.json", 0o644, &serde_json::to_vec(&manifest)?));
-    Ok(std::fs::write(path, tar.finish())?)
+
+    fn write(mut self, path: &Path) -> Result<()> {
+        let manifest = serde_json::to_vec(&self.manifest)?;
+        self.tar.add(&Member::file("manifest.json", 0o644, &manifest));
+        Ok(std::fs::write(path, self.tar.finish())?)
+    }
 }
 
 /// A directory as a tar, its entries in the order of their names, owned by root.

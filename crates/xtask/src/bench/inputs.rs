@@ -122,6 +122,15 @@ impl Inputs {
         Ok(place.join("images.tar"))
     }
 
+    /// A docker archive of one image of `count` layers, busybox the lowest.
+    pub(crate) fn many_layers(&self, count: usize) -> Result<PathBuf> {
+        let place = self.made(&format!("layers-{count}"), |place| {
+            std::fs::create_dir_all(place)?;
+            archives::many_layers(&self.busybox.rootfs, count, &place.join("image.tar"))
+        })?;
+        Ok(place.join("image.tar"))
+    }
+
     /// Makes an input once: under another name first, so that half a one is never used.
     fn made(&self, name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
         let place = self.directory.join(format!("{name}.v{VERSION}"));

@@ -74,6 +74,10 @@ pub(crate) const UNCHANGED_IMAGES: &str = "unchanged rebuild by images in the st
 pub(crate) const RUN_STEPS: &str = "cold RUN steps";
 pub(crate) const COPY_FILES: &str = "cold COPY by files";
 pub(crate) const LIST_IMAGES: &str = "images by images in the store";
+pub(crate) const LOAD_LAYERS: &str = "load by layers of the image";
+pub(crate) const RUN_LAYERS: &str = "run --rm by layers of the image";
+/// docker mounts no more than 125.
+const LAYERS: [usize; 3] = [1, 10, 100];
 
 /// What a workload list is made with.
 struct Plan<'a> {
@@ -101,7 +105,8 @@ pub(crate) fn all(
     plan.copies(wanted)?;
     plan.stages(wanted)?;
     plan.transfers(wanted)?;
-    plan.containers(wanted);
+    plan.loads_of_layers(wanted)?;
+    plan.containers(wanted)?;
     plan.queries(wanted)?;
     Ok(plan.workloads)
 }
@@ -333,6 +338,20 @@ impl Plan<'_> {
         self.saves_of_a_build(wanted)
     }
 
+    fn loads_of_layers(&mut self, wanted: &dyn Fn(&str) -> bool) -> Result<()> {
+        for count in LAYERS {
+            let name = format!("transfer/load-layers-{count}");
+            if wanted(&name) {
+                let task = Task::Load { archive: self.inputs.many_layers(count)? };
+                let title = format!("load of an image of {}", plural(count, "layer"));
+                let workload = self.workload(&name, title, Start::Fresh, vec![task]);
+                let growth = Some((LOAD_LAYERS, count));
+                self.workloads.push(Workload { growth, images: Vec::new(), ..workload });
+            }
+        }
+        Ok(())
+    }
+
     /// A layer that came from outside goes out as it came; what a build made is compressed as asked for.
     fn saves_of_a_build(&mut self, wanted: &dyn Fn(&str) -> bool) -> Result<()> {
         let count = self.inputs.sizes.tree;
@@ -363,13 +382,25 @@ impl Plan<'_> {
         Ok(())
     }
 
-    fn containers(&mut self, wanted: &dyn Fn(&str) -> bool) {
+    fn containers(&mut self, wanted: &dyn Fn(&str) -> bool) -> Result<()> {
         if wanted("container/run") {
             let task = Task::Run { image: "busybox".to_owned(), words: vec!["/bin/true".to_owned()] };
             let title = "run --rm of a program that exits at once".to_owned();
             let start = Start::Kept("container/run".to_owned());
             self.workloads.push(self.workload("container/run", title, start, vec![task]));
         }
+        for count in LAYERS {
+            let name = format!("container/run-layers-{count}");
+            if wanted(&name) {
+                let task = Task::Run { image: "layers".to_owned(), words: vec!["/bin/true".to_owned()] };
+                let title = format!("run --rm of an image of {}", plural(count, "layer"));
+                let workload = self.workload(&name, title, Start::Kept(name.clone()), vec![task]);
+                let before = vec![Task::Load { archive: self.inputs.many_layers(count)? }];
+                let growth = Some((RUN_LAYERS, count));
+                self.workloads.push(Workload { growth, before, images: Vec::new(), ..workload });
+            }
+        }
+        Ok(())
     }
 
     fn queries(&mut self, wanted: &dyn Fn(&str) -> bool) -> Result<()> {
