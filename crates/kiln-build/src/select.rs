@@ -402,8 +402,10 @@ mod tests {
                         let (digest, links) = (examined.digest, examined.links);
                         let again = crate::examine::Examined::of(examined.entries.all());
                         assert_eq!((digest, &links), (again.digest, &again.links), "{path:?} {filter:?}");
-                        let linked = filter.is_empty() && matches!(path, b"" | b"d");
-                        assert_eq!(links.len(), usize::from(linked), "{path:?} {filter:?}");
+                        if filter.is_empty() {
+                            let linked = matches!(path, b"" | b"d");
+                            assert_eq!(links.len(), usize::from(linked), "{path:?}");
+                        }
                     }
                 }
             }
