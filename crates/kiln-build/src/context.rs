@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use kiln_dockerfile::{IgnoreMatcher, IgnoreState};
 use kiln_layer::{Kind, Metadata};
@@ -16,8 +16,9 @@ use kiln_oci::{Digest, Hasher};
 use kiln_sys::root::{Directory, FileError, Root, Time};
 use rustix::fs::{FileType, Stat};
 
-use crate::context_walk::Walk;
+use crate::context_walk::{Purpose, Walk, Walked};
 use crate::error::{Error, Result};
+use crate::examine::{Entries, Examined};
 use crate::filter::Filter;
 use crate::stat_cache::StatCache;
 use crate::tree::{Below, Found, SourceTree, Stamp, split};
@@ -33,9 +34,17 @@ const BUFFER: usize = 128 << 10;
 pub(crate) struct BuildContext {
     root: Root,
     ignore: IgnoreMatcher,
-    cache: Mutex<StatCache>,
+    cache: RwLock<StatCache>,
     /// The directory that was opened last: files are mostly opened in order.
     last: Mutex<Option<(Vec<u8>, Arc<Directory>)>>,
+}
+
+/// A file that was read from beginning to end.
+struct HashedFile {
+    digest: Digest,
+    stamp: Stamp,
+    /// When the reading began.
+    start: Time,
 }
 
 impl BuildContext {
@@ -49,7 +58,7 @@ impl BuildContext {
         let root = Root::open(path)?;
         let ignore = IgnoreMatcher::parse(ignore)?;
         let stat = root.directory().stat_self()?;
-        let cache = Mutex::new(StatCache::open(caches, (stat.st_dev, stat.st_ino)));
+        let cache = RwLock::new(StatCache::open(caches, (stat.st_dev, stat.st_ino)));
         Ok(Self { root, ignore, cache, last: Mutex::new(None) })
     }
 
@@ -59,7 +68,7 @@ impl BuildContext {
     /// When the cache file cannot be written.
     pub(crate) fn save(&self) -> Result<()> {
         let _span = kiln_trace::span("save stat cache");
-        Ok(self.cache().save()?)
+        Ok(self.cache.write().unwrap_or_else(PoisonError::into_inner).save()?)
     }
 
     /// Whether the content of some of its files is known from an earlier build.
@@ -67,8 +76,8 @@ impl BuildContext {
         !self.cache().is_empty()
     }
 
-    fn cache(&self) -> std::sync::MutexGuard<'_, StatCache> {
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn cache(&self) -> RwLockReadGuard<'_, StatCache> {
+        self.cache.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn root(&self) -> &Root {
@@ -142,80 +151,110 @@ impl BuildContext {
     }
 
     /// Hashes a file that holds still meanwhile.
-    fn hash_file(&self, path: &[u8], buffer: &mut [u8]) -> Result<(Digest, Stamp, Time)> {
+    fn hash_file(&self, path: &[u8], buffer: &mut [u8]) -> Result<HashedFile> {
         for _ in 0..ATTEMPTS {
             let start = now();
             let (mut file, before) = self.open_regular(path)?;
             let mut hasher = Hasher::new();
-            loop {
+            let mut left = before.size;
+            // Whatever comes after the size that it had shows in its size afterwards.
+            while left > 0 {
                 match file.read(buffer) {
                     Ok(0) => break,
-                    Ok(length) => hasher.update(&buffer[..length]),
+                    Ok(length) => {
+                        hasher.update(&buffer[..length]);
+                        left = left.saturating_sub(length as u64);
+                    }
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     Err(error) => return Err(self.failed("read", path, error)),
                 }
             }
-            if self.stamp_of(&file, path)? == before {
-                return Ok((hasher.finish(), before, start));
+            if left == 0 && self.stamp_of(&file, path)? == before {
+                return Ok(HashedFile { digest: hasher.finish(), stamp: before, start });
             }
         }
         Err(Error::Changed(self.shown(path)))
     }
 
-    /// Hashes the files that the stat cache does not know, in chunks that threads take in turn.
-    fn hash_missing(&self, root: &[u8], missing: &mut [&mut Below]) -> Result<()> {
+    /// Hashes the files below `root` that the stat cache does not know, in chunks that threads take in turn.
+    fn hash_missing(&self, root: &[u8], walked: &mut Walked) -> Result<()> {
         const CHUNK: usize = 32;
-        let workers = if missing.len() > CHUNK { WORKERS } else { 1 };
-        let chunks = Mutex::new(missing.chunks_mut(CHUNK));
+        let missing = walked.unknown();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let helpers = if missing.len() > CHUNK { WORKERS - 1 } else { 0 };
+        let chunks = Mutex::new(missing.chunks(CHUNK));
         let next = || chunks.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let walk: &Walked = walked;
         let work = || {
             let mut buffer = vec![0; BUFFER];
-            let mut learned = Vec::new();
+            let mut hashed = Vec::new();
             let mut span = kiln_trace::span("hash context");
             while let Some(chunk) = next() {
-                for below in chunk {
-                    let path = crate::tree::join(root, &below.path);
-                    let (digest, stamp, start) = self.hash_file(&path, &mut buffer)?;
-                    below.found.content = Some(digest);
-                    if below.found.stamp != Some(stamp) {
-                        below.found.stamp = Some(stamp);
-                        below.found.metadata.mode = stamp.mode & 0o7777;
-                        below.found.metadata.size = stamp.size;
-                        below.found.metadata.modified.seconds = stamp.modified.0;
-                    }
+                for position in chunk {
+                    let path = crate::tree::join(root, &walk.path(*position));
+                    let file = self.hash_file(&path, &mut buffer)?;
                     span.count(1);
-                    span.bytes(stamp.size);
-                    learned.push((stamp, digest, start));
+                    span.bytes(file.stamp.size);
+                    hashed.push((*position, file));
                 }
             }
-            Ok::<_, Error>(learned)
+            Ok::<_, Error>(hashed)
         };
-        let _span = kiln_trace::span("wait for hashing");
-        let learned = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
-            threads
+        let hashed = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..helpers).map(|_| scope.spawn(work)).collect();
+            let own = work();
+            let _span = kiln_trace::span("wait for hashing");
+            let others = threads
                 .into_iter()
-                .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-                .collect::<Result<Vec<_>>>()
+                .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            std::iter::once(own).chain(others).collect::<Result<Vec<_>>>()
         })?;
-        let mut cache = self.cache();
-        for (stamp, digest, start) in learned.into_iter().flatten() {
-            cache.learn(stamp, digest, start);
+        let mut cache = self.cache.write().unwrap_or_else(PoisonError::into_inner);
+        for (position, file) in hashed.into_iter().flatten() {
+            cache.learn(file.stamp, file.digest, file.start);
+            walked.learn(position, file.digest, file.stamp);
         }
         Ok(())
     }
 
-    /// An entry as the context shows it; none for sockets.
-    pub(crate) fn found(parent: &Directory, name: &OsStr, stat: &Stat) -> Result<Option<Found>> {
-        let kind = match FileType::from_raw_mode(stat.st_mode) {
+    /// Fills in the content of a single file.
+    fn hash_one(&self, path: &[u8], found: &mut Found) -> Result<()> {
+        let Some(stamp) = found.stamp else { return Ok(()) };
+        found.content = self.cache().content(&stamp, &mut 0);
+        if found.content.is_none() {
+            let file = self.hash_file(path, &mut vec![0; BUFFER])?;
+            self.cache.write().unwrap_or_else(PoisonError::into_inner).learn(
+                file.stamp,
+                file.digest,
+                file.start,
+            );
+            found.content = Some(file.digest);
+            found.stamp = Some(file.stamp);
+            found.metadata.mode = file.stamp.mode & 0o7777;
+            found.metadata.size = file.stamp.size;
+            found.metadata.modified.seconds = file.stamp.modified.0;
+        }
+        Ok(())
+    }
+
+    /// What an entry is; none for sockets.
+    pub(crate) fn kind(stat: &Stat) -> Option<Kind> {
+        Some(match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => Kind::Regular,
             FileType::Directory => Kind::Directory,
             FileType::Symlink => Kind::Symlink,
             FileType::CharacterDevice => Kind::CharacterDevice,
             FileType::BlockDevice => Kind::BlockDevice,
             FileType::Fifo => Kind::Fifo,
-            FileType::Socket | FileType::Unknown => return Ok(None),
-        };
+            FileType::Socket | FileType::Unknown => return None,
+        })
+    }
+
+    /// An entry as the context shows it; none for sockets.
+    fn found(parent: &Directory, name: &OsStr, stat: &Stat) -> Result<Option<Found>> {
+        let Some(kind) = Self::kind(stat) else { return Ok(None) };
         let mut metadata = Metadata::new(kind, stat.st_mode & 0o7777);
         metadata.modified = Time { seconds: stat.st_mtime, nanoseconds: 0 };
         let mut found = Found { metadata, content: None, group: None, stamp: None };
@@ -259,7 +298,8 @@ impl SourceTree for BuildContext {
         if state.is_ignored() {
             // An ignored directory is there for the sake of what a pattern takes back below it.
             let enter = is_directory && self.ignore.may_include_below(path);
-            if !enter || Walk::new(self, path, state, &Filter::default()).run()?.is_empty() {
+            let filter = Filter::default();
+            if !enter || Walk::new(self, path, state, &filter, Purpose::Entries).run()?.is_empty() {
                 return Ok(None);
             }
         }
@@ -293,24 +333,27 @@ impl SourceTree for BuildContext {
     fn walk(&self, path: &[u8], filter: &Filter) -> Result<Vec<Below>> {
         let Some(found) = self.find(path)? else { return Ok(Vec::new()) };
         let is_directory = found.metadata.kind == Kind::Directory;
-        let mut below = vec![Below { path: Box::default(), found, is_implied: false }];
-        if is_directory {
-            below.extend(Walk::new(self, path, self.ignore_state(path), filter).run()?);
+        let root = Below { path: Box::default(), found, is_implied: false };
+        if !is_directory {
+            return Ok(vec![root]);
         }
-        Ok(below)
+        let walk = Walk::new(self, path, self.ignore_state(path), filter, Purpose::Entries);
+        Ok(walk.run()?.entries(root))
     }
 
-    fn hash(&self, path: &[u8], entries: &mut [Below]) -> Result<()> {
-        let mut files: Vec<&mut Below> = entries
-            .iter_mut()
-            .filter(|below| below.found.metadata.kind == Kind::Regular && below.found.content.is_none())
-            .collect();
-        let mut span = kiln_trace::span("look stat cache up");
-        span.count(files.len());
-        self.cache().fill_in(&mut files);
-        drop(span);
-        files.retain(|below| below.found.content.is_none());
-        if files.is_empty() { Ok(()) } else { self.hash_missing(path, &mut files) }
+    fn examine(&self, path: &[u8], filter: &Filter) -> Result<Examined> {
+        let Some(mut found) = self.find(path)? else { return Ok(Examined::of(Vec::new())) };
+        if found.metadata.kind != Kind::Directory {
+            self.hash_one(path, &mut found)?;
+            return Ok(Examined::of(vec![Below { path: Box::default(), found, is_implied: false }]));
+        }
+        let walk = Walk::new(self, path, self.ignore_state(path), filter, Purpose::Content);
+        let mut walked = walk.run()?;
+        self.hash_missing(path, &mut walked)?;
+        let _span = kiln_trace::span("hash directories");
+        let digest = walked.digest(found.metadata.mode);
+        let root = Box::new(Below { path: Box::default(), found, is_implied: false });
+        Ok(Examined { digest, links: walked.links(), entries: Entries::Walked(root, walked) })
     }
 
     fn hides(&self, path: &[u8]) -> bool {

@@ -9,13 +9,14 @@ use kiln_layer::{Kind, LayerIndex, LayerWriter, Metadata};
 use kiln_oci::Digest;
 use kiln_sys::root::Directory;
 
+use crate::earlier::Earlier;
 use crate::error::{Error, Result};
 use crate::image_tree::{Contents, ImageTree};
 use crate::mode::ModeChange;
 use crate::operation::CopyOperation;
 use crate::owner::find_owner;
 use crate::select::{RootContent, SelectedRoot, Selection};
-use crate::staging::{Bytes, Expected, Making, Staged, Staging};
+use crate::staging::{Bytes, Expected, Making, Staged, Staging, Wanted};
 use crate::tree::{Below, LastLink, SourceTree, cleaned, join, shown, split};
 use crate::unpack::{Archived, Spool, unpack};
 
@@ -31,6 +32,8 @@ pub(crate) struct Copying<'a> {
     pub(crate) scratch: &'a Directory,
     /// Seconds since the epoch.
     pub(crate) now: i64,
+    /// What may have the same files.
+    pub(crate) earlier: Option<&'a Earlier>,
 }
 
 /// What is known once everything was given to the layer writer.
@@ -47,8 +50,9 @@ impl Copied {
     /// # Errors
     /// When the index is damaged.
     pub(crate) fn changed(&self, index: &LayerIndex) -> Result<Option<String>> {
+        let mut finder = index.finder();
         for expected in &self.expected {
-            let written = index.find(&expected.path)?.and_then(|entry| entry.content());
+            let written = finder.find(&expected.path)?.and_then(|entry| entry.content());
             if written != Some(expected.content) {
                 return Ok(Some(shown(&expected.source)));
             }
@@ -70,7 +74,7 @@ pub(crate) fn copy<'w>(
     selection: &mut Selection,
     out: &mut LayerWriter<'w>,
 ) -> Result<Copied> {
-    let Copying { operation, parent, source, scratch, now } = copying;
+    let Copying { operation, parent, source, scratch, now, earlier } = copying;
     let mode = operation.mode.as_deref().map(ModeChange::parse).transpose()?;
     // As in BuildKit, --chmod turns --link off.
     let unlinked = !operation.link || mode.is_some();
@@ -103,12 +107,20 @@ pub(crate) fn copy<'w>(
         }
     }
     let spool = copier.spool.finish()?;
-    let expected = copier.staging.write(out, |bytes, size| match bytes {
+    let mut earlier = earlier.map(Earlier::files);
+    let mut same = |wanted: &Wanted<'_>| {
+        let (files, content) = (earlier.as_mut()?, wanted.content.as_ref()?);
+        files.open(wanted.path, wanted.size, content)
+    };
+    let expected = copier.staging.write(out, |wanted| match wanted.bytes {
         Bytes::None => kiln_layer::Source::Empty,
         Bytes::Inline(bytes) => kiln_layer::Source::Bytes(bytes.to_vec()),
-        Bytes::Source(path) => open_later(source, path),
+        Bytes::Source(path) => match same(wanted) {
+            Some(piece) => kiln_layer::Source::Open(Box::new(|| Ok(Box::new(piece)))),
+            None => open_later(source, path),
+        },
         Bytes::Parent(path) => open_later(parent, path),
-        Bytes::Spool(offset) => spool.source(*offset, size),
+        Bytes::Spool(offset) => spool.source(*offset, wanted.size),
     })?;
     Ok(Copied { expected, unknown_owners: owner.map(|owner| owner.unknown).unwrap_or_default() })
 }
@@ -146,10 +158,6 @@ impl SourceTree for NothingBelow {
 
     fn stored_digest(&self, _path: &[u8]) -> Result<Option<Digest>> {
         Ok(None)
-    }
-
-    fn hash(&self, _path: &[u8], _entries: &mut [Below]) -> Result<()> {
-        Ok(())
     }
 
     fn hides(&self, _path: &[u8]) -> bool {
@@ -262,9 +270,8 @@ impl Copier<'_> {
         metadata.size = bytes.len() as u64;
         metadata.modified = self.staging.made();
         self.adjust(&mut metadata);
-        self.refuse_directory(target)?;
         let content = Some(Digest::of(&bytes));
-        self.staging.put(target, Staged { metadata, bytes: Bytes::Inline(bytes), content, group: None })
+        self.staging.put_file(target, Staged { metadata, bytes: Bytes::Inline(bytes), content, group: None })
     }
 
     /// Copies one entry to a resolved path whose directory is there.
@@ -283,9 +290,8 @@ impl Copier<'_> {
             return self.subdirectory(target, metadata, entry.is_implied);
         }
         self.adjust(&mut metadata);
-        self.refuse_directory(target)?;
         if metadata.kind != Kind::Regular {
-            return self.staging.put(target, Staged::plain(metadata));
+            return self.staging.put_file(target, Staged::plain(metadata));
         }
         let group = found.group.map(|group| match links.get(&group) {
             Some(number) => *number,
@@ -296,7 +302,7 @@ impl Copier<'_> {
             }
         });
         let bytes = Bytes::Source(Arc::from(path));
-        self.staging.put(target, Staged { metadata, bytes, content: found.content, group })
+        self.staging.put_file(target, Staged { metadata, bytes, content: found.content, group })
     }
 
     /// A directory below the selected one brings all its metadata, onto one that is there, too; one that is there only for
@@ -323,21 +329,12 @@ impl Copier<'_> {
             metadata.mode = mode.apply(metadata.mode, metadata.kind == Kind::Directory);
         }
     }
-
-    fn refuse_directory(&self, target: &[u8]) -> Result<()> {
-        match self.staging.find(target)? {
-            Some(seen) if seen.metadata.kind == Kind::Directory => {
-                Err(Error::FileOverDirectory(shown(target)))
-            }
-            _ => Ok(()),
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::{Image, Lab};
+    use crate::lab::{Image, Lab, Layer};
 
     const ACCOUNTS: &[(&str, u32, &str)] = &[
         ("etc/", 0o755, ""),
@@ -588,12 +585,9 @@ mod tests {
         assert_eq!(seconds(late, "d/x"), 1_234_567_890);
     }
 
-    #[test]
-    fn a_file_that_changed_since_its_key_is_named() {
-        let lab = lab();
-        let context = lab.open();
-        let operation = CopyOperation {
-            sources: vec![crate::operation::CopySource::Path("dir".to_owned())],
+    fn copy_of(path: &str) -> CopyOperation {
+        CopyOperation {
+            sources: vec![crate::operation::CopySource::Path(path.to_owned())],
             from: crate::operation::MountSource::Context,
             destination: "/d".to_owned(),
             owner: None,
@@ -603,19 +597,91 @@ mod tests {
             link: false,
             kind: crate::operation::CopyKind::Plain,
             epoch: None,
-        };
+        }
+    }
+
+    /// Copies `dir`, doing `meanwhile` between key and copying; gives the layer, and the file that was not as the key says.
+    fn copied(lab: &Lab, earlier: Option<&Earlier>, meanwhile: impl FnOnce()) -> (Layer, Option<String>) {
+        let (operation, context) = (copy_of("dir"), lab.open());
         let mut selection = crate::select::select(&operation, &context).expect("selected");
-        fs_err::write(lab.context_path().join("dir/sub/two"), "X").expect("written");
-        let mut image = Image::default();
-        let empty = Image::default();
+        meanwhile();
+        let (mut image, empty) = (Image::default(), Image::default());
         let view = empty.view();
-        let parent = ImageTree::new(&view, &empty, "");
-        let scratch = Directory::open(lab.host.path()).expect("opened");
-        let copying =
-            Copying { operation: &operation, parent: &parent, source: &context, scratch: &scratch, now: 0 };
+        let parent = &ImageTree::new(&view, &empty, "");
+        let scratch = &Directory::open(lab.host.path()).expect("opened");
+        let copying = Copying { operation: &operation, parent, source: &context, scratch, now: 0, earlier };
         let mut writer = LayerWriter::new();
         let copied = copy(copying, &mut selection, &mut writer).expect("copied");
-        let written = image.add(writer);
-        assert_eq!(copied.changed(&written.index).expect("checked").as_deref(), Some("/dir/sub/two"));
+        image.add(writer);
+        let layer = image.0.remove(0);
+        let changed = copied.changed(&layer.index).expect("checked");
+        (layer, changed)
+    }
+
+    /// What a layer is for the next one, its tar as it is changed by `edit`.
+    fn earlier(layer: &Layer, edit: impl FnOnce(&mut Vec<u8>)) -> Earlier {
+        let mut bytes = layer.tar.to_vec();
+        edit(&mut bytes);
+        let mut tar = tempfile::tempfile().expect("a file");
+        io::Write::write_all(&mut tar, &bytes).expect("written");
+        Earlier::new(Arc::clone(&layer.index), tar)
+    }
+
+    #[test]
+    fn a_file_that_changed_since_its_key_is_named() {
+        let lab = lab();
+        let write = || fs_err::write(lab.context_path().join("dir/sub/two"), "X").expect("written");
+        assert_eq!(copied(&lab, None, write).1.as_deref(), Some("/dir/sub/two"));
+    }
+
+    #[test]
+    fn an_earlier_layer_gives_the_same_bytes() {
+        let lab = lab();
+        let write = |name: &str, text: &str| {
+            fs_err::write(lab.context_path().join("dir").join(name), text).expect("written");
+        };
+        let (first, _) = copied(&lab, None, || {});
+        write("one", "other");
+        write("sub/new", "new");
+        let before = earlier(&first, |_| {});
+        let plain = copied(&lab, None, || {}).0.tar;
+        assert_ne!(plain, first.tar);
+        let same = |(layer, changed): (Layer, Option<String>), plain: &[u8]| {
+            assert_eq!(changed, None);
+            assert!(*layer.tar == *plain, "the tars differ");
+        };
+        same(copied(&lab, Some(&before), || {}), &plain);
+        // A file that is the same is not opened at all.
+        same(copied(&lab, Some(&before), || write("sub/two", "X")), &plain);
+        write("sub/two", "2");
+        // Of the size that it had there, but of other content: it is not taken from there.
+        write("one", "3");
+        let plain = copied(&lab, None, || {}).0.tar;
+        same(copied(&lab, Some(&before), || {}), &plain);
+    }
+
+    #[test]
+    fn a_damaged_earlier_layer_is_found_out() {
+        let lab = lab();
+        let (first, _) = copied(&lab, None, || {});
+        let at = first.index.find(b"d/sub/two").expect("read").expect("there").content_offset() as usize;
+        let flipped = earlier(&first, |tar| tar[at] ^= 1);
+        assert_eq!(copied(&lab, Some(&flipped), || {}).1.as_deref(), Some("/dir/sub/two"));
+        let (operation, context) = (copy_of("dir"), lab.open());
+        let mut selection = crate::select::select(&operation, &context).expect("selected");
+        let (empty, view) = (Image::default(), kiln_layer::RootView::default());
+        let short = earlier(&first, |tar| tar.truncate(at));
+        let copying = Copying {
+            operation: &operation,
+            parent: &ImageTree::new(&view, &empty, ""),
+            source: &context,
+            scratch: &Directory::open(lab.host.path()).expect("opened"),
+            now: 0,
+            earlier: Some(&short),
+        };
+        let mut writer = LayerWriter::new();
+        copy(copying, &mut selection, &mut writer).expect("copied");
+        let written = writer.finish(&view, kiln_layer::Outputs::default());
+        assert!(matches!(written, Err(kiln_layer::Error::Changed { .. })), "{written:?}");
     }
 }

@@ -136,10 +136,6 @@ impl SourceTree for ImageTree<'_> {
         Ok(below)
     }
 
-    fn hash(&self, _path: &[u8], _entries: &mut [Below]) -> Result<()> {
-        Ok(())
-    }
-
     fn hides(&self, _path: &[u8]) -> bool {
         false
     }

@@ -295,8 +295,14 @@ impl Lab {
                     let mut selection: Selection = select(operation, source)?;
                     outcome.selections.push(selection.digest());
                     let mut writer = LayerWriter::new();
-                    let copying =
-                        Copying { operation, parent: &parent_tree, source, scratch: &scratch, now: NOW };
+                    let copying = Copying {
+                        operation,
+                        parent: &parent_tree,
+                        source,
+                        scratch: &scratch,
+                        now: NOW,
+                        earlier: None,
+                    };
                     let copied: Copied = copy(copying, &mut selection, &mut writer)?;
                     let written = image.add(writer);
                     assert_eq!(copied.changed(&written.index)?, None);

@@ -5,6 +5,7 @@ use std::io::Read;
 use kiln_oci::Digest;
 
 use crate::error::Result;
+use crate::examine::Examined;
 use crate::filter::Filter;
 use crate::tree::{Below, Found, SourceTree, Stamp};
 
@@ -86,9 +87,9 @@ impl SourceTree for RoutedTree<'_> {
         tree.walk(path, filter)
     }
 
-    fn hash(&self, path: &[u8], entries: &mut [Below]) -> Result<()> {
+    fn examine(&self, path: &[u8], filter: &Filter) -> Result<Examined> {
         let (tree, path) = self.of(path);
-        tree.hash(path, entries)
+        tree.examine(path, filter)
     }
 
     fn hides(&self, path: &[u8]) -> bool {

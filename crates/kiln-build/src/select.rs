@@ -1,13 +1,12 @@
 //! What COPY, ADD and bind mounts select, and the digest of it that enters the cache key.
 
-use std::collections::BTreeMap;
-
 use kiln_dockerfile::{glob_match, has_wildcards};
-use kiln_layer::metadata::{Children, Hashed, Tail, content_digest};
+use kiln_layer::metadata::Tail;
 use kiln_layer::{Kind, Metadata};
 use kiln_oci::{Digest, Hasher};
 
 use crate::error::{Error, Result};
+use crate::examine::{Entries, entry_digest};
 use crate::filter::Filter;
 use crate::operation::{CopyKind, CopyOperation, CopySource};
 use crate::route::routed;
@@ -48,9 +47,19 @@ pub(crate) enum RootContent {
     Tree {
         /// Without symbolic links.
         path: Vec<u8>,
-        /// Read late when the digest was stored.
-        entries: Option<Vec<Below>>,
+        entries: Selected,
     },
+}
+
+/// The entries of a root in the tree, as far as they were needed.
+#[derive(Debug)]
+pub(crate) enum Selected {
+    /// The digest was stored, so that nothing was read.
+    Unread,
+    /// What the digest was made from.
+    Examined(Entries),
+    /// In path order, the root first.
+    Loaded(Vec<Below>),
 }
 
 /// Selects what a COPY or ADD takes from `source`.
@@ -71,7 +80,7 @@ pub(crate) fn select(operation: &CopyOperation, source: &dyn SourceTree) -> Resu
         }
         CopySource::Repository { input } => {
             let filter = Filter::new(&operation.exclude, None)?;
-            let content = RootContent::Tree { path: routed(*input, b""), entries: None };
+            let content = RootContent::Tree { path: routed(*input, b""), entries: Selected::Unread };
             let root = SelectedRoot { name: Vec::new(), content };
             finish(selector("/", &operation.exclude, ""), vec![root], &filter, source)
         }
@@ -108,10 +117,14 @@ impl SelectedRoot {
         match &mut self.content {
             RootContent::Inline(_) => Ok(&[]),
             RootContent::Tree { path, entries } => {
-                if entries.is_none() {
-                    *entries = Some(source.walk(path, &Filter::default())?);
-                }
-                Ok(entries.as_deref().unwrap_or_default())
+                let loaded = match std::mem::replace(entries, Selected::Unread) {
+                    Selected::Unread => source.walk(path, &Filter::default())?,
+                    Selected::Examined(examined) => examined.all(),
+                    Selected::Loaded(loaded) => loaded,
+                };
+                *entries = Selected::Loaded(loaded);
+                let Selected::Loaded(loaded) = entries else { return Ok(&[]) };
+                Ok(loaded)
             }
         }
     }
@@ -151,7 +164,7 @@ fn select_download(
     let selector = if unpack { format!("{name}\nunpack") } else { name.to_owned() };
     let path = routed(input, crate::download::FILE);
     let name = name.as_bytes().to_vec();
-    let root = SelectedRoot { name, content: RootContent::Tree { path, entries: None } };
+    let root = SelectedRoot { name, content: RootContent::Tree { path, entries: Selected::Unread } };
     let selected = finish(selector, vec![root], &Filter::default(), source)?;
     Ok(SelectedSource { unpack, ..selected })
 }
@@ -186,27 +199,16 @@ fn finish(
             digests.push(digest);
             continue;
         }
-        let mut walked = source.walk(path, filter)?;
-        source.hash(path, &mut walked)?;
-        digests.push(tree_digest(&walked));
-        gather_names(number, &walked, &mut names);
-        *entries = Some(walked);
+        let examined = source.examine(path, filter)?;
+        digests.push(examined.digest);
+        let mark = (number as u32).to_le_bytes();
+        let marked = |group: Vec<Vec<u8>>| group.iter().map(|name| [&mark[..], name].concat()).collect();
+        names.extend(examined.links.into_iter().map(marked));
+        *entries = Selected::Examined(examined.entries);
     }
     let named = roots.iter().map(|root| root.name.as_slice()).zip(digests);
     let digest = with_links(roots_digest(named), names);
     Ok(SelectedSource { selector, digest, roots, unpack: false })
-}
-
-/// The names of the files that have several: content digests do not tell them from equal files.
-fn gather_names(root: usize, entries: &[Below], names: &mut Vec<Vec<Vec<u8>>>) {
-    let mut groups: BTreeMap<(u64, u64), Vec<Vec<u8>>> = BTreeMap::new();
-    for entry in entries.iter().filter(|entry| entry.found.metadata.kind == Kind::Regular) {
-        if let Some(group) = entry.found.group {
-            let name = [&(root as u32).to_le_bytes()[..], &entry.path].concat();
-            groups.entry(group).or_default().push(name);
-        }
-    }
-    names.extend(groups.into_values().filter(|group| group.len() > 1));
 }
 
 /// The digest of a selection some of whose files have several names (docs/formats.md, section 6).
@@ -251,7 +253,10 @@ fn find_roots(written: &str, path: &[u8], source: &dyn SourceTree) -> Result<Vec
             if source.find(&resolved)?.is_none() {
                 return Err(no_source(written, path, source));
             }
-            Ok(SelectedRoot { name, content: RootContent::Tree { path: resolved, entries: None } })
+            Ok(SelectedRoot {
+                name,
+                content: RootContent::Tree { path: resolved, entries: Selected::Unread },
+            })
         })
         .collect()
 }
@@ -288,7 +293,7 @@ fn literal_root(written: &str, path: &[u8], source: &dyn SourceTree) -> Result<S
         return Err(no_source(written, &resolved, source));
     }
     let name = split(path).1.to_vec();
-    Ok(SelectedRoot { name, content: RootContent::Tree { path: resolved, entries: None } })
+    Ok(SelectedRoot { name, content: RootContent::Tree { path: resolved, entries: Selected::Unread } })
 }
 
 fn resolve_source(written: &str, path: &[u8], source: &dyn SourceTree) -> Result<Vec<u8>> {
@@ -316,54 +321,6 @@ fn roots_digest<'a>(roots: impl IntoIterator<Item = (&'a [u8], Digest)>) -> Dige
     hasher.finish()
 }
 
-/// The content digest of a tree (docs/formats.md, section 3), whose entries are in path order, the root first.
-pub(crate) fn tree_digest(entries: &[Below]) -> Digest {
-    let mut rest = entries;
-    match entries.first() {
-        Some(_) => take_digest(&mut rest),
-        None => Digest::default(),
-    }
-}
-
-/// The digest of the first entry with everything below it, which is taken off.
-fn take_digest(entries: &mut &[Below]) -> Digest {
-    let Some((first, rest)) = entries.split_first() else { return Digest::default() };
-    *entries = rest;
-    match first.found.metadata.kind {
-        Kind::Directory => {
-            let mut children = Children::default();
-            while let Some(next) = entries.first().filter(|next| is_below(&next.path, &first.path)) {
-                let digest = take_digest(entries);
-                children.add(b"", split(&next.path).1, &digest);
-            }
-            entry_digest(&first.found.metadata, &Tail::Children(&children))
-        }
-        Kind::Regular => {
-            let content = first.found.content.unwrap_or_default();
-            entry_digest(&first.found.metadata, &Tail::Content(&content))
-        }
-        _ => entry_digest(&first.found.metadata, &Tail::Nothing),
-    }
-}
-
-fn is_below(path: &[u8], directory: &[u8]) -> bool {
-    kiln_layer::path::is_below(path, directory)
-}
-
-fn entry_digest(metadata: &Metadata, tail: &Tail<'_>) -> Digest {
-    let hashed = Hashed {
-        kind: metadata.kind,
-        mode: metadata.mode,
-        uid: metadata.uid,
-        gid: metadata.gid,
-        size: metadata.size,
-        device: metadata.device,
-        link: &metadata.link,
-    };
-    let xattrs = metadata.xattrs.iter().map(|(name, value)| (name.as_slice(), value.as_slice()));
-    content_digest(&hashed, xattrs, tail)
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
@@ -372,13 +329,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::examine::tree_digest;
     use crate::image_tree::ImageTree;
     use crate::lab::{Image, Lab};
 
     fn names(lab: &Lab, path: &str) -> Vec<String> {
         let context = lab.open();
-        let selected = select_mount(path, &context).expect(path);
-        let RootContent::Tree { entries: Some(entries), .. } = &selected.roots[0].content else { panic!() };
+        let mut selected = select_mount(path, &context).expect(path);
+        let entries = selected.roots[0].load(&context).expect(path);
         entries.iter().map(|entry| String::from_utf8_lossy(&entry.path).into_owned()).collect()
     }
 
@@ -408,6 +366,50 @@ mod tests {
                 Err(Error::NoSource { ignored, .. }) => assert_eq!(ignored, hidden, "{path}"),
                 other => panic!("{path}: {other:?}"),
             }
+        }
+    }
+
+    #[test]
+    fn a_directory_by_itself_and_entries_give_one_digest() {
+        let ignore = "e/**\nf\n!f/keep/x\n*.md\n";
+        let lab = Lab::new().context(&[
+            ("a", "1"),
+            ("b.md", "2"),
+            ("d/x", "3"),
+            ("d/sub/y", "4"),
+            ("d/sub/link", "->y"),
+            ("d-/z", ""),
+            ("e/g/h", "5"),
+            ("f/keep/x", "6"),
+            ("f/keep/y", "7"),
+            ("f/gone/z", "8"),
+            (".dockerignore", ignore),
+        ]);
+        let directory = lab.context_path().join("d");
+        fs_err::hard_link(directory.join("x"), directory.join("sub/other")).expect("linked");
+        rustix::fs::mkfifoat(rustix::fs::CWD, directory.join("pipe"), rustix::fs::Mode::RUSR).expect("made");
+        age(&lab);
+        std::thread::sleep(Duration::from_millis(2100));
+        let excluded = Filter::new(&["sub/y".to_owned(), "d/x".to_owned()], None).expect("a filter");
+        let included = Filter::new(&[], Some("**/y")).expect("a filter");
+        // What nothing is known of, what is remembered in memory, and what is remembered on disk.
+        for _ in 0..2 {
+            let context = lab.open();
+            for _ in 0..2 {
+                for path in [&b""[..], b"d", b"d/sub", b"e", b"f", b"a", b"nowhere"] {
+                    for filter in [&Filter::default(), &excluded, &included] {
+                        let examined = context.examine(path, filter).expect("examined");
+                        let (digest, links) = (examined.digest, examined.links);
+                        let again = crate::examine::Examined::of(examined.entries.all());
+                        assert_eq!((digest, &links), (again.digest, &again.links), "{path:?} {filter:?}");
+                        if filter.is_empty() {
+                            let linked = matches!(path, b"" | b"d");
+                            assert_eq!(links.len(), usize::from(linked), "{path:?}");
+                        }
+                    }
+                }
+            }
+            context.save().expect("saved");
         }
     }
 

@@ -49,6 +49,15 @@ impl Staged {
     }
 }
 
+/// A file whose bytes are asked for.
+pub(crate) struct Wanted<'a> {
+    /// In the layer.
+    pub(crate) path: &'a [u8],
+    pub(crate) bytes: &'a Bytes,
+    pub(crate) size: u64,
+    pub(crate) content: Option<Digest>,
+}
+
 struct Slot {
     staged: Staged,
     /// What the parent has there.
@@ -60,6 +69,8 @@ pub(crate) struct Staging<'a> {
     parent: &'a dyn SourceTree,
     /// What the parent was asked last: most paths are looked at, then written.
     asked: RefCell<Option<(Vec<u8>, Option<Found>)>>,
+    /// The directory that was asked for last by [`Staging::shows_below`], with the answer.
+    shown: RefCell<Option<(Vec<u8>, bool)>>,
     /// By path with NUL for `/`, so that the order is that of components.
     slots: BTreeMap<Vec<u8>, Slot>,
     /// Paths where nothing of the parent shows through any more.
@@ -97,6 +108,18 @@ fn path_of(key: &[u8]) -> Vec<u8> {
     key.iter().map(|byte| if *byte == 0 { b'/' } else { *byte }).collect()
 }
 
+/// A name that a layer would take for a mark cannot be put anywhere.
+fn check_name(path: &[u8], staged: &Staged) -> Result<()> {
+    if !split(path).1.starts_with(WHITEOUT) {
+        return Ok(());
+    }
+    let action = match &staged.bytes {
+        Bytes::Source(source) => format!("copy {} to {}", shown(source), shown(path)),
+        _ => format!("make {}", shown(path)),
+    };
+    Err(Error::ReservedName { action })
+}
+
 impl<'a> Staging<'a> {
     /// Nothing staged on `parent`. `now` is the time of what is made, in seconds since the epoch; with `epoch`, nothing
     /// is later than that.
@@ -104,6 +127,7 @@ impl<'a> Staging<'a> {
         Self {
             parent,
             asked: RefCell::new(None),
+            shown: RefCell::new(None),
             slots: BTreeMap::new(),
             hidden: BTreeSet::new(),
             marks: Vec::new(),
@@ -131,27 +155,8 @@ impl<'a> Staging<'a> {
 
     /// What the parent has at `path`, unless that is hidden.
     fn lower(&self, path: &[u8]) -> Result<Option<Found>> {
-        let mut above = path;
-        loop {
-            if self.hidden.contains(above) {
-                return Ok(None);
-            }
-            if above.is_empty() {
-                break;
-            }
-            above = split(above).0;
-            if let Some(slot) = self.slots.get(&key(above)) {
-                // What is no directory in the parent has nothing below it there; what is one was looked at before.
-                let is_directory =
-                    slot.lower.as_ref().is_some_and(|lower| lower.metadata.kind == Kind::Directory);
-                if !is_directory || slot.staged.metadata.kind != Kind::Directory {
-                    return Ok(None);
-                }
-                if !self.hidden.is_empty() {
-                    continue;
-                }
-                break;
-            }
+        if self.hidden.contains(path) || !path.is_empty() && !self.shows_below(split(path).0) {
+            return Ok(None);
         }
         let mut asked = self.asked.borrow_mut();
         if let Some((_, found)) = asked.as_ref().filter(|(known, _)| known == path) {
@@ -160,6 +165,43 @@ impl<'a> Staging<'a> {
         let found = self.parent.find(path)?;
         *asked = Some((path.to_vec(), found.clone()));
         Ok(found)
+    }
+
+    /// Whether the parent's entries show through in a directory, if nothing else is staged for them.
+    fn shows_below(&self, directory: &[u8]) -> bool {
+        let mut last = self.shown.borrow_mut();
+        match last.as_ref() {
+            Some((known, shows)) if known == directory => *shows,
+            _ => {
+                let shows = self.finds_shown(directory);
+                *last = Some((directory.to_vec(), shows));
+                shows
+            }
+        }
+    }
+
+    fn finds_shown(&self, directory: &[u8]) -> bool {
+        let mut above = directory;
+        loop {
+            if let Some(slot) = self.slots.get(&key(above)) {
+                // What is no directory in the parent has nothing below it there; what is one was looked at before.
+                let is_directory =
+                    slot.lower.as_ref().is_some_and(|lower| lower.metadata.kind == Kind::Directory);
+                if !is_directory || slot.staged.metadata.kind != Kind::Directory {
+                    return false;
+                }
+                if self.hidden.is_empty() {
+                    return true;
+                }
+            }
+            if self.hidden.contains(above) {
+                return false;
+            }
+            if above.is_empty() {
+                return true;
+            }
+            above = split(above).0;
+        }
     }
 
     /// What is at `path`; a symbolic link is not followed.
@@ -195,25 +237,56 @@ impl<'a> Staging<'a> {
         if path.is_empty() {
             return Ok(());
         }
-        if split(path).1.starts_with(WHITEOUT) {
-            let action = match &staged.bytes {
-                Bytes::Source(source) => format!("copy {} to {}", shown(source), shown(path)),
-                _ => format!("make {}", shown(path)),
-            };
-            return Err(Error::ReservedName { action });
-        }
+        check_name(path, &staged)?;
         let key = key(path);
         if let Some(slot) = self.slots.get_mut(&key) {
             slot.staged = staged;
+            self.note_put(path);
             return Ok(());
         }
-        let lower = self.lower(path)?.map(Box::new);
-        self.slots.insert(key, Slot { staged, lower });
+        let lower = self.lower(path)?;
+        self.insert(key, path, staged, lower);
         Ok(())
+    }
+
+    /// As [`Staging::put`], of anything but a directory, unless there is a directory.
+    pub(crate) fn put_file(&mut self, path: &[u8], staged: Staged) -> Result<()> {
+        let refused = || Error::FileOverDirectory(shown(path));
+        let key = key(path);
+        if let Some(slot) = self.slots.get_mut(&key) {
+            if slot.staged.metadata.kind == Kind::Directory {
+                return Err(refused());
+            }
+            check_name(path, &staged)?;
+            slot.staged = staged;
+            self.note_put(path);
+            return Ok(());
+        }
+        let lower = self.lower(path)?;
+        if path.is_empty() || lower.as_ref().is_some_and(|lower| lower.metadata.kind == Kind::Directory) {
+            return Err(refused());
+        }
+        check_name(path, &staged)?;
+        self.insert(key, path, staged, lower);
+        Ok(())
+    }
+
+    fn insert(&mut self, key: Vec<u8>, path: &[u8], staged: Staged, lower: Option<Found>) {
+        self.slots.insert(key, Slot { staged, lower: lower.map(Box::new) });
+        self.note_put(path);
+    }
+
+    /// Forgets what a new entry may have changed: nothing in its own directory.
+    fn note_put(&mut self, path: &[u8]) {
+        let last = self.shown.get_mut();
+        if last.as_ref().is_some_and(|(directory, _)| directory != split(path).0) {
+            *last = None;
+        }
     }
 
     /// Removes what is at and below a resolved path, the parent's too.
     pub(crate) fn remove(&mut self, path: &[u8]) {
+        *self.shown.get_mut() = None;
         let start = key(path);
         let below: Vec<Vec<u8>> = self
             .slots
@@ -263,12 +336,12 @@ impl<'a> Staging<'a> {
         Ok(())
     }
 
-    /// Gives what differs from the parent to `out`; `open` makes a source of a file's bytes. Files whose content must
-    /// turn out as it is known here are collected in `expected`.
+    /// Gives what differs from the parent to `out`, in path order but for marks; `open` makes a source of a file's bytes.
+    /// Files whose content must turn out as it is known here are collected in `expected`.
     pub(crate) fn write<'w>(
         self,
         out: &mut LayerWriter<'w>,
-        mut open: impl FnMut(&Bytes, u64) -> kiln_layer::Source<'w>,
+        mut open: impl FnMut(&Wanted<'_>) -> kiln_layer::Source<'w>,
     ) -> Result<Vec<Expected>> {
         let mut members: HashMap<usize, usize> = HashMap::new();
         for group in self.slots.values().filter_map(|slot| slot.staged.group) {
@@ -314,7 +387,7 @@ impl<'a> Staging<'a> {
                 expected.push(Expected { path: path.clone(), source: Arc::clone(source), content });
             }
             let source = match metadata.kind {
-                Kind::Regular => open(&bytes, metadata.size),
+                Kind::Regular => open(&Wanted { path: &path, bytes: &bytes, size: metadata.size, content }),
                 _ => kiln_layer::Source::Empty,
             };
             out.add(&path, metadata, source)?;

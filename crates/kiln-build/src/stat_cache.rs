@@ -9,7 +9,7 @@ use kiln_sys::mmap::Map;
 use kiln_sys::publish;
 use kiln_sys::root::{Directory, FileError, Time};
 
-use crate::tree::{Below, Stamp};
+use crate::tree::Stamp;
 
 const MAGIC: &[u8] = b"kilnctx\n";
 const VERSION: u32 = 1;
@@ -52,31 +52,18 @@ impl StatCache {
         stored.as_chunks().0
     }
 
-    /// Fills in the content of the files that look as they did when they were hashed.
-    pub(crate) fn fill_in(&self, files: &mut [&mut Below]) {
+    /// The content of a file, if it looks as it did when it was hashed. Files are best asked for in order of device and
+    /// inode: `from`, zero for the first of a row, tells where the search for the next one begins.
+    pub(crate) fn content(&self, stamp: &Stamp, from: &mut usize) -> Option<Digest> {
+        let wanted = (stamp.device, stamp.inode);
         let stored = self.records();
-        if stored.is_empty() && self.learned.is_empty() {
-            return;
-        }
-        let mut order: Vec<(u64, u64, usize)> = Vec::with_capacity(files.len());
-        for (index, file) in files.iter().enumerate() {
-            if let Some(stamp) = &file.found.stamp {
-                order.push((stamp.device, stamp.inode, index));
-            }
-        }
-        order.sort_unstable();
-        let mut from = 0;
-        for (device, inode, index) in order {
-            let Some(stamp) = files[index].found.stamp else { continue };
-            from += gallop(&stored[from..], (device, inode));
-            let known = stored.get(from).filter(|record| identity(record) == (device, inode));
-            let record = self.learned.get(&(device, inode)).or(known);
-            if let Some(record) = record.filter(|record| record[..52] == encode(&stamp)) {
-                let mut digest = [0; 32];
-                digest.copy_from_slice(&record[56..]);
-                files[index].found.content = Some(Digest::from_bytes(digest));
-            }
-        }
+        *from += gallop(&stored[*from..], wanted);
+        let known = stored.get(*from).filter(|record| identity(record) == wanted);
+        let learned = if self.learned.is_empty() { None } else { self.learned.get(&wanted) };
+        let record = learned.or(known).filter(|record| record[..52] == encode(stamp))?;
+        let mut digest = [0; 32];
+        digest.copy_from_slice(&record[56..]);
+        Some(Digest::from_bytes(digest))
     }
 
     /// Remembers a digest if the file had not been touched for a while when its reading started.

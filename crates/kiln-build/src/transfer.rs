@@ -1,7 +1,7 @@
 //! COPY, ADD, WORKDIR and bind mounts between graph and store: what is selected goes into keys, what is copied becomes
 //! a layer.
 
-use std::io::{BufWriter, Read};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -10,17 +10,23 @@ use kiln_layer::index::Entry;
 use kiln_layer::{LayerContents, LayerIndex, LayerWriter, Outputs, RootView};
 use kiln_oci::{ChainId, DiffId};
 use kiln_store::{NewBlob, NewLayer, Store};
+use kiln_sys::publish::begin_write_back;
 use kiln_sys::root::{Directory, Root};
 
 use crate::copy::{Copying, copy};
+use crate::earlier::Earlier;
 use crate::engine::{Engine, Step};
 use crate::error::{Error, Result};
 use crate::image_tree::{Contents, ImageTree};
 use crate::operation::{CopyOperation, MountSource, WorkdirOperation};
+use crate::request::CacheUse;
 use crate::route::RoutedTree;
 use crate::select::{Selection, select, select_mount};
 use crate::tree::SourceTree;
 use crate::workdir::workdir;
+
+/// The disk is given so much of a tar at a time.
+const WRITE_BACK: u64 = 8 << 20;
 
 /// Role of the edge to what COPY reads.
 const SOURCE: &str = "source";
@@ -157,7 +163,8 @@ impl Engine<'_> {
         }
     }
 
-    /// Does a COPY or ADD. A file that changed since the key was made makes it begin again, once, under its new key.
+    /// Does a COPY or ADD. A file that changed since the key was made makes it begin again, once, under its new key and
+    /// without regard to earlier layers.
     pub(crate) fn copy(
         &self,
         operation: &CopyOperation,
@@ -171,14 +178,20 @@ impl Engine<'_> {
             Some(selection) => selection,
             None => self.with_sources(operation, inputs.iter().copied(), selected)?,
         };
-        match self.copy_once(operation, first, inputs, context) {
+        let earlier = match self.request.cache {
+            CacheUse::Records => {
+                Earlier::of(self.store, &preimage.operation.digest(), preimage.operation.name())?
+            }
+            CacheUse::Nothing => None,
+        };
+        match self.copy_once(operation, first, inputs, earlier.as_ref(), context) {
             Err(Error::Changed(_)) => {
                 let again = self.with_sources(operation, inputs.iter().copied(), selected)?;
                 let mut preimage = preimage.clone();
                 for input in preimage.inputs.iter_mut().filter(|input| input.name == SOURCE) {
                     input.digest = again.digest();
                 }
-                let layer = self.copy_once(operation, again, inputs, context)?;
+                let layer = self.copy_once(operation, again, inputs, None, context)?;
                 Ok(Done { result: self.made(inputs[0].chain, layer), preimage: Some(preimage) })
             }
             other => Ok(self.made(inputs[0].chain, other?).into()),
@@ -190,6 +203,7 @@ impl Engine<'_> {
         operation: &CopyOperation,
         mut selection: Selection,
         inputs: &[Step],
+        earlier: Option<&Earlier>,
         context: &Context<'_>,
     ) -> Result<DiffId> {
         let parent = inputs[0].chain;
@@ -199,7 +213,8 @@ impl Engine<'_> {
         self.with_sources(operation, inputs.iter().copied(), |source| {
             let mut writer = LayerWriter::new();
             let now = operation.epoch.unwrap_or_else(seconds);
-            let copying = Copying { operation, parent: &parent_tree, source, scratch: &scratch, now };
+            let copying =
+                Copying { operation, parent: &parent_tree, source, scratch: &scratch, now, earlier };
             let staging = kiln_trace::span("stage copy");
             let copied = copy(copying, &mut selection, &mut writer)?;
             drop(staging);
@@ -257,13 +272,8 @@ impl Engine<'_> {
                     path: path.display().to_string(),
                     source,
                 })?;
-                let mut file = BufWriter::with_capacity(1 << 20, file);
-                let (index, size) = finish(writer, lower, Outputs { tar: Some(&mut file), unpack: None })?;
-                std::io::Write::flush(&mut file).map_err(|source| Error::File {
-                    action: "write",
-                    path: path.display().to_string(),
-                    source,
-                })?;
+                let mut tar = NewTar { file, written: 0, passed_on: 0 };
+                let (index, size) = finish(writer, lower, Outputs { tar: Some(&mut tar), unpack: None })?;
                 let blob = NewBlob { path, digest: index.diff_id().0, size, compression: "none" };
                 Ok(NewLayer { index, blob: Some(blob), snapshot: None })
             }
@@ -300,6 +310,31 @@ impl Engine<'_> {
         let mut selected = select_mount(path, context)?;
         crate::materialize::materialize(context, &mut selected, &Directory::open(directory)?)?;
         Ok(directory.join(crate::materialize::NAME))
+    }
+}
+
+/// A tar being written. The disk begins with it meanwhile: before a name moves to its layer, all of it must be there.
+struct NewTar {
+    file: fs_err::File,
+    written: u64,
+    /// How much of that the disk was given.
+    passed_on: u64,
+}
+
+impl Write for NewTar {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let length = self.file.write(bytes)?;
+        self.written += length as u64;
+        let waiting = self.written - self.passed_on;
+        if waiting >= WRITE_BACK {
+            begin_write_back(self.file.file(), self.passed_on, waiting);
+            self.passed_on = self.written;
+        }
+        Ok(length)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
     }
 }
 

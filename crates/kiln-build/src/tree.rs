@@ -9,6 +9,7 @@ use kiln_layer::{Kind, Metadata};
 use kiln_oci::Digest;
 
 use crate::error::{Error, Result};
+use crate::examine::Examined;
 use crate::filter::{Filter, FilterState, Wanted};
 
 /// As many symbolic links as BuildKit follows in one path.
@@ -82,8 +83,10 @@ pub(crate) trait SourceTree: Sync {
         Ok(below)
     }
 
-    /// Fills in the missing content digests of the regular files among `entries`, which are below `path`.
-    fn hash(&self, path: &[u8], entries: &mut [Below]) -> Result<()>;
+    /// What [`SourceTree::walk`] finds, with its content digest.
+    fn examine(&self, path: &[u8], filter: &Filter) -> Result<Examined> {
+        Ok(Examined::of(self.walk(path, filter)?))
+    }
 
     /// Whether something is at `path` that the tree does not show. Idempotent.
     fn hides(&self, path: &[u8]) -> bool;

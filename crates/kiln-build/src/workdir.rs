@@ -28,7 +28,7 @@ pub(crate) fn workdir<'w>(
     let path = staging.resolve(&cleaned(&operation.path), LastLink::Follow)?;
     let owner_ids = owner.as_ref().map(|owner| (owner.uid, owner.gid));
     staging.make_directories(&path, Making { mode: 0o755, owner: owner_ids })?;
-    staging.write(out, |_, _| kiln_layer::Source::Empty)?;
+    staging.write(out, |_| kiln_layer::Source::Empty)?;
     Ok(owner.map(|owner| owner.unknown).unwrap_or_default())
 }
 

@@ -338,6 +338,11 @@ impl LayerIndex {
         self.position(path)?.map(|position| self.effective(position)).transpose()
     }
 
+    /// Finds one path after the other, fastest in path order.
+    pub fn finder(&self) -> Finder<'_> {
+        Finder { index: self, from: 0 }
+    }
+
     /// The content digest of the entry at `position`, recursive for a directory (this layer's own tree, marks included).
     ///
     /// # Errors
@@ -380,6 +385,30 @@ impl LayerIndex {
         let facts = self.section(Section::Facts);
         let count = facts.first_chunk::<4>().map_or(0, |count| u32::from_le_bytes(*count) as usize);
         facts.get(8..).unwrap_or_default().chunks_exact(12).take(count).map(|fact| u32_at(fact, 0))
+    }
+}
+
+/// Looks paths up in the effective tree, each beginning where the last was.
+#[derive(Debug)]
+pub struct Finder<'a> {
+    index: &'a LayerIndex,
+    /// The position of the last path, or where it would be.
+    from: u32,
+}
+
+impl<'a> Finder<'a> {
+    /// As [`LayerIndex::find`].
+    ///
+    /// # Errors
+    /// When the index is damaged.
+    pub fn find(&mut self, path: &[u8]) -> Result<Option<Entry<'a>>> {
+        let all = 0..self.index.effective_count();
+        if self.from > 0 && path::compare(self.index.effective_path(self.from - 1)?, path).is_ge() {
+            self.from = 0;
+        }
+        self.from = self.index.partition(self.from..all.end, |other| path::compare(other, path).is_lt())?;
+        let found = self.from < all.end && self.index.effective_path(self.from)? == path;
+        found.then(|| self.index.effective(self.from)).transpose()
     }
 }
 

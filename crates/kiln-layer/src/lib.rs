@@ -18,6 +18,7 @@ pub mod facts;
 pub mod frames;
 pub mod index;
 pub mod metadata;
+mod outlet;
 pub mod path;
 mod stream;
 pub mod tar;

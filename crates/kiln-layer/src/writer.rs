@@ -1,16 +1,13 @@
 //! Making a layer: entries in any order become a tar, its digests, its index and, if wanted, its snapshot, in one pass.
 //!
-//! Every source is read once. Reading with the hash of each file, the hash of the stream with its writing, and the
-//! writing of the snapshot run at once.
+//! Every source is read once. Reading with the hash of each file, the hash of the stream, its writing, and the writing of
+//! the snapshot run at once.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
-use std::ops::Range;
-use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread;
 
-use kiln_oci::{DiffId, Hasher};
+use kiln_oci::DiffId;
 use kiln_sys::root::Time;
 
 use crate::complete::placed;
@@ -18,14 +15,12 @@ use crate::error::{EntryProblem, Error, Result};
 use crate::index::LayerIndex;
 use crate::index::build::{Builder, Content, New, Totals};
 use crate::metadata::{Kind, Metadata, normalise_capability};
+use crate::outlet::Outlets;
 use crate::path::{self, WHITEOUT, split};
-use crate::stream::DEPTH;
 use crate::tar::{self, WRITER};
-use crate::unpack::{Placed, Unpack, Unpacker};
+use crate::unpack::Unpack;
 use crate::view::RootView;
 use crate::walk::LINKS;
-
-const CHUNK: usize = 512 << 10;
 
 /// A file's bytes, opened when its turn comes.
 pub type Opener<'a> = Box<dyn FnOnce() -> Result<Box<dyn Read + 'a>> + 'a>;
@@ -63,11 +58,14 @@ pub struct LayerWriter<'a> {
     entries: Vec<Pending<'a>>,
 }
 
+/// What takes the uncompressed tar.
+pub type Tar<'a> = &'a mut (dyn Write + Send);
+
 /// Where a layer goes beside its digests and index.
 #[derive(Default)]
 pub struct Outputs<'a> {
-    /// Takes the uncompressed tar.
-    pub tar: Option<&'a mut (dyn Write + Send)>,
+    /// Takes the uncompressed tar, in large pieces.
+    pub tar: Option<Tar<'a>>,
     /// Takes the files.
     pub unpack: Option<Unpack<'a>>,
 }
@@ -131,30 +129,21 @@ impl<'a> LayerWriter<'a> {
         self.add_parents(lower)?;
         self.order_links()?;
         drop(order);
-        let (tar_sender, tar_chunks) = mpsc::sync_channel::<Arc<Vec<u8>>>(DEPTH);
-        let Outputs { tar, unpack } = outputs;
         let entries = self.entries;
-        let (written, hashed, unpacked) = thread::scope(|scope| {
-            let hashing = scope.spawn(move || hash(tar, &tar_chunks));
-            let (sender, unpacking) = match &unpack {
-                Some(unpack) => {
-                    let (sender, batches) = mpsc::sync_channel(DEPTH);
-                    (Some(sender), Some(scope.spawn(move || write_files(unpack, &batches))))
-                }
-                None => (None, None),
-            };
-            let written = Emitter::new(tar_sender, sender).run(entries);
-            let hashed = hashing.join().unwrap_or(Err(Error::Worker));
-            let unpacked = unpacking.map_or(Ok(()), |thread| thread.join().unwrap_or(Err(Error::Worker)));
-            (written, hashed, unpacked)
+        let (written, ended) = thread::scope(|scope| {
+            let mut out = Outlets::new(scope, outputs);
+            let emitter = Emitter { builder: Builder::new(), out: &mut out, header: Vec::new() };
+            let written = emitter.run(entries);
+            let ended = out.end(written.is_ok());
+            (written, ended)
         });
-        match (written, hashed, unpacked) {
-            (Ok((builder, tar_size)), Ok(diff_id), Ok(())) => {
+        match (written, ended) {
+            (Ok((builder, tar_size)), Ok(diff_id)) => {
                 let index = builder.finish(&Totals { diff_id, tar_size, writer: WRITER })?;
                 Ok(Written { diff_id, tar_size, index })
             }
-            (written, hashed, unpacked) => {
-                let errors = [unpacked.err(), hashed.err(), written.err()];
+            (written, ended) => {
+                let errors = [ended.err(), written.err()];
                 Err(errors
                     .into_iter()
                     .flatten()
@@ -316,73 +305,29 @@ pub(crate) fn is_written_attribute(name: &[u8]) -> bool {
     name == b"security.capability" || (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."))
 }
 
-/// What becomes of files, told with the chunk that holds their bytes.
-enum Step {
-    Entry(Placed),
-    Data(Range<usize>),
-}
-
-type Batch = (Arc<Vec<u8>>, Vec<Step>);
-
-fn hash(mut tar: Option<&mut (dyn Write + Send)>, chunks: &Receiver<Arc<Vec<u8>>>) -> Result<DiffId> {
-    let mut hasher = Hasher::new();
-    for chunk in chunks {
-        let _span = kiln_trace::span("hash and write tar").with_bytes(chunk.len() as u64);
-        hasher.update(&chunk);
-        if let Some(tar) = &mut tar {
-            tar.write_all(&chunk).map_err(Error::Write)?;
-        }
-    }
-    if let Some(tar) = tar {
-        tar.flush().map_err(Error::Write)?;
-    }
-    Ok(DiffId(hasher.finish()))
-}
-
-fn write_files(unpack: &Unpack<'_>, batches: &Receiver<Batch>) -> Result<()> {
-    let mut unpacker = Unpacker::new(unpack)?;
-    for (chunk, steps) in batches {
-        let _span = kiln_trace::span("unpack files").with_bytes(chunk.len() as u64);
-        for step in steps {
-            match step {
-                Step::Entry(placed) => unpacker.entry(placed)?,
-                Step::Data(range) => unpacker.data(&chunk[range])?,
-            }
-        }
-    }
-    unpacker.finish()
-}
-
-struct Emitter {
+/// Makes the bytes of the tar and the index of it.
+struct Emitter<'o, 'scope, 'env, 'a> {
     builder: Builder,
-    tar: SyncSender<Arc<Vec<u8>>>,
-    files: Option<SyncSender<Batch>>,
-    chunk: Vec<u8>,
-    steps: Vec<Step>,
-    /// Bytes in the chunks before this one.
-    sent: u64,
+    out: &'o mut Outlets<'scope, 'env, 'a>,
+    header: Vec<u8>,
 }
 
-impl Emitter {
-    fn new(tar: SyncSender<Arc<Vec<u8>>>, files: Option<SyncSender<Batch>>) -> Self {
-        let chunk = Vec::with_capacity(CHUNK);
-        Self { builder: Builder::new(), tar, files, chunk, steps: Vec::new(), sent: 0 }
-    }
-
+impl<'scope, 'a: 'scope> Emitter<'_, 'scope, '_, 'a> {
     fn run(mut self, entries: Vec<Pending<'_>>) -> Result<(Builder, u64)> {
         let mut span = kiln_trace::span("read files");
         for entry in entries {
             self.entry(entry)?;
             span.count(1);
         }
-        self.chunk.resize(self.chunk.len() + 2 * tar::BLOCK, 0);
-        self.flush()?;
-        Ok((self.builder, self.sent))
+        self.out.put(&[0; 2 * tar::BLOCK])?;
+        Ok((self.builder, self.out.position()))
     }
 
     fn entry(&mut self, entry: Pending<'_>) -> Result<()> {
         let Pending { path, metadata, source } = entry;
-        tar::write_header(&path, &metadata, &mut self.chunk);
+        self.header.clear();
+        tar::write_header(&path, &metadata, &mut self.header);
+        self.out.put(&self.header)?;
         let regular = metadata.kind == Kind::Regular;
         let number = self.builder.add(&New {
             path: &path,
@@ -395,14 +340,17 @@ impl Emitter {
             link: &metadata.link,
             device: metadata.device,
             xattrs: &metadata.xattrs,
-            content_offset: self.sent + self.chunk.len() as u64,
+            content_offset: self.out.position(),
             sparse: false,
         })?;
+        if !regular && !self.out.wants_files() {
+            return Ok(());
+        }
         let keep = regular && self.builder.wants_fact(&path, metadata.size);
         let size = metadata.size;
         let shown = if regular { path.clone() } else { Vec::new() };
-        if self.files.is_some() {
-            self.steps.push(Step::Entry(placed(path, metadata)));
+        if self.out.wants_files() {
+            self.out.entry(placed(path, metadata));
         }
         if regular {
             let mut content = Content::new(keep);
@@ -411,12 +359,13 @@ impl Emitter {
                 return Err(Error::Changed { path: path::shown(&shown), expected: size });
             }
             content.finish(&mut self.builder, number);
-            tar::pad(size, &mut self.chunk);
+            let padding = (size.wrapping_neg() % tar::BLOCK as u64) as usize;
+            self.out.put(&[0; tar::BLOCK][..padding])?;
         }
-        if self.chunk.len() + 4 * tar::BLOCK > CHUNK { self.flush() } else { Ok(()) }
+        Ok(())
     }
 
-    /// Copies a source into chunks; the number of bytes it had, at most one more than announced.
+    /// Copies a source; the number of bytes it had, at most one more than announced.
     fn content(&mut self, source: Source<'_>, size: u64, content: &mut Content) -> Result<u64> {
         let mut reader: Box<dyn Read + '_> = match source {
             Source::Empty => return Ok(0),
@@ -425,43 +374,20 @@ impl Emitter {
         };
         let mut total = 0;
         loop {
-            if self.chunk.len() + tar::BLOCK >= CHUNK {
-                self.flush()?;
-            }
-            let start = self.chunk.len();
+            let room = self.out.room()?;
             // One byte more than announced shows a file that grew.
-            let most = (size - total).saturating_add(1).min((CHUNK - start) as u64) as usize;
-            self.chunk.resize(start + most, 0);
-            let read = reader.read(&mut self.chunk[start..]);
-            let length = match read {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            let most = (size - total).saturating_add(1).min(room.len() as u64) as usize;
+            let length = match reader.read(&mut room[..most]) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(Error::Read(error)),
-                Ok(0) => {
-                    self.chunk.truncate(start);
-                    return Ok(total);
-                }
+                Ok(0) => return Ok(total),
                 Ok(length) => length,
             };
-            self.chunk.truncate(start + length);
             total += length as u64;
             if total > size {
                 return Ok(total);
             }
-            content.update(&self.chunk[start..]);
-            if self.files.is_some() && length > 0 {
-                self.steps.push(Step::Data(start..start + length));
-            }
+            content.update(self.out.fill(length));
         }
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        let chunk = Arc::new(std::mem::replace(&mut self.chunk, Vec::with_capacity(CHUNK)));
-        let _span = kiln_trace::span("wait for writers");
-        self.sent += chunk.len() as u64;
-        if let Some(files) = &self.files {
-            let steps = std::mem::take(&mut self.steps);
-            files.send((Arc::clone(&chunk), steps)).map_err(|_| Error::Worker)?;
-        }
-        self.tar.send(chunk).map_err(|_| Error::Worker)
     }
 }

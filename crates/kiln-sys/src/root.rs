@@ -20,7 +20,7 @@ use rustix::io::Errno;
 
 #[cfg(feature = "without-openat2")]
 use by_component::openat2;
-pub use directory::{Directory, Found};
+pub use directory::{Directory, Found, Names};
 #[cfg(not(feature = "without-openat2"))]
 use rustix::fs::openat2;
 

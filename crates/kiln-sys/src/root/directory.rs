@@ -27,6 +27,33 @@ pub struct Found {
     pub kind: FileType,
 }
 
+/// The names found in a directory, in one piece of memory that serves for the next directory, too.
+#[derive(Debug, Default)]
+pub struct Names {
+    text: Vec<u8>,
+    /// Where each begins and ends.
+    found: Vec<(usize, usize, FileType)>,
+    /// What the kernel writes into.
+    buffer: Vec<u8>,
+}
+
+impl Names {
+    /// Every name with its type as the directory tells it.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&OsStr, FileType)> {
+        self.found.iter().map(|(start, end, kind)| (OsStr::from_bytes(&self.text[*start..*end]), *kind))
+    }
+
+    /// How long all names are together.
+    pub fn text_size(&self) -> usize {
+        self.text.len()
+    }
+
+    fn sort(&mut self) {
+        let text = &self.text;
+        self.found.sort_unstable_by(|left, right| text[left.0..left.1].cmp(&text[right.0..right.1]));
+    }
+}
+
 impl Directory {
     /// Opens a directory of the host.
     ///
@@ -294,6 +321,35 @@ impl Directory {
         self.failed("list", "", self.entries())
     }
 
+    /// The names in this directory, sorted bytewise. It must have been opened for reading, not as a place.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn list_sorted(&mut self, names: &mut Names) -> Result<()> {
+        names.text.clear();
+        names.found.clear();
+        let read = self.read_names(names);
+        self.failed("list", "", read)?;
+        names.sort();
+        Ok(())
+    }
+
+    fn read_names(&self, names: &mut Names) -> rustix::io::Result<()> {
+        sys::seek(&self.fd, sys::SeekFrom::Start(0))?;
+        names.buffer.reserve(64 << 10);
+        let mut reader = sys::RawDir::new(&self.fd, names.buffer.spare_capacity_mut());
+        while let Some(entry) = reader.next() {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                let start = names.text.len();
+                names.text.extend_from_slice(name);
+                names.found.push((start, names.text.len(), entry.file_type()));
+            }
+        }
+        Ok(())
+    }
+
     fn entries(&self) -> rustix::io::Result<Vec<Found>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = sys::openat(&self.fd, ".", flags, Mode::empty())?;
@@ -458,6 +514,36 @@ mod tests {
     use super::super::set_file;
     use super::super::tests::scratch;
     use super::*;
+
+    #[test]
+    fn names_are_listed_in_order_and_anew() {
+        let (_host, root) = scratch();
+        let top = root.directory();
+        top.make_directory("b", 0o755).expect("made");
+        for name in ["c", "a", "b-", "b.b", "B"] {
+            top.create_file(name, 0o644).expect("created");
+        }
+        let mut names = Names::default();
+        for directory in ["", "b", ""] {
+            let mut opened = root.open_directory(Path::new(directory)).expect("opened");
+            for _ in 0..2 {
+                opened.list_sorted(&mut names).expect("listed");
+                let found: Vec<_> = names.iter().collect();
+                let expected =
+                    if directory.is_empty() { &["B", "a", "b", "b-", "b.b", "c"][..] } else { &[] };
+                assert_eq!(found.iter().map(|(name, _)| *name).collect::<Vec<_>>(), expected);
+                assert!(found.iter().all(|(name, kind)| (*kind == FileType::Directory) == (*name == "b")));
+            }
+        }
+        // More than one buffer holds.
+        let many = root.directory().open_directory("b").expect("opened");
+        for number in 0..3000 {
+            many.create_file(format!("a-rather-long-name-{number:04}"), 0o644).expect("created");
+        }
+        root.open_directory(Path::new("b")).expect("opened").list_sorted(&mut names).expect("listed");
+        let expected = (0..3000).map(|number| format!("a-rather-long-name-{number:04}"));
+        assert!(names.iter().map(|(name, _)| name.to_os_string()).eq(expected.map(OsString::from)));
+    }
 
     #[test]
     fn names_are_single_components() {
