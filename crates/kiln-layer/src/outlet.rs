@@ -32,7 +32,15 @@ struct Chunk {
 
 impl Chunk {
     fn new() -> Self {
-        Self { bytes: vec![0; CHUNK], used: 0 }
+        Self { bytes: Vec::new(), used: 0 }
+    }
+
+    /// Makes room for so many bytes more, as far as a chunk goes. Most layers are small, so that it begins with little.
+    fn grow(&mut self, more: usize) {
+        let least = self.used.saturating_add(more).min(CHUNK);
+        if self.bytes.len() < least {
+            self.bytes.resize(least.next_power_of_two().max(2 * ROOM), 0);
+        }
     }
 
     fn used(&self) -> &[u8] {
@@ -105,6 +113,7 @@ impl<'scope, 'env, 'a: 'scope> Outlets<'scope, 'env, 'a> {
                 self.send()?;
             }
             let length = bytes.len().min(CHUNK - self.chunk.used);
+            self.chunk.grow(length);
             self.chunk.bytes[self.chunk.used..][..length].copy_from_slice(&bytes[..length]);
             self.chunk.used += length;
             bytes = &bytes[length..];
@@ -112,12 +121,16 @@ impl<'scope, 'env, 'a: 'scope> Outlets<'scope, 'env, 'a> {
         Ok(())
     }
 
-    /// Where content may be read into; never empty.
-    pub(crate) fn room(&mut self) -> Result<&mut [u8]> {
+    /// Where at most so many bytes of content may be read into; never empty if `most` is not zero.
+    pub(crate) fn room(&mut self, most: u64) -> Result<&mut [u8]> {
         if self.chunk.used + ROOM > CHUNK {
             self.send()?;
         }
-        Ok(&mut self.chunk.bytes[self.chunk.used..])
+        let most = usize::try_from(most).unwrap_or(CHUNK);
+        self.chunk.grow(most);
+        let room = &mut self.chunk.bytes[self.chunk.used..];
+        let length = room.len().min(most);
+        Ok(&mut room[..length])
     }
 
     /// Says that so many bytes of content were read, and gives them.

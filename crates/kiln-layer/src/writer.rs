@@ -374,10 +374,9 @@ impl<'scope, 'a: 'scope> Emitter<'_, 'scope, '_, 'a> {
         };
         let mut total = 0;
         loop {
-            let room = self.out.room()?;
             // One byte more than announced shows a file that grew.
-            let most = (size - total).saturating_add(1).min(room.len() as u64) as usize;
-            let length = match reader.read(&mut room[..most]) {
+            let room = self.out.room((size - total).saturating_add(1))?;
+            let length = match reader.read(room) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(Error::Read(error)),
                 Ok(0) => return Ok(total),
