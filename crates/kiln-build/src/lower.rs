@@ -2,7 +2,7 @@
 
 mod add;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_dockerfile::{
     CopySource as StageSource, Diagnostic, Dockerfile, Expander, Instruction, Kind, Linter, Mount, MountType,
@@ -107,7 +107,7 @@ fn lint_stages(
 ) {
     let declared =
         dockerfile.meta_args.iter().flat_map(|meta| &meta.items).map(|item| item.name.text.as_str());
-    let known = declared.chain(global_args.iter().map(|(name, _)| name.as_str()));
+    let known: BTreeSet<&str> = declared.chain(global_args.iter().map(|(name, _)| name.as_str())).collect();
     let none = BTreeMap::new();
     let mut defaults = default_args(dockerfile, request, &none, target);
     let have_defaults = declare_meta_args(dockerfile, &none, expander, &mut defaults).is_ok();
@@ -821,6 +821,29 @@ mod tests {
             finding.message.starts_with("the base image is for linux/pdp11, not for linux/"),
             "{finding:?}"
         );
+    }
+
+    /// Neither many unset variables beside many set ones, nor long comments above many findings.
+    #[test]
+    fn lint_is_bounded() {
+        let start = std::time::Instant::now();
+        let set: String = (0..10_000).map(|number| format!("ENV A{number}=x\n")).collect();
+        let unset: String = (0..100_000).map(|number| format!("$u{number}")).collect();
+        let file = format!("FROM scratch\n{set}LABEL a={unset}\n");
+        let lowered = |file: &str| {
+            let request = request(file, &[]);
+            let parsed = kiln_dockerfile::parse(&request.dockerfile);
+            lower(&parsed.dockerfile, &request, &mut NoBases).expect("lowered").findings.len()
+        };
+        assert_eq!(lowered(&file), kiln_dockerfile::MAX_DIAGNOSTICS);
+        let names: String = (0..10_000).map(|number| format!("r{number},")).collect();
+        let ports = "1/Tcp ".repeat(10_000);
+        assert_eq!(
+            lowered(&format!("FROM scratch\n# check=skip={names}\nEXPOSE {ports}\n")),
+            kiln_dockerfile::MAX_DIAGNOSTICS
+        );
+        assert_eq!(lowered(&format!("# check=skip=all\n{file}")), 0);
+        assert!(start.elapsed() < std::time::Duration::from_secs(60), "{:?}", start.elapsed());
     }
 
     #[test]

@@ -251,15 +251,21 @@ impl Check {
         let values = comments.iter().filter_map(|comment| comment.split_once('='));
         let mut values = values.filter(|(name, _)| name.trim().eq_ignore_ascii_case("check"));
         let (_, value) = values.next()?;
-        Self::of_value(value)
+        let mut diagnostics = Vec::new();
+        let value = Word { text: value.trim().to_owned(), ..Word::default() };
+        let check = read_check(&value, &mut diagnostics);
+        diagnostics.is_empty().then_some(check)
     }
 
-    /// Reads a value that was given beside the file; one that is malformed is none.
-    pub(crate) fn of_value(value: &str) -> Option<Self> {
-        let mut diagnostics = Vec::new();
+    /// What a build argument asks for; an empty one for nothing.
+    pub(crate) fn of_argument(value: &str, diagnostics: &mut Vec<Diagnostic>) -> Self {
+        let before = diagnostics.len();
         let word = Word { text: value.trim().to_owned(), ..Word::default() };
-        let check = if word.text.is_empty() { Self::default() } else { read_check(&word, &mut diagnostics) };
-        diagnostics.is_empty().then_some(check)
+        let check = if word.text.is_empty() { Self::default() } else { read_check(&word, diagnostics) };
+        for diagnostic in &mut diagnostics[before..] {
+            diagnostic.message = format!("BUILDKIT_DOCKERFILE_CHECK: {}", diagnostic.message);
+        }
+        check
     }
 
     /// Whether an experimental rule is asked for.

@@ -13,6 +13,8 @@ use crate::expand::Expansion;
 use crate::glob::clean_path;
 use crate::ignore::IgnoreMatcher;
 use crate::instruction::{CommandLine, Dockerfile, Instruction, Kind, Stage, Transfer};
+use crate::parse::MAX_DIAGNOSTICS;
+use crate::predefined;
 use crate::remote_source::{SourceKind, source_kind};
 use crate::source::{Span, Word};
 use crate::suggest;
@@ -21,6 +23,9 @@ use crate::suggest;
 const SECRET: [&str; 10] =
     ["apikey", "auth", "credential", "credentials", "key", "password", "pword", "passwd", "secret", "token"];
 const NO_SECRET: [&str; 3] = ["public", "file", "version"];
+
+/// As many findings look for a near name among all that there are.
+const HINTS: usize = 20;
 
 /// Checks what needs no more than the file.
 pub(crate) fn check_file(dockerfile: &Dockerfile, diagnostics: &mut Vec<Diagnostic>) {
@@ -35,7 +40,7 @@ pub(crate) fn check_file(dockerfile: &Dockerfile, diagnostics: &mut Vec<Diagnost
 /// Names that are used twice or mean something else.
 fn stage_names(stages: &[Stage], diagnostics: &mut Vec<Diagnostic>) {
     let mut seen = BTreeSet::new();
-    for name in stages.iter().filter_map(|stage| stage.name.as_ref()) {
+    for name in stages.iter().filter_map(|stage| stage.name.as_ref()).take(MAX_DIAGNOSTICS) {
         if name.text == "context" || name.text == "scratch" {
             let message =
                 format!("stage name should not use the same name as reserved stage {:?}", name.text);
@@ -64,7 +69,7 @@ fn keyword_casing(stages: &[Stage], diagnostics: &mut Vec<Diagnostic>) {
         } else {
             (&is_upper, "upper")
         };
-    for keyword in keywords().filter(|keyword| !is_right(keyword)) {
+    for keyword in keywords().filter(|keyword| !is_right(keyword)).take(MAX_DIAGNOSTICS) {
         let message = format!("'{}' should be in {right} case, as most instructions are", keyword.text);
         diagnostics.push(Diagnostic::warning(Some("ConsistentInstructionCasing"), message, keyword.span));
     }
@@ -105,6 +110,8 @@ fn descriptions(dockerfile: &Dockerfile, diagnostics: &mut Vec<Diagnostic>) {
 #[derive(Debug)]
 pub struct Linter<'d> {
     check: Option<&'d Check>,
+    /// What the comments right above ask for.
+    own: Option<Check>,
     /// Patterns of the context's ignore file, if any of its paths can be told to be left out.
     ignore: Option<IgnoreMatcher>,
     findings: Vec<Diagnostic>,
@@ -147,7 +154,7 @@ impl<'d> Linter<'d> {
         let ignore = ignore.and_then(|ignore| IgnoreMatcher::parse(ignore).ok());
         // What an exclusion brings back depends on the files.
         let ignore = ignore.filter(|matcher| !matcher.is_empty() && !matcher.has_exclusions());
-        Self { check: dockerfile.directives.check.as_ref(), ignore, findings: Vec::new() }
+        Self { check: dockerfile.directives.check.as_ref(), own: None, ignore, findings: Vec::new() }
     }
 
     /// What was found, in the order of the file.
@@ -157,40 +164,59 @@ impl<'d> Linter<'d> {
         self.findings
     }
 
-    fn find(&mut self, rule: &'static str, message: String, span: Span, comments: &[String]) {
-        let mut finding = Diagnostic::warning(Some(rule), message, span);
-        let own = Check::of_comments(comments);
-        if [self.check, own.as_ref()].into_iter().flatten().all(|check| check.keeps(&finding)) {
-            if self.check.is_some_and(|check| check.error) {
-                finding.severity = Severity::Error;
-            }
-            self.findings.push(finding);
+    /// Whether nobody wants to know of a rule, or there is too much to tell already.
+    fn is_silent(&self, rule: &'static str) -> bool {
+        let skips = |check: &Check| check.skip_all || check.skip.contains(rule);
+        self.findings.len() >= MAX_DIAGNOSTICS
+            || self.check.is_some_and(skips)
+            || self.own.as_ref().is_some_and(skips)
+    }
+
+    fn find(&mut self, rule: &'static str, span: Span, message: impl FnOnce() -> String) {
+        if self.is_silent(rule) {
+            return;
         }
+        let mut finding = Diagnostic::warning(Some(rule), message(), span);
+        if self.check.is_some_and(|check| check.error) {
+            finding.severity = Severity::Error;
+        }
+        self.findings.push(finding);
+    }
+
+    /// From now on these are the comments right above.
+    fn below(&mut self, comments: &[String]) {
+        self.own = if comments.is_empty() { None } else { Check::of_comments(comments) };
     }
 
     /// FROM, with its base and platform expanded by the global ARGs, which have the names `known`.
-    pub fn from<'k>(
+    pub fn from(
         &mut self,
         stage: &Stage,
         base: &Expansion,
         platform: Option<&Expansion>,
-        known: &(impl Iterator<Item = &'k str> + Clone),
+        known: &BTreeSet<&str>,
     ) {
+        self.below(&stage.comments);
         for name in [Some(base), platform].into_iter().flatten().flat_map(|word| &word.unset) {
-            if known.clone().any(|known| known == name) {
+            if known.contains(name.as_str()) {
                 continue;
             }
-            let near = suggest::near(name, known.clone()).map(|near| format!(", did you mean {near}?"));
-            let message = format!("no ARG before the first FROM declares {name}{}", near.unwrap_or_default());
-            self.find("UndefinedArgInFrom", message, stage.span, &stage.comments);
+            let hints = self.findings.len() < HINTS;
+            self.find("UndefinedArgInFrom", stage.span, || {
+                let near = if hints { suggest::near(name, known.iter().copied()) } else { None };
+                let near = near.map(|near| format!(", did you mean {near}?")).unwrap_or_default();
+                format!("no ARG before the first FROM declares {name}{near}")
+            });
         }
     }
 
     /// FROM's base when no build argument is given: expanded, and whether it names an image or a stage then.
     pub fn default_base(&mut self, stage: &Stage, is_name: bool) {
         if !is_name {
-            let message = format!("without build arguments {} is empty or no image's name", stage.base.text);
-            self.find("InvalidDefaultArgInFrom", message, stage.span, &stage.comments);
+            self.below(&stage.comments);
+            self.find("InvalidDefaultArgInFrom", stage.span, || {
+                format!("without build arguments {} is empty or no image's name", stage.base.text)
+            });
         }
     }
 
@@ -207,26 +233,30 @@ impl<'d> Linter<'d> {
         if !expanded.unset.is_empty() {
             return;
         }
+        self.below(&stage.comments);
         let only_target = expanded.used.len() == 1 && expanded.used.contains("TARGETPLATFORM");
         if only_target && expanded.text == target {
-            let message = format!("the platform is {} without being set", word.text);
-            self.find("RedundantTargetPlatform", message, word.span, &stage.comments);
+            self.find("RedundantTargetPlatform", word.span, || {
+                format!("the platform is {} without being set", word.text)
+            });
         }
         let Some((system, architecture)) = parsed.filter(|_| expanded.used.is_empty()) else { return };
         // A stage that is named for its platform means it.
         let named = |name: &Word| name.text.contains(system) || name.text.contains(architecture);
         if !stage.name.as_ref().is_some_and(named) {
-            let message = format!("FROM builds for {} whatever platform is asked for", expanded.text);
-            self.find("FromPlatformFlagConstDisallowed", message, word.span, &stage.comments);
+            self.find("FromPlatformFlagConstDisallowed", word.span, || {
+                format!("FROM builds for {} whatever platform is asked for", expanded.text)
+            });
         }
     }
 
     /// FROM's image: its system and architecture, and those that the stage is for.
     pub fn base_platform(&mut self, stage: &Stage, found: (&str, &str), wanted: (&str, &str)) {
         if found != wanted {
-            let message =
-                format!("the base image is for {}/{}, not for {}/{}", found.0, found.1, wanted.0, wanted.1);
-            self.find("InvalidBaseImagePlatform", message, stage.base.span, &stage.comments);
+            self.below(&stage.comments);
+            self.find("InvalidBaseImagePlatform", stage.base.span, || {
+                format!("the base image is for {}/{}, not for {}/{}", found.0, found.1, wanted.0, wanted.1)
+            });
         }
     }
 
@@ -238,8 +268,8 @@ impl<'d> Linter<'d> {
         expanded: &Expanded,
         around: &Surroundings<'_>,
     ) {
-        self.undefined(instruction, expanded, around);
-        let comments = &instruction.comments;
+        self.below(&instruction.comments);
+        self.undefined(expanded, around);
         match &expanded.kind {
             Kind::Cmd(command) => {
                 self.shell_form(instruction, command, around);
@@ -252,42 +282,52 @@ impl<'d> Linter<'d> {
             Kind::Healthcheck(_) => self.once(&mut state.healthcheck, instruction),
             Kind::Workdir(path) => {
                 if !state.workdir && !path.text.starts_with('/') {
-                    let message = format!("where {:?} is depends on the base image's WORKDIR", path.text);
-                    self.find("WorkdirRelativePath", message, path.span, comments);
+                    self.find("WorkdirRelativePath", path.span, || {
+                        format!("where {:?} is depends on the base image's WORKDIR", path.text)
+                    });
                 }
                 state.workdir = true;
             }
-            Kind::Env(pairs) => pairs.iter().for_each(|pair| self.secret("ENV", &pair.key, comments)),
-            Kind::Arg(items) => items.iter().for_each(|item| self.secret("ARG", &item.name, comments)),
-            Kind::Expose(words) => words.iter().for_each(|word| self.port(word, comments)),
-            Kind::Copy(copy) if copy.from.is_none() => self.sources("COPY", &copy.transfer, comments),
-            Kind::Add(add) => self.sources("ADD", &add.transfer, comments),
+            Kind::Env(pairs) => pairs.iter().for_each(|pair| self.secret("ENV", &pair.key)),
+            Kind::Arg(items) => items.iter().for_each(|item| self.secret("ARG", &item.name)),
+            Kind::Expose(words) => words.iter().for_each(|word| self.port(word)),
+            Kind::Copy(copy) if copy.from.is_none() => self.sources("COPY", &copy.transfer),
+            Kind::Add(add) => self.sources("ADD", &add.transfer),
             _ => {}
         }
     }
 
-    fn undefined(&mut self, instruction: &Instruction, expanded: &Expanded, around: &Surroundings<'_>) {
-        let unset = expanded.lookups.iter().flat_map(|lookup| {
-            lookup.expansion.unset.iter().map(move |name| (name.as_str(), lookup.word.span))
-        });
-        for (name, span) in unset {
-            if around.declared.iter().any(|(declared, _)| declared == name) {
+    fn undefined(&mut self, expanded: &Expanded, around: &Surroundings<'_>) {
+        const RULE: &str = "UndefinedVar";
+        let unset = || {
+            expanded.lookups.iter().flat_map(|lookup| {
+                lookup.expansion.unset.iter().map(move |name| (name.as_str(), lookup.word.span))
+            })
+        };
+        if self.is_silent(RULE) || unset().next().is_none() {
+            return;
+        }
+        let declared: BTreeSet<&str> = around.declared.iter().map(|(name, _)| name.as_str()).collect();
+        for (name, span) in unset() {
+            if declared.contains(name) || predefined::NON_ENVIRONMENT_ARGS.contains(&name) {
                 continue;
             }
-            let known = around.environment.iter().map(|(name, _)| name.as_str());
-            let near = suggest::near(name, known).map(|near| format!(", did you mean ${near}?"));
-            let message = format!("the variable ${name} is not defined{}", near.unwrap_or_default());
-            self.find("UndefinedVar", message, span, &instruction.comments);
+            let hints = self.findings.len() < HINTS;
+            self.find(RULE, span, || {
+                let known = around.environment.iter().map(|(name, _)| name.as_str());
+                let near = if hints { suggest::near(name, known) } else { None };
+                let near = near.map(|near| format!(", did you mean ${near}?"));
+                format!("the variable ${name} is not defined{}", near.unwrap_or_default())
+            });
         }
     }
 
     fn shell_form(&mut self, instruction: &Instruction, command: &CommandLine, around: &Surroundings<'_>) {
         if matches!(command, CommandLine::Shell(_)) && !around.own_shell {
             let name = instruction.kind.name();
-            let message = format!(
-                "{name} in shell form: the shell gets signals such as SIGTERM, not the program; use a JSON array"
-            );
-            self.find("JSONArgsRecommended", message, instruction.span, &instruction.comments);
+            self.find("JSONArgsRecommended", instruction.span, || {
+                format!("{name} in shell form: the shell gets signals such as SIGTERM, not the program; use a JSON array")
+            });
         }
     }
 
@@ -295,36 +335,39 @@ impl<'d> Linter<'d> {
     fn once(&mut self, earlier: &mut Option<Span>, instruction: &Instruction) {
         if let Some(span) = earlier.replace(instruction.span) {
             let name = instruction.kind.name();
-            let message = format!("only the last {name} of a stage counts");
-            self.find("MultipleInstructionsDisallowed", message, span, &instruction.comments);
+            self.find("MultipleInstructionsDisallowed", span, || {
+                format!("only the last {name} of a stage counts")
+            });
         }
     }
 
-    fn secret(&mut self, keyword: &str, name: &Word, comments: &[String]) {
+    fn secret(&mut self, keyword: &str, name: &Word) {
         let has = |parts: &[&str]| {
             name.text.split('_').any(|part| parts.iter().any(|known| part.eq_ignore_ascii_case(known)))
         };
         if has(&SECRET) && !has(&NO_SECRET) {
-            let message =
-                format!("{keyword} {:?} stays readable in the image: it is no place for a secret", name.text);
-            self.find("SecretsUsedInArgOrEnv", message, name.span, comments);
+            self.find("SecretsUsedInArgOrEnv", name.span, || {
+                format!("{keyword} {:?} stays readable in the image: it is no place for a secret", name.text)
+            });
         }
     }
 
-    fn port(&mut self, word: &Word, comments: &[String]) {
+    fn port(&mut self, word: &Word) {
         let (host, container) = word.text.rsplit_once(':').unwrap_or(("", &word.text));
         let protocol = container.split_once('/').map_or("", |(_, protocol)| protocol);
         if protocol != protocol.to_lowercase() {
-            let message = format!("the protocol of {:?} should be in lower case", word.text);
-            self.find("ExposeProtoCasing", message, word.span, comments);
+            self.find("ExposeProtoCasing", word.span, || {
+                format!("the protocol of {:?} should be in lower case", word.text)
+            });
         }
         if !host.is_empty() {
-            let message = format!("EXPOSE takes no address and no port of the host, found {:?}", word.text);
-            self.find("ExposeInvalidFormat", message, word.span, comments);
+            self.find("ExposeInvalidFormat", word.span, || {
+                format!("EXPOSE takes no address and no port of the host, found {:?}", word.text)
+            });
         }
     }
 
-    fn sources(&mut self, keyword: &str, transfer: &Transfer, comments: &[String]) {
+    fn sources(&mut self, keyword: &str, transfer: &Transfer) {
         let Some(matcher) = self.ignore.take() else { return };
         for source in transfer.sources.iter().filter(|word| source_kind(&word.text) == SourceKind::Path) {
             let path = clean_path(&source.text);
@@ -335,8 +378,9 @@ impl<'d> Linter<'d> {
                 matcher.is_ignored(path)
             };
             if ignored {
-                let message = format!("{keyword} of {:?}, which the ignore file leaves out", source.text);
-                self.find("CopyIgnoredFile", message, source.span, comments);
+                self.find("CopyIgnoredFile", source.span, || {
+                    format!("{keyword} of {:?}, which the ignore file leaves out", source.text)
+                });
             }
         }
         self.ignore = Some(matcher);

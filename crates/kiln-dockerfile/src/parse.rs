@@ -69,7 +69,7 @@ pub fn parse(text: impl AsRef<[u8]>) -> Parsed {
 }
 
 /// Parses a Dockerfile. `check` has what `# check=` may have and stands in for it, as the build argument
-/// `BUILDKIT_DOCKERFILE_CHECK` does; a malformed one does not count.
+/// `BUILDKIT_DOCKERFILE_CHECK` does; a malformed one is an error.
 #[must_use]
 pub fn parse_checked(text: impl AsRef<[u8]>, check: Option<&str>) -> Parsed {
     let bytes = text.as_ref();
@@ -88,8 +88,8 @@ pub fn parse_checked(text: impl AsRef<[u8]>, check: Option<&str>) -> Parsed {
     let mut parser = Parser { source: &source, escape: directives.escape, diagnostics };
     parser.check_utf8(bytes);
     let (meta_args, stages) = parser.file(&directives);
-    if let Some(check) = check.and_then(directive::Check::of_value) {
-        directives.check = Some(check);
+    if let Some(check) = check {
+        directives.check = Some(directive::Check::of_argument(check, &mut parser.diagnostics));
     }
     let mut diagnostics = parser.diagnostics;
     diagnostics.sort_by_key(|diagnostic| (diagnostic.span.start, std::cmp::Reverse(diagnostic.severity)));

@@ -1,11 +1,18 @@
 //! Near names for "did you mean".
 
+/// Bytes of a character.
+const MOST_BYTES: usize = 4;
+
 /// The candidate nearest to `name`, if it is at most two edits away and not the name itself.
 /// Letter case of the candidate follows the name's where that is all upper or all lower.
 pub(crate) fn near<'c>(name: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<String> {
     let wanted = name.to_lowercase();
     let mut best: Option<(usize, &str)> = None;
     for candidate in candidates {
+        // Cheaper than the distance, which is not less.
+        if candidate.len().abs_diff(name.len()) > 2 * MOST_BYTES {
+            continue;
+        }
         let distance = distance(&wanted, &candidate.to_lowercase());
         if distance == 0 {
             return None;

@@ -416,7 +416,9 @@ fn a_check_given_beside_the_file_stands_in_for_its_own() {
     assert_eq!(severities(None), []);
     assert_eq!(severities(Some("skip=FromAsCasing")), [Severity::Warning]);
     assert_eq!(severities(Some("error=true")), [Severity::Error]);
-    assert_eq!(severities(Some("nonsense")), []);
+    let parsed = kiln_dockerfile::parse_checked(text, Some("eror=true"));
+    let message = "BUILDKIT_DOCKERFILE_CHECK: invalid check option \"eror\"";
+    assert!(parsed.has_errors() && parsed.diagnostics.iter().any(|found| found.message == message));
 }
 
 #[test]

@@ -271,4 +271,15 @@ fn nothing_is_quadratic() {
         long = long.file("s0/f", b"");
     }
     assert!(matches!(in_time(|| index(&long.end())), Err(Error::Entry { .. })));
+    // A directory in a file's place, given again and again, with as much below it.
+    let often = 10 * MANY;
+    let mut again = Tar::new().file("a", b"");
+    for _ in 0..often {
+        again = again.dir("a", 0o755);
+    }
+    for number in 0..often {
+        again = again.file(&format!("a/{number}"), b"");
+    }
+    let again = again.end();
+    in_time(|| index(&again)).expect("walked");
 }

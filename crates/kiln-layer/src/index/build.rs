@@ -1,5 +1,6 @@
 //! Making a layer index: entries in tar order go in, the effective tree is worked out at the end.
 
+use std::cell::OnceCell;
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
@@ -92,6 +93,16 @@ struct Group<'a> {
     entries: &'a [u32],
     /// The last non-directory at or above this path: what came before it is gone.
     killed_before: u32,
+    /// For what comes below: looked up once, however many entries there are, above or below.
+    kinds: OnceCell<Kinds>,
+}
+
+/// Entries of one path, in the order of the tar.
+struct Kinds {
+    /// All but marks.
+    real: Vec<u32>,
+    /// What takes the place of a directory.
+    files: Vec<u32>,
 }
 
 /// What the entries of one path leave.
@@ -217,7 +228,8 @@ impl Builder {
             }
             let killed = above.last().map_or(0, |above| above.killed_before);
             let left = self.left_of(entries, killed);
-            above.push(Group { entries, killed_before: killed.max(left.killed_before) });
+            let killed_before = killed.max(left.killed_before);
+            above.push(Group { entries, killed_before, kinds: OnceCell::new() });
             if killed > 0 || (left.killed_before > 0 && entries.len() > 1) {
                 entries.iter().try_for_each(|number| self.has_directory_above(&above, *number))?;
             }
@@ -264,15 +276,23 @@ impl Builder {
         let inside = self.records[number as usize].kind == Kind::Opaque;
         let mut killed = 0;
         for group in &groups[..groups.len() - usize::from(!inside)] {
-            let before = &group.entries[..group.entries.partition_point(|entry| *entry < number)];
-            let real = |entry: &&u32| !self.records[**entry as usize].kind.is_mark();
-            if before.iter().rfind(real).is_some_and(|entry| *entry >= killed && self.replaces(*entry)) {
+            let kinds = group.kinds.get_or_init(|| self.kinds(group.entries));
+            let last = |among: &[u32]| {
+                among.partition_point(|entry| *entry < number).checked_sub(1).map(|position| among[position])
+            };
+            if last(&kinds.real).is_some_and(|entry| entry >= killed && self.replaces(entry)) {
                 return Err(self.bad(number, EntryProblem::ParentNotDirectory));
             }
-            let file = before.iter().rfind(|entry| self.replaces(**entry));
-            killed = killed.max(file.map_or(0, |entry| entry + 1));
+            killed = killed.max(last(&kinds.files).map_or(0, |entry| entry + 1));
         }
         Ok(())
+    }
+
+    fn kinds(&self, entries: &[u32]) -> Kinds {
+        let real: Vec<u32> =
+            entries.iter().copied().filter(|entry| !self.records[*entry as usize].kind.is_mark()).collect();
+        let files = real.iter().copied().filter(|entry| self.replaces(*entry)).collect();
+        Kinds { real, files }
     }
 
     /// Whether an entry takes the place of a directory and of all that is in it.
