@@ -157,7 +157,11 @@ fn stood_on(graph: &Graph<Operation>) -> HashSet<VertexId> {
 fn keep_named(store: &Store, lease: &LateLease<'_>, request: &BuildRequest) -> kiln_store::Result<()> {
     for name in &request.names {
         if let Some(image) = store.find_name(name)? {
-            lease.keep_image(image)?;
+            match lease.keep_image(image) {
+                // It was removed a moment ago: the build makes another.
+                Err(kiln_store::Error::NoImage { .. }) => {}
+                kept => kept?,
+            }
         }
     }
     Ok(())

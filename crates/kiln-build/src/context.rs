@@ -58,6 +58,7 @@ impl BuildContext {
         let root = Root::open(path)?;
         let ignore = IgnoreMatcher::parse(ignore)?;
         let stat = root.directory().stat_self()?;
+        let caches = caches.filter(|_| tells_changes(root.directory()));
         let cache = RwLock::new(StatCache::open(caches, (stat.st_dev, stat.st_ino)));
         Ok(Self { root, ignore, cache, last: Mutex::new(None) })
     }
@@ -368,6 +369,22 @@ impl SourceTree for BuildContext {
 /// Whether nothing is there.
 pub(crate) fn is_missing(error: &FileError) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+/// Whether a file that was changed can be told by its status. Images give every edition of a file the same times and
+/// numbers; what is far away, or made up by a program, may have no change time of its own, or another clock.
+fn tells_changes(directory: &Directory) -> bool {
+    const SQUASHFS: u64 = 0x7371_7368;
+    const EROFS: u64 = 0xe0f5_e1e2;
+    const ISO9660: u64 = 0x9660;
+    const FUSE: u64 = 0x6573_5546;
+    const CIFS: u64 = 0xff53_4d42;
+    const SMB2: u64 = 0xfe53_4d42;
+    const PLAN9: u64 = 0x0102_1997;
+    let kind = rustix::fs::fstatfs(directory).map(|found| u64::try_from(found.f_type).unwrap_or_default());
+    kind.is_ok_and(|kind| {
+        ![SQUASHFS, EROFS, ISO9660, FUSE, CIFS, SMB2, PLAN9].contains(&(kind & 0xffff_ffff))
+    })
 }
 
 fn now() -> Time {

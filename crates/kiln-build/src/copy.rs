@@ -132,10 +132,17 @@ fn open_later<'w>(tree: &'w dyn SourceTree, path: &Arc<[u8]>) -> kiln_layer::Sou
             let reader: Box<dyn Read + 'w> = reader;
             Ok(reader)
         }
+        // It was there when the key was made, and a regular file.
+        Err(Error::Path(error)) if crate::context::is_missing(&error) => Err(changed(&path)),
+        Err(Error::Changed(_)) => Err(changed(&path)),
         Err(Error::Path(error)) => Err(kiln_layer::Error::File(error)),
         Err(Error::Layer(error)) => Err(error),
         Err(error) => Err(kiln_layer::Error::Read(io::Error::other(error))),
     }))
+}
+
+fn changed(path: &[u8]) -> kiln_layer::Error {
+    kiln_layer::Error::Changed { path: String::from_utf8_lossy(path).into_owned(), expected: 0 }
 }
 
 /// What `COPY --link` builds on.

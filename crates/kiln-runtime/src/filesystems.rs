@@ -316,6 +316,10 @@ fn show_cgroups(shown: &[ShownCgroup], place: BorrowedFd<'_>) -> io::Result<()> 
         };
         rustix::fs::mkdirat(&root, name, Mode::from_raw_mode(0o555))?;
         attach(cgroup, open_own(root.as_fd(), name)?.as_fd())?;
+        // As everybody knows the controllers that share a hierarchy: `cpu` is a link to `cpu,cpuacct`.
+        for controller in name.split(',').filter(|controller| *controller != name) {
+            rustix::fs::symlinkat(name, &root, controller)?;
+        }
     }
     mount::restrict(root.as_fd(), Attributes::INERT_READ_ONLY, Depth::Single)
 }

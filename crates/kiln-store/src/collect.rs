@@ -120,11 +120,26 @@ impl Store {
     pub fn collect(&self, collection: &Collection<'_>) -> Result<Collected> {
         let _span = kiln_trace::span("collect");
         let _one = Lock::acquire(&self.root().join(COLLECT_LOCK), Sharing::Exclusive)?;
+        // Before the next file that may have to be made.
+        self.release_reserve()?;
         let _alone = {
             let _span = kiln_trace::span("wait for builds that look things up");
             Lock::acquire(&self.root().join(LOOK_LOCK), Sharing::Exclusive)?
         };
+        self.collect_alone(collection)
+    }
+
+    /// Collects if nobody has to be waited for.
+    fn try_collect(&self, collection: &Collection<'_>) -> Result<Collected> {
+        let lock = |name| Lock::try_acquire(&self.root().join(name), Sharing::Exclusive);
+        let Some(_one) = lock(COLLECT_LOCK)? else { return Ok(Collected::default()) };
+        let Some(_alone) = lock(LOOK_LOCK)? else { return Ok(Collected::default()) };
         self.release_reserve()?;
+        self.collect_alone(collection)
+    }
+
+    /// Collects while both locks are held and the reserve is free.
+    fn collect_alone(&self, collection: &Collection<'_>) -> Result<Collected> {
         self.end_dead_leases()?;
         let mut collected = Collected::default();
         let doomed = self.database.write(Durability::Durable, |t| {
@@ -176,7 +191,8 @@ impl Store {
     }
 
     /// Trims the build cache to nine tenths of [`Store::cache_cap`] if it has outgrown that: the layers that were used
-    /// longest ago go first. So do records, of which there is a most, too. Two queries if it has not.
+    /// longest ago go first. So do records, of which there is a most, too. Two queries if it has not. While another
+    /// command collects or a build looks things up, it is left to the next build: none waits for another one here.
     pub fn collect_if_needed(&self) -> Result<Collected> {
         let _span = kiln_trace::span("trim cache");
         let cap = self.cache_cap()?;
@@ -185,7 +201,7 @@ impl Store {
         }
         // Some room is left, so that not every build that follows has to trim again.
         let cache = CacheToRemove::Over(cap - cap / 10);
-        self.collect(&Collection { cache, ..Collection::default() })
+        self.try_collect(&Collection { cache, ..Collection::default() })
     }
 
     /// The most bytes of layers that the build cache keeps of itself: a tenth of its file system or 20 GB, whichever

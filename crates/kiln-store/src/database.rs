@@ -267,8 +267,12 @@ fn upgrade_from_1(t: &Connection, indexes: &Path) -> Result<()> {
     .map_err(Error::database("upgrade the schema"))?;
     for layer in all(t, "SELECT diff_id FROM layers WHERE writer = 0", [], |row| digest(row, 0))? {
         let path = indexes.join(layer.hex());
-        // What cannot be read is no source.
-        let index = fs_err::File::open(&path).ok().and_then(|file| LayerIndex::open(file.file(), &path).ok());
+        // One that is gone or damaged is no source. What cannot be read today may be tomorrow.
+        let index = match fs_err::File::open(&path) {
+            Ok(file) => LayerIndex::open(file.file(), &path).ok(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => return Err(Error::file("open", &path)(error)),
+        };
         if index.is_some_and(|index| snapshot_is_source(&index)) {
             execute(t, "UPDATE layers SET snapshot_is_source = 1 WHERE diff_id = ?1", [layer.as_bytes()])?;
         }

@@ -120,8 +120,11 @@ impl Store {
     fn insert_layer(&self, t: &Connection, index: &LayerIndex, file: &std::path::Path) -> Result<()> {
         let diff_id = index.diff_id();
         let source = snapshot_is_source(index);
-        // What gives the tar back takes the place of what does not, where no blob is left that holds the layer.
-        if self.trusted(t, "layers", "diff_id", &diff_id.0)? && (!source || self.is_usable(t, diff_id)?) {
+        // What gives the tar back takes the place of what does not, where no blob is left that holds the layer. Another
+        // ownership's snapshot may need the index that is there, and is as well served by it.
+        if self.trusted(t, "layers", "diff_id", &diff_id.0)?
+            && (!source || self.gives_the_tar_back(t, diff_id)? || self.is_usable(t, diff_id)?)
+        {
             return Ok(());
         }
         let path = self.index_path(diff_id);
@@ -145,6 +148,12 @@ impl Store {
             ],
         )?;
         Ok(())
+    }
+
+    /// Whether a snapshot of the layer would be a source of it, by its index.
+    fn gives_the_tar_back(&self, t: &Connection, layer: DiffId) -> Result<bool> {
+        let sql = "SELECT snapshot_is_source FROM layers WHERE diff_id = ?1";
+        Ok(all(t, sql, [layer.0.as_bytes()], |row| row.get(0))?.first().copied().unwrap_or(false))
     }
 
     pub(crate) fn insert_layer_blob(&self, t: &Connection, diff_id: DiffId, blob: &NewBlob) -> Result<()> {

@@ -5,9 +5,13 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 /// From now on SIGINT, SIGTERM and SIGHUP cancel `cancel`; a second one ends the process, which leaves nothing
-/// mounted either, since all mounts are in namespaces of their own.
+/// mounted either, since all mounts are in namespaces of their own. One that was ignored when kiln was started, as nohup(1)
+/// and a shell's `&` do, stays so.
 pub(crate) fn cancel_on_interrupt(cancel: &Cancel) -> std::io::Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    let status = fs_err::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = ignored(&status);
+    let heeded = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0);
+    let mut signals = Signals::new(heeded)?;
     let cancel = cancel.clone();
     std::thread::spawn(move || {
         for signal in &mut signals {
@@ -18,4 +22,21 @@ pub(crate) fn cancel_on_interrupt(cancel: &Cancel) -> std::io::Result<()> {
         }
     });
     Ok(())
+}
+
+/// The signals that a process ignores (proc_pid_status(5)), the first one in the lowest bit.
+fn ignored(status: &str) -> u64 {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ignored_signals_are_read() {
+        assert_eq!(ignored("Name:\tkiln\nSigIgn:\t0000000000001003\nSigCgt:\t1\n"), 0x1003);
+        assert_eq!(ignored("Name:\tkiln\n"), 0);
+    }
 }

@@ -17,7 +17,8 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Once something is made, an interrupt cancels `cancel`. Before that it ends the process, which leaves nothing.
+    /// Once something is made, an interrupt cancels `cancel`. Before that it ends the process, which leaves a lease at most,
+    /// for the next collection.
     pub(crate) fn new(sender: EventSender, cancel: &Cancel) -> Self {
         Self { sender, cancel: cancel.clone(), interruptible: Once::new() }
     }

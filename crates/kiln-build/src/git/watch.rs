@@ -103,24 +103,31 @@ impl GitLimits {
     }
 }
 
+/// Directories in one another that are measured. Each needs a descriptor; what is deeper counts as endless, since
+/// nothing would be known of it.
+const DEEPEST: usize = 500;
+
 /// Bytes that the files below a directory take.
 fn size_below(place: &Path) -> Result<u64, FileError> {
-    fn below(directory: &Directory) -> Result<u64, FileError> {
-        let mut size = 0;
+    fn below(directory: &Directory, depth: usize) -> Result<u64, FileError> {
+        let mut size: u64 = 0;
+        if depth > DEEPEST {
+            return Ok(u64::MAX);
+        }
         for found in directory.list()? {
             let Ok(stat) = directory.stat(&found.name) else { continue };
             // Small files take more than they hold, and what is written is not yet on disk.
             let blocks = u64::try_from(stat.st_blocks).unwrap_or_default() * 512;
-            size += u64::try_from(stat.st_size).unwrap_or_default().max(blocks);
+            size = size.saturating_add(u64::try_from(stat.st_size).unwrap_or_default().max(blocks));
             if FileType::from_raw_mode(stat.st_mode) == FileType::Directory
                 && let Ok(directory) = directory.open_directory(&found.name)
             {
-                size += below(&directory)?;
+                size = size.saturating_add(below(&directory, depth + 1)?);
             }
         }
         Ok(size)
     }
-    below(&Directory::open(place)?)
+    below(&Directory::open(place)?, 0)
 }
 
 /// A process and what it has started, directly and indirectly, and how long each of them, and those that it has waited
@@ -147,4 +154,25 @@ fn read(process: &Path) -> Option<(Pid, Pid, Duration)> {
     let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
     let ticks = fields.get(11..15)?.iter().filter_map(|ticks| ticks.parse::<u64>().ok()).sum::<u64>();
     Some((own, pid(fields.get(1)?)?, Duration::from_millis(ticks * TICK)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_deep_to_be_measured_is_endless() {
+        let host = tempfile::tempdir().expect("a temporary directory");
+        let limits = GitLimits { bytes: 1 << 30, ..GitLimits::default() };
+        let mut path = host.path().to_path_buf();
+        for _ in 0..DEEPEST {
+            path.push("a");
+        }
+        fs_err::create_dir_all(&path).expect("made");
+        fs_err::write(path.join("file"), vec![b'x'; 100_000]).expect("written");
+        assert!(size_below(host.path()).expect("measured") > 100_000);
+        assert!(limits.allow(host.path()));
+        fs_err::create_dir(path.join("b")).expect("made");
+        assert!(!limits.allow(host.path()));
+    }
 }

@@ -1,6 +1,7 @@
 //! Where this process is in the machine's cgroup hierarchies, and where those can be reached.
 
 use std::ffi::OsStr;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -35,7 +36,37 @@ pub(super) fn of_this_process() -> Vec<Hierarchy> {
 }
 
 fn find(mounts: &str, own: &str) -> Vec<Hierarchy> {
-    mounts.lines().filter_map(|line| of_mount(line, own)).collect()
+    let mut found: Vec<Hierarchy> = Vec::new();
+    for hierarchy in mounts.lines().filter_map(|line| of_mount(line, own)) {
+        // The last one at a place hides the others.
+        found.retain(|hidden| hidden.mounted != hierarchy.mounted);
+        found.push(hierarchy);
+    }
+    found
+}
+
+impl Hierarchy {
+    /// Whether this process's cgroup has no other below it, and is not the whole hierarchy: it tells of nobody else.
+    pub(super) fn is_own_alone(&self) -> bool {
+        let is_directory = |entry: io::Result<fs_err::DirEntry>| {
+            entry.and_then(|e| e.file_type()).is_ok_and(|kind| kind.is_dir())
+        };
+        self.version != Version::OneWithDevices
+            && self.own != self.mounted
+            && fs_err::read_dir(&self.own).is_ok_and(|mut entries| !entries.any(is_directory))
+    }
+
+    /// Fails where something else is mounted over the hierarchy.
+    pub(super) fn check(&self) -> io::Result<()> {
+        const CGROUP: u64 = 0x27_e0eb;
+        const CGROUP2: u64 = 0x6367_7270;
+        let expect = if self.version == Version::Two { CGROUP2 } else { CGROUP };
+        let found = rustix::fs::statfs(&self.own)?.f_type;
+        if u64::try_from(found).is_ok_and(|found| found == expect) {
+            return Ok(());
+        }
+        Err(io::Error::other(format!("{} is covered by another file system", self.mounted.display())))
+    }
 }
 
 /// Reads a line of mountinfo: `31 23 0:28 ROOT PLACE rw,relatime shared:1 - cgroup cgroup rw,cpu`.
@@ -101,6 +132,22 @@ mod tests {
             })
             .collect();
         assert_eq!(found, expect);
+    }
+
+    #[test]
+    fn what_is_mounted_over_a_hierarchy_hides_it() {
+        let twice = "32 31 0:29 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n33 31 0:29 /a /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+        check(twice, "0::/a/b\n", &[("/sys/fs/cgroup", "/sys/fs/cgroup/b", Version::Two)]);
+        let host = tempfile::tempdir().expect("a temporary directory");
+        let mounted = host.path().to_path_buf();
+        let own = mounted.join("own");
+        fs_err::create_dir(&own).expect("made");
+        let covered = Hierarchy { mounted, own: own.clone(), version: Version::Two };
+        assert!(covered.check().expect_err("refused").to_string().contains("covered by another file system"));
+        let one = Hierarchy { version: Version::One, ..covered };
+        assert!(one.is_own_alone());
+        fs_err::create_dir(own.join("other")).expect("made");
+        assert!(!one.is_own_alone());
     }
 
     #[test]

@@ -67,6 +67,9 @@ impl CommandCgroup {
 
     fn held(&self) -> &Result<Held, String> {
         self.held.get_or_init(|| {
+            if !crate::seccomp::is_known_processor() {
+                return Err("kiln has no profile of system calls for this processor".to_owned());
+            }
             let _span = kiln_trace::span("make a cgroup");
             Held::make()
         })
@@ -117,11 +120,12 @@ impl Held {
         all: &[Hierarchy],
         limit: fn(&Self) -> io::Result<()>,
     ) -> io::Result<Self> {
+        hierarchy.check()?;
         sweep(&hierarchy.own)?;
         let (path, directory) = fresh(&hierarchy.own)?;
         let shown = all
             .iter()
-            .filter(|shown| *shown == hierarchy || shown.version != Version::OneWithDevices)
+            .filter(|shown| *shown == hierarchy || shown.is_own_alone())
             .filter_map(|shown| {
                 let at = shown.mounted.strip_prefix(SHOWN_AT).ok()?.to_owned();
                 let directory = if shown == hierarchy { &path } else { &shown.own };
@@ -216,11 +220,20 @@ fn is_named(directory: &OwnedFd, path: &Path) -> bool {
     matches!((rustix::fs::fstat(directory), rustix::fs::lstat(path)), (Ok(held), Ok(named)) if same(held, named))
 }
 
+/// Whether a cgroup's name is one that [`fresh`] gives.
+fn is_made(name: &[u8]) -> bool {
+    let numbers = name.strip_prefix(PREFIX.as_bytes()).and_then(|rest| std::str::from_utf8(rest).ok());
+    let Some((pid, time)) = numbers.and_then(|numbers| numbers.split_once('-')) else { return false };
+    let Some((seconds, fraction)) = time.split_once('.') else { return false };
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    is_number(pid) && is_number(seconds) && is_number(fraction) && fraction.len() == 9
+}
+
 /// Removes what killed commands left.
 fn sweep(parent: &Path) -> io::Result<()> {
     for entry in fs_err::read_dir(parent)? {
         let entry = entry?;
-        if entry.file_name().as_bytes().starts_with(PREFIX.as_bytes())
+        if is_made(entry.file_name().as_bytes())
             && let Some(_lock) = locked(&entry.path())?
         {
             // One in which processes are still dying stays for the next command.
@@ -228,4 +241,23 @@ fn sweep(parent: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_others_are_left_alone() {
+        for (name, made) in [
+            ("kiln-12-345.000000001", true),
+            ("kiln-runner", false),
+            ("kiln-1-2", false),
+            ("kiln--2.000000001", false),
+            ("kiln-1-2.1", false),
+            ("other-1-2.000000001", false),
+        ] {
+            assert_eq!(is_made(name.as_bytes()), made, "{name}");
+        }
+    }
 }

@@ -5,8 +5,7 @@ use anyhow::Result;
 use super::{Host, Lending};
 
 /// What says where modules come from and who vouches for them. GOFLAGS is none of them: it changes what is built.
-const NAMES: [&str; 8] =
-    ["GOPROXY", "GOSUMDB", "GONOSUMDB", "GONOSUMCHECK", "GOPRIVATE", "GONOPROXY", "GOINSECURE", "GOVCS"];
+const NAMES: [&str; 7] = ["GOPROXY", "GOSUMDB", "GONOSUMDB", "GOPRIVATE", "GONOPROXY", "GOINSECURE", "GOVCS"];
 
 pub(super) fn lend(host: &Host, lending: &mut Lending) -> Result<()> {
     let written = match host.variable("GOENV") {

@@ -135,7 +135,7 @@ fn lend(host: &Host, loans: &[Loan]) -> Result<Lent> {
     let mut lending = Lending::default();
     // Tools' own settings come last: where they name a bundle, it is the one that is meant for them.
     let mut loans = loans.to_vec();
-    loans.sort_by_key(|loan| !matches!(loan, Loan::Ca | Loan::Proxy));
+    loans.sort_by_key(|loan| (!matches!(loan, Loan::Ca | Loan::Proxy), *loan as u8));
     loans.dedup();
     for loan in &loans {
         match loan {
