@@ -5,12 +5,12 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 /// From now on SIGINT, SIGTERM and SIGHUP cancel `cancel`; a second one ends the process, which leaves nothing
-/// mounted either, since all mounts are in namespaces of their own. One that was ignored when kiln was started, as nohup(1)
-/// and a shell's `&` do, stays so.
+/// mounted either, since all mounts are in namespaces of their own. A SIGHUP that was ignored when kiln was started, as by
+/// nohup(1), stays so.
 pub(crate) fn cancel_on_interrupt(cancel: &Cancel) -> std::io::Result<()> {
     let status = fs_err::read_to_string("/proc/self/status").unwrap_or_default();
-    let ignored = ignored(&status);
-    let heeded = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0);
+    let is_heeded = |signal: &i32| *signal != SIGHUP || ignored(&status) & (1 << (SIGHUP - 1)) == 0;
+    let heeded = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(is_heeded);
     let mut signals = Signals::new(heeded)?;
     let cancel = cancel.clone();
     std::thread::spawn(move || {
