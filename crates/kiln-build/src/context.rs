@@ -23,8 +23,8 @@ use crate::filter::Filter;
 use crate::stat_cache::StatCache;
 use crate::tree::{Below, Found, SourceTree, Stamp, split};
 
-/// How many threads walk and hash.
-pub(crate) const WORKERS: usize = 2;
+/// How many threads walk and hash at most.
+const WORKERS: usize = 2;
 /// How often a file that changes under the reader is read again.
 const ATTEMPTS: usize = 3;
 const BUFFER: usize = 128 << 10;
@@ -184,7 +184,7 @@ impl BuildContext {
         if missing.is_empty() {
             return Ok(());
         }
-        let helpers = if missing.len() > CHUNK { WORKERS - 1 } else { 0 };
+        let helpers = if missing.len() > CHUNK { workers() - 1 } else { 0 };
         let chunks = Mutex::new(missing.chunks(CHUNK));
         let next = || chunks.lock().unwrap_or_else(PoisonError::into_inner).next();
         let walk: &Walked = walked;
@@ -385,6 +385,12 @@ fn tells_changes(directory: &Directory) -> bool {
     kind.is_ok_and(|kind| {
         ![SQUASHFS, EROFS, ISO9660, FUSE, CIFS, SMB2, PLAN9].contains(&(kind & 0xffff_ffff))
     })
+}
+
+/// How many threads walk and hash: no more than there are processors for this process.
+pub(crate) fn workers() -> usize {
+    let processors = rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count() as usize);
+    processors.clamp(1, WORKERS)
 }
 
 fn now() -> Time {

@@ -17,7 +17,7 @@ use kiln_oci::Digest;
 use kiln_sys::root::{Directory, Names, Time};
 use rustix::fs::{FileType, Stat};
 
-use crate::context::{BuildContext, WORKERS, is_missing};
+use crate::context::{BuildContext, is_missing, workers};
 use crate::error::{Error, Result};
 use crate::examine::entry_digest;
 use crate::filter::{Filter, FilterState, Wanted};
@@ -144,7 +144,7 @@ impl<'a> Walk<'a> {
     /// Finds everything below the directory.
     pub(crate) fn run(self) -> Result<Walked> {
         std::thread::scope(|scope| {
-            let mut helpers = 1..WORKERS;
+            let mut helpers = 1..workers();
             // A thread is worth its start only where more than one directory waits.
             self.work(|pending| {
                 if pending > 1 && helpers.next().is_some() {

@@ -237,11 +237,21 @@ fn files(place: &Path) -> Result<PathBuf> {
     Ok(context)
 }
 
+/// The first processor that this process may use.
+fn processor() -> Result<String> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap_or_default();
+    Ok(list.trim().chars().take_while(char::is_ascii_digit).collect())
+}
+
 /// Instructions of a command, its threads together, without those of the hash function itself: valgrind's processor has
 /// no instructions for it, so it would hide everything else.
 fn instructions(command: &Command, profile: &Path) -> Result<u64> {
-    let mut valgrind = Command::new("valgrind");
-    valgrind.arg("--tool=callgrind").arg(format!("--callgrind-out-file={}", profile.display()));
+    // On one processor: which of two threads does how much is never twice the same.
+    let mut valgrind = Command::new("taskset");
+    valgrind
+        .args(["--cpu-list", &processor()?, "valgrind", "--tool=callgrind"])
+        .arg(format!("--callgrind-out-file={}", profile.display()));
     valgrind.arg(command.get_program()).args(command.get_args());
     machine::output(&mut valgrind)?;
     let text = std::fs::read_to_string(profile).with_context(|| profile.display().to_string())?;
