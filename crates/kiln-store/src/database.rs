@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kiln_layer::LayerIndex;
 use kiln_oci::Digest;
@@ -150,9 +150,7 @@ impl Database {
     /// again inside.
     fn create_or_upgrade(&self) -> Result<()> {
         let mut connection = self.lock();
-        connection
-            .pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))
-            .map_err(Error::database("switch to WAL"))?;
+        switch_to_wal(&connection).map_err(Error::database("switch to WAL"))?;
         let transaction = connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(Error::database("begin"))?;
@@ -258,6 +256,22 @@ impl Database {
     }
 }
 
+/// Waits for other processes that do the same: SQLite itself does not here, lest two of them wait for each other.
+fn switch_to_wal(connection: &Connection) -> rusqlite::Result<()> {
+    let start = Instant::now();
+    loop {
+        match connection.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(())) {
+            Err(error)
+                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
+                    && start.elapsed() < BUSY_TIMEOUT =>
+            {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            result => return result,
+        }
+    }
+}
+
 /// Version 1 did not say of which layers the snapshot is a source; their indexes do.
 fn upgrade_from_1(t: &Connection, indexes: &Path) -> Result<()> {
     t.execute_batch(
@@ -316,6 +330,19 @@ pub(crate) fn now() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_make_one_store_at_once() {
+        for _ in 0..40 {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("kiln.db");
+            std::thread::scope(|scope| {
+                for _ in 0..8 {
+                    scope.spawn(|| Database::open(&path).unwrap());
+                }
+            });
+        }
+    }
 
     #[test]
     fn a_newer_store_is_refused() {
