@@ -1,8 +1,9 @@
 //! From a syntax tree to a graph: which vertices a target needs, and the image config that comes out.
 
 mod add;
+mod arguments;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use kiln_dockerfile::{
     CopySource as StageSource, Diagnostic, Dockerfile, Expander, Instruction, Kind, Linter, Mount, MountType,
@@ -11,6 +12,7 @@ use kiln_dockerfile::{
 use kiln_graph::{Graph, Vertex, VertexId};
 use kiln_oci::{ImageConfig, Platform, Reference};
 
+use self::arguments::{Arguments, declare_meta_args, default_args, lint_stages, source_date_epoch};
 use crate::error::{Error, Result};
 use crate::operation::{
     Access, CacheSharing, CopyKind, CopyOperation, CopySource, MountSource, Operation, ROOT, RunMount,
@@ -96,112 +98,8 @@ pub(crate) fn lower(
     })
 }
 
-/// Lint of every FROM, wanted or not. Words that cannot be expanded are no finding: they fail the stage that needs them.
-fn lint_stages(
-    linter: &mut Linter<'_>,
-    dockerfile: &Dockerfile,
-    request: &BuildRequest,
-    expander: Expander,
-    global_args: &Arguments,
-    target: usize,
-) {
-    let declared =
-        dockerfile.meta_args.iter().flat_map(|meta| &meta.items).map(|item| item.name.text.as_str());
-    let known: BTreeSet<&str> = declared.chain(global_args.iter().map(|(name, _)| name.as_str())).collect();
-    let none = BTreeMap::new();
-    let mut defaults = default_args(dockerfile, request, &none, target);
-    let have_defaults = declare_meta_args(dockerfile, &none, expander, &mut defaults).is_ok();
-    for stage in &dockerfile.stages {
-        let expand = |text: &str, args: &Arguments| expander.word(text, args).ok();
-        let Some(base) = expand(&stage.base.text, global_args) else { continue };
-        let platform = stage.platform.as_ref();
-        let platform = platform.and_then(|word| Some((word, expand(&word.text, global_args)?)));
-        linter.from(stage, &base, platform.as_ref().map(|(_, expanded)| expanded), &known);
-        if let Some((word, expanded)) = &platform {
-            let parsed = expanded.text.parse::<Platform>().ok();
-            let parsed = parsed.as_ref().map(|parsed| (parsed.os.as_str(), parsed.architecture.as_str()));
-            linter.platform(stage, word, expanded, &request.platform.to_string(), parsed);
-        }
-        if have_defaults && let Some(base) = expand(&stage.base.text, &defaults) {
-            linter.default_base(stage, base.text.parse::<Reference>().is_ok());
-        }
-    }
-}
-
 fn unreachable_stage(request: &BuildRequest) -> StageState {
     StageState::new(ImageConfig::scratch(&request.platform))
-}
-
-/// Names and values of global arguments.
-type Arguments = Vec<(String, String)>;
-
-/// The arguments that exist without being declared (BuildKit's platform arguments).
-fn default_args(
-    dockerfile: &Dockerfile,
-    request: &BuildRequest,
-    build_args: &BTreeMap<String, String>,
-    target: usize,
-) -> Vec<(String, String)> {
-    let host = Platform::host();
-    let platform = &request.platform;
-    let stage = request.target.clone().unwrap_or_else(|| {
-        dockerfile.stages[target].name.as_ref().map_or_else(|| "default".to_owned(), |name| name.text.clone())
-    });
-    let variant = |platform: &Platform| platform.variant.clone().unwrap_or_default();
-    let version = |platform: &Platform| platform.os_version.clone().unwrap_or_default();
-    let defaults = [
-        ("BUILDPLATFORM", host.to_string()),
-        ("BUILDOS", host.os.clone()),
-        ("BUILDOSVERSION", version(&host)),
-        ("BUILDARCH", host.architecture.clone()),
-        ("BUILDVARIANT", variant(&host)),
-        ("TARGETPLATFORM", platform.to_string()),
-        ("TARGETOS", platform.os.clone()),
-        ("TARGETOSVERSION", version(platform)),
-        ("TARGETARCH", platform.architecture.clone()),
-        ("TARGETVARIANT", variant(platform)),
-        ("TARGETSTAGE", stage),
-    ];
-    let chosen = |(name, value): (&str, String)| {
-        let value = build_args.get(name).cloned().unwrap_or(value);
-        (name.to_owned(), value)
-    };
-    defaults.into_iter().map(chosen).collect()
-}
-
-fn declare_meta_args(
-    dockerfile: &Dockerfile,
-    build_args: &BTreeMap<String, String>,
-    expander: Expander,
-    args: &mut Vec<(String, String)>,
-) -> Result<()> {
-    for item in dockerfile.meta_args.iter().flat_map(|meta| &meta.items) {
-        let name = &item.name.text;
-        let value = match (build_args.get(name), &item.default) {
-            (Some(value), _) => Some(value.clone()),
-            (None, Some(default)) => Some(expander.word(&default.text, args)?.text),
-            (None, None) => None,
-        };
-        let Some(value) = value else { continue };
-        match args.iter_mut().find(|(known, _)| known == name) {
-            Some((_, known)) => *known = value,
-            None => args.push((name.clone(), value)),
-        }
-    }
-    Ok(())
-}
-
-/// `SOURCE_DATE_EPOCH` as build argument or global ARG, in seconds since the epoch.
-fn source_date_epoch(request: &BuildRequest, global_args: &[(String, String)]) -> Result<Option<i64>> {
-    const NAME: &str = "SOURCE_DATE_EPOCH";
-    let global = || global_args.iter().find(|(name, _)| name == NAME).map(|(_, value)| value);
-    let Some(value) = request.build_args.get(NAME).or_else(global).filter(|value| !value.is_empty()) else {
-        return Ok(None);
-    };
-    let seconds = value.parse().map_err(|_| {
-        Error::Unsupported(format!("{NAME}={value}: expected seconds since 1970-01-01; anything else"))
-    })?;
-    Ok(Some(seconds))
 }
 
 struct Lowering<'a> {
@@ -209,7 +107,7 @@ struct Lowering<'a> {
     request: &'a BuildRequest,
     bases: &'a mut dyn Bases,
     expander: Expander,
-    global_args: Vec<(String, String)>,
+    global_args: Arguments,
     epoch: Option<i64>,
     /// How many stages are being lowered, each for the one before.
     depth: usize,
