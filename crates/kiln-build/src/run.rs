@@ -248,11 +248,28 @@ fn environment(engine: &Engine<'_>, operation: &RunOperation, user: &Groups) -> 
 
 /// The user of a step, from the image's own passwd and group.
 pub(crate) fn user(engine: &Engine<'_>, user: &str, view: &RootView, layers: &[DiffId]) -> Result<Groups> {
-    let spec =
-        if user.is_empty() { UserSpec { user: "0".to_owned(), group: None } } else { UserSpec::parse(user)? };
+    let spec = user_spec(user);
     let passwd = engine.store.read_root_file(view, layers, b"etc/passwd")?.unwrap_or_default();
     let group = engine.store.read_root_file(view, layers, b"etc/group")?.unwrap_or_default();
     Ok(find_user(&spec, &passwd, &group)?)
+}
+
+/// USER as BuildKit reads it: beside another number, `root` is one, whatever the image's files say.
+fn user_spec(text: &str) -> UserSpec {
+    let mut spec = UserSpec::parse(text);
+    let is_number =
+        |word: &str| word == "root" || !word.is_empty() && word.bytes().all(|b| b.is_ascii_digit());
+    if let Some(group) = &mut spec.group
+        && is_number(&spec.user)
+        && is_number(group)
+    {
+        for word in [&mut spec.user, group] {
+            if word == "root" {
+                "0".clone_into(word);
+            }
+        }
+    }
+    spec
 }
 
 fn mount_kind(
@@ -503,4 +520,25 @@ fn is_readable(fd: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
     let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
     matches!(poll(&mut fds, Some(&now)), Ok(ready) if ready > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_is_a_number_beside_a_number() {
+        let check = |text: &str, user: &str, group: Option<&str>| {
+            let expect = UserSpec { user: user.to_owned(), group: group.map(str::to_owned) };
+            assert_eq!(user_spec(text), expect, "{text}");
+        };
+        check("root:root", "0", Some("0"));
+        check("root:5", "0", Some("5"));
+        check("5:root", "5", Some("0"));
+        check("root", "root", None);
+        check("root:", "root", None);
+        check("root:staff", "root", Some("staff"));
+        check("app:root", "app", Some("root"));
+        check(":root", "", Some("root"));
+    }
 }

@@ -86,6 +86,9 @@ fn a_command_runs_as_docker_runs_it() {
         "7\n8\n/new/place\n/home/app\n",
         "",
     );
+    for (user, ids) in [("5:", "5\n0\n"), ("5:6:", "5\n6\n"), (":", "0\n0\n"), ("app:", "7\n8\n")] {
+        bench.check(&["-u", user, "bb", "sh", "-c", "id -u; id -g"], 0, ids, "");
+    }
     bench.check(&["-u", "nobody", "bb", "true"], 125, "", "unable to find user nobody");
     bench.check(&["-e", "B=2", "-e", "A=3", "-e", "HOSTNAME=h", "bb", "env"], 0,
         "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\nHOSTNAME=h\nB=2\nA=3\nHOME=/root\n", "");
