@@ -123,6 +123,8 @@ fn volumes_show_what_they_should() {
     let volume = |options: &str| format!("{}:/data{options}", source.display());
     bench.check(&["-v", &volume(""), "bb", "touch", "/data/file"], 0, "", "");
     assert!(source.join("file").is_file());
+    bench.check(&["-v", &volume(":Z"), "bb", "touch", "/data/labelled"], 0, "", "");
+    bench.check(&["-v", &volume(":ro,z"), "bb", "touch", "/data/other"], 1, "", "Read-only file system");
     bench.check(&["-v", &volume(":ro"), "bb", "touch", "/data/other"], 1, "", "Read-only file system");
     // An image's volume begins as the image has it, and goes with the container.
     let words = ["bb", "sh", "-c", "touch /volume/new; ls /volume"];
