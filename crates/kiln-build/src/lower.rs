@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 
 use kiln_dockerfile::{
     CopySource as StageSource, Diagnostic, Dockerfile, Expander, Instruction, Kind, Linter, Mount, MountType,
-    Sharing, SourceKind, Span, Stage, history, predefined, source_kind,
+    Sharing, SourceKind, Span, Stage, Word, clean_path, glob_match, has_wildcards, history, predefined,
+    source_kind,
 };
 use kiln_graph::{Graph, Vertex, VertexId};
 use kiln_oci::{ImageConfig, Platform, Reference};
@@ -506,7 +507,7 @@ impl Lowering<'_> {
         if let Some(git) = transfer.sources.iter().find(is_git) {
             return Err(instruction_error("source can't be a git ref for COPY".to_owned(), git.span));
         }
-        let operation = self.transfer(state, transfer, from, CopyKind::Plain, copy.parents);
+        let operation = self.transfer(state, transfer, from, CopyKind::Plain, copy.parents)?;
         Ok((Operation::Copy(Box::new(operation)), inputs, history::copy(copy)))
     }
 
@@ -517,13 +518,18 @@ impl Lowering<'_> {
         from: MountSource,
         kind: CopyKind,
         parents: bool,
-    ) -> CopyOperation {
+    ) -> Result<CopyOperation> {
+        for source in &transfer.sources {
+            if source_kind(&source.text) == SourceKind::Path {
+                check_pattern(source)?;
+            }
+        }
         let paths = transfer.sources.iter().map(|source| CopySource::Path(source.text.clone()));
         let inline = transfer
             .inline
             .iter()
             .map(|file| CopySource::Inline { name: file.name.text.clone(), content: file.content.clone() });
-        CopyOperation {
+        Ok(CopyOperation {
             sources: paths.chain(inline).collect(),
             from,
             destination: absolute_destination(state.directory(), &transfer.destination.text),
@@ -534,8 +540,23 @@ impl Lowering<'_> {
             link: transfer.link,
             kind,
             epoch: self.epoch,
+        })
+    }
+}
+
+/// A malformed pattern would match nothing, and nothing is no error.
+fn check_pattern(source: &Word) -> Result<()> {
+    let pattern = clean_path(&source.text);
+    if !has_wildcards(&pattern) {
+        return Ok(());
+    }
+    // By component, too, as files are looked up: a class that reaches over a slash holds no name.
+    for part in std::iter::once(pattern.as_str()).chain(pattern.split('/')) {
+        if glob_match(part, "").is_err() {
+            return Err(instruction_error(format!("syntax error in pattern {:?}", source.text), source.span));
         }
     }
+    Ok(())
 }
 
 /// An operation, its further inputs, and its history text.
@@ -742,6 +763,38 @@ mod tests {
         );
         assert_eq!(lowered(&format!("# check=skip=all\n{file}")), 0);
         assert!(start.elapsed() < std::time::Duration::from_secs(60), "{:?}", start.elapsed());
+    }
+
+    #[test]
+    fn malformed_patterns_are_refused_where_they_stand() {
+        for (instruction, word) in [
+            ("COPY a[ /o/", "a["),
+            ("COPY fine* [ /o/", "["),
+            ("COPY [] /o/", "[]"),
+            ("COPY [-] /o/", "[-]"),
+            ("COPY [^] /o/", "[^]"),
+            ("ADD *[ /o/", "*["),
+            ("ADD d/[ /o/", "d/["),
+            ("COPY a*[ /o/", "a*["),
+            ("COPY [a/b] /o/", "[a/b]"),
+            ("COPY --parents d/./x[ /o/", "d/./x["),
+        ] {
+            let request = request(&format!("FROM scratch\n{instruction}\n"), &[]);
+            let parsed = kiln_dockerfile::parse(&request.dockerfile);
+            match lower(&parsed.dockerfile, &request, &mut NoBases) {
+                Err(Error::Instruction { message, span, .. }) => {
+                    assert_eq!(message, format!("syntax error in pattern {word:?}"), "{instruction}");
+                    let place = &request.dockerfile[span.start..span.end];
+                    assert_eq!(String::from_utf8_lossy(place), word, "{instruction}");
+                }
+                other => panic!("{instruction}: {:?}", other.map(|_| ())),
+            }
+        }
+        for instruction in ["COPY a\\\\[ /o/", "COPY [[] [a-z]* /o/", "ADD https://localhost/a[ /o/"] {
+            let request = request(&format!("FROM scratch\n{instruction}\n"), &[]);
+            let parsed = kiln_dockerfile::parse(&request.dockerfile);
+            assert!(lower(&parsed.dockerfile, &request, &mut NoBases).is_ok(), "{instruction}");
+        }
     }
 
     #[test]
