@@ -16,8 +16,8 @@ use kiln_oci::{ImageConfig, Platform, Reference};
 use self::arguments::{Arguments, declare_meta_args, default_args, lint_stages, source_date_epoch};
 use crate::error::{Error, Result};
 use crate::operation::{
-    Access, CacheSharing, CopyKind, CopyOperation, CopySource, MountSource, Operation, ROOT, RunMount,
-    RunMountKind, RunOperation, SecurityMode, WorkdirOperation,
+    Access, CacheOwner, CacheSharing, CopyKind, CopyOperation, CopySource, MountSource, Operation, ROOT,
+    RunMount, RunMountKind, RunOperation, SecurityMode, WorkdirOperation,
 };
 use crate::request::{BuildRequest, Entitlement, NetworkMode};
 use crate::stage::{PlannedHistory, Scope, StageState, absolute, absolute_destination, working_directory};
@@ -580,10 +580,9 @@ fn run_mount(state: &StageState, mount: &Mount, source: MountSource, span: Span)
                 Some(Sharing::Locked) => CacheSharing::Locked,
             },
             source,
+            // As in BuildKit, they count where the whole is mounted alone.
+            owner: (path == "/").then(|| cache_owner(mount)).flatten(),
             path,
-            uid: mount.uid.unwrap_or(0),
-            gid: mount.gid.unwrap_or(0),
-            mode: mount.mode.unwrap_or(0o755),
             access,
         },
         MountType::Secret | MountType::Ssh => {
@@ -591,6 +590,18 @@ fn run_mount(state: &StageState, mount: &Mount, source: MountSource, span: Span)
         }
     };
     Ok(RunMount { target, kind })
+}
+
+fn cache_owner(mount: &Mount) -> Option<CacheOwner> {
+    if mount.uid.is_none() && mount.gid.is_none() && mount.mode.is_none() {
+        return None;
+    }
+    let CacheOwner { uid, gid, mode } = CacheOwner::ROOT;
+    Some(CacheOwner {
+        uid: mount.uid.unwrap_or(uid),
+        gid: mount.gid.unwrap_or(gid),
+        mode: mount.mode.unwrap_or(mode),
+    })
 }
 
 /// There is no way yet to give secrets or an agent to a build: those that are not required are simply not there.

@@ -2,6 +2,7 @@
 //! /bin/busybox or /usr/bin/busybox; says so where it is skipped.
 
 mod bench;
+mod caches;
 mod contexts;
 mod dice;
 mod downloads;
