@@ -6,9 +6,9 @@ mod arguments;
 use std::collections::BTreeMap;
 
 use kiln_dockerfile::{
-    CopySource as StageSource, Diagnostic, Dockerfile, Expander, Instruction, Kind, Linter, Mount, MountType,
-    Sharing, SourceKind, Span, Stage, Word, clean_path, glob_match, has_wildcards, history, predefined,
-    source_kind,
+    CopySource as StageSource, Diagnostic, Dockerfile, Expander, IgnoreMatcher, Instruction, Kind, Linter,
+    Mount, MountType, Sharing, SourceKind, Span, Stage, clean_path, glob_match, has_wildcards, history,
+    predefined, source_kind,
 };
 use kiln_graph::{Graph, Vertex, VertexId};
 use kiln_oci::{ImageConfig, Platform, Reference};
@@ -83,6 +83,7 @@ pub(crate) fn lower(
         downloads: BTreeMap::new(),
         repositories: Vec::new(),
         linter,
+        faults: Vec::new(),
     };
     lowering.stage(target, 0)?;
     let mut state = lowering.stages.remove(&target).unwrap_or_else(|| unreachable_stage(request));
@@ -90,12 +91,14 @@ pub(crate) fn lower(
         let labels = state.image.config.labels.get_or_insert_default();
         labels.extend(request.labels.iter().map(|(name, value)| (name.clone(), value.clone())));
     }
+    let mut findings = lowering.linter.into_findings();
+    findings.append(&mut lowering.faults);
     Ok(Lowered {
         graph: lowering.graph,
         target: state.vertex,
         image: state.image,
         history: state.history,
-        findings: lowering.linter.into_findings(),
+        findings,
     })
 }
 
@@ -122,6 +125,8 @@ struct Lowering<'a> {
     /// Repositories that were added before.
     repositories: Vec<(crate::git::GitAddress, VertexId)>,
     linter: Linter<'a>,
+    /// What cannot be built, found while everything is looked at.
+    faults: Vec<Diagnostic>,
 }
 
 /// Where a stage is: for names of vertices.
@@ -257,7 +262,10 @@ impl Lowering<'_> {
                     format!("the base image's ONBUILD trigger {trigger:?} cannot be read: {reason}");
                 instruction_error(message, span)
             })?;
+            let known = self.faults.len();
             self.instruction(state, stage, &instruction, steps).map_err(|error| at(error, span))?;
+            // This file's place for it is where the base is named.
+            self.faults[known..].iter_mut().for_each(|fault| fault.span = span);
         }
         steps.trigger = false;
         Ok(())
@@ -507,29 +515,32 @@ impl Lowering<'_> {
         if let Some(git) = transfer.sources.iter().find(is_git) {
             return Err(instruction_error("source can't be a git ref for COPY".to_owned(), git.span));
         }
-        let operation = self.transfer(state, transfer, from, CopyKind::Plain, copy.parents)?;
+        let operation = self.transfer(state, transfer, from, CopyKind::Plain, copy.parents);
         Ok((Operation::Copy(Box::new(operation)), inputs, history::copy(copy)))
     }
 
     fn transfer(
-        &self,
+        &mut self,
         state: &StageState,
         transfer: &kiln_dockerfile::Transfer,
         from: MountSource,
         kind: CopyKind,
         parents: bool,
-    ) -> Result<CopyOperation> {
-        for source in &transfer.sources {
-            if source_kind(&source.text) == SourceKind::Path {
-                check_pattern(source)?;
-            }
-        }
+    ) -> CopyOperation {
+        let paths = transfer.sources.iter().filter(|source| source_kind(&source.text) == SourceKind::Path);
+        let malformed = paths.filter(|source| is_malformed(&source.text)).chain(
+            transfer.exclude.iter().filter(|pattern| IgnoreMatcher::new([pattern.text.as_str()]).is_err()),
+        );
+        self.faults
+            .extend(malformed.map(|word| {
+                Diagnostic::error(format!("syntax error in pattern {:?}", word.text), word.span)
+            }));
         let paths = transfer.sources.iter().map(|source| CopySource::Path(source.text.clone()));
         let inline = transfer
             .inline
             .iter()
             .map(|file| CopySource::Inline { name: file.name.text.clone(), content: file.content.clone() });
-        Ok(CopyOperation {
+        CopyOperation {
             sources: paths.chain(inline).collect(),
             from,
             destination: absolute_destination(state.directory(), &transfer.destination.text),
@@ -540,23 +551,18 @@ impl Lowering<'_> {
             link: transfer.link,
             kind,
             epoch: self.epoch,
-        })
+        }
     }
 }
 
-/// A malformed pattern would match nothing, and nothing is no error.
-fn check_pattern(source: &Word) -> Result<()> {
-    let pattern = clean_path(&source.text);
-    if !has_wildcards(&pattern) {
-        return Ok(());
-    }
+/// Whether a path has wildcards that mean nothing: they would match nothing, and nothing is no error.
+fn is_malformed(path: &str) -> bool {
+    let pattern = clean_path(path);
     // By component, too, as files are looked up: a class that reaches over a slash holds no name.
-    for part in std::iter::once(pattern.as_str()).chain(pattern.split('/')) {
-        if glob_match(part, "").is_err() {
-            return Err(instruction_error(format!("syntax error in pattern {:?}", source.text), source.span));
-        }
-    }
-    Ok(())
+    has_wildcards(&pattern)
+        && std::iter::once(pattern.as_str())
+            .chain(pattern.split('/'))
+            .any(|part| glob_match(part, "").is_err())
 }
 
 /// An operation, its further inputs, and its history text.
@@ -789,22 +795,22 @@ mod tests {
             ("COPY a*[ /o/", "a*["),
             ("COPY [a/b] /o/", "[a/b]"),
             ("COPY --parents d/./x[ /o/", "d/./x["),
+            ("COPY --exclude=*.md --exclude=y[ . /o/", "y["),
         ] {
             let request = request(&format!("FROM scratch\n{instruction}\n"), &[]);
             let parsed = kiln_dockerfile::parse(&request.dockerfile);
-            match lower(&parsed.dockerfile, &request, &mut NoBases) {
-                Err(Error::Instruction { message, span, .. }) => {
-                    assert_eq!(message, format!("syntax error in pattern {word:?}"), "{instruction}");
-                    let place = &request.dockerfile[span.start..span.end];
-                    assert_eq!(String::from_utf8_lossy(place), word, "{instruction}");
-                }
-                other => panic!("{instruction}: {:?}", other.map(|_| ())),
-            }
+            let findings = lower(&parsed.dockerfile, &request, &mut NoBases).expect("lowered").findings;
+            let [fault] = findings.as_slice() else { panic!("{instruction}: {findings:?}") };
+            assert_eq!(fault.severity, kiln_dockerfile::Severity::Error, "{instruction}");
+            assert_eq!(fault.message, format!("syntax error in pattern {word:?}"), "{instruction}");
+            let place = &request.dockerfile[fault.span.start..fault.span.end];
+            assert!(String::from_utf8_lossy(place).contains(word), "{instruction}");
         }
         for instruction in ["COPY a\\\\[ /o/", "COPY [[] [a-z]* /o/", "ADD https://localhost/a[ /o/"] {
             let request = request(&format!("FROM scratch\n{instruction}\n"), &[]);
             let parsed = kiln_dockerfile::parse(&request.dockerfile);
-            assert!(lower(&parsed.dockerfile, &request, &mut NoBases).is_ok(), "{instruction}");
+            let findings = lower(&parsed.dockerfile, &request, &mut NoBases).expect("lowered").findings;
+            assert_eq!(findings, [], "{instruction}");
         }
     }
 

@@ -64,7 +64,7 @@ impl Lowering<'_> {
             }
         }
         let kind = if add.unpack.unwrap_or(true) { CopyKind::Unpack } else { CopyKind::Plain };
-        let mut operation = self.transfer(state, transfer, MountSource::Context, kind, false)?;
+        let mut operation = self.transfer(state, transfer, MountSource::Context, kind, false);
         let heredocs = operation.sources.split_off(transfer.sources.len());
         operation.sources = sources;
         operation.sources.extend(heredocs);
