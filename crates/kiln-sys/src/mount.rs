@@ -438,7 +438,6 @@ pub(crate) fn mount_classic(
 }
 
 #[cfg(test)]
-#[allow(clippy::print_stderr, reason = "a test that is skipped says so")]
 mod tests {
     use super::*;
 
@@ -461,7 +460,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let thread = std::thread::spawn(move || {
             if let Err(error) = crate::process::separate_mounts() {
-                eprintln!("SKIPPED: a mount namespace needs root: {error}");
+                crate::skipped::skipped(&format!("a mount namespace needs root: {error}"));
                 return;
             }
             let tmpfs = || filesystem("tmpfs", &[], Attributes::default()).expect("made");

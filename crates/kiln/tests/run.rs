@@ -1,6 +1,9 @@
 //! `run` as a whole, over an image of one static program. Needs root, and busybox of Debian's busybox-static at
 //! /bin/busybox or /usr/bin/busybox; says so where it is skipped.
 
+#[path = "../../../tests/skipped.rs"]
+mod skipped;
+
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -14,10 +17,7 @@ impl Bench {
     fn new() -> Option<Self> {
         let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).is_file());
         let (Some(busybox), true) = (busybox, rustix::process::geteuid().is_root()) else {
-            #[expect(clippy::print_stdout, reason = "a skipped test says so")]
-            {
-                println!("SKIPPED: needs root and busybox-static");
-            }
+            skipped::skipped("needs root and busybox-static");
             return None;
         };
         let directory = tempfile::tempdir().expect("a temporary directory");
@@ -157,4 +157,20 @@ fn nothing_stays_when_kiln_is_killed() {
     until(false);
     let mounts = fs_err::read_to_string("/proc/self/mounts").expect("read");
     assert!(!mounts.contains(&bench.directory.path().display().to_string()), "{mounts}");
+}
+
+/// A test that is skipped passes, and the harness says nothing of it: it has to be heard all the same.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "the test tells itself what it is to do")]
+fn what_is_skipped_is_heard() {
+    const MARK: &str = "KILN_TEST_IS_SKIPPED";
+    if std::env::var_os(MARK).is_some() {
+        return skipped::skipped("it was asked to be");
+    }
+    let program = std::env::current_exe().expect("a name");
+    let test = ["--exact", "what_is_skipped_is_heard"];
+    let output = Command::new(program).args(test).env(MARK, "1").output().expect("starts");
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("SKIPPED what_is_skipped_is_heard: it was asked to be\n"), "{output:?}");
 }

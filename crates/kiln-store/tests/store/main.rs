@@ -4,5 +4,7 @@ mod archives;
 mod fixture;
 mod keeping;
 mod mounted;
+#[path = "../../../../tests/skipped.rs"]
+mod skipped;
 mod sources;
 mod stale;

@@ -12,6 +12,8 @@ mod mounted;
 mod recipe;
 mod refusals;
 mod repositories;
+#[path = "../../../../tests/skipped.rs"]
+mod skipped;
 mod stale;
 mod together;
 mod web;
