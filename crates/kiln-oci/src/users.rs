@@ -124,7 +124,10 @@ pub fn find_user(spec: &UserSpec, passwd: &[u8], group: &[u8]) -> Result<Groups,
     if let Some(name) = &spec.group {
         return Ok(Groups { uid, gid: find_group(name, group)?, additional: Vec::new(), home });
     }
-    let name = entry.as_ref().map_or(user.as_bytes(), |entry| entry.name);
+    // A number that is nobody's is no member's name.
+    let Some(name) = entry.as_ref().map(|entry| entry.name).filter(|name| !name.is_empty()) else {
+        return Ok(Groups { uid, gid, additional: Vec::new(), home });
+    };
     let mut additional: Vec<u32> = group_lines(group)
         .filter(|line| line.members.split(|b| *b == b',').any(|member| member == name))
         .map(|line| line.gid)
