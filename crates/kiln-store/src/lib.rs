@@ -23,6 +23,7 @@ mod layers;
 mod layout;
 mod lease;
 mod members;
+mod mount_points;
 mod records;
 mod roots;
 mod snapshots;

@@ -11,6 +11,7 @@ use rusqlite::Connection;
 
 use crate::database::{Database, Durability, all, execute};
 use crate::error::{Error, Result};
+use crate::mount_points;
 
 /// Who owns the files of a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -186,7 +187,7 @@ fn refuse_foreign(root: &Path) -> Result<()> {
         // What a kill may have left of a store that was being made, and what file systems have of their own.
         let is_ours = DIRECTORIES.iter().any(|path| path.split('/').next() == Some(&*text))
             || text.starts_with("kiln.db")
-            || matches!(&*text, "reserve" | "oci-layout" | "index.json" | "lost+found")
+            || matches!(&*text, mount_points::NAME | "reserve" | "oci-layout" | "index.json" | "lost+found")
             || text.ends_with(".lock")
             || kiln_sys::publish::is_temporary(&name);
         if !is_ours {

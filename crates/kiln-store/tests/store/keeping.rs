@@ -146,6 +146,37 @@ fn a_layer_that_only_another_ownership_mode_can_read_is_not_there() {
     assert!(!other.cached(&key, &lease).unwrap().unwrap().present);
 }
 
+/// Steps that change nothing leave the same layer.
+#[test]
+fn a_layer_that_is_published_again_is_leased_and_nothing_stays_of_it() {
+    let fixture = Fixture::new();
+    let publish = |lease: &kiln_store::Lease| {
+        let prepared = fixture.store.prepare_root(lease, &[], RootWay::Overlay).unwrap();
+        let view = fixture.store.root_view(&[]).unwrap();
+        let new = fixture.store.capture(lease, &prepared, &view, Owners::Files, Some(0)).unwrap();
+        let layer = fixture.store.publish_layer(lease, ChainId::SCRATCH, new).unwrap();
+        lease.discard(&prepared);
+        lease.tidy();
+        let left = fs_err::read_dir(lease.directory()).unwrap();
+        let names: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+        (layer, names)
+    };
+    let snapshots = || fs_err::read_dir(fixture.store.root().join("overlay2")).unwrap().count();
+    let first = fixture.store.lease("first").unwrap();
+    let (layer, left) = publish(&first);
+    assert_eq!(left, ["lock"]);
+    let published = snapshots();
+    let second = fixture.store.lease("second").unwrap();
+    assert_eq!(publish(&second), (layer, vec!["lock".into()]));
+    assert_eq!(snapshots(), published);
+    drop(first);
+    fixture.collect(ImagesToRemove::None);
+    assert!(fixture.has(layer), "the second lease keeps it");
+    drop(second);
+    fixture.collect(ImagesToRemove::None);
+    assert!(!fixture.has(layer));
+}
+
 #[test]
 fn what_a_killed_command_left_in_tmp_goes() {
     let fixture = Fixture::new();
