@@ -8,7 +8,7 @@ use std::sync::{Mutex, OnceLock};
 use kiln_dockerfile::{Diagnostic, Dockerfile, Severity, Span, parse_checked, render_all};
 use kiln_graph::{Cancel, Events, Graph, NoCache, Request, Solution, SolveError, VertexId, solve};
 use kiln_oci::{DiffId, ImageId, Platform, Reference};
-use kiln_runtime::CommandCgroup;
+use kiln_runtime::Launcher;
 use kiln_store::{LateLease, Store};
 
 use crate::engine::{Engine, Step};
@@ -96,7 +96,7 @@ pub fn build<W: Watcher>(
         fetched: Mutex::default(),
         commits: Mutex::default(),
         client: OnceLock::new(),
-        cgroup: CommandCgroup::new(),
+        launcher: Launcher::new(),
     };
     let solved = run(&engine, &lowered, watcher, cancel);
     // What was learned of the context is of use also to the build that comes after one that failed.

@@ -12,7 +12,7 @@ use kiln_graph::{
 };
 use kiln_oci::{ChainId, DiffId, Digest};
 use kiln_remote::Client;
-use kiln_runtime::{CommandCgroup, Isolation};
+use kiln_runtime::{Isolation, Launcher};
 use kiln_store::{CacheRecord, LateLease, Lease, RecordInput, RootWay, Store};
 use kiln_sys::root::Directory;
 
@@ -68,8 +68,8 @@ pub(crate) struct Engine<'a> {
     pub(crate) commits: Mutex<HashMap<VertexId, Commit>>,
     /// Made when it is first needed.
     pub(crate) client: OnceLock<Client>,
-    /// Holds every RUN.
-    pub(crate) cgroup: CommandCgroup,
+    /// Starts every RUN.
+    pub(crate) launcher: Launcher,
 }
 
 impl Engine<'_> {
@@ -354,7 +354,7 @@ mod tests {
                 fetched: Mutex::default(),
                 commits: Mutex::default(),
                 client: OnceLock::new(),
-                cgroup: CommandCgroup::new(),
+                launcher: Launcher::new(),
             }
         };
         let store = open_store();

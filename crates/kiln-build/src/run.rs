@@ -14,8 +14,8 @@ use kiln_graph::{Context, Stop, Stream as LogStream};
 use kiln_layer::{Kind, Owner, Owners, RecordedDevice, RootView};
 use kiln_oci::{DiffId, Groups, UserSpec, find_user};
 use kiln_runtime::{
-    BindSource, Capabilities, Finished, Isolation, LowerFile, LowerFiles, Mount, MountKind, Network,
-    OwnershipMode, ProvidedFile, RootSource, Running, Sandbox, Security, Stream, Streams,
+    BindSource, Capabilities, Confinement, Finished, Isolation, LowerFile, LowerFiles, Mount, MountKind,
+    Network, OwnershipMode, ProvidedFile, RootSource, Running, Sandbox, Security, Stream, Streams,
 };
 use kiln_store::{CacheMountUse, Ownership, PreparedRoot, RootForm, RootPart, RootWay};
 use kiln_sys::overlay::{Overlay, Upper};
@@ -63,6 +63,11 @@ pub(crate) fn execute(
         }
         begun => begun?,
     };
+    if engine.stood_on.contains(&context.vertex()) {
+        engine.launcher.expect(confinement(engine, operation, isolation));
+    }
+    // The command has begun to work meanwhile.
+    engine.lease()?.tidy();
     let started = kiln_trace::span("run");
     let mut finished = follow(running, context)?;
     drop(started);
@@ -77,7 +82,9 @@ pub(crate) fn execute(
         let command = operation.arguments.join(" ");
         return Err(Stop::Failed(Error::Exit { command, status: i32::from(finished.exit.status()) }));
     }
-    Ok(publish(engine, operation, inputs, &prepared, &view, &mut finished, fresh)?)
+    let layer = publish(engine, operation, inputs, &prepared, &view, &mut finished, fresh)?;
+    engine.lease().map_err(Stop::Failed)?.discard(&prepared);
+    Ok(layer)
 }
 
 /// What a step stands on, and what holds it.
@@ -104,6 +111,8 @@ fn begin(
     inputs: &[Step],
     parent: Parent<'_>,
 ) -> Result<Begun> {
+    let confinement = confinement(engine, operation, parent.isolation);
+    engine.launcher.expect(confinement);
     let prepared = engine.store.prepare_root(engine.lease()?, parent.layers, engine.root_way())?;
     let mut caches = Vec::new();
     let sandbox = sandbox(engine, operation, inputs, &prepared, parent, &mut caches)?;
@@ -113,7 +122,7 @@ fn begin(
         OwnershipMode::Recorded => Some(lower_files(engine.store.root_view(parent.layers)?)),
         OwnershipMode::Kernel => None,
     };
-    let running = kiln_runtime::start(&sandbox, streams, below.as_ref(), &engine.cgroup)
+    let running = kiln_runtime::start(&sandbox, streams, below.as_ref(), &engine.launcher)
         .map_err(|error| failed_to_start(&operation.arguments, error))?;
     Ok(Begun { prepared, fresh, running, caches })
 }
@@ -187,17 +196,9 @@ fn sandbox(
     sandbox.process.directory = PathBuf::from(&operation.directory);
     sandbox.process.credentials = Credentials { uid: user.uid, gid: user.gid, groups: all_groups(&user) };
     sandbox.hostname = Some(HOSTNAME.into());
-    sandbox.isolation = isolation;
-    sandbox.network = match operation.network {
-        NetworkMode::None => Network::None,
-        NetworkMode::Default | NetworkMode::Host => Network::Host,
-    };
+    sandbox.confine(confinement(engine, operation, isolation));
     if operation.security == SecurityMode::Insecure {
-        sandbox.security = Security::Insecure;
         sandbox.process.capabilities = Capabilities::ALL;
-    }
-    if engine.store.ownership() == Ownership::SingleId {
-        sandbox.ownership = OwnershipMode::Recorded;
     }
     for mount in &operation.mounts {
         let kind = mount_kind(engine, mount, inputs, (isolation, prepared.way()), caches)?;
@@ -208,6 +209,24 @@ fn sandbox(
     }
     sandbox.files = provided_files(engine, operation);
     Ok(sandbox)
+}
+
+fn confinement(engine: &Engine<'_>, operation: &RunOperation, isolation: Isolation) -> Confinement {
+    Confinement {
+        isolation,
+        network: match operation.network {
+            NetworkMode::None => Network::None,
+            NetworkMode::Default | NetworkMode::Host => Network::Host,
+        },
+        security: match operation.security {
+            SecurityMode::Insecure => Security::Insecure,
+            SecurityMode::Sandbox => Security::Sandboxed,
+        },
+        ownership: match engine.store.ownership() {
+            Ownership::SingleId => OwnershipMode::Recorded,
+            Ownership::Root | Ownership::SubIds => OwnershipMode::Kernel,
+        },
+    }
 }
 
 /// Files over those of the root. They are in no layer, whatever the step does.

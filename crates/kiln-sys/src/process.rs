@@ -169,35 +169,49 @@ pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     if result == 0 || error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) }
 }
 
+/// A program that another thread is starting.
+#[derive(Debug)]
+pub struct Starting {
+    answer: mpsc::Receiver<io::Result<Child>>,
+}
+
+impl Starting {
+    /// Waits until it runs.
+    ///
+    /// # Errors
+    /// The kernel's refusal: `EPERM` when the namespaces may not be made.
+    pub fn wait(self) -> io::Result<Child> {
+        self.answer.recv().map_err(|_| io::Error::other("the launching thread is gone"))?
+    }
+}
+
 impl Launch {
-    /// Starts the program.
+    /// Begins to start the program, and does not wait.
     ///
     /// All programs are started by one thread that lives as long as this process: the kernel's "signal me when my
     /// parent dies" means the parent's *thread*. The started process gets that signal (`SIGKILL`) set.
     ///
     /// # Errors
-    /// The kernel's refusal: `EPERM` when the namespaces may not be made.
-    pub fn start(self) -> io::Result<Child> {
+    /// When that thread cannot be started.
+    pub fn start(self) -> io::Result<Starting> {
         type Job = (Launch, mpsc::SyncSender<io::Result<Child>>);
         static LAUNCHER: OnceLock<Mutex<Option<mpsc::Sender<Job>>>> = OnceLock::new();
         let launcher = LAUNCHER.get_or_init(|| Mutex::new(None));
         let (answer, answered) = mpsc::sync_channel(1);
-        {
-            let mut sender = launcher.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            if sender.is_none() {
-                let (jobs, received) = mpsc::channel::<Job>();
-                std::thread::Builder::new().name("launcher".to_owned()).spawn(move || {
-                    for (launch, answer) in received {
-                        let _ = answer.send(launch.start_here());
-                    }
-                })?;
-                *sender = Some(jobs);
-            }
-            if let Some(jobs) = sender.as_ref() {
-                jobs.send((self, answer)).map_err(|_| io::Error::other("the launching thread is gone"))?;
-            }
+        let mut sender = launcher.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if sender.is_none() {
+            let (jobs, received) = mpsc::channel::<Job>();
+            std::thread::Builder::new().name("launcher".to_owned()).spawn(move || {
+                for (launch, answer) in received {
+                    let _ = answer.send(launch.start_here());
+                }
+            })?;
+            *sender = Some(jobs);
         }
-        answered.recv().map_err(|_| io::Error::other("the launching thread is gone"))?
+        if let Some(jobs) = sender.as_ref() {
+            jobs.send((self, answer)).map_err(|_| io::Error::other("the launching thread is gone"))?;
+        }
+        Ok(Starting { answer: answered })
     }
 
     fn start_here(mut self) -> io::Result<Child> {
