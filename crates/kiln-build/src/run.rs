@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use kiln_dockerfile::Variables as _;
 use kiln_graph::{Context, Stop, Stream as LogStream};
 use kiln_layer::{Kind, Owner, Owners, RecordedDevice, RootView};
 use kiln_oci::{DiffId, Groups, UserSpec, find_user};
@@ -23,6 +24,7 @@ use kiln_sys::process::Credentials;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::engine::{Engine, Step};
+use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::operation::{
     Access, CacheSharing, MountSource, RunMount, RunMountKind, RunOperation, SecurityMode,
@@ -248,21 +250,15 @@ fn provided_files(engine: &Engine<'_>, operation: &RunOperation) -> Vec<Provided
 
 /// Lent variables first, so that the image's own win; then what BuildKit adds.
 fn environment(engine: &Engine<'_>, operation: &RunOperation, user: &Groups) -> Vec<OsString> {
-    let mut pairs: Vec<(&str, &str)> = Vec::new();
-    let mut owned = engine.request.lent.environment.clone();
-    owned.extend(engine.request.proxies());
-    owned.extend(operation.environment.iter().cloned());
-    for (name, value) in &owned {
-        match pairs.iter_mut().find(|(known, _)| known == name) {
-            Some((_, known)) => *known = value,
-            None => pairs.push((name, value)),
-        }
+    let mut environment = Environment::default();
+    let around = engine.request.lent.environment.iter().cloned().chain(engine.request.proxies());
+    around.for_each(|(name, value)| environment.set(&name, &value));
+    operation.environment.iter().for_each(|(name, value)| environment.set(name, value));
+    if environment.get("HOME").is_none() {
+        environment.set("HOME", user.home.as_deref().unwrap_or("/"));
     }
-    let home = user.home.as_deref().unwrap_or("/");
-    if !pairs.iter().any(|(name, _)| *name == "HOME") {
-        pairs.push(("HOME", home));
-    }
-    pairs.into_iter().map(|(name, value)| OsString::from(format!("{name}={value}"))).collect()
+    let pairs = environment.pairs().iter();
+    pairs.map(|(name, value)| OsString::from(format!("{name}={value}"))).collect()
 }
 
 /// The user of a step, from the image's own passwd and group.
