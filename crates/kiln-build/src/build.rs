@@ -88,6 +88,8 @@ pub fn build<W: Watcher>(
         platform: request.platform.to_string(),
         stood_on: stood_on(&lowered.graph),
         opened: OnceLock::new(),
+        // Nothing is made yet: an interrupt still ends the build at once.
+        before_reading: &|| Ok(lease.begin().map(drop)?),
         note: &|text: &str| watcher.note(text),
         works: &|| watcher.works(),
         noted: Mutex::default(),

@@ -30,14 +30,18 @@ const ATTEMPTS: usize = 3;
 const BUFFER: usize = 128 << 10;
 
 /// The directory that COPY, ADD and bind mounts see.
-#[derive(Debug)]
-pub(crate) struct BuildContext {
+pub(crate) struct BuildContext<'a> {
     root: Root,
     ignore: IgnoreMatcher,
     cache: RwLock<StatCache>,
     /// The directory that was opened last: files are mostly opened in order.
     last: Mutex<Option<(Vec<u8>, Arc<Directory>)>>,
+    /// What is to be done before files are read.
+    before_reading: Option<BeforeReading<'a>>,
 }
+
+/// Called whenever files of a context are about to be read, which may take long.
+pub(crate) type BeforeReading<'a> = &'a (dyn Fn() -> Result<()> + Sync);
 
 /// A file that was read from beginning to end.
 struct HashedFile {
@@ -47,7 +51,7 @@ struct HashedFile {
     start: Time,
 }
 
-impl BuildContext {
+impl<'a> BuildContext<'a> {
     /// Opens the context at `path`. `ignore` holds the bytes of the ignore file; `caches`, if given, is the store's
     /// directory of context stat caches.
     ///
@@ -60,7 +64,12 @@ impl BuildContext {
         let stat = root.directory().stat_self()?;
         let caches = caches.filter(|_| tells_changes(root.directory()));
         let cache = RwLock::new(StatCache::open(caches, (stat.st_dev, stat.st_ino)));
-        Ok(Self { root, ignore, cache, last: Mutex::new(None) })
+        Ok(Self { root, ignore, cache, last: Mutex::new(None), before_reading: None })
+    }
+
+    /// The same context, which calls `before_reading` first of all when contents have to be read for a digest.
+    pub(crate) fn calling(self, before_reading: BeforeReading<'a>) -> Self {
+        Self { before_reading: Some(before_reading), ..self }
     }
 
     /// Keeps what was learned of unchanged files for later builds. Losing a race with another build loses only speed.
@@ -151,6 +160,10 @@ impl BuildContext {
         Error::File { action, path: self.shown(path), source }
     }
 
+    fn begin_reading(&self) -> Result<()> {
+        self.before_reading.map_or(Ok(()), |begin| begin())
+    }
+
     /// Hashes a file that holds still meanwhile.
     fn hash_file(&self, path: &[u8], buffer: &mut [u8]) -> Result<HashedFile> {
         for _ in 0..ATTEMPTS {
@@ -184,6 +197,7 @@ impl BuildContext {
         if missing.is_empty() {
             return Ok(());
         }
+        self.begin_reading()?;
         let helpers = if missing.len() > CHUNK { workers() - 1 } else { 0 };
         let chunks = Mutex::new(missing.chunks(CHUNK));
         let next = || chunks.lock().unwrap_or_else(PoisonError::into_inner).next();
@@ -225,6 +239,7 @@ impl BuildContext {
         let Some(stamp) = found.stamp else { return Ok(()) };
         found.content = self.cache().content(&stamp, &mut 0);
         if found.content.is_none() {
+            self.begin_reading()?;
             let file = self.hash_file(path, &mut vec![0; BUFFER])?;
             self.cache.write().unwrap_or_else(PoisonError::into_inner).learn(
                 file.stamp,
@@ -291,7 +306,7 @@ impl Stamp {
     }
 }
 
-impl SourceTree for BuildContext {
+impl SourceTree for BuildContext<'_> {
     fn find(&self, path: &[u8]) -> Result<Option<Found>> {
         let state = self.ignore_state(path);
         let Some((parent, stat)) = self.stat(path)? else { return Ok(None) };
@@ -396,4 +411,37 @@ pub(crate) fn workers() -> usize {
 fn now() -> Time {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     Time { seconds: i64::try_from(now.as_secs()).unwrap_or_default(), nanoseconds: now.subsec_nanos() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::lab::Lab;
+
+    #[test]
+    fn what_is_known_is_not_read() {
+        let lab = Lab::new().context(&[("one", "1"), ("d/two", "2"), ("d/three", "3")]);
+        std::thread::sleep(Duration::from_millis(2100));
+        let calls = AtomicUsize::new(0);
+        let begin = || {
+            calls.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        };
+        let examine = |path: &[u8]| {
+            let context = lab.open().calling(&begin);
+            let digest = context.examine(path, &Filter::default()).expect("examined").digest;
+            context.save().expect("saved");
+            (digest, calls.swap(0, Ordering::Relaxed))
+        };
+        for path in [&b"one"[..], b"d"] {
+            let (digest, count) = examine(path);
+            assert_eq!(count, 1, "{path:?} is read");
+            assert_eq!(examine(path), (digest, 0), "{path:?} is known");
+        }
+        fs_err::write(lab.context_path().join("d/two"), "3").expect("written");
+        assert_eq!(examine(b"d").1, 1);
+    }
 }

@@ -25,7 +25,7 @@ use crate::tree::{Below, Found, Stamp, join};
 
 /// A walk over everything below one directory of the context.
 pub(crate) struct Walk<'a> {
-    context: &'a BuildContext,
+    context: &'a BuildContext<'a>,
     filter: &'a Filter,
     purpose: Purpose,
     root: Vec<u8>,
@@ -129,7 +129,7 @@ enum More {
 
 impl<'a> Walk<'a> {
     pub(crate) fn new(
-        context: &'a BuildContext,
+        context: &'a BuildContext<'a>,
         root: &[u8],
         ignore: IgnoreState,
         filter: &'a Filter,
