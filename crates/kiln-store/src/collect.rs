@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::late_lease::LOOK_LOCK;
 use crate::layers::OVERLAY;
 use crate::tar_mounts::MOUNTS;
+use crate::waiting::Awaited;
 
 /// The most bytes of layers that the build cache keeps of itself.
 const LARGEST_CACHE: u64 = 20_000_000_000;
@@ -116,16 +117,13 @@ struct Doomed {
 }
 
 impl Store {
-    /// Collects. One collector works at a time; another one waits.
+    /// Collects. One collector works at a time; another one waits, and says so ([`Store::tell_waits`]).
     pub fn collect(&self, collection: &Collection<'_>) -> Result<Collected> {
         let _span = kiln_trace::span("collect");
-        let _one = Lock::acquire(&self.root().join(COLLECT_LOCK), Sharing::Exclusive)?;
+        let _one = self.exclude(Awaited::Collection)?;
         // Before the next file that may have to be made.
         self.release_reserve()?;
-        let _alone = {
-            let _span = kiln_trace::span("wait for builds that look things up");
-            Lock::acquire(&self.root().join(LOOK_LOCK), Sharing::Exclusive)?
-        };
+        let _alone = self.exclude(Awaited::LookUp)?;
         self.collect_alone(collection)
     }
 

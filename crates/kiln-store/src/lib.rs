@@ -30,6 +30,7 @@ mod stale;
 mod store;
 mod tar_mounts;
 mod usage;
+mod waiting;
 
 pub use archive_in::{LoadEvent, LoadedImage, Unpacking, is_layout};
 pub use archive_out::{ArchiveForm, SavedImage, Saving};
@@ -47,3 +48,4 @@ pub use roots::{Lowers, RootPart};
 pub use snapshots::{PreparedRoot, RootForm, RootWay, SnapshotPaths};
 pub use store::{Ownership, Store};
 pub use usage::{CacheItem, CacheItemKind, DiskUsage, ImageUsage};
+pub use waiting::{Awaited, Wait};

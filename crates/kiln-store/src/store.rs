@@ -11,6 +11,7 @@ use rusqlite::Connection;
 
 use crate::database::{Database, Durability, all, execute};
 use crate::error::{Error, Result};
+use crate::waiting::Tell;
 
 /// Who owns the files of a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -45,6 +46,7 @@ pub struct Store {
     /// Why no snapshots can be kept, if so.
     pub(crate) snapshots_refused: OnceLock<Option<String>>,
     pub(crate) mounts_tars: OnceLock<bool>,
+    pub(crate) tell_wait: OnceLock<Tell>,
 }
 
 impl Store {
@@ -69,6 +71,7 @@ impl Store {
             chains: Mutex::default(),
             snapshots_refused: OnceLock::new(),
             mounts_tars: OnceLock::new(),
+            tell_wait: OnceLock::new(),
         };
         if is_new {
             store.make_reserve();

@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use kiln_layer::{Kind, Metadata, tar};
+use kiln_store::{Ownership, Store};
 use serde_json::json;
 
 /// How long anything may take on a machine with much else to do.
@@ -268,6 +269,27 @@ fn processes_share_a_store() {
         }
     }
     kiln.check(&["system", "check"], "2 images, 2 layers, 6 blobs: no fault\n", "", 0);
+}
+
+/// Who waits for others says so, and goes on when they have ended.
+#[test]
+fn a_removal_says_whom_it_waits_for() {
+    let kiln = Fixture::new();
+    kiln.check(&["load", "-i", "app.tar"], "Loaded image: app:1\n", "", 0);
+    let store = Store::open(&kiln.path("store"), Ownership::SingleId).expect("a store");
+    for words in [&["rmi", "app:1"][..], &["system", "prune", "-f"]] {
+        let looking = store.lease_late("test").expect("it looks things up");
+        let log = fs_err::File::create(kiln.path("log")).expect("made");
+        let mut removal = kiln.command(words);
+        let mut removal = removal.stdout(Stdio::null()).stderr(log.into_parts().0).spawn().expect("started");
+        let told = || fs_err::read_to_string(kiln.path("log")).expect("read");
+        until("it says that it waits", || told().ends_with('\n'));
+        drop(looking);
+        assert!(removal.wait().expect("waited").success());
+        let process = std::process::id();
+        let line = format!("kiln: waiting for a build that looks things up: process {process}\n");
+        assert_eq!(told(), line, "{words:?}");
+    }
 }
 
 /// Nobody who removes something waits until a build has read what changed in its context.
