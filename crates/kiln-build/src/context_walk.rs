@@ -248,7 +248,13 @@ impl<'a> Walk<'a> {
             if needs_below && !is_directory {
                 continue;
             }
-            let Some(mut listed) = listing.look(&directory, name, &stat)? else { continue };
+            let mut listed = match listing.look(&directory, name, &stat) {
+                Err(Error::Path(error)) if is_missing(&error) => continue,
+                listed => match listed? {
+                    Some(listed) => listed,
+                    None => continue,
+                },
+            };
             (listed.is_implied, listed.needs_below) = (is_implied, needs_below);
             if is_directory {
                 let (path, mode) = (join(&task.path, name.as_bytes()), listed.mode());

@@ -35,6 +35,11 @@ impl Examined {
         let (digest, links) = (tree_digest(&entries), links(&entries));
         Self { digest, links, entries: Entries::Known(entries) }
     }
+
+    /// Whether nothing is at the path.
+    pub(crate) fn is_nothing(&self) -> bool {
+        matches!(&self.entries, Entries::Known(entries) if entries.is_empty())
+    }
 }
 
 impl Entries {

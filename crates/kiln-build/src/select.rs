@@ -200,6 +200,10 @@ fn finish(
             continue;
         }
         let examined = source.examine(path, filter)?;
+        if examined.is_nothing() {
+            // It was there a moment ago.
+            return Err(no_source("", path, source));
+        }
         digests.push(examined.digest);
         let mark = (number as u32).to_le_bytes();
         let marked = |group: Vec<Vec<u8>>| group.iter().map(|name| [&mark[..], name].concat()).collect();
