@@ -24,6 +24,7 @@ mod layout;
 mod lease;
 mod members;
 mod records;
+mod reserve;
 mod roots;
 mod snapshots;
 mod stale;
