@@ -249,6 +249,14 @@ impl Executor<Operation> for Engine<'_> {
         Ok(Identity::Known(Preimage { operation: fixed, inputs: keyed }))
     }
 
+    fn settled(&self, operation: &Operation, context: &Context<'_>) {
+        if let Operation::Copy(_) = operation {
+            // Of many files it takes much memory.
+            let _unused =
+                self.selections.lock().unwrap_or_else(PoisonError::into_inner).remove(&context.vertex());
+        }
+    }
+
     fn execute(
         &self,
         operation: &Operation,
