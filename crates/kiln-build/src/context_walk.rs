@@ -19,7 +19,6 @@ use rustix::fs::{FileType, Stat};
 
 use crate::context::{BuildContext, is_missing, workers};
 use crate::error::{Error, Result};
-use crate::examine::entry_digest;
 use crate::filter::{Filter, FilterState, Wanted};
 use crate::tree::{Below, Found, Stamp, join};
 
@@ -387,10 +386,10 @@ impl Listing {
     fn entry_digest(&self, listed: &Listed) -> Option<Digest> {
         match &listed.more {
             More::Content(content) => {
-                content.as_ref().map(|content| entry_digest(&self.metadata(listed), &Tail::Content(content)))
+                content.as_ref().map(|content| self.metadata(listed).content_digest(&Tail::Content(content)))
             }
             _ if listed.kind == Kind::Directory => None,
-            _ => Some(entry_digest(&self.metadata(listed), &Tail::Nothing)),
+            _ => Some(self.metadata(listed).content_digest(&Tail::Nothing)),
         }
     }
 
@@ -422,7 +421,7 @@ impl Listed {
 }
 
 fn directory_digest(mode: u32, children: &Children) -> Digest {
-    entry_digest(&Metadata::new(Kind::Directory, mode), &Tail::Children(children))
+    Metadata::new(Kind::Directory, mode).content_digest(&Tail::Children(children))
 }
 
 /// A file whose content is to be found out: the number of its listing, and its place there.
