@@ -6,9 +6,10 @@ use std::time::Duration;
 use kiln_layer::{Compression, Owners};
 use kiln_oci::{ChainId, DiffId, Digest};
 use kiln_store::{
-    CacheMountSharing, CacheRecord, CacheToRemove, Collected, Collection, Error, Fault, ImagesToRemove,
-    Lease, Leased, Ownership, Removed, RootWay, Store,
+    Awaited, CacheMountSharing, CacheRecord, CacheToRemove, Collected, Collection, Error, Fault,
+    ImagesToRemove, Lease, Leased, Ownership, Removed, RootWay, Store, Wait,
 };
+use kiln_sys::lock::{Lock, Sharing};
 
 use crate::fixture::{Fixture, told};
 
@@ -279,6 +280,34 @@ fn looking_up_writes_nothing_and_collections_wait_for_it() {
     // The record outlives its layer.
     let late = fixture.store.lease_late("build").unwrap();
     assert!(!late.cached(&key).unwrap().unwrap().present);
+}
+
+#[test]
+fn a_collection_that_waits_says_for_whom() {
+    let fixture = Fixture::new();
+    let root = fixture.store.root();
+    let (sender, told) = std::sync::mpsc::channel();
+    fixture.store.tell_waits(move |wait| sender.send(wait.clone()).unwrap());
+    let late = fixture.store.lease_late("build").unwrap();
+    for (awaited, name) in [(Awaited::LookUp, "look.lock"), (Awaited::Collection, "collect.lock")] {
+        let held = match awaited {
+            Awaited::LookUp => None,
+            Awaited::Collection => Some(Lock::acquire(&root.join(name), Sharing::Exclusive).unwrap()),
+        };
+        let processes = kiln_sys::lock::holders(&root.join(name));
+        assert_eq!(processes, [std::process::id()]);
+        std::thread::scope(|scope| {
+            let collection = scope.spawn(|| fixture.store.collect(&Collection::default()).unwrap());
+            let wait = told.recv_timeout(Duration::from_secs(60));
+            drop(held);
+            late.begin().unwrap();
+            collection.join().unwrap();
+            assert_eq!(wait, Ok(Wait { awaited, processes }));
+        });
+    }
+    // Who need not wait says nothing.
+    fixture.store.collect(&Collection::default()).unwrap();
+    assert!(told.try_recv().is_err());
 }
 
 #[test]
