@@ -306,7 +306,7 @@ mod tests {
                 fetched: Mutex::default(),
                 commits: Mutex::default(),
                 client: OnceLock::new(),
-                cgroup: CommandCgroup::new(),
+                launcher: Launcher::new(),
             };
             let solved = run(&engine, &lowered, &Nobody, &Cancel::new()).expect("solved").expect("a target");
             assert_eq!(solved.executions(), executed);
