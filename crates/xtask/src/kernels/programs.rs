@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::machine::{output, repository, run, say, target_directory};
+use crate::machine::{cargo, output, repository, run, say, target_directory};
 
 const TOUR: &str = include_str!("tour.sh");
 const DOCKERFILE: &str = include_str!("Dockerfile");
@@ -60,12 +60,6 @@ impl Programs {
         super::guest::make_disk(&files, &disk, "4G")?;
         Ok(Self { disk })
     }
-}
-
-fn cargo() -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(repository());
-    command
 }
 
 /// busybox and more files than a layer may have that is unpacked for being small.
