@@ -212,8 +212,10 @@ impl Launch {
             self.arguments.iter().map(|text| text.as_ptr()).collect();
         arguments.push(std::ptr::null());
         let sources: Vec<RawFd> = self.descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+        let name = CString::new(format!("/proc/self/fd/{}", self.executable.as_raw_fd()))?;
         let mut plan = Plan {
             executable: self.executable.as_raw_fd(),
+            name: name.as_ptr(),
             arguments: arguments.as_ptr(),
             sources: sources.as_ptr(),
             count: sources.len(),
@@ -263,6 +265,8 @@ impl Launch {
 /// What the child needs between `clone` and `exec`.
 struct Plan {
     executable: RawFd,
+    /// The executable by a name.
+    name: *const libc::c_char,
     arguments: *const *const libc::c_char,
     sources: *const RawFd,
     count: usize,
@@ -298,6 +302,11 @@ extern "C" fn child(argument: *mut libc::c_void) -> libc::c_int {
             environment.as_ptr(),
             libc::AT_EMPTY_PATH,
         );
+        // The security module TOMOYO, before 6.12, and some emulators look for `/dev/fd`, which not every root has. By the other
+        // name it is the same file, as well protected.
+        if *libc::__errno_location() == libc::ENOENT {
+            libc::execve(plan.name, plan.arguments, environment.as_ptr());
+        }
         plan.error = *libc::__errno_location();
         libc::_exit(127)
     }
@@ -671,4 +680,51 @@ pub fn separate_cgroups() -> io::Result<()> {
 pub fn separate_directories() -> io::Result<()> {
     // SAFETY: only directories are split from other threads', nothing that memory or descriptors depend on.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS).map_err(Into::into) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seccomp::{self, Instruction, Listener};
+
+    /// Lets `execveat` fail for this thread and what it starts, as it does where TOMOYO misses `/dev/fd`.
+    fn refuse_descriptors() {
+        let instruction = |code, if_true, if_false, operand| Instruction { code, if_true, if_false, operand };
+        let statement = |code: u32, operand| instruction(code as u16, 0, 0, operand);
+        let filter = [
+            statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0),
+            instruction(
+                (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16,
+                0,
+                1,
+                libc::SYS_execveat as u32,
+            ),
+            statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | libc::ENOENT as u32),
+            statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW),
+        ];
+        forbid_new_privileges().unwrap();
+        seccomp::install(&filter, Listener::None).unwrap();
+    }
+
+    #[test]
+    fn a_program_starts_where_execveat_misses_it() {
+        let launched = |executable: OwnedFd, arguments: &[&CStr]| {
+            let arguments = arguments.iter().map(|text| CString::from(*text)).collect();
+            let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).unwrap();
+            let (namespaces, descriptors) = (Namespaces::default(), vec![null.try_clone().unwrap(), null]);
+            let launch = Launch { executable, arguments, namespaces, cgroup: None, descriptors };
+            // The filter is one thread's, which the program does not outlive.
+            let thread = std::thread::spawn(move || {
+                refuse_descriptors();
+                launch.start_here()?.wait()
+            });
+            thread.join().unwrap()
+        };
+        let missing = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        assert!(launched(missing, &[c"nothing"]).is_err());
+        for executable in [own_executable().unwrap().0, sealed_executable().unwrap()] {
+            let ended = launched(executable, &[c"listing", c"--list"]).unwrap();
+            assert_eq!(ended, Ended::Exited(0));
+        }
+    }
 }
