@@ -226,8 +226,10 @@ impl Launch {
             self.arguments.iter().map(|text| text.as_ptr()).collect();
         arguments.push(std::ptr::null());
         let sources: Vec<RawFd> = self.descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+        let name = CString::new(format!("/proc/self/fd/{}", self.executable.as_raw_fd()))?;
         let mut plan = Plan {
             executable: self.executable.as_raw_fd(),
+            name: name.as_ptr(),
             arguments: arguments.as_ptr(),
             sources: sources.as_ptr(),
             count: sources.len(),
@@ -277,6 +279,8 @@ impl Launch {
 /// What the child needs between `clone` and `exec`.
 struct Plan {
     executable: RawFd,
+    /// The executable by a name.
+    name: *const libc::c_char,
     arguments: *const *const libc::c_char,
     sources: *const RawFd,
     count: usize,
@@ -312,6 +316,11 @@ extern "C" fn child(argument: *mut libc::c_void) -> libc::c_int {
             environment.as_ptr(),
             libc::AT_EMPTY_PATH,
         );
+        // The security module TOMOYO, before 6.12, and some emulators look for `/dev/fd`, which not every root has. By the other
+        // name it is the same file, as well protected.
+        if *libc::__errno_location() == libc::ENOENT {
+            libc::execve(plan.name, plan.arguments, environment.as_ptr());
+        }
         plan.error = *libc::__errno_location();
         libc::_exit(127)
     }
@@ -690,18 +699,23 @@ mod tests {
     use super::*;
     use crate::seccomp::{Instruction, Listener, install};
 
-    /// From now on this process has no `close_range(2)`, as on a kernel before 5.9.
-    fn refuse_close_range() -> io::Result<()> {
+    /// Lets a system call fail for this thread and what it starts.
+    fn refuse(call: libc::c_long, error: i32) -> io::Result<()> {
         let instruction =
             |code: u32, if_false, operand| Instruction { code: code as u16, if_true: 0, if_false, operand };
         let program = [
             instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
-            instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, libc::SYS_close_range as u32),
-            instruction(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
+            instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, call as u32),
+            instruction(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ERRNO | error as u32),
             instruction(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW),
         ];
         rustix::thread::set_no_new_privs(true)?;
-        install(&program, Listener::None)?;
+        install(&program, Listener::None).map(drop)
+    }
+
+    /// From now on this process has no `close_range(2)`, as on a kernel before 5.9.
+    fn refuse_close_range() -> io::Result<()> {
+        refuse(libc::SYS_close_range, libc::ENOSYS)?;
         // SAFETY: numbers only; nothing is open there.
         let result = unsafe { libc::syscall(libc::SYS_close_range, libc::c_uint::MAX, libc::c_uint::MAX, 0) };
         match io::Error::last_os_error() {
@@ -729,6 +743,29 @@ mod tests {
             };
             assert!(Command::new("/bin/sh").args(["-c", &look("-e")]).status().expect("started").success());
             assert!(shell(look("! -e")));
+        }
+    }
+
+    /// As where TOMOYO misses `/dev/fd`.
+    #[test]
+    fn a_program_starts_where_execveat_misses_it() {
+        let launched = |executable: OwnedFd, arguments: &[&CStr]| {
+            let arguments = arguments.iter().map(|text| CString::from(*text)).collect();
+            let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).unwrap();
+            let (namespaces, descriptors) = (Namespaces::default(), vec![null.try_clone().unwrap(), null]);
+            let launch = Launch { executable, arguments, namespaces, cgroup: None, descriptors };
+            // The filter is one thread's, which the program does not outlive.
+            let thread = std::thread::spawn(move || {
+                refuse(libc::SYS_execveat, libc::ENOENT)?;
+                launch.start_here()?.wait()
+            });
+            thread.join().unwrap()
+        };
+        let missing = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        assert!(launched(missing, &[c"nothing"]).is_err());
+        for executable in [own_executable().unwrap().0, sealed_executable().unwrap()] {
+            let ended = launched(executable, &[c"listing", c"--list"]).unwrap();
+            assert_eq!(ended, Ended::Exited(0));
         }
     }
 }

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::machine::{self, has, is_root, repository, say};
+use crate::machine::{self, cargo, has, is_root, repository, say};
 
 /// Packages that widen what the tests can see: independent readers, and a shell for containers.
 const PACKAGES: [(&str, &str); 4] =
@@ -44,12 +44,6 @@ fn compare_corpus() -> Result<()> {
     let mut compare = Command::new(repository().join("corpus/compare"));
     compare.args(["--quiet", "--jobs", "2"]).env("KILN", machine::target_directory().join("debug/kiln"));
     machine::run(&mut compare)
-}
-
-fn cargo() -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(repository());
-    command
 }
 
 /// Installs what is missing where that is possible; tests that lack a reader say that they are skipped.
