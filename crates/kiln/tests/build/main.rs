@@ -12,5 +12,6 @@ mod recipe;
 mod refusals;
 mod repositories;
 mod stale;
+mod same_image;
 mod together;
 mod web;
