@@ -264,6 +264,11 @@ impl Executor<Operation> for Engine<'_> {
         if self.request.executions == Executions::Refused && !matches!(operation, Operation::Base(_)) {
             return Err(Stop::Failed(Error::NeedsFiles));
         }
+        if let (Operation::Run(_) | Operation::Workdir(_) | Operation::Copy(_), Some(root)) =
+            (operation, steps.first())
+        {
+            self.store.check_stackable(&self.layers(root.chain)?, 1).map_err(Error::Store)?;
+        }
         match operation {
             Operation::Base(layers) => {
                 let step = Step { chain: ChainId::of(layers), layer: None, created: 0 };

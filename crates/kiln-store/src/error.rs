@@ -90,7 +90,7 @@ pub enum Error {
     #[error("other commands make the image's layers anew faster than they can be synced; try again")]
     Restless,
     /// More layers than overlayfs stacks.
-    #[error("the image has {layers} layers; overlayfs stacks at most {most}")]
+    #[error("an image of {layers} layers cannot be run: overlayfs stacks at most {most}")]
     TooManyLayers {
         /// How many there are.
         layers: usize,
