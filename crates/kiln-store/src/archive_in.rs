@@ -215,7 +215,7 @@ impl Store {
         let diff_ids = &image.config.rootfs.diff_ids;
         let mut parent = ChainId::SCRATCH;
         for (position, (layer, source)) in diff_ids.iter().zip(&image.layers).enumerate() {
-            let known = self.keep_known(lease, *layer)?;
+            let known = self.keep_known(lease, *layer)? && !self.drop_what_is_gone(*layer)?;
             progress(LoadEvent::Layer {
                 position: position + 1,
                 count: diff_ids.len(),

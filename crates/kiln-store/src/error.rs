@@ -100,6 +100,14 @@ pub enum Error {
     /// A blob is not in the store.
     #[error("blob {0} is not in the store")]
     NoBlob(Digest),
+    /// What is in the store is not what was put there.
+    #[error("{what} in the store is damaged: {reason}")]
+    Damaged {
+        /// The blob or layer.
+        what: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// Bytes do not have the digest that was promised.
     #[error("{what}: digest is {found}, expected {expected}")]
     Mismatch {

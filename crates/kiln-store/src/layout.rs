@@ -40,14 +40,15 @@ impl Store {
         let digest = Digest::of(&manifest.bytes);
         let sql = "SELECT 1 FROM manifests WHERE digest = ?1";
         Ok(!all(&connection, sql, [digest.as_bytes()], |_| Ok(()))?.is_empty()
-            && self.trusted(&connection, "blobs", "digest", &digest)?
-            && self.trusted(&connection, "blobs", "digest", &image.0)?)
+            && self.blob_is_whole(&connection, &digest)?
+            && self.blob_is_whole(&connection, &image.0)?)
     }
 
-    /// Makes a manifest for an image that came without one, if all its layers have blobs.
+    /// Makes a manifest for an image that came without one, if all its layers have blobs. `None` if it is shown already.
     pub(crate) fn made_manifest(&self, config_bytes: &[u8]) -> Result<Option<NewManifest>> {
-        if is_shown(&self.database.lock(), ImageId(Digest::of(config_bytes)))? {
-            return Ok(None);
+        let image = ImageId(Digest::of(config_bytes));
+        if let Some(shown) = self.shown_manifest(image)? {
+            return Ok((!self.has_documents(image, &shown)?).then_some(shown));
         }
         let mut layers = Vec::new();
         for layer in &ImageConfig::parse(config_bytes)?.rootfs.diff_ids {
@@ -64,6 +65,15 @@ impl Store {
         };
         let media_type = media_type::OCI_MANIFEST.to_owned();
         Ok(Some(NewManifest { media_type, bytes: manifest.to_bytes() }))
+    }
+
+    /// A manifest by which the layout shows an image.
+    fn shown_manifest(&self, image: ImageId) -> Result<Option<NewManifest>> {
+        self.database.one(
+            "SELECT media_type, bytes FROM manifests WHERE image = ?1 ORDER BY digest LIMIT 1",
+            [image.0.as_bytes()],
+            |row| Ok(NewManifest { media_type: row.get(0)?, bytes: row.get(1)? }),
+        )
     }
 
     fn stage_blob(&self, lease: &Lease, bytes: &[u8]) -> Result<NewBlob> {

@@ -62,6 +62,9 @@ fn explain(error: Error, output: Option<&Path>) -> Failure {
         Error::Stopped => cannot.status(130),
         Error::Output { source, .. } if source.kind() == ErrorKind::StorageFull => cannot
             .hint("there is not enough room for the archive where it is to be; nothing of it was left there"),
+        Error::Damaged { .. } => cannot.hint(
+            "`kiln system check` tells what else is damaged, and how to repair it; nothing in the archive can be relied on",
+        ),
         _ => cannot,
     };
     told.caused_by(error)
