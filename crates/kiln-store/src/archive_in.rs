@@ -164,6 +164,9 @@ impl Store {
             docker_images(members)?
         } else if members.has("index.json") {
             oci_images(members)?
+        } else if members.is_cut_off() {
+            let reason = "it is truncated: it has no end, and neither manifest.json nor index.json is in it";
+            return Err(Error::archive(members.name(), reason));
         } else {
             return Err(Error::NoImages);
         };

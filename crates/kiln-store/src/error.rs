@@ -126,6 +126,9 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// No bytes at all.
+    #[error("it is empty: expected a tar archive")]
+    Empty,
     /// An archive or directory that is nothing that holds images.
     #[error("neither manifest.json (docker archive) nor index.json (OCI layout) is in it")]
     NoImages,
