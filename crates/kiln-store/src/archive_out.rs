@@ -549,7 +549,7 @@ fn layout_entries(image: &SavedImage, manifest: &Descriptor) -> Vec<Descriptor> 
     let entry = |name: &Reference| {
         let mut descriptor = manifest.clone();
         descriptor.annotations = Some(Annotations::from([
-            (media_type::REF_NAME.to_owned(), name.tag.clone().unwrap_or_default()),
+            (media_type::REF_NAME.to_owned(), name.familiar()),
             (media_type::CONTAINERD_NAME.to_owned(), name.to_string()),
         ]));
         descriptor

@@ -3,7 +3,9 @@
 //!
 //! It shows the images whose every layer has a blob. It is made anew from the database and is never read.
 
-use kiln_oci::{Annotations, Descriptor, Digest, ImageConfig, ImageId, Index, Manifest, media_type};
+use kiln_oci::{
+    Annotations, Descriptor, Digest, ImageConfig, ImageId, Index, Manifest, Reference, media_type,
+};
 use kiln_sys::lock::{Lock, Sharing};
 use rusqlite::{Connection, params};
 
@@ -107,9 +109,8 @@ impl Store {
             .into_iter()
             .map(|(digest, media_type, size, name)| {
                 let mut descriptor = Descriptor::new(&media_type, digest, size);
-                let tag = name.rsplit_once(':').map_or("latest", |(_, tag)| tag).to_owned();
                 descriptor.annotations = Some(Annotations::from([
-                    (media_type::REF_NAME.to_owned(), tag),
+                    (media_type::REF_NAME.to_owned(), familiar(&name)),
                     (media_type::CONTAINERD_NAME.to_owned(), name),
                 ]));
                 descriptor
@@ -147,6 +148,11 @@ impl Store {
         let shown = is_shown(&self.database.lock(), image)?;
         if shown { self.write_layout() } else { Ok(()) }
     }
+}
+
+/// A name as people write it, which is another one for each: what tools choose an image of a layout by.
+fn familiar(name: &str) -> String {
+    name.parse::<Reference>().map_or_else(|_| name.to_owned(), |name| name.familiar())
 }
 
 pub(crate) fn insert_manifest(t: &Connection, image: ImageId, manifest: &NewManifest) -> Result<()> {
