@@ -59,7 +59,7 @@ fn explain(error: Error, output: Option<&Path>) -> Failure {
     let place = output.map_or_else(|| "standard output".to_owned(), |path| path.display().to_string());
     let cannot = Failure::new(Kind::World, format!("cannot save to {place}"));
     let told = match &error {
-        Error::Stopped => cannot.status(130),
+        Error::Stopped => cannot.status(interrupt::status()),
         Error::Output { source, .. } if source.kind() == ErrorKind::StorageFull => cannot
             .hint("there is not enough room for the archive where it is to be; nothing of it was left there"),
         Error::Damaged { .. } => cannot.hint(
