@@ -17,7 +17,7 @@
 //!
 //! // FROM sees the meta args only.
 //! let expander = Expander::new(file.directives.escape);
-//! let meta = vec![("BASE".to_owned(), "debian:13".to_owned())];
+//! let meta = std::collections::BTreeMap::from([("BASE", "debian:13")]);
 //! let stage = &file.stages[0];
 //! assert_eq!(expander.word(&stage.base.text, &meta)?.text, "debian:13");
 //! assert_eq!(stage.display_name(), "app");

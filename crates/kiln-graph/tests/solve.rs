@@ -113,6 +113,26 @@ fn gone_data_does_not_matter_until_it_is_needed() {
 }
 
 #[test]
+fn what_needs_no_execution_is_settled() {
+    let (mut graph, [source, base, compile, link, _]) = program();
+    let (toy, memory) = (Toy::default(), Memory::new());
+    let first = build(&graph, &[link], &toy, &memory);
+    assert_eq!(toy.take_settled(), [""; 0]);
+    build(&graph, &[link], &toy, &memory);
+    assert_eq!(toy.take_settled(), ["source", "base", "compile", "link"]);
+
+    // What has no data may have to be executed yet.
+    for vertex in [source, base, compile] {
+        memory.forget_data(&first.key(vertex).unwrap());
+    }
+    build(&graph, &[link], &toy, &memory);
+    assert_eq!(toy.take_settled(), ["link"]);
+    graph = toy::edit(&graph, link, |step| step.word = "link again".to_owned());
+    build(&graph, &[link], &toy, &memory);
+    assert_eq!(toy.take_settled(), [""; 0]);
+}
+
+#[test]
 fn data_that_can_be_restored_is_not_made_again() {
     let (mut graph, [source, base, compile, link, _]) = program();
     let (toy, memory) = (Toy::default(), Memory::new());

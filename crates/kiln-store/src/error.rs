@@ -4,6 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use kiln_oci::{DiffId, Digest, DigestError, DocumentError, ReferenceError};
+use rusqlite::ErrorCode;
+use rusqlite::ffi::SQLITE_IOERR_SHMSIZE;
 
 /// An error of the store. Each variant names the operation's subject.
 #[derive(Debug, thiserror::Error)]
@@ -161,6 +163,25 @@ impl Error {
         match self {
             Self::File { source, .. } => missing(source),
             Self::Path(error) => missing(&error.source),
+            _ => false,
+        }
+    }
+
+    /// Whether there was no room for what was written.
+    pub(crate) fn is_full_disk(&self) -> bool {
+        let full = |error: &io::Error| {
+            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        };
+        match self {
+            Self::File { source, .. } => full(source),
+            Self::Path(error) => full(&error.source),
+            Self::Database { source, .. } => {
+                let code = source.sqlite_error();
+                // The index of the log is made as long as it must be before it is mapped.
+                code.is_some_and(|code| {
+                    code.code == ErrorCode::DiskFull || code.extended_code == SQLITE_IOERR_SHMSIZE
+                })
+            }
             _ => false,
         }
     }

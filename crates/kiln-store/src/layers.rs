@@ -74,6 +74,12 @@ impl Store {
     pub fn publish_layer(&self, lease: &Lease, parent: ChainId, layer: NewLayer) -> Result<DiffId> {
         let _span = kiln_trace::span("publish layer");
         let diff_id = layer.index.diff_id();
+        if layer.blob.is_none()
+            && layer.snapshot.is_some()
+            && self.publish_again(lease, parent, &layer.index)?
+        {
+            return Ok(diff_id);
+        }
         let index_path = lease.fresh_path("index");
         fs_err::write(&index_path, layer.index.bytes()).map_err(Error::file("write", &index_path))?;
         let snapshot = match &layer.snapshot {
@@ -94,6 +100,37 @@ impl Store {
         let index = Arc::new(layer.index);
         self.indexes.lock().unwrap_or_else(|e| e.into_inner()).insert(diff_id, index);
         Ok(diff_id)
+    }
+
+    /// Leases a layer and puts it on `parent`, if it is there with its files: then there is nothing to publish, as after each
+    /// but the first of the steps that change nothing.
+    fn publish_again(&self, lease: &Lease, parent: ChainId, index: &LayerIndex) -> Result<bool> {
+        let layer = index.diff_id();
+        let is_there = |t: &Connection| -> Result<bool> {
+            Ok(self.is_usable(t, layer)? && self.has_snapshot(t, &snapshot_key(index, parent))?)
+        };
+        if !is_there(&self.database.lock())? {
+            return Ok(false);
+        }
+        self.database.write(Durability::Relaxed, |t| {
+            // It may have been collected meanwhile.
+            if !is_there(t)? {
+                return Ok(false);
+            }
+            crate::chains::insert_link(t, parent, layer)?;
+            lease.keep_in(t, Leased::Layer(layer))?;
+            Ok(true)
+        })
+    }
+
+    fn has_snapshot(&self, t: &Connection, key: &Digest) -> Result<bool> {
+        let rows = all(
+            t,
+            "SELECT 1 FROM snapshots WHERE key = ?1 AND ownership = ?2 AND (boot IS NULL OR boot = ?3)",
+            params![key.as_bytes(), self.ownership().name(), self.boot],
+            |_| Ok(()),
+        )?;
+        Ok(!rows.is_empty())
     }
 
     /// Publishes the unpacked files of a layer on `parent` and leases it, if it is still there: nobody who unpacks it keeps

@@ -104,6 +104,25 @@ impl Store {
         self.snapshot_by_key(&key)
     }
 
+    /// As [`Self::find_snapshot`], for a layer that is leased: asked for once only.
+    pub(crate) fn leased_snapshot(
+        &self,
+        lease: &Lease,
+        parent: ChainId,
+        layer: DiffId,
+    ) -> Result<Option<SnapshotPaths>> {
+        let chain = parent.with(layer);
+        let known = || lease.snapshots.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(snapshot) = known().get(&chain) {
+            return Ok(Some(snapshot.clone()));
+        }
+        let found = self.find_snapshot(parent, layer)?;
+        if let Some(snapshot) = &found {
+            known().insert(chain, snapshot.clone());
+        }
+        Ok(found)
+    }
+
     fn snapshot_by_key(&self, key: &Digest) -> Result<Option<SnapshotPaths>> {
         let row = self.database.one(
             "SELECT id FROM snapshots WHERE key = ?1 AND ownership = ?2 AND (boot IS NULL OR boot = ?3)",
@@ -223,8 +242,8 @@ impl Store {
         // For overlayfs the root of a lower is never opaque: what such a layer hides is left out.
         let hidden = self.hidden_below(layers)?;
         let mut lowers = Lowers::of(places.into_iter().skip(hidden).rev());
-        if lowers.directories.is_empty() {
-            lowers.directories.push(lease.fresh_directory("empty")?);
+        if lowers.directories.len() < MOST_LOWERS {
+            lowers.directories.push(self.mount_points()?);
         }
         let upper = lease.fresh_directory("upper")?;
         // The upper's owner and mode are those of `/`.

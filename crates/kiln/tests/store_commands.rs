@@ -2,10 +2,14 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kiln_layer::{Kind, Metadata, tar};
+use kiln_store::{Ownership, Store};
 use serde_json::json;
+
+/// How long anything may take on a machine with much else to do.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Fixture {
     directory: tempfile::TempDir,
@@ -326,6 +330,67 @@ fn processes_share_a_store() {
     kiln.check(&["system", "check"], "2 images, 2 layers, 6 blobs: no fault\n", "", 0);
 }
 
+/// Who waits for others says so, and goes on when they have ended.
+#[test]
+fn a_removal_says_whom_it_waits_for() {
+    let kiln = Fixture::new();
+    kiln.check(&["load", "-i", "app.tar"], "Loaded image: app:1\n", "", 0);
+    let store = Store::open(&kiln.path("store"), Ownership::SingleId).expect("a store");
+    for words in [&["rmi", "app:1"][..], &["system", "prune", "-f"]] {
+        let looking = store.lease_late("test").expect("it looks things up");
+        let log = fs_err::File::create(kiln.path("log")).expect("made");
+        let mut removal = kiln.command(words);
+        let mut removal = removal.stdout(Stdio::null()).stderr(log.into_parts().0).spawn().expect("started");
+        let told = || fs_err::read_to_string(kiln.path("log")).expect("read");
+        until("it says that it waits", || told().ends_with('\n'));
+        drop(looking);
+        assert!(removal.wait().expect("waited").success());
+        let process = std::process::id();
+        let line = format!("kiln: waiting for a build that looks things up: process {process}\n");
+        assert_eq!(told(), line, "{words:?}");
+    }
+}
+
+/// Nobody who removes something waits until a build has read what changed in its context.
+#[test]
+fn a_build_that_reads_its_context_is_not_waited_for() {
+    let kiln = Fixture::new();
+    kiln.check(&["load", "-i", "app.tar"], "Loaded image: app:1\n", "", 0);
+    let context = kiln.path("context");
+    fs_err::create_dir_all(context.join("d")).expect("made");
+    fs_err::write(context.join("d/data"), "small").expect("written");
+    fs_err::write(context.join("Dockerfile"), "FROM scratch\nCOPY d /d\n").expect("written");
+    // Files that were written a moment ago are not remembered.
+    std::thread::sleep(Duration::from_millis(2500));
+    let (_, told, status) = kiln.run(&["build", "-q", "context"]);
+    assert_eq!(status, 0, "{told}");
+
+    // It reads a hole for longer than anybody waits here.
+    let data = fs_err::OpenOptions::new().write(true).open(context.join("d/data")).expect("opened");
+    data.set_len(1 << 40).expect("made longer");
+    let mut build = kiln.command(&["build", "-q", "context"]).spawn().expect("started");
+    let read = || {
+        let counts = fs_err::read_to_string(format!("/proc/{}/io", build.id())).unwrap_or_default();
+        let count = counts.lines().find_map(|line| line.strip_prefix("rchar: "));
+        count.and_then(|count| count.parse::<u64>().ok()).unwrap_or(0)
+    };
+    until("the build reads the file", || read() > 64 << 20);
+    let mut removal = kiln.command(&["rmi", "app:1"]).stdout(Stdio::null()).spawn().expect("started");
+    let start = Instant::now();
+    let removed = loop {
+        match removal.try_wait().expect("waited") {
+            None if start.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(10)),
+            ended => break ended,
+        }
+    };
+    let goes_on = build.try_wait().expect("waited").is_none();
+    for mut child in [build, removal] {
+        let _ = child.kill();
+        child.wait().expect("waited");
+    }
+    assert!(removed.is_some_and(|status| status.success()) && goes_on, "{removed:?} {goes_on}");
+}
+
 /// A store that a newer kiln wrote is refused by every command, and left as it is.
 #[test]
 fn a_newer_store_is_left_alone() {
@@ -379,6 +444,16 @@ fn list(directory: &Path, found: &mut Vec<(std::path::PathBuf, std::time::System
         }
     }
     found.sort();
+}
+
+/// Waits until something is so.
+#[track_caller]
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < PATIENCE, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 fn is_empty(directory: &Path) -> bool {

@@ -240,6 +240,7 @@ fn explain(request: &BuildRequest, failure: BuildFailure, failed: &[FailedStep])
         | BuildError::Git { .. }
         | BuildError::GitStalled { .. }
         | BuildError::GitTooLarge { .. }
+        | BuildError::GitTooMany { .. }
         | BuildError::NoGit
         | BuildError::Runtime(_) => Kind::World,
         _ => Kind::Input,
