@@ -7,13 +7,13 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use kiln_graph::{
-    Claim, Context, Done, Entry, Executor, Given, Identity, Input, Key, Preimage, Record, Records, Stop,
-    VertexId,
+    Claim, Context, Done, Earlier, Entry, Executor, Given, Identity, Input, Key, Preimage, Record, Records,
+    Stop, VertexId,
 };
 use kiln_oci::{ChainId, DiffId, Digest};
 use kiln_remote::Client;
 use kiln_runtime::{Isolation, Launcher};
-use kiln_store::{CacheRecord, LateLease, Lease, RecordInput, RootWay, Store};
+use kiln_store::{CacheRecord, FirstMade, LateLease, Lease, RecordInput, RootWay, Store};
 use kiln_sys::root::Directory;
 
 use crate::context::{BeforeReading, BuildContext};
@@ -176,7 +176,7 @@ impl Records for Engine<'_> {
         Ok(())
     }
 
-    fn record(&self, entry: Entry<'_, Step>) -> Result<()> {
+    fn record(&self, entry: Entry<'_, Step>) -> Result<Step> {
         let root = entry.preimage.inputs.iter().find(|input| input.name == ROOT);
         let inputs = entry.preimage.inputs.iter().map(|input| RecordInput {
             name: input.name.clone(),
@@ -187,7 +187,7 @@ impl Records for Engine<'_> {
             Some(layer) => self.store.layer(layer)?.map_or(0, |layer| layer.files_size),
             None => 0,
         };
-        Ok(self.store.record(&CacheRecord {
+        let record = CacheRecord {
             key: Digest::from_bytes(*entry.key.as_bytes()),
             operation: entry.preimage.operation.digest(),
             operation_name: entry.preimage.operation.name().to_owned(),
@@ -200,7 +200,13 @@ impl Records for Engine<'_> {
             bytes,
             created: entry.result.created,
             name: entry.name.to_owned(),
-        })?)
+        };
+        let made = match entry.earlier {
+            Earlier::Kept => FirstMade::Kept,
+            Earlier::Replaced => FirstMade::Now,
+        };
+        let created = self.store.record(&record, made)?;
+        Ok(Step { created, ..*entry.result })
     }
 }
 
@@ -267,6 +273,11 @@ impl Executor<Operation> for Engine<'_> {
         let steps: Vec<Step> = inputs.iter().map(|input| input.result).collect();
         if self.request.executions == Executions::Refused && !matches!(operation, Operation::Base(_)) {
             return Err(Stop::Failed(Error::NeedsFiles));
+        }
+        if let (Operation::Run(_) | Operation::Workdir(_) | Operation::Copy(_), Some(root)) =
+            (operation, steps.first())
+        {
+            self.store.check_stackable(&self.layers(root.chain)?, 1).map_err(Error::Store)?;
         }
         match operation {
             Operation::Base(layers) => {

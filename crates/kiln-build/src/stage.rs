@@ -312,7 +312,7 @@ pub fn apply_changes(platform: &Platform, changes: &[String]) -> Result<ImageCon
     let (global_args, build_args) = (Environment::default(), BTreeMap::new());
     let scope = Scope { expander, global_args: &global_args, build_args: &build_args, epoch: None };
     for change in changes {
-        let instruction = kiln_dockerfile::parse_trigger(change).map_err(|diagnostics| {
+        let instruction = kiln_dockerfile::parse_change(change).map_err(|diagnostics| {
             let reason = diagnostics.first().map_or("it is empty", |first| first.message.as_str());
             Error::Change { change: change.clone(), reason: reason.to_owned() }
         })?;
@@ -329,7 +329,59 @@ pub fn apply_changes(platform: &Platform, changes: &[String]) -> Result<ImageCon
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    fn changed(changes: &[&str]) -> Result<serde_json::Value> {
+        let changes: Vec<String> = changes.iter().map(|change| (*change).to_owned()).collect();
+        let config = apply_changes(&Platform::host(), &changes)?.to_bytes();
+        let config: serde_json::Value = serde_json::from_slice(&config).expect("JSON");
+        Ok(config["config"].clone())
+    }
+
+    /// Those that Docker takes, and SHELL.
+    #[test]
+    fn changes_make_a_config() {
+        let check = |changes: &[&str], member: &str, expect: serde_json::Value| {
+            assert_eq!(changed(changes).expect("a config")[member], expect, "{changes:?}");
+        };
+        check(&["CMD [\"a\", \"b\"]"], "Cmd", json!(["a", "b"]));
+        check(&["cmd a b"], "Cmd", json!(["/bin/sh", "-c", "a b"]));
+        check(&["ENTRYPOINT [\"a\"]", "CMD [\"b\"]"], "Entrypoint", json!(["a"]));
+        check(&["ENV A=1 B=2", "ENV A=$B"], "Env", json!(["A=2", "B=2"]));
+        check(&["EXPOSE 80 90/udp"], "ExposedPorts", json!({"80/tcp": {}, "90/udp": {}}));
+        let test = json!({"Test": ["CMD", "true"], "Interval": 5_000_000_000_u64});
+        check(&["HEALTHCHECK --interval=5s CMD [\"true\"]"], "Healthcheck", test);
+        check(&["HEALTHCHECK NONE"], "Healthcheck", json!({"Test": ["NONE"]}));
+        check(&["LABEL a=b \"c d\"=e"], "Labels", json!({"a": "b", "c d": "e"}));
+        let triggers = json!(["RUN echo x", "COPY . /app"]);
+        check(&["ONBUILD RUN echo x", "ONBUILD COPY . /app"], "OnBuild", triggers);
+        check(&["STOPSIGNAL SIGINT"], "StopSignal", json!("SIGINT"));
+        check(&["USER app:1"], "User", json!("app:1"));
+        check(&["VOLUME /a /b"], "Volumes", json!({"/a": {}, "/b": {}}));
+        check(&["WORKDIR /a", "WORKDIR b"], "WorkingDir", json!("/a/b"));
+        check(&["SHELL [\"/bin/ash\", \"-c\"]", "CMD x"], "Cmd", json!(["/bin/ash", "-c", "x"]));
+    }
+
+    #[test]
+    fn what_is_no_change_is_told() {
+        for (change, expect) in [
+            ("RUN true", "RUN changes more than an image's config"),
+            ("COPY a b", "COPY changes more than an image's config"),
+            ("ADD a b", "ADD changes more than an image's config"),
+            ("ARG a", "ARG changes more than an image's config"),
+            ("FROM scratch", "FROM changes more than an image's config"),
+            ("ONBUILD ONBUILD RUN x", "chaining ONBUILD via ONBUILD ONBUILD isn't allowed"),
+            ("ONBUILD FROM x", "FROM isn't allowed as an ONBUILD trigger"),
+            ("CMD a\nCMD b", "a change should be a single instruction"),
+            ("", "a change should be a single instruction"),
+            ("NOPE x", "unknown instruction: NOPE"),
+        ] {
+            let told = changed(&[change]).expect_err(change).to_string();
+            assert!(told.starts_with("cannot apply the change") && told.contains(expect), "{told}");
+        }
+    }
 
     #[test]
     fn paths_are_made_absolute() {

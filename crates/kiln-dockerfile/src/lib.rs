@@ -103,7 +103,8 @@ pub use instruction::{
 pub use lint::{Linter, StageLint, Surroundings};
 pub use mount::{DeviceFlag, Mount, MountFlag, MountType, Sharing};
 pub use parse::{
-    MAX_DIAGNOSTICS, MAX_LINE_BYTES, MAX_SOURCE_BYTES, Parsed, parse, parse_checked, parse_trigger,
+    MAX_DIAGNOSTICS, MAX_LINE_BYTES, MAX_SOURCE_BYTES, Parsed, parse, parse_change, parse_checked,
+    parse_trigger,
 };
 pub use remote_source::{GitSource, SourceKind, context_kind, source_kind};
 pub use source::{Span, Word};

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use crate::schedule::{Before, Identified, Known, Miss, Next, Outcome, Task};
 use crate::{
-    Claim, Context, Done, Entry, Event, Executor, Given, Graph, Identity, Key, NoCache, Origin, Preimage,
-    Reason, Record, Records, Stop, VertexId, reasons,
+    Claim, Context, Done, Earlier, Entry, Event, Executor, Given, Graph, Identity, Key, NoCache, Origin,
+    Preimage, Reason, Record, Records, Stop, VertexId, reasons,
 };
 
 /// How long to wait for another's claim before looking whether the build was canceled
@@ -139,7 +139,8 @@ where
         if let Some(preimage) = preimage {
             identified = Identified { key: preimage.key(), preimage, ..identified };
         }
-        self.record(vertex, &identified, &result, duration)?;
+        let earlier = if miss == Miss::CacheDisabled { Earlier::Replaced } else { Earlier::Kept };
+        let result = self.record(vertex, &identified, &result, duration, earlier)?;
         drop(claimed);
         context.emit(Event::Completed { vertex, duration });
         let known = Known { identified, result, present: true, origin: Origin::Executed, duration };
@@ -205,7 +206,8 @@ where
         identified: &Identified,
         result: &X::Result,
         duration: Duration,
-    ) -> Result<(), Stop<X::Error>> {
+        earlier: Earlier,
+    ) -> Result<X::Result, Stop<X::Error>> {
         let vertex = self.graph.vertex(vertex);
         let _span = kiln_trace::span("write record");
         failed(self.records.record(Entry {
@@ -213,6 +215,7 @@ where
             preimage: &identified.preimage,
             result,
             duration,
+            earlier,
             name: &vertex.name,
             span: vertex.span.as_ref(),
         }))

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use kiln_graph::memory::Memory;
 use kiln_graph::{
-    Cancel, Claim, Entry, Event, Graph, NoCache, Operation, Origin, Preimage, Reason, Records, SolveError,
-    Vertex, VertexId,
+    Cancel, Claim, Earlier, Entry, Event, Graph, NoCache, Operation, Origin, Preimage, Reason, Records,
+    SolveError, Vertex, VertexId,
 };
 use toy::{Doing, Step, Toy, build, request, solve};
 
@@ -383,9 +383,15 @@ fn what_another_process_recorded_is_taken_and_what_it_left_is_taken_over() {
             if matches!(event, Event::WaitingForOtherProcess { .. }) {
                 if records_it {
                     let preimage = Toy::preimage_of(&graph.vertex(source).operation);
-                    let (name, duration) = ("source", Duration::ZERO);
-                    let entry =
-                        Entry { key, preimage: &preimage, result: &result, duration, name, span: None };
+                    let entry = Entry {
+                        key,
+                        preimage: &preimage,
+                        result: &result,
+                        duration: Duration::ZERO,
+                        earlier: Earlier::Kept,
+                        name: "source",
+                        span: None,
+                    };
                     memory.record(entry).unwrap();
                 }
                 drop(guard.lock().unwrap().take());

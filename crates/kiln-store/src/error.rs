@@ -92,7 +92,7 @@ pub enum Error {
     #[error("other commands make the image's layers anew faster than they can be synced; try again")]
     Restless,
     /// More layers than overlayfs stacks.
-    #[error("the image has {layers} layers; overlayfs stacks at most {most}")]
+    #[error("an image of {layers} layers cannot be run: overlayfs stacks at most {most}")]
     TooManyLayers {
         /// How many there are.
         layers: usize,
@@ -102,6 +102,14 @@ pub enum Error {
     /// A blob is not in the store.
     #[error("blob {0} is not in the store")]
     NoBlob(Digest),
+    /// What is in the store is not what was put there.
+    #[error("{what} in the store is damaged: {reason}")]
+    Damaged {
+        /// The blob or layer.
+        what: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// Bytes do not have the digest that was promised.
     #[error("{what}: digest is {found}, expected {expected}")]
     Mismatch {
@@ -120,6 +128,9 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// No bytes at all.
+    #[error("it is empty: expected a tar archive")]
+    Empty,
     /// An archive or directory that is nothing that holds images.
     #[error("neither manifest.json (docker archive) nor index.json (OCI layout) is in it")]
     NoImages,

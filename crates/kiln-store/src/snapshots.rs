@@ -1,5 +1,6 @@
 //! Snapshots: unpacked layers, and roots made of them.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use kiln_layer::{Copied, Options, Unpack, Whiteouts};
@@ -200,6 +201,27 @@ impl Store {
         Ok(kiln_layer::complete(index, &view, &self.unpacking(root), &open)?)
     }
 
+    /// Refuses a stack that overlayfs could not mount with `more` layers on it. One that comes twice counts once, and
+    /// what an opaque root hides not at all.
+    pub fn check_stackable(&self, layers: &[DiffId], more: usize) -> Result<()> {
+        if layers.len() + more <= MOST_LOWERS {
+            return Ok(());
+        }
+        let hidden = self.hidden_below(layers)?;
+        let mut parent = ChainId::of(&layers[..hidden]);
+        let mut stacked = HashSet::new();
+        for layer in &layers[hidden..] {
+            stacked.insert(snapshot_key(&*self.index(*layer)?, parent));
+            parent = parent.with(*layer);
+        }
+        match stacked.len() + more {
+            count if count > MOST_LOWERS => {
+                Err(Error::TooManyLayers { layers: layers.len() + more, most: MOST_LOWERS })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Prepares a root of a stack of layers, with a fresh place for changes.
     pub fn prepare_root(&self, lease: &Lease, layers: &[DiffId], way: RootWay) -> Result<PreparedRoot> {
         let mut span = kiln_trace::span("prepare root");
@@ -215,9 +237,7 @@ impl Store {
     }
 
     fn stack_root(&self, lease: &Lease, layers: &[DiffId]) -> Result<RootForm> {
-        if layers.len() >= MOST_LOWERS {
-            return Err(Error::TooManyLayers { layers: layers.len(), most: MOST_LOWERS - 1 });
-        }
+        self.check_stackable(layers, 0)?;
         let places = self.places(lease, layers)?;
         // For overlayfs the root of a lower is never opaque: what such a layer hides is left out.
         let hidden = self.hidden_below(layers)?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use kiln_layer::{Compression, Owners};
 use kiln_oci::{ChainId, DiffId, Digest};
 use kiln_store::{
-    Awaited, CacheMountSharing, CacheRecord, CacheToRemove, Collected, Collection, Error, Fault,
+    Awaited, CacheMountSharing, CacheRecord, CacheToRemove, Collected, Collection, Error, Fault, FirstMade,
     ImagesToRemove, Lease, Leased, Ownership, Removed, RootWay, Store, Wait,
 };
 use kiln_sys::lock::{Lock, Sharing};
@@ -140,8 +140,15 @@ fn a_layer_that_only_another_ownership_mode_can_read_is_not_there() {
         created: 0,
         name: String::new(),
     };
-    fixture.store.record(&record).unwrap();
+    fixture.store.record(&record, FirstMade::Kept).unwrap();
     assert!(fixture.store.cached(&key, &lease).unwrap().unwrap().present);
+    // What is made again was first made when it was, unless that was not to count.
+    for (created, made, expect) in [(7, FirstMade::Kept, 0), (8, FirstMade::Now, 8), (9, FirstMade::Kept, 8)]
+    {
+        let record = CacheRecord { created, ..record.clone() };
+        assert_eq!(fixture.store.record(&record, made).unwrap(), expect);
+        assert_eq!(fixture.store.cached(&key, &lease).unwrap().unwrap().created, expect);
+    }
     let other = Store::open(fixture.store.root(), Ownership::SubIds).unwrap();
     let lease = other.lease("other").unwrap();
     assert!(!other.cached(&key, &lease).unwrap().unwrap().present);
@@ -211,7 +218,7 @@ impl Fixture {
             created: 0,
             name: "COPY".to_owned(),
         };
-        self.store.record(&record).unwrap();
+        self.store.record(&record, FirstMade::Kept).unwrap();
         let lease = self.store.lease("test").unwrap();
         lease.keep(Leased::Layer(layer)).unwrap();
         self.store.remove_image(&id.to_string(), false).unwrap();

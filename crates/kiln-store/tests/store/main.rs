@@ -4,5 +4,6 @@ mod archives;
 mod fixture;
 mod keeping;
 mod mounted;
+mod repair;
 mod sources;
 mod stale;
