@@ -8,7 +8,7 @@ use std::sync::{Mutex, OnceLock};
 use kiln_dockerfile::{Diagnostic, Dockerfile, Severity, Span, parse_checked, render_all};
 use kiln_graph::{Cancel, Events, Graph, NoCache, Request, Solution, SolveError, VertexId, solve};
 use kiln_oci::{DiffId, ImageId, Platform, Reference};
-use kiln_runtime::CommandCgroup;
+use kiln_runtime::Launcher;
 use kiln_store::{LateLease, Store};
 
 use crate::engine::{Engine, Step};
@@ -88,6 +88,8 @@ pub fn build<W: Watcher>(
         platform: request.platform.to_string(),
         stood_on: stood_on(&lowered.graph),
         opened: OnceLock::new(),
+        // Nothing is made yet: an interrupt still ends the build at once.
+        before_reading: &|| Ok(lease.begin().map(drop)?),
         note: &|text: &str| watcher.note(text),
         works: &|| watcher.works(),
         noted: Mutex::default(),
@@ -96,7 +98,7 @@ pub fn build<W: Watcher>(
         fetched: Mutex::default(),
         commits: Mutex::default(),
         client: OnceLock::new(),
-        cgroup: CommandCgroup::new(),
+        launcher: Launcher::new(),
     };
     let solved = run(&engine, &lowered, watcher, cancel);
     // What was learned of the context is of use also to the build that comes after one that failed.
@@ -257,4 +259,59 @@ fn export(
     // What is published is leased until it is.
     engine.lease()?;
     Ok(engine.store.publish_image(&config, names)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_graph::Event;
+    use kiln_store::Ownership;
+
+    use super::*;
+    use crate::lab::{Lab, request};
+
+    struct Nobody;
+
+    impl Watcher for Nobody {
+        fn planned(&self, _: &[(VertexId, String)]) {}
+        fn note(&self, _: &str) {}
+    }
+
+    impl Events for Nobody {
+        fn emit(&self, _: std::time::Duration, _: Event) {}
+    }
+
+    #[test]
+    fn nothing_is_kept_for_copies_that_are_not_executed() {
+        let lab = Lab::new().context(&[("a/1", "1"), ("b/2", "2")]);
+        let store = Store::open(&lab.host.path().join("store"), Ownership::SingleId).expect("a store");
+        let dockerfile = b"FROM scratch AS one\nCOPY a /a\nCOPY b /b\nFROM scratch\nCOPY --from=one /a /c\n";
+        let request = request(lab.context_path(), dockerfile);
+        for executed in [4, 0] {
+            let lease = store.lease_late("build").expect("a lease");
+            let lowered =
+                plan(&store, &lease, &parse_traced(&request).dockerfile, &request).expect("lowered");
+            let engine = Engine {
+                store: &store,
+                lease: &lease,
+                request: &request,
+                platform: request.platform.to_string(),
+                stood_on: HashSet::new(),
+                opened: OnceLock::new(),
+                before_reading: &|| Ok(()),
+                note: &|_: &str| {},
+                works: &|| {},
+                noted: Mutex::default(),
+                overlays_refused: AtomicBool::new(false),
+                selections: Mutex::default(),
+                fetched: Mutex::default(),
+                commits: Mutex::default(),
+                client: OnceLock::new(),
+                launcher: Launcher::new(),
+            };
+            let solved = run(&engine, &lowered, &Nobody, &Cancel::new()).expect("solved").expect("a target");
+            assert_eq!(solved.executions(), executed);
+            let kept = engine.selections.lock().expect("not poisoned").len();
+            assert_eq!(kept, 0, "with {executed} executions");
+        }
+    }
 }

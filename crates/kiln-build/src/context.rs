@@ -15,6 +15,7 @@ use kiln_layer::{Kind, Metadata};
 use kiln_oci::{Digest, Hasher};
 use kiln_sys::root::{Directory, FileError, Root, Time};
 use rustix::fs::{FileType, Stat};
+use rustix::io::Errno;
 
 use crate::context_walk::{Purpose, Walk, Walked};
 use crate::error::{Error, Result};
@@ -25,18 +26,30 @@ use crate::tree::{Below, Found, SourceTree, Stamp, split};
 
 /// How many threads walk and hash at most.
 const WORKERS: usize = 2;
-/// How often a file that changes under the reader is read again.
+/// How often a file that changes under the reader is read again, and a directory some of whose files have gone since they were
+/// found is walked again.
 const ATTEMPTS: usize = 3;
 const BUFFER: usize = 128 << 10;
 
 /// The directory that COPY, ADD and bind mounts see.
-#[derive(Debug)]
-pub(crate) struct BuildContext {
+pub(crate) struct BuildContext<'a> {
     root: Root,
     ignore: IgnoreMatcher,
     cache: RwLock<StatCache>,
     /// The directory that was opened last: files are mostly opened in order.
     last: Mutex<Option<(Vec<u8>, Arc<Directory>)>>,
+    /// What is to be done before files are read.
+    before_reading: Option<BeforeReading<'a>>,
+}
+
+/// Called whenever files of a context are about to be read, which may take long.
+pub(crate) type BeforeReading<'a> = &'a (dyn Fn() -> Result<()> + Sync);
+
+/// What came of examining a path.
+enum Seen {
+    Whole(Examined),
+    /// A file was gone, or had become something else, when it was to be read.
+    Gone(Vec<u8>),
 }
 
 /// A file that was read from beginning to end.
@@ -47,7 +60,7 @@ struct HashedFile {
     start: Time,
 }
 
-impl BuildContext {
+impl<'a> BuildContext<'a> {
     /// Opens the context at `path`. `ignore` holds the bytes of the ignore file; `caches`, if given, is the store's
     /// directory of context stat caches.
     ///
@@ -60,7 +73,12 @@ impl BuildContext {
         let stat = root.directory().stat_self()?;
         let caches = caches.filter(|_| tells_changes(root.directory()));
         let cache = RwLock::new(StatCache::open(caches, (stat.st_dev, stat.st_ino)));
-        Ok(Self { root, ignore, cache, last: Mutex::new(None) })
+        Ok(Self { root, ignore, cache, last: Mutex::new(None), before_reading: None })
+    }
+
+    /// The same context, which calls `before_reading` first of all when contents have to be read for a digest.
+    pub(crate) fn calling(self, before_reading: BeforeReading<'a>) -> Self {
+        Self { before_reading: Some(before_reading), ..self }
     }
 
     /// Keeps what was learned of unchanged files for later builds. Losing a race with another build loses only speed.
@@ -151,11 +169,19 @@ impl BuildContext {
         Error::File { action, path: self.shown(path), source }
     }
 
-    /// Hashes a file that holds still meanwhile.
-    fn hash_file(&self, path: &[u8], buffer: &mut [u8]) -> Result<HashedFile> {
+    fn begin_reading(&self) -> Result<()> {
+        self.before_reading.map_or(Ok(()), |begin| begin())
+    }
+
+    /// Hashes a file that holds still meanwhile; `None` if it is gone, or no regular file any more.
+    fn hash_file(&self, path: &[u8], buffer: &mut [u8]) -> Result<Option<HashedFile>> {
         for _ in 0..ATTEMPTS {
             let start = now();
-            let (mut file, before) = self.open_regular(path)?;
+            let (mut file, before) = match self.open_regular(path) {
+                Err(Error::Path(error)) if is_missing(&error) || is_no_file(&error) => return Ok(None),
+                Err(Error::Changed(_)) => return Ok(None),
+                opened => opened?,
+            };
             let mut hasher = Hasher::new();
             let mut left = before.size;
             // Whatever comes after the size that it had shows in its size afterwards.
@@ -171,37 +197,42 @@ impl BuildContext {
                 }
             }
             if left == 0 && self.stamp_of(&file, path)? == before {
-                return Ok(HashedFile { digest: hasher.finish(), stamp: before, start });
+                return Ok(Some(HashedFile { digest: hasher.finish(), stamp: before, start }));
             }
         }
         Err(Error::Changed(self.shown(path)))
     }
 
-    /// Hashes the files below `root` that the stat cache does not know, in chunks that threads take in turn.
-    fn hash_missing(&self, root: &[u8], walked: &mut Walked) -> Result<()> {
+    /// Hashes the files below `root` that the stat cache does not know, in chunks that threads take in turn. Gives the path of
+    /// one that is gone, if there is any.
+    fn hash_missing(&self, root: &[u8], walked: &mut Walked) -> Result<Option<Vec<u8>>> {
         const CHUNK: usize = 32;
         let missing = walked.unknown();
         if missing.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
+        self.begin_reading()?;
         let helpers = if missing.len() > CHUNK { workers() - 1 } else { 0 };
         let chunks = Mutex::new(missing.chunks(CHUNK));
         let next = || chunks.lock().unwrap_or_else(PoisonError::into_inner).next();
         let walk: &Walked = walked;
         let work = || {
             let mut buffer = vec![0; BUFFER];
-            let mut hashed = Vec::new();
+            let (mut hashed, mut gone) = (Vec::new(), None);
             let mut span = kiln_trace::span("hash context");
             while let Some(chunk) = next() {
                 for position in chunk {
                     let path = crate::tree::join(root, &walk.path(*position));
-                    let file = self.hash_file(&path, &mut buffer)?;
+                    let Some(file) = self.hash_file(&path, &mut buffer)? else {
+                        gone = Some(path);
+                        continue;
+                    };
                     span.count(1);
                     span.bytes(file.stamp.size);
                     hashed.push((*position, file));
                 }
             }
-            Ok::<_, Error>(hashed)
+            Ok::<_, Error>((hashed, gone))
         };
         let hashed = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..helpers).map(|_| scope.spawn(work)).collect();
@@ -213,19 +244,24 @@ impl BuildContext {
             std::iter::once(own).chain(others).collect::<Result<Vec<_>>>()
         })?;
         let mut cache = self.cache.write().unwrap_or_else(PoisonError::into_inner);
-        for (position, file) in hashed.into_iter().flatten() {
-            cache.learn(file.stamp, file.digest, file.start);
-            walked.learn(position, file.digest, file.stamp);
+        let mut gone = None;
+        for (hashed, missing) in hashed {
+            for (position, file) in hashed {
+                cache.learn(file.stamp, file.digest, file.start);
+                walked.learn(position, file.digest, file.stamp);
+            }
+            gone = gone.or(missing);
         }
-        Ok(())
+        Ok(gone)
     }
 
-    /// Fills in the content of a single file.
-    fn hash_one(&self, path: &[u8], found: &mut Found) -> Result<()> {
-        let Some(stamp) = found.stamp else { return Ok(()) };
+    /// Fills in the content of a single file; says whether it is still there.
+    fn hash_one(&self, path: &[u8], found: &mut Found) -> Result<bool> {
+        let Some(stamp) = found.stamp else { return Ok(true) };
         found.content = self.cache().content(&stamp, &mut 0);
         if found.content.is_none() {
-            let file = self.hash_file(path, &mut vec![0; BUFFER])?;
+            self.begin_reading()?;
+            let Some(file) = self.hash_file(path, &mut vec![0; BUFFER])? else { return Ok(false) };
             self.cache.write().unwrap_or_else(PoisonError::into_inner).learn(
                 file.stamp,
                 file.digest,
@@ -237,7 +273,28 @@ impl BuildContext {
             found.metadata.size = file.stamp.size;
             found.metadata.modified.seconds = file.stamp.modified.0;
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// Examines what is at and below a path as it is just now.
+    fn examine_once(&self, path: &[u8], filter: &Filter) -> Result<Seen> {
+        let Some(mut found) = self.find(path)? else { return Ok(Seen::Whole(Examined::of(Vec::new()))) };
+        if found.metadata.kind != Kind::Directory {
+            if !self.hash_one(path, &mut found)? {
+                return Ok(Seen::Gone(path.to_vec()));
+            }
+            let below = Below { path: Box::default(), found, is_implied: false };
+            return Ok(Seen::Whole(Examined::of(vec![below])));
+        }
+        let walk = Walk::new(self, path, self.ignore_state(path), filter, Purpose::Content);
+        let mut walked = walk.run()?;
+        if let Some(gone) = self.hash_missing(path, &mut walked)? {
+            return Ok(Seen::Gone(gone));
+        }
+        let _span = kiln_trace::span("hash directories");
+        let digest = walked.digest(found.metadata.mode);
+        let root = Box::new(Below { path: Box::default(), found, is_implied: false });
+        Ok(Seen::Whole(Examined { digest, links: walked.links(), entries: Entries::Walked(root, walked) }))
     }
 
     /// What an entry is; none for sockets.
@@ -291,7 +348,7 @@ impl Stamp {
     }
 }
 
-impl SourceTree for BuildContext {
+impl SourceTree for BuildContext<'_> {
     fn find(&self, path: &[u8]) -> Result<Option<Found>> {
         let state = self.ignore_state(path);
         let Some((parent, stat)) = self.stat(path)? else { return Ok(None) };
@@ -343,18 +400,16 @@ impl SourceTree for BuildContext {
     }
 
     fn examine(&self, path: &[u8], filter: &Filter) -> Result<Examined> {
-        let Some(mut found) = self.find(path)? else { return Ok(Examined::of(Vec::new())) };
-        if found.metadata.kind != Kind::Directory {
-            self.hash_one(path, &mut found)?;
-            return Ok(Examined::of(vec![Below { path: Box::default(), found, is_implied: false }]));
+        let mut last = Vec::new();
+        for _ in 0..ATTEMPTS {
+            match self.examine_once(path, filter)? {
+                Seen::Whole(examined) => return Ok(examined),
+                Seen::Gone(gone) => last = gone,
+            }
+            // Its directory may be another one by now.
+            *self.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
-        let walk = Walk::new(self, path, self.ignore_state(path), filter, Purpose::Content);
-        let mut walked = walk.run()?;
-        self.hash_missing(path, &mut walked)?;
-        let _span = kiln_trace::span("hash directories");
-        let digest = walked.digest(found.metadata.mode);
-        let root = Box::new(Below { path: Box::default(), found, is_implied: false });
-        Ok(Examined { digest, links: walked.links(), entries: Entries::Walked(root, walked) })
+        Err(Error::Changed(self.shown(&last)))
     }
 
     fn hides(&self, path: &[u8]) -> bool {
@@ -369,6 +424,12 @@ impl SourceTree for BuildContext {
 /// Whether nothing is there.
 pub(crate) fn is_missing(error: &FileError) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+/// Whether a symbolic link or a socket is there, which cannot be opened.
+fn is_no_file(error: &FileError) -> bool {
+    let answers = [Errno::LOOP, Errno::NXIO].map(|errno| Some(errno.raw_os_error()));
+    answers.contains(&error.source.raw_os_error())
 }
 
 /// Whether a file that was changed can be told by its status. Images give every edition of a file the same times and
@@ -396,4 +457,108 @@ pub(crate) fn workers() -> usize {
 fn now() -> Time {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     Time { seconds: i64::try_from(now.as_secs()).unwrap_or_default(), nanoseconds: now.subsec_nanos() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::lab::Lab;
+
+    #[test]
+    fn what_is_known_is_not_read() {
+        let lab = Lab::new().context(&[("one", "1"), ("d/two", "2"), ("d/three", "3")]);
+        std::thread::sleep(Duration::from_millis(2100));
+        let calls = AtomicUsize::new(0);
+        let begin = || {
+            calls.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        };
+        let examine = |path: &[u8]| {
+            let context = lab.open().calling(&begin);
+            let digest = context.examine(path, &Filter::default()).expect("examined").digest;
+            context.save().expect("saved");
+            (digest, calls.swap(0, Ordering::Relaxed))
+        };
+        for path in [&b"one"[..], b"d"] {
+            let (digest, count) = examine(path);
+            assert_eq!(count, 1, "{path:?} is read");
+            assert_eq!(examine(path), (digest, 0), "{path:?} is known");
+        }
+        fs_err::write(lab.context_path().join("d/two"), "3").expect("written");
+        assert_eq!(examine(b"d").1, 1);
+    }
+
+    /// What a path holds after `change` was done, over and over, each time that files are to be read.
+    fn examine_changing(lab: &Lab, path: &[u8], change: &(dyn Fn(usize) + Sync)) -> Result<Vec<String>> {
+        let rounds = AtomicUsize::new(0);
+        let begin = || {
+            change(rounds.fetch_add(1, Ordering::Relaxed));
+            Ok(())
+        };
+        let context = lab.open().calling(&begin);
+        let examined = context.examine(path, &Filter::default())?;
+        let digest = examined.digest;
+        let entries = examined.entries.all();
+        let still = lab.open().examine(path, &Filter::default()).expect("examined");
+        assert_eq!(digest, still.digest, "what was found is what is there");
+        Ok(entries.iter().map(|entry| String::from_utf8_lossy(&entry.path).into_owned()).collect())
+    }
+
+    #[test]
+    fn what_goes_while_a_context_is_read_is_not_in_it() {
+        let all = [("one", "1"), ("d/two", "2"), ("d/s/three", "3"), ("d/s/four", "4")];
+        let path = |lab: &Lab, name: &str| lab.context_path().join(name);
+        let lab = Lab::new().context(&all);
+        let once = |change: &(dyn Fn() + Sync)| {
+            examine_changing(&lab, b"d", &|round| {
+                if round == 0 {
+                    change();
+                }
+            })
+        };
+        let found = once(&|| fs_err::remove_file(path(&lab, "d/s/three")).expect("removed"));
+        assert_eq!(found.expect("examined"), ["", "s", "s/four", "two"]);
+        let found = once(&|| {
+            fs_err::remove_file(path(&lab, "d/two")).expect("removed");
+            fs_err::os::unix::fs::symlink("s/four", path(&lab, "d/two")).expect("linked");
+            fs_err::create_dir(path(&lab, "d/t")).expect("made");
+            fs_err::rename(path(&lab, "d/s/four"), path(&lab, "d/t/four")).expect("moved");
+            fs_err::remove_dir(path(&lab, "d/s")).expect("removed");
+        });
+        assert_eq!(found.expect("examined"), ["", "t", "t/four", "two"]);
+        let found = once(&|| {
+            fs_err::remove_file(path(&lab, "d/t/four")).expect("removed");
+            fs_err::create_dir_all(path(&lab, "d/t/four/five")).expect("made");
+        });
+        assert_eq!(found.expect("examined"), ["", "t", "t/four", "t/four/five", "two"]);
+        let found =
+            examine_changing(&lab, b"one", &|_| fs_err::remove_file(path(&lab, "one")).expect("removed"));
+        assert_eq!(found.expect("examined"), [""; 0]);
+    }
+
+    #[test]
+    fn files_that_always_go_are_named() {
+        let lab = Lab::new().context(&[("d/kept", "1"), ("d/0", "0")]);
+        let path = |round: usize| lab.context_path().join(format!("d/{round}"));
+        let error = examine_changing(&lab, b"d", &|round| {
+            fs_err::rename(path(round), path(round + 1)).expect("renamed");
+        });
+        let named = lab.context_path().join("d/2").display().to_string();
+        assert!(matches!(&error, Err(Error::Changed(name)) if *name == named), "{error:?}");
+    }
+
+    #[test]
+    fn a_source_that_goes_is_not_found() {
+        let lab = Lab::new().context(&[("one", "1")]);
+        let begin = || {
+            fs_err::remove_file(lab.context_path().join("one")).expect("removed");
+            Ok(())
+        };
+        let context = lab.open().calling(&begin);
+        let selected = crate::select::select_mount("one", &context);
+        assert!(matches!(&selected, Err(Error::NoSource { path, .. }) if path == "/one"), "{selected:?}");
+    }
 }

@@ -19,13 +19,12 @@ use rustix::fs::{FileType, Stat};
 
 use crate::context::{BuildContext, is_missing, workers};
 use crate::error::{Error, Result};
-use crate::examine::entry_digest;
 use crate::filter::{Filter, FilterState, Wanted};
 use crate::tree::{Below, Found, Stamp, join};
 
 /// A walk over everything below one directory of the context.
 pub(crate) struct Walk<'a> {
-    context: &'a BuildContext,
+    context: &'a BuildContext<'a>,
     filter: &'a Filter,
     purpose: Purpose,
     root: Vec<u8>,
@@ -129,7 +128,7 @@ enum More {
 
 impl<'a> Walk<'a> {
     pub(crate) fn new(
-        context: &'a BuildContext,
+        context: &'a BuildContext<'a>,
         root: &[u8],
         ignore: IgnoreState,
         filter: &'a Filter,
@@ -248,7 +247,13 @@ impl<'a> Walk<'a> {
             if needs_below && !is_directory {
                 continue;
             }
-            let Some(mut listed) = listing.look(&directory, name, &stat)? else { continue };
+            let mut listed = match listing.look(&directory, name, &stat) {
+                Err(Error::Path(error)) if is_missing(&error) => continue,
+                listed => match listed? {
+                    Some(listed) => listed,
+                    None => continue,
+                },
+            };
             (listed.is_implied, listed.needs_below) = (is_implied, needs_below);
             if is_directory {
                 let (path, mode) = (join(&task.path, name.as_bytes()), listed.mode());
@@ -381,10 +386,10 @@ impl Listing {
     fn entry_digest(&self, listed: &Listed) -> Option<Digest> {
         match &listed.more {
             More::Content(content) => {
-                content.as_ref().map(|content| entry_digest(&self.metadata(listed), &Tail::Content(content)))
+                content.as_ref().map(|content| self.metadata(listed).content_digest(&Tail::Content(content)))
             }
             _ if listed.kind == Kind::Directory => None,
-            _ => Some(entry_digest(&self.metadata(listed), &Tail::Nothing)),
+            _ => Some(self.metadata(listed).content_digest(&Tail::Nothing)),
         }
     }
 
@@ -416,7 +421,7 @@ impl Listed {
 }
 
 fn directory_digest(mode: u32, children: &Children) -> Digest {
-    entry_digest(&Metadata::new(Kind::Directory, mode), &Tail::Children(children))
+    Metadata::new(Kind::Directory, mode).content_digest(&Tail::Children(children))
 }
 
 /// A file whose content is to be found out: the number of its listing, and its place there.

@@ -7,16 +7,16 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use kiln_graph::{
-    Claim, Context, Done, Entry, Executor, Given, Identity, Input, Key, Preimage, Record, Records, Stop,
-    VertexId,
+    Claim, Context, Done, Earlier, Entry, Executor, Given, Identity, Input, Key, Preimage, Record, Records,
+    Stop, VertexId,
 };
 use kiln_oci::{ChainId, DiffId, Digest};
 use kiln_remote::Client;
-use kiln_runtime::{CommandCgroup, Isolation};
-use kiln_store::{CacheRecord, LateLease, Lease, RecordInput, RootWay, Store};
+use kiln_runtime::{Isolation, Launcher};
+use kiln_store::{CacheRecord, FirstMade, LateLease, Lease, RecordInput, RootWay, Store};
 use kiln_sys::root::Directory;
 
-use crate::context::BuildContext;
+use crate::context::{BeforeReading, BuildContext};
 use crate::download::Fetched;
 use crate::error::{Error, Result};
 use crate::git::Commit;
@@ -52,7 +52,9 @@ pub(crate) struct Engine<'a> {
     /// Vertices whose layers a RUN will stand on.
     pub(crate) stood_on: HashSet<VertexId>,
     /// The context, opened when it is first looked at.
-    pub(crate) opened: OnceLock<BuildContext>,
+    pub(crate) opened: OnceLock<BuildContext<'a>>,
+    /// Begins the lease, since collections wait for who has none, and to read the context's files may take long.
+    pub(crate) before_reading: BeforeReading<'a>,
     /// Tells something, and what was told.
     pub(crate) note: &'a (dyn Fn(&str) + Sync),
     pub(crate) noted: Mutex<HashSet<String>>,
@@ -68,13 +70,13 @@ pub(crate) struct Engine<'a> {
     pub(crate) commits: Mutex<HashMap<VertexId, Commit>>,
     /// Made when it is first needed.
     pub(crate) client: OnceLock<Client>,
-    /// Holds every RUN.
-    pub(crate) cgroup: CommandCgroup,
+    /// Starts every RUN.
+    pub(crate) launcher: Launcher,
 }
 
 impl Engine<'_> {
     /// The build context.
-    pub(crate) fn context(&self) -> Result<&BuildContext> {
+    pub(crate) fn context(&self) -> Result<&BuildContext<'_>> {
         if let Some(context) = self.opened.get() {
             return Ok(context);
         }
@@ -84,10 +86,10 @@ impl Engine<'_> {
         };
         let context = BuildContext::open(&self.request.context, &self.request.ignore, caches)?;
         if !context.is_remembered() {
-            // To read it all may take long, and collections wait for who has no lease.
+            // All of it will be read; where nothing is ever remembered, to look at it may take long, too.
             self.lease()?;
         }
-        Ok(self.opened.get_or_init(|| context))
+        Ok(self.opened.get_or_init(|| context.calling(self.before_reading)))
     }
 
     /// Tells something that holds for the whole build.
@@ -174,7 +176,7 @@ impl Records for Engine<'_> {
         Ok(())
     }
 
-    fn record(&self, entry: Entry<'_, Step>) -> Result<()> {
+    fn record(&self, entry: Entry<'_, Step>) -> Result<Step> {
         let root = entry.preimage.inputs.iter().find(|input| input.name == ROOT);
         let inputs = entry.preimage.inputs.iter().map(|input| RecordInput {
             name: input.name.clone(),
@@ -185,7 +187,7 @@ impl Records for Engine<'_> {
             Some(layer) => self.store.layer(layer)?.map_or(0, |layer| layer.files_size),
             None => 0,
         };
-        Ok(self.store.record(&CacheRecord {
+        let record = CacheRecord {
             key: Digest::from_bytes(*entry.key.as_bytes()),
             operation: entry.preimage.operation.digest(),
             operation_name: entry.preimage.operation.name().to_owned(),
@@ -198,7 +200,13 @@ impl Records for Engine<'_> {
             bytes,
             created: entry.result.created,
             name: entry.name.to_owned(),
-        })?)
+        };
+        let made = match entry.earlier {
+            Earlier::Kept => FirstMade::Kept,
+            Earlier::Replaced => FirstMade::Now,
+        };
+        let created = self.store.record(&record, made)?;
+        Ok(Step { created, ..*entry.result })
     }
 }
 
@@ -247,6 +255,14 @@ impl Executor<Operation> for Engine<'_> {
         Ok(Identity::Known(Preimage { operation: fixed, inputs: keyed }))
     }
 
+    fn settled(&self, operation: &Operation, context: &Context<'_>) {
+        if let Operation::Copy(_) = operation {
+            // Of many files it takes much memory.
+            let _unused =
+                self.selections.lock().unwrap_or_else(PoisonError::into_inner).remove(&context.vertex());
+        }
+    }
+
     fn execute(
         &self,
         operation: &Operation,
@@ -257,6 +273,11 @@ impl Executor<Operation> for Engine<'_> {
         let steps: Vec<Step> = inputs.iter().map(|input| input.result).collect();
         if self.request.executions == Executions::Refused && !matches!(operation, Operation::Base(_)) {
             return Err(Stop::Failed(Error::NeedsFiles));
+        }
+        if let (Operation::Run(_) | Operation::Workdir(_) | Operation::Copy(_), Some(root)) =
+            (operation, steps.first())
+        {
+            self.store.check_stackable(&self.layers(root.chain)?, 1).map_err(Error::Store)?;
         }
         match operation {
             Operation::Base(layers) => {
@@ -350,11 +371,12 @@ mod tests {
                 noted: Mutex::default(),
                 overlays_refused: AtomicBool::new(false),
                 opened: OnceLock::new(),
+                before_reading: &|| Ok(()),
                 selections: Mutex::default(),
                 fetched: Mutex::default(),
                 commits: Mutex::default(),
                 client: OnceLock::new(),
-                cgroup: CommandCgroup::new(),
+                launcher: Launcher::new(),
             }
         };
         let store = open_store();

@@ -102,6 +102,16 @@ pub enum Error {
         /// In bytes.
         limit: u64,
     },
+    /// A git repository has more of something than it may.
+    #[error("{remote}: more than {limit} {what}")]
+    GitTooMany {
+        /// Without credentials.
+        remote: String,
+        /// Of what.
+        what: &'static str,
+        /// How many it may have.
+        limit: usize,
+    },
     /// There is no git.
     #[error("git repositories are read with the git program, which is not on PATH")]
     NoGit,

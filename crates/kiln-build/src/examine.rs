@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use kiln_layer::metadata::{Children, Hashed, Tail, content_digest};
+use kiln_layer::Kind;
+use kiln_layer::metadata::{Children, Tail};
 use kiln_layer::path::is_below;
-use kiln_layer::{Kind, Metadata};
 use kiln_oci::Digest;
 
 use crate::context_walk::Walked;
@@ -34,6 +34,11 @@ impl Examined {
     pub(crate) fn of(entries: Vec<Below>) -> Self {
         let (digest, links) = (tree_digest(&entries), links(&entries));
         Self { digest, links, entries: Entries::Known(entries) }
+    }
+
+    /// Whether nothing is at the path.
+    pub(crate) fn is_nothing(&self) -> bool {
+        matches!(&self.entries, Entries::Known(entries) if entries.is_empty())
     }
 }
 
@@ -77,27 +82,12 @@ fn take_digest(entries: &mut &[Below]) -> Digest {
                 let digest = take_digest(entries);
                 children.add(b"", split(&next.path).1, &digest);
             }
-            entry_digest(&first.found.metadata, &Tail::Children(&children))
+            first.found.metadata.content_digest(&Tail::Children(&children))
         }
         Kind::Regular => {
             let content = first.found.content.unwrap_or_default();
-            entry_digest(&first.found.metadata, &Tail::Content(&content))
+            first.found.metadata.content_digest(&Tail::Content(&content))
         }
-        _ => entry_digest(&first.found.metadata, &Tail::Nothing),
+        _ => first.found.metadata.content_digest(&Tail::Nothing),
     }
-}
-
-/// The content digest of one entry.
-pub(crate) fn entry_digest(metadata: &Metadata, tail: &Tail<'_>) -> Digest {
-    let hashed = Hashed {
-        kind: metadata.kind,
-        mode: metadata.mode,
-        uid: metadata.uid,
-        gid: metadata.gid,
-        size: metadata.size,
-        device: metadata.device,
-        link: &metadata.link,
-    };
-    let xattrs = metadata.xattrs.iter().map(|(name, value)| (name.as_slice(), value.as_slice()));
-    content_digest(&hashed, xattrs, tail)
 }

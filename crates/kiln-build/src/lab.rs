@@ -230,7 +230,7 @@ impl Lab {
         self
     }
 
-    pub(crate) fn open(&self) -> BuildContext {
+    pub(crate) fn open(&self) -> BuildContext<'static> {
         let ignore = fs_err::read(self.context_path().join(".dockerignore")).unwrap_or_default();
         let caches = Directory::open(&self.host.path().join("caches")).expect("opened");
         BuildContext::open(&self.context_path(), &ignore, Some(caches)).expect("a context")

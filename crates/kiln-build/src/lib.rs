@@ -14,6 +14,7 @@ mod copy;
 mod download;
 mod earlier;
 mod engine;
+mod environment;
 mod error;
 mod examine;
 mod export;

@@ -13,7 +13,8 @@ use kiln_dockerfile::{
 use kiln_graph::{Graph, Vertex, VertexId};
 use kiln_oci::{ImageConfig, Platform, Reference};
 
-use self::arguments::{Arguments, declare_meta_args, default_args, lint_stages, source_date_epoch};
+use self::arguments::{declare_meta_args, default_args, lint_stages, source_date_epoch};
+use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::operation::{
     Access, CacheOwner, CacheSharing, CopyKind, CopyOperation, CopySource, MountSource, Operation, ROOT,
@@ -111,7 +112,7 @@ struct Lowering<'a> {
     request: &'a BuildRequest,
     bases: &'a mut dyn Bases,
     expander: Expander,
-    global_args: Arguments,
+    global_args: Environment,
     epoch: Option<i64>,
     /// How many stages are being lowered, each for the one before.
     depth: usize,
@@ -424,12 +425,11 @@ impl Lowering<'_> {
         }
         let program = run.program(&state.shell());
         let text = history::run(&program.arguments, &state.build_args, &state.environment);
-        let environment = state
-            .environment
-            .iter()
+        let pairs = state.environment.pairs().iter();
+        let environment = pairs
             .filter(|(name, value)| {
                 // RUN gets what was given with --build-arg all the same; a Dockerfile's own value is a value like any.
-                let declared = state.build_args.iter().any(|(declared, _)| declared == name);
+                let declared = state.declared.contains(name);
                 let given = self.request.build_args.get(name) == Some(value);
                 !(declared && given && predefined::is_proxy_arg(name))
             })
@@ -782,6 +782,51 @@ mod tests {
         );
         assert_eq!(lowered(&format!("# check=skip=all\n{file}")), 0);
         assert!(start.elapsed() < std::time::Duration::from_secs(60), "{:?}", start.elapsed());
+    }
+
+    /// Neither many uses of many variables, nor of many that are declared and not set.
+    #[test]
+    fn variables_are_bounded() {
+        const MANY: usize = 20_000;
+        let start = std::time::Instant::now();
+        let file = |line: &dyn Fn(usize) -> String, last: &str| {
+            let lines: String = (0..MANY).map(line).collect();
+            let request = request(&format!("FROM scratch\n{lines}{last}RUN [\"x\"]\n"), &[]);
+            let parsed = kiln_dockerfile::parse(&request.dockerfile);
+            assert!(!parsed.has_errors(), "{:?}", parsed.diagnostics);
+            lower(&parsed.dockerfile, &request, &mut NoBases).expect("lowered")
+        };
+        let uses = |line: usize| {
+            (0..MANY / 4).map(|number| format!("$a{}", number * 4 + line % 4)).collect::<String>()
+        };
+        let lines: String = (0..40).map(|line| format!("LABEL l{line}={}\n", uses(line))).collect();
+        let config = file(&|number| format!("ENV a{number}=x\n"), &lines).image.config;
+        assert_eq!(config.labels.expect("labels")["l39"], "x".repeat(MANY / 4));
+        let environment = config.env.expect("variables");
+        assert_eq!(environment.len(), 1 + MANY);
+        assert_eq!(environment[MANY], format!("a{}=x", MANY - 1));
+        let lowered = file(&|number| format!("ARG a{number}\nLABEL b=$a{number}\n"), "");
+        assert!(lowered.findings.is_empty(), "{:?}", lowered.findings);
+        assert!(start.elapsed() < std::time::Duration::from_secs(20), "{:?}", start.elapsed());
+    }
+
+    /// A name that a base has more than once: the last one is read, the first one is set.
+    #[test]
+    fn variables_that_bases_have_twice() {
+        struct Bases;
+        impl super::Bases for Bases {
+            fn find(&mut self, reference: &Reference, platform: &Platform, _: Span) -> Result<BaseImage> {
+                let mut config = ImageConfig::scratch(platform);
+                config.config.env = Some(["A=1", "B", "A=2", "C=D=1"].map(str::to_owned).to_vec());
+                Ok(BaseImage { config, pinned: reference.to_string() })
+            }
+        }
+        let request = request("FROM x\nENV A=3 B=4 C=5\nENV D=$A$B$C N=C=6\nENV $N=7\nENV $N=8 C=9\n", &[]);
+        let parsed = kiln_dockerfile::parse(&request.dockerfile);
+        let lowered = lower(&parsed.dockerfile, &request, &mut Bases).expect("lowered");
+        let path = format!("PATH={}", crate::stage::DEFAULT_PATH);
+        let expect = ["A=3", "B=4", "A=2", "C=9", &path, "D=245", "N=C=6", "C=6=7", "C=6=8"];
+        assert_eq!(lowered.image.config.env.expect("variables"), expect);
     }
 
     #[test]

@@ -10,12 +10,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use kiln_dockerfile::Variables as _;
 use kiln_graph::{Context, Stop, Stream as LogStream};
 use kiln_layer::{Kind, Owner, Owners, RecordedDevice, RootView};
 use kiln_oci::{ChainId, DiffId, Groups, UserSpec, find_user};
 use kiln_runtime::{
-    BindSource, Capabilities, Finished, Isolation, LowerFile, LowerFiles, Mount, MountKind, Network,
-    OwnershipMode, ProvidedFile, RootSource, Running, Sandbox, Security, Stream, Streams,
+    BindSource, Capabilities, Confinement, Finished, Isolation, LowerFile, LowerFiles, Mount, MountKind,
+    Network, OwnershipMode, ProvidedFile, RootSource, Running, Sandbox, Security, Stream, Streams,
 };
 use kiln_store::{CacheMountIdentity, CacheMountUse, Ownership, PreparedRoot, RootForm, RootPart, RootWay};
 use kiln_sys::overlay::{Overlay, Upper};
@@ -23,6 +24,7 @@ use kiln_sys::process::Credentials;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::engine::{Engine, Step};
+use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::operation::{
     Access, CacheOwner, CacheSharing, MountSource, RunMount, RunMountKind, RunOperation, SecurityMode,
@@ -63,6 +65,11 @@ pub(crate) fn execute(
         }
         begun => begun?,
     };
+    if engine.stood_on.contains(&context.vertex()) {
+        engine.launcher.expect(confinement(engine, operation, isolation));
+    }
+    // The command has begun to work meanwhile.
+    engine.lease()?.tidy();
     let started = kiln_trace::span("run");
     let mut finished = follow(running, context)?;
     drop(started);
@@ -77,7 +84,9 @@ pub(crate) fn execute(
         let command = operation.arguments.join(" ");
         return Err(Stop::Failed(Error::Exit { command, status: i32::from(finished.exit.status()) }));
     }
-    Ok(publish(engine, operation, inputs, &prepared, &view, &mut finished, fresh)?)
+    let layer = publish(engine, operation, inputs, &prepared, &view, &mut finished, fresh)?;
+    engine.lease().map_err(Stop::Failed)?.discard(&prepared);
+    Ok(layer)
 }
 
 /// What a step stands on, and what holds it.
@@ -104,6 +113,8 @@ fn begin(
     inputs: &[Step],
     parent: Parent<'_>,
 ) -> Result<Begun> {
+    let confinement = confinement(engine, operation, parent.isolation);
+    engine.launcher.expect(confinement);
     let prepared = engine.store.prepare_root(engine.lease()?, parent.layers, engine.root_way())?;
     let mut caches = Vec::new();
     let sandbox = sandbox(engine, operation, inputs, &prepared, parent, &mut caches)?;
@@ -113,7 +124,7 @@ fn begin(
         OwnershipMode::Recorded => Some(lower_files(engine.store.root_view(parent.layers)?)),
         OwnershipMode::Kernel => None,
     };
-    let running = kiln_runtime::start(&sandbox, streams, below.as_ref(), &engine.cgroup)
+    let running = kiln_runtime::start(&sandbox, streams, below.as_ref(), &engine.launcher)
         .map_err(|error| failed_to_start(&operation.arguments, error))?;
     Ok(Begun { prepared, fresh, running, caches })
 }
@@ -187,17 +198,9 @@ fn sandbox(
     sandbox.process.directory = PathBuf::from(&operation.directory);
     sandbox.process.credentials = Credentials { uid: user.uid, gid: user.gid, groups: all_groups(&user) };
     sandbox.hostname = Some(HOSTNAME.into());
-    sandbox.isolation = isolation;
-    sandbox.network = match operation.network {
-        NetworkMode::None => Network::None,
-        NetworkMode::Default | NetworkMode::Host => Network::Host,
-    };
+    sandbox.confine(confinement(engine, operation, isolation));
     if operation.security == SecurityMode::Insecure {
-        sandbox.security = Security::Insecure;
         sandbox.process.capabilities = Capabilities::ALL;
-    }
-    if engine.store.ownership() == Ownership::SingleId {
-        sandbox.ownership = OwnershipMode::Recorded;
     }
     for mount in &operation.mounts {
         let kind = mount_kind(engine, mount, inputs, (isolation, prepared.way()), caches)?;
@@ -208,6 +211,24 @@ fn sandbox(
     }
     sandbox.files = provided_files(engine, operation);
     Ok(sandbox)
+}
+
+fn confinement(engine: &Engine<'_>, operation: &RunOperation, isolation: Isolation) -> Confinement {
+    Confinement {
+        isolation,
+        network: match operation.network {
+            NetworkMode::None => Network::None,
+            NetworkMode::Default | NetworkMode::Host => Network::Host,
+        },
+        security: match operation.security {
+            SecurityMode::Insecure => Security::Insecure,
+            SecurityMode::Sandbox => Security::Sandboxed,
+        },
+        ownership: match engine.store.ownership() {
+            Ownership::SingleId => OwnershipMode::Recorded,
+            Ownership::Root | Ownership::SubIds => OwnershipMode::Kernel,
+        },
+    }
 }
 
 /// Files over those of the root. They are in no layer, whatever the step does.
@@ -229,21 +250,15 @@ fn provided_files(engine: &Engine<'_>, operation: &RunOperation) -> Vec<Provided
 
 /// Lent variables first, so that the image's own win; then what BuildKit adds.
 fn environment(engine: &Engine<'_>, operation: &RunOperation, user: &Groups) -> Vec<OsString> {
-    let mut pairs: Vec<(&str, &str)> = Vec::new();
-    let mut owned = engine.request.lent.environment.clone();
-    owned.extend(engine.request.proxies());
-    owned.extend(operation.environment.iter().cloned());
-    for (name, value) in &owned {
-        match pairs.iter_mut().find(|(known, _)| known == name) {
-            Some((_, known)) => *known = value,
-            None => pairs.push((name, value)),
-        }
+    let mut environment = Environment::default();
+    let around = engine.request.lent.environment.iter().cloned().chain(engine.request.proxies());
+    around.for_each(|(name, value)| environment.set(&name, &value));
+    operation.environment.iter().for_each(|(name, value)| environment.set(name, value));
+    if environment.get("HOME").is_none() {
+        environment.set("HOME", user.home.as_deref().unwrap_or("/"));
     }
-    let home = user.home.as_deref().unwrap_or("/");
-    if !pairs.iter().any(|(name, _)| *name == "HOME") {
-        pairs.push(("HOME", home));
-    }
-    pairs.into_iter().map(|(name, value)| OsString::from(format!("{name}={value}"))).collect()
+    let pairs = environment.pairs().iter();
+    pairs.map(|(name, value)| OsString::from(format!("{name}={value}"))).collect()
 }
 
 /// The user of a step, from the image's own passwd and group.

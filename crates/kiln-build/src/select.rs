@@ -6,7 +6,7 @@ use kiln_layer::{Kind, Metadata};
 use kiln_oci::{Digest, Hasher};
 
 use crate::error::{Error, Result};
-use crate::examine::{Entries, entry_digest};
+use crate::examine::Entries;
 use crate::filter::Filter;
 use crate::operation::{CopyKind, CopyOperation, CopySource};
 use crate::route::routed;
@@ -142,7 +142,7 @@ fn selector(path: &str, exclude: &[String], mark: &str) -> String {
 fn select_inline(name: &str, content: &str) -> Result<SelectedSource> {
     let bytes = content.as_bytes().to_vec();
     let metadata = Metadata { size: bytes.len() as u64, ..Metadata::new(Kind::Regular, 0o644) };
-    let digest = entry_digest(&metadata, &Tail::Content(&Digest::of(&bytes)));
+    let digest = metadata.content_digest(&Tail::Content(&Digest::of(&bytes)));
     let name = split(&cleaned(name)).1.to_vec();
     let digest = roots_digest([(name.as_slice(), digest)]);
     let root = SelectedRoot { name: name.clone(), content: RootContent::Inline(bytes) };
@@ -200,6 +200,10 @@ fn finish(
             continue;
         }
         let examined = source.examine(path, filter)?;
+        if examined.is_nothing() {
+            // It was there a moment ago.
+            return Err(no_source("", path, source));
+        }
         digests.push(examined.digest);
         let mark = (number as u32).to_le_bytes();
         let marked = |group: Vec<Vec<u8>>| group.iter().map(|name| [&mark[..], name].concat()).collect();
@@ -482,6 +486,9 @@ mod tests {
             let walked = tree.walk(path, &Filter::default()).expect("walked");
             assert_eq!(tree.stored_digest(path).expect("stored"), Some(tree_digest(&walked)));
         }
+        // It is in cache keys.
+        let whole = "d6f6fbf845be3a37de92fa9746b5146e9eb3cbe08eb78233913add5573de39a7";
+        assert_eq!(view.content_digest(b"").expect("read").expect("a root").hex(), whole);
     }
 
     /// Makes everything in the context look old, so that the stat cache trusts it after one more second of patience.

@@ -1,14 +1,15 @@
 //! A stage while it is lowered: its environment, its config, and what each instruction does to them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use kiln_dockerfile::{
-    Expander, Healthcheck as HealthcheckInstruction, Kind, StageLint, Surroundings, history, parse_port,
-    parse_signal,
+    Expander, Healthcheck as HealthcheckInstruction, Kind, StageLint, Surroundings, Variables as _, history,
+    parse_port, parse_signal,
 };
 use kiln_graph::VertexId;
-use kiln_oci::{Config, Empty, Healthcheck, History, ImageConfig, Platform};
+use kiln_oci::{Empty, Healthcheck, History, ImageConfig, Platform};
 
+use crate::environment::Environment;
 use crate::error::{Error, Result};
 
 /// The PATH of images that set none, as Docker's.
@@ -30,9 +31,13 @@ pub(crate) struct StageState {
     pub(crate) image: ImageConfig,
     pub(crate) history: Vec<PlannedHistory>,
     /// What RUN sees: ENV and ARG, the later one first found.
-    pub(crate) environment: Vec<(String, String)>,
+    pub(crate) environment: Environment,
+    /// Where in the config's Env each name stands first.
+    configured: HashMap<String, usize>,
     /// ARG items so far with the values that they got.
     pub(crate) build_args: Vec<(String, Option<String>)>,
+    /// Their names.
+    pub(crate) declared: HashSet<String>,
     /// The vertex whose result is the stage's root; `None` before the first one.
     pub(crate) vertex: Option<VertexId>,
     /// Whether this stage had a CMD, which an ENTRYPOINT then keeps.
@@ -44,7 +49,7 @@ pub(crate) struct StageState {
 /// What the whole build knows while it lowers a stage.
 pub(crate) struct Scope<'a> {
     pub(crate) expander: Expander,
-    pub(crate) global_args: &'a [(String, String)],
+    pub(crate) global_args: &'a Environment,
     pub(crate) build_args: &'a BTreeMap<String, String>,
     pub(crate) epoch: Option<i64>,
 }
@@ -63,21 +68,31 @@ impl StageState {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             (name.to_owned(), value.to_owned())
         });
-        let mut state = Self {
-            environment: pairs.collect(),
-            image,
-            history: Vec::new(),
-            build_args: Vec::new(),
-            vertex: None,
-            has_cmd: false,
-            lint: StageLint::default(),
-        };
+        let pairs = pairs.collect();
+        let mut configured = HashMap::new();
+        environment.iter().enumerate().for_each(|(place, pair)| note(&mut configured, pair, place));
+        let mut state = Self { environment: pairs, configured, ..Self::empty(image) };
         if !state.image.config.working_dir.is_empty() {
             let directory = state.image.config.working_dir.clone();
             state.image.config.working_dir = String::new();
             state.image.config.working_dir = working_directory("/", &directory);
         }
         state
+    }
+
+    /// A stage that knows nothing of its config.
+    fn empty(image: ImageConfig) -> Self {
+        Self {
+            image,
+            history: Vec::new(),
+            environment: Environment::default(),
+            configured: HashMap::new(),
+            build_args: Vec::new(),
+            declared: HashSet::new(),
+            vertex: None,
+            has_cmd: false,
+            lint: StageLint::default(),
+        }
     }
 
     /// A stage on an earlier stage: everything but whether it had a CMD, and its ONBUILD triggers beside it.
@@ -108,16 +123,22 @@ impl StageState {
     /// What lint knows of the stage.
     pub(crate) fn surroundings(&self) -> Surroundings<'_> {
         Surroundings {
-            environment: &self.environment,
-            declared: &self.build_args,
+            environment: self.environment.pairs(),
+            declared: &self.declared,
             own_shell: self.image.config.shell.as_ref().is_some_and(|shell| !shell.is_empty()),
         }
     }
 
-    pub(crate) fn set_variable(&mut self, name: &str, value: &str) {
-        match self.environment.iter_mut().find(|(known, _)| known == name) {
-            Some((_, known)) => value.clone_into(known),
-            None => self.environment.push((name.to_owned(), value.to_owned())),
+    /// Sets a variable of the config's Env.
+    fn set_env(&mut self, name: &str, value: &str) {
+        let environment = self.image.config.env.get_or_insert_default();
+        let pair = format!("{name}={value}");
+        match self.configured.get(name) {
+            Some(place) => environment[*place] = pair,
+            None => {
+                note(&mut self.configured, &pair, environment.len());
+                environment.push(pair);
+            }
         }
     }
 
@@ -145,8 +166,8 @@ impl StageState {
             }
             Kind::Env(pairs) => {
                 for pair in pairs {
-                    set_env(&mut self.image.config, &pair.key.text, &pair.value.text);
-                    self.set_variable(&pair.key.text, &pair.value.text);
+                    self.set_env(&pair.key.text, &pair.value.text);
+                    self.environment.set(&pair.key.text, &pair.value.text);
                 }
                 history::env(pairs)
             }
@@ -220,14 +241,13 @@ impl StageState {
             let value = match (scope.build_args.get(name), &item.default) {
                 (Some(value), _) => Some(value.clone()),
                 (None, Some(default)) => Some(scope.expander.word(&default.text, &self.environment)?.text),
-                (None, None) => {
-                    scope.global_args.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone())
-                }
+                (None, None) => scope.global_args.get(name).map(str::to_owned),
             };
             if let Some(value) = &value {
-                self.set_variable(name, value);
+                self.environment.set(name, value);
             }
             self.build_args.push((name.clone(), value.clone()));
+            self.declared.insert(name.clone());
             declared.push((name.clone(), value));
         }
         self.commit(history::arg(&declared), None, scope.epoch);
@@ -235,13 +255,10 @@ impl StageState {
     }
 }
 
-fn set_env(config: &mut Config, name: &str, value: &str) {
-    let environment = config.env.get_or_insert_default();
-    let pair = format!("{name}={value}");
-    match environment.iter_mut().find(|known| known.split('=').next() == Some(name)) {
-        Some(known) => *known = pair,
-        None => environment.push(pair),
-    }
+/// Notes where a name of the config's Env stands, unless it is there before.
+fn note(configured: &mut HashMap<String, usize>, pair: &str, place: usize) {
+    let name = pair.split('=').next().unwrap_or_default();
+    configured.entry(name.to_owned()).or_insert(place);
 }
 
 fn exposed(words: &[kiln_dockerfile::Word]) -> Result<Vec<String>> {
@@ -290,20 +307,12 @@ pub(crate) fn absolute_destination(directory: &str, path: &str) -> String {
 
 /// A config made of nothing but Dockerfile instructions, as `import --change` and `commit --change` take them.
 pub fn apply_changes(platform: &Platform, changes: &[String]) -> Result<ImageConfig> {
-    let mut state = StageState {
-        image: ImageConfig::scratch(platform),
-        history: Vec::new(),
-        environment: Vec::new(),
-        build_args: Vec::new(),
-        vertex: None,
-        has_cmd: false,
-        lint: StageLint::default(),
-    };
+    let mut state = StageState::empty(ImageConfig::scratch(platform));
     let expander = Expander::new('\\');
-    let build_args = BTreeMap::new();
-    let scope = Scope { expander, global_args: &[], build_args: &build_args, epoch: None };
+    let (global_args, build_args) = (Environment::default(), BTreeMap::new());
+    let scope = Scope { expander, global_args: &global_args, build_args: &build_args, epoch: None };
     for change in changes {
-        let instruction = kiln_dockerfile::parse_trigger(change).map_err(|diagnostics| {
+        let instruction = kiln_dockerfile::parse_change(change).map_err(|diagnostics| {
             let reason = diagnostics.first().map_or("it is empty", |first| first.message.as_str());
             Error::Change { change: change.clone(), reason: reason.to_owned() }
         })?;
@@ -320,7 +329,59 @@ pub fn apply_changes(platform: &Platform, changes: &[String]) -> Result<ImageCon
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    fn changed(changes: &[&str]) -> Result<serde_json::Value> {
+        let changes: Vec<String> = changes.iter().map(|change| (*change).to_owned()).collect();
+        let config = apply_changes(&Platform::host(), &changes)?.to_bytes();
+        let config: serde_json::Value = serde_json::from_slice(&config).expect("JSON");
+        Ok(config["config"].clone())
+    }
+
+    /// Those that Docker takes, and SHELL.
+    #[test]
+    fn changes_make_a_config() {
+        let check = |changes: &[&str], member: &str, expect: serde_json::Value| {
+            assert_eq!(changed(changes).expect("a config")[member], expect, "{changes:?}");
+        };
+        check(&["CMD [\"a\", \"b\"]"], "Cmd", json!(["a", "b"]));
+        check(&["cmd a b"], "Cmd", json!(["/bin/sh", "-c", "a b"]));
+        check(&["ENTRYPOINT [\"a\"]", "CMD [\"b\"]"], "Entrypoint", json!(["a"]));
+        check(&["ENV A=1 B=2", "ENV A=$B"], "Env", json!(["A=2", "B=2"]));
+        check(&["EXPOSE 80 90/udp"], "ExposedPorts", json!({"80/tcp": {}, "90/udp": {}}));
+        let test = json!({"Test": ["CMD", "true"], "Interval": 5_000_000_000_u64});
+        check(&["HEALTHCHECK --interval=5s CMD [\"true\"]"], "Healthcheck", test);
+        check(&["HEALTHCHECK NONE"], "Healthcheck", json!({"Test": ["NONE"]}));
+        check(&["LABEL a=b \"c d\"=e"], "Labels", json!({"a": "b", "c d": "e"}));
+        let triggers = json!(["RUN echo x", "COPY . /app"]);
+        check(&["ONBUILD RUN echo x", "ONBUILD COPY . /app"], "OnBuild", triggers);
+        check(&["STOPSIGNAL SIGINT"], "StopSignal", json!("SIGINT"));
+        check(&["USER app:1"], "User", json!("app:1"));
+        check(&["VOLUME /a /b"], "Volumes", json!({"/a": {}, "/b": {}}));
+        check(&["WORKDIR /a", "WORKDIR b"], "WorkingDir", json!("/a/b"));
+        check(&["SHELL [\"/bin/ash\", \"-c\"]", "CMD x"], "Cmd", json!(["/bin/ash", "-c", "x"]));
+    }
+
+    #[test]
+    fn what_is_no_change_is_told() {
+        for (change, expect) in [
+            ("RUN true", "RUN changes more than an image's config"),
+            ("COPY a b", "COPY changes more than an image's config"),
+            ("ADD a b", "ADD changes more than an image's config"),
+            ("ARG a", "ARG changes more than an image's config"),
+            ("FROM scratch", "FROM changes more than an image's config"),
+            ("ONBUILD ONBUILD RUN x", "chaining ONBUILD via ONBUILD ONBUILD isn't allowed"),
+            ("ONBUILD FROM x", "FROM isn't allowed as an ONBUILD trigger"),
+            ("CMD a\nCMD b", "a change should be a single instruction"),
+            ("", "a change should be a single instruction"),
+            ("NOPE x", "unknown instruction: NOPE"),
+        ] {
+            let told = changed(&[change]).expect_err(change).to_string();
+            assert!(told.starts_with("cannot apply the change") && told.contains(expect), "{told}");
+        }
+    }
 
     #[test]
     fn paths_are_made_absolute() {

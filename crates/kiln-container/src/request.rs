@@ -1,6 +1,6 @@
 //! What is asked for: an image and what differs from its config.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use kiln_oci::ImageId;
 
@@ -140,13 +140,26 @@ pub fn parse_volume(text: &str, current: &Path) -> std::result::Result<Volume, V
         None => Ok(Volume::Anonymous { target }),
         Some("") => Err(VolumeError::Format(volume())),
         Some(source) if source.starts_with('/') => {
-            Ok(Volume::Host { source: PathBuf::from(source), target, access })
+            Ok(Volume::Host { source: cleaned(Path::new(source)), target, access })
         }
         Some(source) if source.starts_with('.') => {
-            Ok(Volume::Host { source: current.join(source), target, access })
+            Ok(Volume::Host { source: cleaned(&current.join(source)), target, access })
         }
         Some(name) => Err(VolumeError::Named { volume: volume(), name: name.to_owned() }),
     }
+}
+
+/// Without `.` and `..`, as written: Docker makes the directory that this names, and none on the way to a `..`.
+fn cleaned(path: &Path) -> PathBuf {
+    let mut cleaned = PathBuf::from("/");
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => cleaned.push(name),
+            Component::ParentDir => drop(cleaned.pop()),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    cleaned
 }
 
 /// What to run.
@@ -193,7 +206,10 @@ mod tests {
         check("/a:/b:ro,z", host("/a", "/b", Access::ReadOnly));
         check("/a:/b:z,ro", host("/a", "/b", Access::ReadOnly));
         check("/a:/b:cached", host("/a", "/b", Access::ReadWrite));
-        check("./a:/b", host("/here/./a", "/b", Access::ReadWrite));
+        check("./a:/b", host("/here/a", "/b", Access::ReadWrite));
+        check("../a:/b", host("/a", "/b", Access::ReadWrite));
+        check("/nosuch/../tmp/./x/:/b", host("/tmp/x", "/b", Access::ReadWrite));
+        check("/../..:/b", host("/", "/b", Access::ReadWrite));
         check("/b", Volume::Anonymous { target: "/b".into() });
     }
 

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use kiln_layer::RootView;
 use kiln_oci::{Config, Groups, UserSpec, find_user};
 use kiln_runtime::{
-    CommandCgroup, Exit, Finished, Foreground, Isolation, LowerFile, LowerFiles, OwnershipMode, RootSource,
-    Sandbox, run_in_foreground,
+    Confinement, Exit, Finished, Foreground, Isolation, Launcher, LowerFile, LowerFiles, OwnershipMode,
+    RootSource, Sandbox, run_in_foreground,
 };
 use kiln_store::{Image, Lease, Leased, Ownership, PreparedRoot, RootForm, RootWay, Store};
 use kiln_sys::process::Credentials;
@@ -36,15 +36,17 @@ pub fn run(store: &Store, lease: &Lease, request: &Request, watcher: Foreground<
     lease.keep(Leased::Image(request.image))?;
     let image = store.image(request.image)?;
     let isolation = Isolation::best().map_err(Error::NoIsolation)?;
-    let cgroup = CommandCgroup::new();
+    let launcher = Launcher::new();
+    let confinement = confinement(store, isolation);
+    launcher.expect(confinement);
     let run = |way: RootWay| -> Result<Finished> {
-        let sandbox = sandbox(store, lease, (&image, request), watcher.own_terminal, (isolation, way))?;
+        let sandbox = sandbox(store, lease, (&image, request), watcher.own_terminal, (confinement, way))?;
         let view = store.root_view(&image.config.rootfs.diff_ids)?;
         let below: LowerFiles = Arc::new(move |path| {
             let (uid, gid, mode) = view.status(path.as_os_str().as_bytes()).ok()??;
             Some(LowerFile { uid, gid, mode })
         });
-        Ok(run_in_foreground(&sandbox, watcher, Some(&below), &cgroup)?)
+        Ok(run_in_foreground(&sandbox, watcher, Some(&below), &launcher)?)
     };
     let mut reason = None;
     let finished = match (isolation, store.snapshots_refused()) {
@@ -72,7 +74,7 @@ fn sandbox(
     lease: &Lease,
     (image, request): (&Image, &Request),
     own_terminal: bool,
-    (isolation, way): (Isolation, RootWay),
+    (confinement, way): (Confinement, RootWay),
 ) -> Result<Sandbox> {
     let config = &image.config.config;
     let arguments = process::command(config, &request.entrypoint, &request.command)?;
@@ -100,11 +102,16 @@ fn sandbox(
     sandbox.mounts = mounts::volumes(&origin, config, request)?;
     sandbox.files = mounts::provided_files(&hostname, &request.resolv_conf, &sandbox.mounts);
     sandbox.hostname = Some(hostname.into());
-    if store.ownership() == Ownership::SingleId {
-        sandbox.ownership = OwnershipMode::Recorded;
-    }
-    sandbox.isolation = isolation;
+    sandbox.confine(confinement);
     Ok(sandbox)
+}
+
+fn confinement(store: &Store, isolation: Isolation) -> Confinement {
+    let ownership = match store.ownership() {
+        Ownership::SingleId => OwnershipMode::Recorded,
+        Ownership::Root | Ownership::SubIds => OwnershipMode::Kernel,
+    };
+    Confinement { isolation, ownership, ..Confinement::default() }
 }
 
 fn directory(config: &Config, request: &Request) -> Result<PathBuf> {

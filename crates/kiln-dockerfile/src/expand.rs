@@ -60,13 +60,6 @@ impl Variables for Vec<String> {
     }
 }
 
-/// Pairs of which the last wins.
-impl Variables for Vec<(String, String)> {
-    fn get(&self, name: &str) -> Option<&str> {
-        self.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
-    }
-}
-
 /// What a word became.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Expansion {

@@ -1,6 +1,8 @@
 //! The `created_by` texts that instructions leave in an image's history, exactly as BuildKit writes
 //! them. All take expanded instructions. ONBUILD leaves none.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt::Write as _;
 
 use crate::expand::Variables;
@@ -20,11 +22,15 @@ pub fn run<V: Variables + ?Sized>(
     environment: &V,
 ) -> String {
     let mut shown: Vec<(&str, &str)> = Vec::new();
+    let mut places: HashMap<&str, usize> = HashMap::new();
     for (name, value) in build_args {
         let value = environment.get(name).or(value.as_deref()).unwrap_or_default();
-        match shown.iter_mut().find(|(known, _)| known == name) {
-            Some(entry) => entry.1 = value,
-            None => shown.push((name, value)),
+        match places.entry(name) {
+            Entry::Occupied(place) => shown[*place.get()].1 = value,
+            Entry::Vacant(place) => {
+                place.insert(shown.len());
+                shown.push((name, value));
+            }
         }
     }
     let mut parts = vec!["RUN".to_owned()];

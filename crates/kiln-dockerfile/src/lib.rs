@@ -17,7 +17,7 @@
 //!
 //! // FROM sees the meta args only.
 //! let expander = Expander::new(file.directives.escape);
-//! let meta = vec![("BASE".to_owned(), "debian:13".to_owned())];
+//! let meta = std::collections::BTreeMap::from([("BASE", "debian:13")]);
 //! let stage = &file.stages[0];
 //! assert_eq!(expander.word(&stage.base.text, &meta)?.text, "debian:13");
 //! assert_eq!(stage.display_name(), "app");
@@ -103,7 +103,8 @@ pub use instruction::{
 pub use lint::{Linter, StageLint, Surroundings};
 pub use mount::{DeviceFlag, Mount, MountFlag, MountType, Sharing};
 pub use parse::{
-    MAX_DIAGNOSTICS, MAX_LINE_BYTES, MAX_SOURCE_BYTES, Parsed, parse, parse_checked, parse_trigger,
+    MAX_DIAGNOSTICS, MAX_LINE_BYTES, MAX_SOURCE_BYTES, Parsed, parse, parse_change, parse_checked,
+    parse_trigger,
 };
 pub use remote_source::{GitSource, SourceKind, context_kind, source_kind};
 pub use source::{Span, Word};

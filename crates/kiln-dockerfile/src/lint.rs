@@ -4,7 +4,7 @@
 //! meets them, with the environment that each one sees: [`Linter`]. Rules have BuildKit's names, by which `# check=skip=`
 //! leaves them out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::directive::Check;
@@ -140,7 +140,7 @@ pub struct Surroundings<'a> {
     /// The variables that are set.
     pub environment: &'a [(String, String)],
     /// What ARGs of the stage declare, with or without a value.
-    pub declared: &'a [(String, Option<String>)],
+    pub declared: &'a HashSet<String>,
     /// Whether SHELL was used, here or in the base: who chooses the shell means the shell form.
     pub own_shell: bool,
 }
@@ -304,12 +304,11 @@ impl<'d> Linter<'d> {
                 lookup.expansion.unset.iter().map(move |name| (name.as_str(), lookup.word.span))
             })
         };
-        if self.is_silent(RULE) || unset().next().is_none() {
+        if self.is_silent(RULE) {
             return;
         }
-        let declared: BTreeSet<&str> = around.declared.iter().map(|(name, _)| name.as_str()).collect();
         for (name, span) in unset() {
-            if declared.contains(name) || predefined::NON_ENVIRONMENT_ARGS.contains(&name) {
+            if around.declared.contains(name) || predefined::NON_ENVIRONMENT_ARGS.contains(&name) {
                 continue;
             }
             let hints = self.findings.len() < HINTS;

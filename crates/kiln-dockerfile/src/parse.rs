@@ -111,6 +111,29 @@ pub fn parse_checked(text: impl AsRef<[u8]>, check: Option<&str>) -> Parsed {
 /// # Errors
 /// What is wrong with it; warnings are dropped.
 pub fn parse_trigger(text: &str) -> Result<Instruction, Vec<Diagnostic>> {
+    let refused = |name: &str| format!("{name} isn't allowed as an ONBUILD trigger");
+    let instruction = parse_one(text, refused, "an ONBUILD trigger should be a single instruction")?;
+    match instruction.kind {
+        Kind::Onbuild(_) => Err(vec![Diagnostic::error(refused("ONBUILD"), instruction.keyword.span)]),
+        _ => Ok(instruction),
+    }
+}
+
+/// Parses a change to an image, such as `import --change` takes: one instruction of a stage, ONBUILD among them. FROM is
+/// refused. Spans point into `text`.
+///
+/// # Errors
+/// What is wrong with it; warnings are dropped.
+pub fn parse_change(text: &str) -> Result<Instruction, Vec<Diagnostic>> {
+    let refused = |name: &str| format!("{name} changes more than an image's config");
+    parse_one(text, refused, "a change should be a single instruction")
+}
+
+fn parse_one(
+    text: &str,
+    refused: impl Fn(&str) -> String,
+    not_one: &str,
+) -> Result<Instruction, Vec<Diagnostic>> {
     let source = Source::new(text);
     let mut diagnostics = Vec::new();
     let directives = directive::read(&source, &mut diagnostics);
@@ -123,23 +146,18 @@ pub fn parse_trigger(text: &str) -> Result<Instruction, Vec<Diagnostic>> {
     let whole = source.span(0..text.len());
     let mut diagnostics = parser.diagnostics;
     diagnostics.retain(|diagnostic| diagnostic.severity == Severity::Error);
-    let refused =
-        |what: &str| Diagnostic::error(format!("{what} isn't allowed as an ONBUILD trigger"), whole);
     let instruction = match (found.pop(), found.is_empty()) {
         (Some(Statement::Instruction(instruction)), true) => Some(*instruction),
         (Some(Statement::From(_)), true) => {
-            diagnostics.push(refused("FROM"));
+            diagnostics.push(Diagnostic::error(refused("FROM"), whole));
             None
         }
         _ if !diagnostics.is_empty() => None,
         _ => {
-            diagnostics.push(Diagnostic::error("an ONBUILD trigger should be a single instruction", whole));
+            diagnostics.push(Diagnostic::error(not_one, whole));
             None
         }
     };
-    if instruction.as_ref().is_some_and(|instruction| matches!(instruction.kind, Kind::Onbuild(_))) {
-        diagnostics.push(refused("ONBUILD"));
-    }
     match instruction {
         Some(instruction) if diagnostics.is_empty() => Ok(instruction),
         _ => Err(diagnostics),

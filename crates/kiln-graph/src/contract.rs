@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use kiln_oci::Digest;
 
-use crate::{Claim, Entry, Input, Operation, Preimage, Record, Records};
+use crate::{Claim, Earlier, Entry, Input, Operation, Preimage, Record, Records};
 
 /// Longer than any wait here should take, and than a test should
 const LONG: Duration = Duration::from_secs(20);
@@ -41,10 +41,22 @@ fn preimage(name: &str, argument: &str, input: u8) -> Preimage {
     }
 }
 
-fn store<S: Records>(records: &S, preimage: &Preimage, result: &S::Result, duration: Duration) {
+fn store<S>(records: &S, preimage: &Preimage, result: &S::Result, duration: Duration)
+where
+    S: Records,
+    S::Result: PartialEq + Debug,
+{
     let span = 3..14;
-    let entry = Entry { key: preimage.key(), preimage, result, duration, name: "a step", span: Some(&span) };
-    ok(records.record(entry));
+    let recorded = ok(records.record(Entry {
+        key: preimage.key(),
+        preimage,
+        result,
+        duration,
+        earlier: Earlier::Kept,
+        name: "a step",
+        span: Some(&span),
+    }));
+    assert_eq!(recorded, *result);
 }
 
 fn ok<T, E: Debug>(result: Result<T, E>) -> T {
@@ -80,7 +92,11 @@ where
     assert_eq!(ok(here.candidates(&preimage)), [preimage], "one record for a key");
 }
 
-fn candidates_are_those_of_the_name<S: Records>(here: &S, there: &S, result: impl Fn(u8) -> S::Result) {
+fn candidates_are_those_of_the_name<S>(here: &S, there: &S, result: impl Fn(u8) -> S::Result)
+where
+    S: Records,
+    S::Result: PartialEq + Debug,
+{
     let missed = preimage("named", "a", 1);
     assert_eq!(ok(here.candidates(&missed)), []);
     let (other_input, other_argument) = (preimage("named", "a", 2), preimage("named", "b", 1));

@@ -33,6 +33,10 @@ pub trait Executor<O>: Sync {
         context: &Context<'_>,
     ) -> Result<Done<Self::Result>, Stop<Self::Error>>;
 
+    /// A vertex has a result whose data is present, and was not executed for it: whatever was kept since
+    /// [`Executor::preimage`] for its execution is of no more use. Idempotent.
+    fn settled(&self, _operation: &O, _context: &Context<'_>) {}
+
     /// Brings back the data of a result that was recorded earlier, from elsewhere and without executing.
     /// Idempotent, atomic. `None` when that is not possible, and then the operation is executed again.
     fn restore(

@@ -127,13 +127,13 @@ impl<R: Clone + Send + Sync> Records for Memory<R> {
         Ok(())
     }
 
-    fn record(&self, entry: Entry<'_, R>) -> Result<(), Infallible> {
+    fn record(&self, entry: Entry<'_, R>) -> Result<R, Infallible> {
         let mut contents = self.contents();
         let record = Record { result: entry.result.clone(), present: true, duration: entry.duration };
         contents.order.retain(|key| *key != entry.key);
         contents.order.push(entry.key);
         contents.records.insert(entry.key, (entry.preimage.clone(), record));
-        Ok(())
+        Ok(entry.result.clone())
     }
 }
 

@@ -30,9 +30,9 @@ pub trait Records: Sync {
     /// Waits until the claim on a key may have ended, at most `timeout`; may return early. Idempotent.
     fn wait(&self, key: &Key, timeout: Duration) -> Result<(), Self::Error>;
 
-    /// Stores a record, or replaces that of the same key. Idempotent; atomic: a lookup gives the old one or the new
-    /// one. What a lookup gives afterwards is present. No claim is needed to call it.
-    fn record(&self, entry: Entry<'_, Self::Result>) -> Result<(), Self::Error>;
+    /// Stores a record, or replaces that of the same key, and gives the result as it is recorded now. Idempotent; atomic:
+    /// a lookup gives the old one or the new one. What a lookup gives afterwards is present. No claim is needed to call it.
+    fn record(&self, entry: Entry<'_, Self::Result>) -> Result<Self::Result, Self::Error>;
 }
 
 /// What is known under a key.
@@ -57,10 +57,22 @@ pub struct Entry<'a, R> {
     pub result: &'a R,
     /// How long the execution took
     pub duration: Duration,
+    /// What an earlier record of the key means
+    pub earlier: Earlier,
     /// The vertex's name, for people
     pub name: &'a str,
     /// The vertex's place in the source text
     pub span: Option<&'a Range<usize>>,
+}
+
+/// What an earlier record means for a result that came out the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Earlier {
+    /// Its data was gone, or the key was known only afterwards: what it knows of the result stays, such as when it was
+    /// first made.
+    Kept,
+    /// It was not to be used: the new result takes its place whole.
+    Replaced,
 }
 
 /// The answer to [`Records::claim`].

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use crate::schedule::{Before, Identified, Known, Miss, Next, Outcome, Task};
 use crate::{
-    Claim, Context, Done, Entry, Event, Executor, Given, Graph, Identity, Key, NoCache, Origin, Preimage,
-    Reason, Record, Records, Stop, VertexId, reasons,
+    Claim, Context, Done, Earlier, Entry, Event, Executor, Given, Graph, Identity, Key, NoCache, Origin,
+    Preimage, Reason, Record, Records, Stop, VertexId, reasons,
 };
 
 /// How long to wait for another's claim before looking whether the build was canceled
@@ -41,7 +41,7 @@ where
             Next::Restore(known) => self.restore(known, context),
             Next::Execute(identified, miss) => self.execute(identified, miss, &task.inputs, context),
             Next::Adopt(known) => {
-                emit_cached(&known, context);
+                self.found(&known, context);
                 Ok(Outcome::Known(known))
             }
         }
@@ -70,13 +70,14 @@ where
         let miss = match before {
             Before::Missed(before, miss) if before.key == identified.key => miss,
             Before::Known(known) if known.identified.key == identified.key => {
+                self.settle(&known, context);
                 return Ok(Outcome::Unchanged(Known { identified, ..known }));
             }
             _ if self.no_cache.covers(vertex) => Miss::CacheDisabled,
             _ => match self.lookup(&identified.key)? {
                 Some(record) => {
                     let known = from_record(identified, record, Origin::Record);
-                    emit_cached(&known, context);
+                    self.found(&known, context);
                     return Ok(Outcome::Known(known));
                 }
                 None => Miss::Unrecorded,
@@ -116,7 +117,7 @@ where
                 Some(record) if record.present => {
                     let origin = if claimed.waited { Origin::OtherProcess } else { Origin::Record };
                     let known = from_record(identified, record, origin);
-                    emit_cached(&known, context);
+                    self.found(&known, context);
                     return Ok(Outcome::Executed { admitted: known.identified.key, known });
                 }
                 Some(_) => miss = Miss::DataGone,
@@ -138,7 +139,8 @@ where
         if let Some(preimage) = preimage {
             identified = Identified { key: preimage.key(), preimage, ..identified };
         }
-        self.record(vertex, &identified, &result, duration)?;
+        let earlier = if miss == Miss::CacheDisabled { Earlier::Replaced } else { Earlier::Kept };
+        let result = self.record(vertex, &identified, &result, duration, earlier)?;
         drop(claimed);
         context.emit(Event::Completed { vertex, duration });
         let known = Known { identified, result, present: true, origin: Origin::Executed, duration };
@@ -181,6 +183,19 @@ where
         Ok(reasons(preimage, &failed(self.records.candidates(preimage))?))
     }
 
+    /// Tells of a result that needs no execution.
+    fn found(&self, known: &Known<X::Result>, context: &Context<'_>) {
+        let (vertex, origin, saved) = (context.vertex, known.origin, known.duration);
+        context.emit(Event::Cached { vertex, origin, saved });
+        self.settle(known, context);
+    }
+
+    fn settle(&self, known: &Known<X::Result>, context: &Context<'_>) {
+        if known.present {
+            self.executor.settled(self.operation(context.vertex), context);
+        }
+    }
+
     fn span(&self, name: &'static str, vertex: VertexId) -> kiln_trace::Span {
         kiln_trace::span(name).of(|| self.graph.vertex(vertex).name.clone())
     }
@@ -191,7 +206,8 @@ where
         identified: &Identified,
         result: &X::Result,
         duration: Duration,
-    ) -> Result<(), Stop<X::Error>> {
+        earlier: Earlier,
+    ) -> Result<X::Result, Stop<X::Error>> {
         let vertex = self.graph.vertex(vertex);
         let _span = kiln_trace::span("write record");
         failed(self.records.record(Entry {
@@ -199,6 +215,7 @@ where
             preimage: &identified.preimage,
             result,
             duration,
+            earlier,
             name: &vertex.name,
             span: vertex.span.as_ref(),
         }))
@@ -225,9 +242,4 @@ fn failed<T, F, E: From<F>>(result: Result<T, F>) -> Result<T, Stop<E>> {
 fn from_record<R>(identified: Identified, record: Record<R>, origin: Origin) -> Known<R> {
     let Record { result, present, duration } = record;
     Known { identified, result, present, origin, duration }
-}
-
-fn emit_cached<R>(known: &Known<R>, context: &Context<'_>) {
-    let (vertex, origin, saved) = (context.vertex, known.origin, known.duration);
-    context.emit(Event::Cached { vertex, origin, saved });
 }

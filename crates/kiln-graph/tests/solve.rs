@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use kiln_graph::memory::Memory;
 use kiln_graph::{
-    Cancel, Claim, Entry, Event, Graph, NoCache, Operation, Origin, Preimage, Reason, Records, SolveError,
-    Vertex, VertexId,
+    Cancel, Claim, Earlier, Entry, Event, Graph, NoCache, Operation, Origin, Preimage, Reason, Records,
+    SolveError, Vertex, VertexId,
 };
 use toy::{Doing, Step, Toy, build, request, solve};
 
@@ -110,6 +110,26 @@ fn gone_data_does_not_matter_until_it_is_needed() {
     assert!(memory.forget_data(&build(&graph, &[link], &toy, &memory).key(link).unwrap()));
     build(&graph, &[link], &toy, &memory);
     assert_eq!(toy.take_executed(), ["link again"]);
+}
+
+#[test]
+fn what_needs_no_execution_is_settled() {
+    let (mut graph, [source, base, compile, link, _]) = program();
+    let (toy, memory) = (Toy::default(), Memory::new());
+    let first = build(&graph, &[link], &toy, &memory);
+    assert_eq!(toy.take_settled(), [""; 0]);
+    build(&graph, &[link], &toy, &memory);
+    assert_eq!(toy.take_settled(), ["source", "base", "compile", "link"]);
+
+    // What has no data may have to be executed yet.
+    for vertex in [source, base, compile] {
+        memory.forget_data(&first.key(vertex).unwrap());
+    }
+    build(&graph, &[link], &toy, &memory);
+    assert_eq!(toy.take_settled(), ["link"]);
+    graph = toy::edit(&graph, link, |step| step.word = "link again".to_owned());
+    build(&graph, &[link], &toy, &memory);
+    assert_eq!(toy.take_settled(), [""; 0]);
 }
 
 #[test]
@@ -363,9 +383,15 @@ fn what_another_process_recorded_is_taken_and_what_it_left_is_taken_over() {
             if matches!(event, Event::WaitingForOtherProcess { .. }) {
                 if records_it {
                     let preimage = Toy::preimage_of(&graph.vertex(source).operation);
-                    let (name, duration) = ("source", Duration::ZERO);
-                    let entry =
-                        Entry { key, preimage: &preimage, result: &result, duration, name, span: None };
+                    let entry = Entry {
+                        key,
+                        preimage: &preimage,
+                        result: &result,
+                        duration: Duration::ZERO,
+                        earlier: Earlier::Kept,
+                        name: "source",
+                        span: None,
+                    };
                     memory.record(entry).unwrap();
                 }
                 drop(guard.lock().unwrap().take());

@@ -96,24 +96,39 @@ impl Metadata {
     pub fn implied_directory() -> Self {
         Self::new(Kind::Directory, 0o755)
     }
+
+    /// The content digest of an entry with this metadata (docs/formats.md, section 3). What a hard link names is not in it.
+    pub fn content_digest(&self, tail: &Tail<'_>) -> Digest {
+        let hashed = Hashed {
+            kind: self.kind,
+            mode: self.mode,
+            uid: self.uid,
+            gid: self.gid,
+            size: self.size,
+            device: self.device,
+            link: if self.kind == Kind::Symlink { &self.link } else { b"" },
+        };
+        let xattrs = self.xattrs.iter().map(|(name, value)| (name.as_slice(), value.as_slice()));
+        content_digest(&hashed, xattrs, tail)
+    }
 }
 
 /// What a content digest is made from, beside the bytes.
-pub struct Hashed<'a> {
+pub(crate) struct Hashed<'a> {
     /// What the entry is; a hard link counts as a regular file.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
     /// The low twelve mode bits.
-    pub mode: u32,
+    pub(crate) mode: u32,
     /// Owner.
-    pub uid: u32,
+    pub(crate) uid: u32,
     /// Group.
-    pub gid: u32,
+    pub(crate) gid: u32,
     /// Size of a regular file.
-    pub size: u64,
+    pub(crate) size: u64,
     /// Device numbers.
-    pub device: (u32, u32),
+    pub(crate) device: (u32, u32),
     /// Target of a symbolic link.
-    pub link: &'a [u8],
+    pub(crate) link: &'a [u8],
 }
 
 /// What the digest ends with.
@@ -147,7 +162,7 @@ impl Children {
 const PREFIX: &[u8] = b"kiln-content-1\n";
 
 /// The content digest of an entry.
-pub fn content_digest<'a>(
+pub(crate) fn content_digest<'a>(
     hashed: &Hashed<'_>,
     xattrs: impl ExactSizeIterator<Item = (&'a [u8], &'a [u8])>,
     tail: &Tail<'_>,
@@ -203,5 +218,63 @@ pub(crate) fn normalise_capability(value: &mut Vec<u8>) {
     if value.len() == 24 && value[3] == 3 {
         value[3] = 2;
         value.truncate(20);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// These digests are in cache keys and in indexes.
+    #[test]
+    fn content_digests_stay_as_they_are() {
+        let mut metadata = Metadata {
+            uid: 1000,
+            gid: 50,
+            modified: Time { seconds: 1, nanoseconds: 2 },
+            size: 3,
+            device: (4, 5),
+            link: b"to/where".to_vec(),
+            xattrs: vec![(b"user.a".to_vec(), b"b".to_vec())],
+            ..Metadata::new(Kind::Regular, 0o4755)
+        };
+        let content = Digest::of(b"abc");
+        let mut children = Children::default();
+        children.add(b".wh.", b"name", &content);
+        let mut check = |kind: Kind, tail: &Tail<'_>, digest: &str| {
+            metadata.kind = kind;
+            assert_eq!(metadata.content_digest(tail).hex(), digest, "{kind:?}");
+            metadata.modified.seconds += 1;
+        };
+        let file = "3a7e8dc71b7a1c5c8a2ca684b72f6f17b23488983729258f92d161ecee74865f";
+        check(Kind::Regular, &Tail::Content(&content), file);
+        // Another name of a file is the file, wherever the first one is.
+        check(Kind::HardLink, &Tail::Content(&content), file);
+        check(
+            Kind::Regular,
+            &Tail::Nothing,
+            "888681b81df8dcb52d92c29a9e108afc6673001355a212a0de0d8750ca13c1e8",
+        );
+        check(
+            Kind::Directory,
+            &Tail::Children(&children),
+            "9789bf0013f0b20345cd3fd0423f22d327c6dee50f73fa35c583bcb17917766f",
+        );
+        check(
+            Kind::Symlink,
+            &Tail::Nothing,
+            "24913e7ac094827b9a6c3fa93ec5e62690457271acdbe89a29f03e1e12475cb6",
+        );
+        check(
+            Kind::CharacterDevice,
+            &Tail::Nothing,
+            "7942eb67c1f4e9d2aea854f6edc1630f1fb9eb1a3807251dbd36d048d62ea12a",
+        );
+        check(
+            Kind::BlockDevice,
+            &Tail::Nothing,
+            "1848f7e1299f9de517a422563ab9a3742c6b643b9ac5356236f705dbd5ed12b2",
+        );
+        check(Kind::Fifo, &Tail::Nothing, "0049fbb21c924630d3cef0ba5a3bdd18db8642bc5e7ebfe959edee5c6e8191ba");
     }
 }

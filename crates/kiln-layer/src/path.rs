@@ -12,7 +12,7 @@ pub const OPAQUE: &[u8] = b".wh..wh..opq";
 
 /// Orders paths component by component, so that a directory sorts directly before everything below it.
 pub fn compare(left: &[u8], right: &[u8]) -> Ordering {
-    let common = left.iter().zip(right).take_while(|(left, right)| left == right).count();
+    let common = common(left, right);
     match (left.get(common), right.get(common)) {
         (None, None) => Ordering::Equal,
         (None, Some(_)) => Ordering::Less,
@@ -21,6 +21,15 @@ pub fn compare(left: &[u8], right: &[u8]) -> Ordering {
         (Some(_), Some(b'/')) => Ordering::Greater,
         (Some(left), Some(right)) => left.cmp(right),
     }
+}
+
+/// How many bytes two paths begin with alike.
+fn common(left: &[u8], right: &[u8]) -> usize {
+    const WIDTH: usize = 16;
+    let (wide_left, wide_right) = (left.as_chunks::<WIDTH>().0, right.as_chunks::<WIDTH>().0);
+    let alike = wide_left.iter().zip(wide_right).take_while(|(left, right)| left == right).count() * WIDTH;
+    let rest = left[alike..].iter().zip(&right[alike..]);
+    alike + rest.take_while(|(left, right)| left == right).count()
 }
 
 /// Whether `path` is strictly below `directory`; everything but the root is below the root.
@@ -201,7 +210,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn order_equals_order_of_components(left in "[ab./-]{0,8}", right in "[ab./-]{0,8}") {
+        fn order_equals_order_of_components(
+            both in "[ab/]{0,40}",
+            left in "[ab./-]{0,8}",
+            right in "[ab./-]{0,8}",
+        ) {
+            let (left, right) = (both.clone() + &left, both + &right);
             let (mut cleaned_left, mut cleaned_right) = (Vec::new(), Vec::new());
             clean(left.as_bytes(), &mut cleaned_left);
             clean(right.as_bytes(), &mut cleaned_right);

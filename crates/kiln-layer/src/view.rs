@@ -10,7 +10,7 @@ use rustix::fs::FileType;
 
 use crate::error::{Error, Result};
 use crate::index::{Entry, LayerIndex, LinkTarget};
-use crate::metadata::{Children, Hashed, Kind, Metadata, Tail, Time, content_digest};
+use crate::metadata::{Children, Kind, Metadata, Tail, Time};
 use crate::path::{self, is_below, split};
 use crate::walk::LINKS;
 
@@ -343,29 +343,18 @@ impl RootView {
             return Ok(digest);
         }
         let metadata = self.metadata(node)?;
-        let link: &[u8] = if metadata.kind == Kind::Symlink { &metadata.link } else { b"" };
-        let hashed = Hashed {
-            kind: metadata.kind,
-            mode: metadata.mode,
-            uid: metadata.uid,
-            gid: metadata.gid,
-            size: metadata.size,
-            device: metadata.device,
-            link,
-        };
-        let xattrs = metadata.xattrs.iter().map(|(name, value)| (name.as_slice(), value.as_slice()));
         if !node.is_directory() {
             let content = self.file(node)?.and_then(|resolved| resolved.entry.content());
             return Ok(match content {
-                Some(content) => content_digest(&hashed, xattrs, &Tail::Content(&content)),
-                None => content_digest(&hashed, xattrs, &Tail::Nothing),
+                Some(content) => metadata.content_digest(&Tail::Content(&content)),
+                None => metadata.content_digest(&Tail::Nothing),
             });
         }
         let mut children = Children::default();
         for child in self.children(node)? {
             children.add(b"", child.name(), &self.digest(&child)?);
         }
-        Ok(content_digest(&hashed, xattrs, &Tail::Children(&children)))
+        Ok(metadata.content_digest(&Tail::Children(&children)))
     }
 
     /// The digest that one layer keeps, when the node is that layer's alone and nothing in it points lower.

@@ -283,3 +283,27 @@ fn nothing_is_quadratic() {
     let again = again.end();
     in_time(|| index(&again)).expect("walked");
 }
+
+/// Links to what is as deep as can be, in a layer in which each directory above may have been replaced meanwhile.
+#[test]
+fn links_to_deep_places() {
+    const MANY: usize = 500;
+    let _alone = alone();
+    let deep = "d/".repeat(990);
+    let path = |number: usize| format!("{deep}f{number}").into_bytes();
+    let mut tar = Tar::new().file("z", b"");
+    for number in 0..MANY {
+        tar = tar.pax(&[("path", &path(number))]).file("x", &number.to_le_bytes());
+    }
+    for number in 0..MANY {
+        tar = tar.pax(&[("linkpath", &path(number))]).link("x", &format!("l{number}"));
+    }
+    let tar = tar.end();
+    let walked = in_time(|| index(&tar)).expect("walked");
+    let content = |path: &[u8]| walked.index.find(path).expect("read").expect("found").content();
+    for number in [0, MANY - 1] {
+        let name = format!("l{number}");
+        assert!(content(name.as_bytes()).is_some());
+        assert_eq!(content(name.as_bytes()), content(&path(number)));
+    }
+}

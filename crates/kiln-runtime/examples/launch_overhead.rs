@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use kiln_runtime::{CommandCgroup, Network, OwnershipMode, RootSource, Sandbox, Streams};
+use kiln_runtime::{Launcher, Network, OwnershipMode, RootSource, Sandbox, Streams};
 use kiln_sys::namespace::UserNamespace;
 use kiln_sys::overlay::{Overlay, Upper};
 
@@ -26,10 +26,11 @@ fn main() {
         fs_err::create_dir(lower.join(name)).expect("make a root");
     }
     fs_err::copy(busybox, lower.join("bin/true")).expect("copy busybox");
-    let cgroup = CommandCgroup::new();
+    let launcher = Launcher::new();
     for network in [Network::Host, Network::None] {
-        let mut times: Vec<Duration> =
-            (0..rounds).map(|round| once(directory.path(), &lower, &user, network, round, &cgroup)).collect();
+        let mut times: Vec<Duration> = (0..rounds)
+            .map(|round| once(directory.path(), &lower, &user, network, round, &launcher))
+            .collect();
         times.sort();
         let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e3;
         println!(
@@ -47,7 +48,7 @@ fn once(
     user: &UserNamespace,
     network: Network,
     round: usize,
-    cgroup: &CommandCgroup,
+    launcher: &Launcher,
 ) -> Duration {
     let holder = directory.join(format!("{network:?}{round}"));
     let (upper, work) = (holder.join("upper"), holder.join("work"));
@@ -66,7 +67,7 @@ fn once(
         sandbox.ownership = OwnershipMode::Recorded;
     }
     let begin = Instant::now();
-    let finished = kiln_runtime::run(&sandbox, Streams::inherit(), cgroup).expect("run true");
+    let finished = kiln_runtime::run(&sandbox, Streams::inherit(), launcher).expect("run true");
     let time = begin.elapsed();
     assert!(finished.exit.success(), "{:?}", finished.exit);
     time

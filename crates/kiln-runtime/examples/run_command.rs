@@ -47,7 +47,7 @@ fn main() {
         sandbox.files.push(ProvidedFile { target: target.into(), contents, read_only: true });
     }
     let begin = std::time::Instant::now();
-    match kiln_runtime::run(&sandbox, Streams::inherit(), &kiln_runtime::CommandCgroup::new()) {
+    match kiln_runtime::run(&sandbox, Streams::inherit(), &kiln_runtime::Launcher::new()) {
         Ok(finished) => {
             println!("{:?} after {:?}, notes {:?}", finished.exit, begin.elapsed(), finished.notes);
             finished.stubs.undo(&upper).expect("undo the stubs");

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use kiln_sys::mount::{self, Attributes, Depth};
+use kiln_sys::mount::{self, Attributes, Depth, FilesystemRefused};
 use kiln_sys::namespace;
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -59,6 +59,62 @@ impl Nodes {
     }
 }
 
+/// The filesystems themselves, shown nowhere yet: all that can be made before the root is known.
+pub(crate) struct Filesystems {
+    proc: Result<OwnedFd, FilesystemRefused>,
+    scratch: Scratch,
+    dev: OwnedFd,
+    devpts: OwnedFd,
+    shm: OwnedFd,
+    mqueue: Result<OwnedFd, FilesystemRefused>,
+    sys: Result<OwnedFd, FilesystemRefused>,
+    nodes: Nodes,
+}
+
+impl Filesystems {
+    /// Makes them.
+    ///
+    /// Where device nodes are dead, the filesystem of `/dev` itself forbids to open them, and each of the usual ones becomes a
+    /// mount that permits it.
+    pub(crate) fn new(security: Security, nodes: Nodes) -> Result<Self, Failure> {
+        let proc = mount::filesystem("proc", &[], Attributes::INERT);
+        let scratch = Scratch::new()?;
+        let attributes = Attributes { no_suid: true, ..nodes.usual() };
+        let dev = mount::filesystem("tmpfs", &[("mode", "755"), ("size", "65536k")], attributes)?;
+        for node in NODES {
+            let step = |error: io::Error| at(&format!("make /dev/{}", node.0))(error);
+            if (nodes, scratch.nodes) == (Nodes::Opened, DeviceNodes::Made) {
+                make_node(dev.as_fd(), node).map_err(|errno| step(errno.into()))?;
+            } else {
+                make_file(dev.as_fd(), node.0, 0o666).map_err(step)?;
+            }
+        }
+        for (name, text) in LINKS {
+            rustix::fs::symlinkat(text, &dev, name)
+                .map_err(|errno| at("make links in /dev")(errno.into()))?;
+        }
+        for name in ["pts", "shm", "mqueue"] {
+            rustix::fs::mkdirat(&dev, name, Mode::from_raw_mode(0o755))
+                .map_err(|errno| at(&format!("make /dev/{name}"))(errno.into()))?;
+        }
+        let sys_attributes = match security {
+            Security::Sandboxed => Attributes::INERT_READ_ONLY,
+            Security::Insecure => Attributes::INERT,
+        };
+        Ok(Self {
+            proc,
+            scratch,
+            dev,
+            devpts: make_devpts()?,
+            shm: mount::filesystem("tmpfs", &[("mode", "1777"), ("size", "65536k")], Attributes::INERT)?,
+            mqueue: mount::filesystem("mqueue", &[], Attributes::INERT),
+            // A namespace that does not own its network may not make one.
+            sys: mount::filesystem("sysfs", &[], sys_attributes),
+            nodes,
+        })
+    }
+}
+
 /// What later steps need of the filesystems that were mounted.
 pub(crate) struct Mounted {
     /// The root of the sandbox's own `devpts`.
@@ -71,25 +127,50 @@ pub(crate) struct Mounted {
 
 /// Mounts them all.
 pub(crate) fn mount_all(
+    made: Filesystems,
     tree: &mut Tree,
     security: Security,
     membership: &Membership,
-    nodes: Nodes,
     notes: &mut Vec<String>,
 ) -> Result<Mounted, Failure> {
-    let proc = mount_proc(tree, notes)?;
-    let mounted = mount_dev(tree, nodes, notes)?;
-    let sys = mount_sys(tree, security, membership, notes)?;
-    if security == Security::Sandboxed {
-        restrict_paths(&mounted.scratch, proc.as_fd(), sys.as_ref().map(AsFd::as_fd))?;
+    let Filesystems { proc, scratch, dev, devpts, shm, mqueue, sys, nodes } = made;
+    let proc = mount_proc(proc, tree, notes)?;
+    let target = tree.own_directory("dev").map_err(at("find the root's /dev, which must be a directory"))?;
+    mount::attach(scratch.root.as_fd(), target.as_fd()).map_err(at("mount a scratch filesystem"))?;
+    mount::attach(dev.as_fd(), target.as_fd()).map_err(at("mount /dev"))?;
+    if (nodes, scratch.nodes) != (Nodes::Opened, DeviceNodes::Made) {
+        for node in NODES {
+            let step = |error: io::Error| at(&format!("make /dev/{}", node.0))(error);
+            let place = open_own(dev.as_fd(), node.0).map_err(step)?;
+            scratch.attach_node(node, place.as_fd()).map_err(step)?;
+        }
     }
-    Ok(mounted)
+    let attach = |name: &str, made: &OwnedFd| -> Result<(), Failure> {
+        let step = |error: io::Error| at(&format!("mount /dev/{name}"))(error);
+        let place = open_own(dev.as_fd(), name).map_err(step)?;
+        mount::attach(made.as_fd(), place.as_fd()).map_err(step)
+    };
+    attach("pts", &devpts)?;
+    attach("shm", &shm)?;
+    match mqueue {
+        Ok(mqueue) => attach("mqueue", &mqueue)?,
+        Err(refused) => notes.push(format!("there are no message queues in /dev/mqueue: {refused}")),
+    }
+    let sys = mount_sys(sys, tree, membership, notes)?;
+    if security == Security::Sandboxed {
+        restrict_paths(&scratch, proc.as_fd(), sys.as_ref().map(AsFd::as_fd))?;
+    }
+    Ok(Mounted { devpts, dev, scratch })
 }
 
-fn mount_proc(tree: &mut Tree, notes: &mut Vec<String>) -> Result<OwnedFd, Failure> {
+fn mount_proc(
+    made: Result<OwnedFd, FilesystemRefused>,
+    tree: &mut Tree,
+    notes: &mut Vec<String>,
+) -> Result<OwnedFd, Failure> {
     let target =
         tree.own_directory("proc").map_err(at("find the root's /proc, which must be a directory"))?;
-    let proc = match mount::filesystem("proc", &[], Attributes::INERT) {
+    let proc = match made {
         Ok(proc) => proc,
         Err(refused) if refused.source.raw_os_error() == Some(Errno::PERM.raw_os_error()) => {
             notes.push("/proc is that of the host: a container around this one forbids a new one".to_owned());
@@ -102,55 +183,14 @@ fn mount_proc(tree: &mut Tree, notes: &mut Vec<String>) -> Result<OwnedFd, Failu
     Ok(proc)
 }
 
-/// Mounts `/dev`.
-///
-/// Where device nodes are dead, the filesystem itself forbids to open them, and each of the usual ones is a mount that
-/// permits it.
-fn mount_dev(tree: &mut Tree, nodes: Nodes, notes: &mut Vec<String>) -> Result<Mounted, Failure> {
-    let target = tree.own_directory("dev").map_err(at("find the root's /dev, which must be a directory"))?;
-    let scratch = Scratch::new(target.as_fd())?;
-    let attributes = Attributes { no_suid: true, ..nodes.usual() };
-    let dev = mount::filesystem("tmpfs", &[("mode", "755"), ("size", "65536k")], attributes)?;
-    mount::attach(dev.as_fd(), target.as_fd()).map_err(at("mount /dev"))?;
-    for node in NODES {
-        let step = |error: io::Error| at(&format!("make /dev/{}", node.0))(error);
-        if (nodes, scratch.nodes) == (Nodes::Opened, DeviceNodes::Made) {
-            make_node(dev.as_fd(), node).map_err(|errno| step(errno.into()))?;
-            continue;
-        }
-        make_file(dev.as_fd(), node.0, 0o666).map_err(step)?;
-        let place = open_own(dev.as_fd(), node.0).map_err(step)?;
-        scratch.attach_node(node, place.as_fd()).map_err(step)?;
-    }
-    for (name, text) in LINKS {
-        rustix::fs::symlinkat(text, &dev, name).map_err(|errno| at("make links in /dev")(errno.into()))?;
-    }
-    let make = |name: &str| -> Result<OwnedFd, Failure> {
-        let step = |error: io::Error| at(&format!("make /dev/{name}"))(error);
-        rustix::fs::mkdirat(&dev, name, Mode::from_raw_mode(0o755)).map_err(|errno| step(errno.into()))?;
-        open_own(dev.as_fd(), name).map_err(step)
-    };
-    let devpts = mount_devpts(make("pts")?.as_fd())?;
-    let shm = mount::filesystem("tmpfs", &[("mode", "1777"), ("size", "65536k")], Attributes::INERT)?;
-    mount::attach(shm.as_fd(), make("shm")?.as_fd()).map_err(at("mount /dev/shm"))?;
-    let place = make("mqueue")?;
-    match mount::filesystem("mqueue", &[], Attributes::INERT) {
-        Ok(mqueue) => mount::attach(mqueue.as_fd(), place.as_fd()).map_err(at("mount /dev/mqueue"))?,
-        Err(refused) => notes.push(format!("there are no message queues in /dev/mqueue: {refused}")),
-    }
-    Ok(Mounted { devpts, dev, scratch })
-}
-
-fn mount_devpts(target: BorrowedFd<'_>) -> Result<OwnedFd, Failure> {
+fn make_devpts() -> Result<OwnedFd, Failure> {
     const TERMINAL_GROUP: u32 = 5;
     let mut options = vec![("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620")];
     if namespace::is_mapped(Path::new("/proc/self/gid_map"), TERMINAL_GROUP) {
         options.push(("gid", "5"));
     }
     let attributes = Attributes { no_devices: false, ..Attributes::INERT };
-    let devpts = mount::filesystem("devpts", &options, attributes)?;
-    mount::attach(devpts.as_fd(), target).map_err(at("mount /dev/pts"))?;
-    Ok(devpts)
+    Ok(mount::filesystem("devpts", &options, attributes)?)
 }
 
 /// A filesystem in memory from which single files and directories are mounted. It lies under the sandbox's `/dev`,
@@ -170,10 +210,10 @@ enum DeviceNodes {
 }
 
 impl Scratch {
-    fn new(target: BorrowedFd<'_>) -> Result<Self, Failure> {
+    /// Makes it; it is of use when it has been attached.
+    fn new() -> Result<Self, Failure> {
         let attributes = Attributes { no_suid: true, ..Attributes::default() };
         let root = mount::filesystem("tmpfs", &[("mode", "700")], attributes)?;
-        mount::attach(root.as_fd(), target).map_err(at("mount a scratch filesystem"))?;
         rustix::fs::mkdirat(&root, "empty", Mode::from_raw_mode(0o555))
             .map_err(|errno| at("make an empty directory")(errno.into()))?;
         let nodes = match make_node(root.as_fd(), NODES[0]) {
@@ -240,16 +280,12 @@ impl Scratch {
 }
 
 fn mount_sys(
+    made: Result<OwnedFd, FilesystemRefused>,
     tree: &mut Tree,
-    security: Security,
     membership: &Membership,
     notes: &mut Vec<String>,
 ) -> Result<Option<OwnedFd>, Failure> {
     let target = tree.own_directory("sys").map_err(at("find the root's /sys, which must be a directory"))?;
-    let attributes = match security {
-        Security::Sandboxed => Attributes::INERT_READ_ONLY,
-        Security::Insecure => Attributes::INERT,
-    };
     let host = |path: &str, depth: Depth| -> io::Result<OwnedFd> {
         let tree = mount::clone_tree(mount::open_place(Path::new(path))?.as_fd(), depth)?;
         mount::restrict(tree.as_fd(), Attributes::INERT_READ_ONLY, depth)?;
@@ -260,8 +296,6 @@ fn mount_sys(
         Membership::Member { .. } => Depth::Single,
         Membership::None => Depth::Recursive,
     };
-    // A namespace that does not own its network may not mount a new one.
-    let made = mount::filesystem("sysfs", &[], attributes);
     let whole = made.is_err() && depth == Depth::Recursive;
     let sys = match made.or_else(|refused| host("/sys", depth).map_err(|_| refused)) {
         Ok(sys) => sys,

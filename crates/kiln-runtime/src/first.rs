@@ -8,7 +8,7 @@ use crate::init::status_of;
 /// Waits until the command has ended, and ends like it.
 pub(crate) fn collect(command: i32, signals: &Signals) -> ! {
     // The command lives in descriptors of its own; this process needs none but the signals'.
-    drop((process::inherited(crate::init::DESCRIPTION), process::inherited(crate::init::CONTROL)));
+    drop(process::inherited(crate::init::CONTROL));
     let _ = process::die_with_parent();
     let numbers = signals.descriptor().try_clone_to_owned();
     if let Ok(numbers) = numbers {

@@ -7,9 +7,9 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use crate::cgroup::CommandCgroup;
 use crate::error::RuntimeError;
 use crate::launch::{Finished, Running, Signaller, Stream, Streams, start};
+use crate::launcher::Launcher;
 use crate::recorder::LowerFiles;
 use crate::sandbox::{Sandbox, Terminal};
 
@@ -48,7 +48,7 @@ pub fn run_in_foreground(
     sandbox: &Sandbox,
     watcher: Foreground<'_>,
     below: Option<&LowerFiles>,
-    cgroup: &CommandCgroup,
+    launcher: &Launcher,
 ) -> Result<Finished, RuntimeError> {
     let failed = |operation: &'static str| move |source| RuntimeError::Process { operation, source };
     let mut sandbox = sandbox.clone();
@@ -73,7 +73,7 @@ pub fn run_in_foreground(
         error: duplicate(watcher.error).map_err(failed("pass standard error"))?,
     };
     let signals = Signals::take_over(&HANDED_ON).map_err(failed("take over signals"))?;
-    let mut running = start(&sandbox, streams, below, cgroup)?;
+    let mut running = start(&sandbox, streams, below, launcher)?;
     let raw = if watcher.own_terminal && watcher.interactive && watched {
         Some(RawMode::enter(watcher.input).map_err(failed("put the terminal into raw mode"))?)
     } else {

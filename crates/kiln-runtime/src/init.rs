@@ -18,21 +18,19 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 
 use crate::cgroup::Membership;
 use crate::failure::{Failure, at};
-use crate::filesystems::{self, Mounted, Nodes, Scratch};
+use crate::filesystems::{self, Filesystems, Mounted, Nodes, Scratch};
 use crate::report::Report;
 use crate::sandbox::{
-    BindSource, FirstProcess, Isolation, Mount, MountKind, Network, OwnershipMode, ProvidedFile, RootSource,
-    Sandbox, Security, Terminal,
+    BindSource, Confinement, FirstProcess, Isolation, Mount, MountKind, Network, OwnershipMode, ProvidedFile,
+    RootSource, Sandbox, Security, Terminal,
 };
 use crate::target::{Missing, StubKind, Tree};
 use crate::wire::Wire;
 
 /// The name under which the init is started.
 pub(crate) const NAME: &str = "kiln-init";
-/// The descriptor of the description.
-pub(crate) const DESCRIPTION: i32 = 3;
-/// The descriptor of the socket to the one who started it.
-pub(crate) const CONTROL: i32 = 4;
+/// The descriptor of the socket to the one who started it, by which the description comes.
+pub(crate) const CONTROL: i32 = 3;
 
 /// Becomes the first process of a sandbox, if this program was started for that; otherwise returns at once.
 ///
@@ -44,43 +42,88 @@ pub fn init_if_asked() {
 }
 
 fn run() -> ! {
-    let (Ok(description), Ok(control)) = (process::inherited(DESCRIPTION), process::inherited(CONTROL))
-    else {
-        process::leave(125)
-    };
-    let Err(Failure(report)) = begin(&description, control.as_fd());
+    let Ok(control) = process::inherited(CONTROL) else { process::leave(125) };
+    let Err(Failure(report)) = begin(control.as_fd());
     let _ = terminal::send_with_descriptors(control.as_fd(), &report.encode(), &[]);
     process::leave(125)
 }
 
 /// Never returns but with a failure.
-fn begin(description: &OwnedFd, control: BorrowedFd<'_>) -> Result<std::convert::Infallible, Failure> {
+fn begin(control: BorrowedFd<'_>) -> Result<std::convert::Infallible, Failure> {
     // What the caller of kiln left open must not reach the command (CVE-2024-21626).
     process::close_on_exec_from(3).map_err(at("close inherited descriptors"))?;
     process::reset_signals();
     rustix::process::umask(Mode::empty());
-    let description =
-        Description::decode(&read_all(description).map_err(at("read the sandbox's description"))?)
-            .map_err(|_| at("read the sandbox's description")(io::ErrorKind::InvalidData.into()))?;
+    let outline = receive_outline(control)?;
+    let made = match outline.confinement.isolation {
+        Isolation::Namespaces => Some(prepare(&outline)?),
+        Isolation::Chroot => None,
+    };
+    let description = receive_description(control)?;
     let sandbox = &description.sandbox;
     let mut notes = Vec::new();
-    let (tree, terminal) = match sandbox.isolation {
-        Isolation::Namespaces => set_up_namespaces(&description, control, &mut notes)?,
-        Isolation::Chroot => (crate::chroot::set_up(sandbox, &mut notes)?, None),
+    let (tree, terminal) = match made {
+        Some(made) => set_up_namespaces(sandbox, &outline.membership, made, control, &mut notes)?,
+        None => (crate::chroot::set_up(sandbox, &mut notes)?, None),
     };
     // No descriptor of the host is open from here on, so no path leads there.
     drop_privileges_and_execute(&description, tree, terminal, control, notes)
 }
 
-/// What is sent to the init.
+fn receive_outline(control: BorrowedFd<'_>) -> Result<Outline, Failure> {
+    let step = || at("receive the sandbox's outline");
+    let mut message = vec![0_u8; MAX_OUTLINE];
+    let (length, _) = terminal::receive_with_descriptors(control, &mut message).map_err(step())?;
+    Outline::decode(&message[..length]).map_err(|_| step()(io::ErrorKind::InvalidData.into()))
+}
+
+/// What takes time and needs no more than the outline.
+fn prepare(outline: &Outline) -> Result<Filesystems, Failure> {
+    if let Membership::Member { .. } = outline.membership {
+        process::separate_cgroups().map_err(at("separate the view of cgroups from the host's"))?;
+    }
+    let security = outline.confinement.security;
+    Filesystems::new(security, nodes(security, &outline.membership))
+}
+
+/// Waits for the description, which comes with the command's three streams.
+fn receive_description(control: BorrowedFd<'_>) -> Result<Description, Failure> {
+    let step = || at("receive the sandbox's description");
+    let (length, descriptors) = terminal::receive_with_descriptors(control, &mut [0_u8; 1]).map_err(step())?;
+    if length == 0 {
+        // It is not needed after all.
+        process::leave(0);
+    }
+    let Ok([description, input, output, error]) = <[OwnedFd; 4]>::try_from(descriptors) else {
+        return Err(step()(io::ErrorKind::InvalidData.into()));
+    };
+    rustix::stdio::dup2_stdin(&input)
+        .and_then(|()| rustix::stdio::dup2_stdout(&output))
+        .and_then(|()| rustix::stdio::dup2_stderr(&error))
+        .map_err(|errno| step()(errno.into()))?;
+    Description::decode(&read_all(&description).map_err(step())?)
+        .map_err(|_| step()(io::ErrorKind::InvalidData.into()))
+}
+
+/// What an init is sent when it is started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Outline {
+    pub(crate) confinement: Confinement,
+    pub(crate) membership: Membership,
+}
+crate::wire::wire_struct!(Outline { confinement, membership });
+
+/// More bytes than an outline has: a few paths, of up to 4 KiB each.
+pub(crate) const MAX_OUTLINE: usize = 128 * 1024;
+
+/// What it is sent when it is to begin, with the command's streams.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Description {
     pub(crate) sandbox: Sandbox,
     /// The system call filter, eight bytes an instruction.
     pub(crate) filter: Vec<u64>,
-    pub(crate) membership: Membership,
 }
-crate::wire::wire_struct!(Description { sandbox, filter, membership });
+crate::wire::wire_struct!(Description { sandbox, filter });
 
 fn read_all(file: &OwnedFd) -> io::Result<Vec<u8>> {
     let length = rustix::fs::fstat(file)?.st_size as usize;
@@ -96,16 +139,14 @@ fn read_all(file: &OwnedFd) -> io::Result<Vec<u8>> {
 }
 
 fn set_up_namespaces(
-    description: &Description,
+    sandbox: &Sandbox,
+    membership: &Membership,
+    made: Filesystems,
     control: BorrowedFd<'_>,
     notes: &mut Vec<String>,
 ) -> Result<(Tree, Option<OwnedFd>), Failure> {
-    let Description { sandbox, membership, .. } = description;
     let nodes = nodes(sandbox.security, membership);
     mount::make_everything_private().map_err(at("separate the mounts from the host's"))?;
-    if let Membership::Member { .. } = membership {
-        process::separate_cgroups().map_err(at("separate the view of cgroups from the host's"))?;
-    }
     if let Some(name) = &sandbox.hostname {
         rustix::system::sethostname(name.as_bytes())
             .map_err(|errno| at("set the host name")(errno.into()))?;
@@ -114,7 +155,7 @@ fn set_up_namespaces(
     mount::attach_root(root.as_fd()).map_err(at("attach the root"))?;
     let mut tree =
         Tree::new(root.try_clone().map_err(at("look at the root"))?).map_err(at("look at the root"))?;
-    let mounted = filesystems::mount_all(&mut tree, sandbox.security, membership, nodes, notes)?;
+    let mounted = filesystems::mount_all(made, &mut tree, sandbox.security, membership, notes)?;
     for mount in &sandbox.mounts {
         mount_one(&mut tree, mount, nodes)?;
     }

@@ -1,22 +1,21 @@
 //! Starting a sandbox, and holding one that runs.
 
-use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use kiln_sys::process::{self, Child, Ended, Launch, Namespaces};
+use kiln_sys::process::{self, Child, Ended};
 use kiln_sys::terminal;
 use rustix::fs::{Mode, OFlags};
 
-use crate::cgroup::CommandCgroup;
 use crate::error::RuntimeError;
 use crate::init;
+use crate::launcher::{Launcher, hand_over};
 use crate::placement::Placements;
 use crate::recorder::{LowerFiles, Ownership, Recorder};
 use crate::report::Report;
-use crate::sandbox::{Isolation, Network, OwnershipMode, RootSource, Sandbox, Security};
+use crate::sandbox::{Isolation, OwnershipMode, RootSource, Sandbox, Security};
 use crate::target::Stubs;
 use crate::wire::Wire;
 
@@ -223,8 +222,8 @@ fn exit_of(ended: Ended) -> Exit {
 
 /// Sets a sandbox up and starts its command. When this returns, the command's program runs.
 ///
-/// `below` tells the owners of files that were there before, where owners are recorded. `cgroup` holds the command and all that it
-/// starts, and must outlive them.
+/// `below` tells the owners of files that were there before, where owners are recorded. `launcher` must outlive the command and
+/// all that it starts.
 ///
 /// # Errors
 /// Whatever keeps the command from being started. Nothing is left mounted or running then; stubs may be left in the
@@ -233,66 +232,55 @@ pub fn start(
     sandbox: &Sandbox,
     streams: Streams,
     below: Option<&LowerFiles>,
-    cgroup: &CommandCgroup,
+    launcher: &Launcher,
 ) -> Result<Running, RuntimeError> {
     let _span = kiln_trace::span("mount and start");
     let set_up = |step: &str| {
         let step = step.to_owned();
         move |source| RuntimeError::SetUp { step, detail: String::new(), source }
     };
-    let (entrance, membership) = cgroup.admit(sandbox).map_err(set_up("enter the command's cgroup"))?;
-    let description = init::Description { sandbox: sandbox.clone(), filter: filter_for(sandbox), membership };
+    let confinement = sandbox.confinement();
+    let init = launcher.init(confinement)?;
+    let description = init::Description { sandbox: sandbox.clone(), filter: filter_for(sandbox) };
     let bytes = description.encode();
     let description =
         process::sealed_memory("kiln-sandbox", &bytes).map_err(set_up("pass the sandbox's description"))?;
-    let (control, far_control) = rustix::net::socketpair(
-        rustix::net::AddressFamily::UNIX,
-        rustix::net::SocketType::SEQPACKET,
-        rustix::net::SocketFlags::CLOEXEC,
-        None,
-    )
-    .map_err(|errno| set_up("make a control socket")(errno.into()))?;
     let own_terminal = sandbox.process.terminal != crate::sandbox::Terminal::None;
     let ends = Ends::open(streams, own_terminal).map_err(set_up("open the command's streams"))?;
-    let (executable, _) = process::own_executable().map_err(set_up("protect kiln's own program"))?;
-    let [input, output, error] = ends.near;
     let [far_input, far_output, far_error] = ends.far;
-    let launch = Launch {
-        executable,
-        arguments: vec![CString::from(c"kiln-init")],
-        namespaces: namespaces(sandbox),
-        cgroup: entrance,
-        descriptors: vec![input, output, error, description, far_control],
-    };
-    let placements = match (&sandbox.root, sandbox.isolation) {
-        (RootSource::Directory { path }, Isolation::Chroot) => {
-            Some(Placements::make(path, sandbox).map_err(set_up("put files into the root"))?)
-        }
-        _ => None,
-    };
-    let child = match launch.start() {
-        Ok(child) => child,
-        Err(source) => {
-            if let Some(placements) = placements {
-                let _ = placements.undo(Stubs::default());
-            }
-            return Err(RuntimeError::Launch { source });
-        }
-    };
+    let (child, control) = init.started()?;
     let mut running = Running {
         child: Arc::new(child),
         isolation: sandbox.isolation,
         stubs: Stubs::default(),
         notes: Vec::new(),
         recorder: None,
-        placements,
+        placements: None,
         input: far_input,
         output: far_output,
         error: far_error,
         terminal: None,
         waited: false,
     };
-    follow(&mut running, sandbox, below, &control)?;
+    if let (RootSource::Directory { path }, Isolation::Chroot) = (&sandbox.root, sandbox.isolation) {
+        let made = Placements::make(path, sandbox).map_err(set_up("put files into the root"))?;
+        running.placements = Some(made);
+    }
+    let begin = |running: &mut Running, control: OwnedFd| {
+        hand_over(control.as_fd(), &description, &ends.near)
+            .map_err(set_up("pass the sandbox's description"))?;
+        follow(running, sandbox, below, &control)
+    };
+    match begin(&mut running, control) {
+        // One that waited for long, and was killed for want of memory, perhaps.
+        Err(RuntimeError::Died) if running.terminal.is_none() && running.recorder.is_none() => {
+            let (child, control) = launcher.launch(confinement)?.started()?;
+            let _ = running.child.wait();
+            running.child = Arc::new(child);
+            begin(&mut running, control)?;
+        }
+        begun => begun?,
+    }
     Ok(running)
 }
 
@@ -300,27 +288,14 @@ pub fn start(
 ///
 /// # Errors
 /// As [`start`] and [`Running::wait`].
-pub fn run(sandbox: &Sandbox, streams: Streams, cgroup: &CommandCgroup) -> Result<Finished, RuntimeError> {
-    start(sandbox, streams, None, cgroup)?.wait()
+pub fn run(sandbox: &Sandbox, streams: Streams, launcher: &Launcher) -> Result<Finished, RuntimeError> {
+    start(sandbox, streams, None, launcher)?.wait()
 }
 
 fn filter_for(sandbox: &Sandbox) -> Vec<u64> {
     match (sandbox.security, sandbox.ownership) {
         (Security::Insecure, OwnershipMode::Kernel) => Vec::new(),
         (security, ownership) => crate::seccomp::filter(sandbox.process.capabilities, security, ownership),
-    }
-}
-
-fn namespaces(sandbox: &Sandbox) -> Namespaces {
-    match sandbox.isolation {
-        Isolation::Chroot => Namespaces::default(),
-        Isolation::Namespaces => Namespaces {
-            mount: true,
-            pid: true,
-            ipc: true,
-            uts: true,
-            network: sandbox.network == Network::None,
-        },
     }
 }
 
@@ -334,8 +309,12 @@ fn follow(
     let mut message = vec![0_u8; 256 * 1024];
     let mut ready = false;
     loop {
-        let (length, descriptors) = terminal::receive_with_descriptors(control.as_fd(), &mut message)
-            .map_err(|source| RuntimeError::Process { operation: "read the init's report", source })?;
+        let (length, descriptors) = match terminal::receive_with_descriptors(control.as_fd(), &mut message) {
+            // It has ended, and did not read all that it was told.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => (0, Vec::new()),
+            received => received
+                .map_err(|source| RuntimeError::Process { operation: "read the init's report", source })?,
+        };
         if length == 0 {
             return if ready { Ok(()) } else { Err(RuntimeError::Died) };
         }

@@ -17,6 +17,7 @@ mod first;
 mod foreground;
 mod init;
 mod launch;
+mod launcher;
 mod machine;
 mod placement;
 mod recorder;
@@ -32,10 +33,11 @@ pub use error::RuntimeError;
 pub use foreground::{Foreground, run_in_foreground};
 pub use init::init_if_asked;
 pub use launch::{Exit, Finished, Running, Signaller, Stream, Streams, run, start};
+pub use launcher::Launcher;
 pub use machine::{Availability, Cgroups, Machine, capabilities_of_this_machine};
 pub use recorder::{Birth, DeviceNode, LowerFile, LowerFiles, Ownership, Record};
 pub use sandbox::{
-    BindSource, FirstProcess, Isolation, Mount, MountKind, Network, OwnershipMode, Process, ProvidedFile,
-    RootSource, Sandbox, Security, Terminal,
+    BindSource, Confinement, FirstProcess, Isolation, Mount, MountKind, Network, OwnershipMode, Process,
+    ProvidedFile, RootSource, Sandbox, Security, Terminal,
 };
 pub use target::{Moment, Stub, StubKind, Stubs, TouchedParent};

@@ -206,7 +206,34 @@ pub struct Sandbox {
     pub ownership: OwnershipMode,
 }
 
+/// What of a sandbox must be known when its first process is started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Confinement {
+    /// The network.
+    pub network: Network,
+    /// The restrictions.
+    pub security: Security,
+    /// The kernel features used.
+    pub isolation: Isolation,
+    /// Who keeps owners.
+    pub ownership: OwnershipMode,
+}
+
 impl Sandbox {
+    /// What must be known of it first.
+    #[must_use]
+    pub fn confinement(&self) -> Confinement {
+        let Self { network, security, isolation, ownership, .. } = *self;
+        Confinement { network, security, isolation, ownership }
+    }
+
+    /// Gives it what must be known of it first.
+    pub fn confine(&mut self, confinement: Confinement) {
+        let Confinement { network, security, isolation, ownership } = confinement;
+        (self.network, self.security, self.isolation, self.ownership) =
+            (network, security, isolation, ownership);
+    }
+
     /// A sandbox that runs a command as root in `/`, with Docker's default capabilities and nothing mounted but `/proc`,
     /// `/dev` and `/sys`.
     #[must_use]
@@ -235,6 +262,7 @@ impl Sandbox {
     }
 }
 
+wire_struct!(Confinement { network, security, isolation, ownership });
 wire_struct!(Upper { upper, work });
 wire_struct!(TarMount { metadata, tar, at });
 wire_struct!(Overlay { tars, lowers, upper, userxattr, volatile });

@@ -164,6 +164,9 @@ impl Store {
             docker_images(members)?
         } else if members.has("index.json") {
             oci_images(members)?
+        } else if members.is_cut_off() {
+            let reason = "it is truncated: it has no end, and neither manifest.json nor index.json is in it";
+            return Err(Error::archive(members.name(), reason));
         } else {
             return Err(Error::NoImages);
         };
@@ -215,7 +218,7 @@ impl Store {
         let diff_ids = &image.config.rootfs.diff_ids;
         let mut parent = ChainId::SCRATCH;
         for (position, (layer, source)) in diff_ids.iter().zip(&image.layers).enumerate() {
-            let known = self.keep_known(lease, *layer)?;
+            let known = self.keep_known(lease, *layer)? && !self.drop_what_is_gone(*layer)?;
             progress(LoadEvent::Layer {
                 position: position + 1,
                 count: diff_ids.len(),

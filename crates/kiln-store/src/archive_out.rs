@@ -7,10 +7,12 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use kiln_layer::{Compression, Kind, Metadata, tar};
 use kiln_oci::{
-    Annotations, Descriptor, DiffId, Digest, HashingWriter, ImageId, Index, Manifest, Reference, media_type,
+    Annotations, Descriptor, DiffId, Digest, Hasher, HashingWriter, ImageId, Index, Manifest, Reference,
+    media_type,
 };
 use kiln_sys::publish;
 use kiln_sys::root::Directory;
@@ -252,32 +254,57 @@ impl Store {
         let _span = kiln_trace::span("write blob").with_bytes(part.size);
         match &part.bytes {
             Bytes::Document(bytes) => output.write_all(bytes).map_err(failed),
-            Bytes::Blob(blob) => {
-                let path = self.blob_path(blob);
-                let mut file = fs_err::File::open(&path).map_err(Error::file("open", &path))?;
-                let mut copied = 0;
-                loop {
-                    how.go_on().map_err(failed)?;
-                    // By the kernel.
-                    let some = io::copy(&mut file.file_mut().take(AT_ONCE), output).map_err(failed)?;
-                    copied += some;
-                    if some < AT_ONCE {
-                        break;
-                    }
-                }
-                if copied != part.size {
-                    let what = format!("{} has {copied} bytes, expected {}", path.display(), part.size);
-                    return Err(Error::Archive { archive: "the store".to_owned(), reason: what });
-                }
-                Ok(())
-            }
+            Bytes::Blob(blob) => self.write_blob(blob, part.size, how, output),
             Bytes::Made { layer, below } => {
                 self.write_uncompressed(below, *layer, &mut Stoppable { output, how })
             }
         }
     }
 
-    /// Writes a layer's tar: from a blob, or else made again.
+    /// Writes a blob by the kernel, while another thread reads it to see that it is what it was.
+    fn write_blob(&self, blob: &Digest, size: u64, how: &Saving<'_>, output: &mut File) -> Result<()> {
+        let failed = |source| Error::Output { what: "the archive".to_owned(), source };
+        let damaged = |reason: String| Error::Damaged { what: format!("blob {blob}"), reason };
+        let mut file = self.open_blob(blob)?;
+        let length = file.metadata().map_err(Error::file("stat", file.path()))?.len();
+        if length != size {
+            return Err(damaged(format!("it has {length} bytes, expected {size}")));
+        }
+        let given_up = AtomicBool::new(false);
+        let hashed = self.open_blob(blob)?;
+        let found = std::thread::scope(|scope| {
+            let stopped = || given_up.load(Ordering::Relaxed) || (how.stopped)();
+            let hashing = scope.spawn(move || hash(hashed, &stopped));
+            let copied = (|| {
+                loop {
+                    how.go_on()?;
+                    if io::copy(&mut file.file_mut().take(AT_ONCE), output)? < AT_ONCE {
+                        return Ok(());
+                    }
+                }
+            })();
+            given_up.store(copied.is_err(), Ordering::Relaxed);
+            let found = hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            copied.map_err(failed)?;
+            found
+        })?;
+        if found != *blob {
+            return Err(damaged(format!("its bytes have the digest {found}")));
+        }
+        Ok(())
+    }
+
+    fn open_blob(&self, blob: &Digest) -> Result<fs_err::File> {
+        let path = self.blob_path(blob);
+        fs_err::File::open(&path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                Error::Damaged { what: format!("blob {blob}"), reason: "its file is gone".to_owned() }
+            }
+            _ => Error::file("open", &path)(error),
+        })
+    }
+
+    /// Writes a layer's tar, as it was: from a blob, or else made again.
     fn write_uncompressed(
         &self,
         below: &[DiffId],
@@ -287,12 +314,23 @@ impl Store {
         let Some(blob) = self.layer_blobs(layer)?.into_iter().next() else {
             return self.write_tar(below, layer, output);
         };
-        let path = self.blob_path(&blob.digest);
-        let file = fs_err::File::open(&path).map_err(Error::file("open", &path))?;
-        let file = io::BufReader::with_capacity(1 << 18, file);
+        let file = io::BufReader::with_capacity(1 << 18, self.open_blob(&blob.digest)?);
+        let damaged = |reason| Error::Damaged { what: format!("blob {}", blob.digest), reason };
         let mut tar = compression_named(&blob.compression).decoder(file)?;
-        let failed = |source| Error::Output { what: format!("layer {layer}"), source };
-        io::copy(&mut tar, output).map(drop).map_err(failed)
+        let mut output = HashingWriter::new(output);
+        let mut buffer = vec![0; 1 << 18];
+        loop {
+            match tar.read(&mut buffer).map_err(|error| damaged(error.to_string()))? {
+                0 => break,
+                length => output
+                    .write_all(&buffer[..length])
+                    .map_err(|source| Error::Output { what: format!("layer {layer}"), source })?,
+            }
+        }
+        match output.finish() {
+            (found, _) if found == layer.0 => Ok(()),
+            (found, _) => Err(damaged(format!("its layer has the digest {found}, expected {layer}"))),
+        }
     }
 
     fn plan(
@@ -466,6 +504,22 @@ impl Store {
     }
 }
 
+fn hash(mut file: fs_err::File, stopped: &dyn Fn() -> bool) -> Result<Digest> {
+    let mut hasher = Hasher::new();
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(hasher.finish()),
+            Ok(length) => hasher.update(&buffer[..length]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Error::file("read", file.path())(error)),
+        }
+        if stopped() {
+            return Err(Error::Stopped);
+        }
+    }
+}
+
 fn compression_named(name: &str) -> Compression {
     use Compression::{Bzip2, Gzip, Plain, Xz, Zstd};
     [Gzip, Zstd, Xz, Bzip2].into_iter().find(|known| known.name() == name).unwrap_or(Plain)
@@ -495,7 +549,7 @@ fn layout_entries(image: &SavedImage, manifest: &Descriptor) -> Vec<Descriptor> 
     let entry = |name: &Reference| {
         let mut descriptor = manifest.clone();
         descriptor.annotations = Some(Annotations::from([
-            (media_type::REF_NAME.to_owned(), name.tag.clone().unwrap_or_default()),
+            (media_type::REF_NAME.to_owned(), name.familiar()),
             (media_type::CONTAINERD_NAME.to_owned(), name.to_string()),
         ]));
         descriptor

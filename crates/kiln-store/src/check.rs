@@ -1,6 +1,6 @@
 //! `system check`: everything in the store against its digest.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::io;
 use std::path::Path;
@@ -89,6 +89,8 @@ pub struct Checked {
     /// Files that nothing names, relative to the store: what a kill or an earlier boot left behind. The next collection
     /// removes them.
     pub garbage: Vec<String>,
+    /// Images that need something that is wrong.
+    pub damaged: Vec<ImageId>,
     /// How many images were looked at.
     pub images: u64,
     /// How many layers.
@@ -107,7 +109,35 @@ impl Store {
         self.check_blobs(&stale, &mut checked)?;
         self.check_layers(&stale, &mut checked)?;
         checked.garbage = self.garbage(&stale)?;
+        checked.damaged = self.damaged(&checked.faults)?;
         Ok(checked)
+    }
+
+    fn damaged(&self, faults: &[Fault]) -> Result<Vec<ImageId>> {
+        let mut damaged = BTreeSet::new();
+        let mut add = |sql: &str, wrong: &Digest| -> Result<()> {
+            damaged.extend(self.database.all(sql, [wrong.as_bytes()], |row| digest(row, 0))?);
+            Ok(())
+        };
+        for fault in faults {
+            match fault {
+                Fault::Database { .. } => {}
+                Fault::Config { image, .. } => add("SELECT ?1", &image.0)?,
+                Fault::MissingLayer { layer, .. }
+                | Fault::Index { layer, .. }
+                | Fault::NoSource { layer }
+                | Fault::Snapshot { layer, .. } => {
+                    add("SELECT image FROM image_layers WHERE diff_id = ?1", &layer.0)?;
+                }
+                Fault::Blob { blob, .. } => add(
+                    "SELECT i.image FROM image_layers i JOIN layer_blobs x ON x.diff_id = i.diff_id \
+                     WHERE x.blob = ?1 UNION SELECT image FROM manifests WHERE digest = ?1 \
+                     UNION SELECT id FROM images WHERE id = ?1",
+                    blob,
+                )?,
+            }
+        }
+        Ok(damaged.into_iter().map(ImageId).collect())
     }
 
     fn check_database(&self, checked: &mut Checked) -> Result<()> {

@@ -10,7 +10,6 @@ use std::path::Path;
 use kiln_oci::{DiffId, Digest, ImageId, Reference};
 use kiln_sys::lock::{Lock, Sharing};
 use rusqlite::Connection;
-use rustix::fs::FallocateFlags;
 
 use crate::Store;
 use crate::chains::Links;
@@ -18,14 +17,12 @@ use crate::database::{Durability, all, digest, execute};
 use crate::error::{Error, Result};
 use crate::late_lease::LOOK_LOCK;
 use crate::layers::OVERLAY;
+use crate::reserve;
 use crate::tar_mounts::MOUNTS;
+use crate::waiting::Awaited;
 
 /// The most bytes of layers that the build cache keeps of itself.
 const LARGEST_CACHE: u64 = 20_000_000_000;
-
-/// A file that gives its space to a collection: removing rows takes space before it gives any back.
-const RESERVE: &str = "reserve";
-const RESERVED_BYTES: u64 = 1 << 20;
 
 /// The most files, and bytes in them, that are kept in each directory of what is only remembered.
 const MOST_REMEMBERED: (usize, u64) = (1_000, 256 << 20);
@@ -116,16 +113,13 @@ struct Doomed {
 }
 
 impl Store {
-    /// Collects. One collector works at a time; another one waits.
+    /// Collects. One collector works at a time; another one waits, and says so ([`Store::tell_waits`]).
     pub fn collect(&self, collection: &Collection<'_>) -> Result<Collected> {
         let _span = kiln_trace::span("collect");
-        let _one = Lock::acquire(&self.root().join(COLLECT_LOCK), Sharing::Exclusive)?;
+        let _one = self.exclude(Awaited::Collection)?;
         // Before the next file that may have to be made.
-        self.release_reserve()?;
-        let _alone = {
-            let _span = kiln_trace::span("wait for builds that look things up");
-            Lock::acquire(&self.root().join(LOOK_LOCK), Sharing::Exclusive)?
-        };
+        reserve::release(self.root())?;
+        let _alone = self.exclude(Awaited::LookUp)?;
         self.collect_alone(collection)
     }
 
@@ -134,7 +128,7 @@ impl Store {
         let lock = |name| Lock::try_acquire(&self.root().join(name), Sharing::Exclusive);
         let Some(_one) = lock(COLLECT_LOCK)? else { return Ok(Collected::default()) };
         let Some(_alone) = lock(LOOK_LOCK)? else { return Ok(Collected::default()) };
-        self.release_reserve()?;
+        reserve::release(self.root())?;
         self.collect_alone(collection)
     }
 
@@ -166,28 +160,8 @@ impl Store {
         self.forget_what_is_only_remembered(collection.cache)?;
         self.sweep_layout()?;
         self.write_layout()?;
-        self.make_reserve();
+        reserve::make(self.root());
         Ok(collected)
-    }
-
-    /// Sets space aside that a collection can work in when the disk is full. Where there is none, none is set aside.
-    pub(crate) fn make_reserve(&self) {
-        let path = self.root().join(RESERVE);
-        if let Ok(file) = fs_err::File::create_new(&path)
-            && rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, RESERVED_BYTES).is_err()
-        {
-            let _ = fs_err::remove_file(&path);
-        }
-    }
-
-    fn release_reserve(&self) -> Result<()> {
-        let path = self.root().join(RESERVE);
-        match fs_err::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::file("remove", &path)(error))
-            }
-            _ => Ok(()),
-        }
     }
 
     /// Trims the build cache to nine tenths of [`Store::cache_cap`] if it has outgrown that: the layers that were used

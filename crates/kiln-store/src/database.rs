@@ -102,7 +102,7 @@ impl Database {
             written: Mutex::default(),
             _closing: closing,
         };
-        database.prepare()?;
+        database.prepare().map_err(|error| database.name_full_disk(error))?;
         Ok(database)
     }
 
@@ -167,7 +167,12 @@ impl Database {
                 "PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={SCHEMA_VERSION};"
             ))
             .map_err(Error::database("write the schema version"))?;
-        transaction.commit().map_err(Error::database("commit the schema"))
+        transaction.commit().map_err(Error::database("commit the schema"))?;
+        if version > 0 {
+            // What the log grew by is room that a collection may need. Who reads meanwhile keeps it, which is no harm.
+            let _ = connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)");
+        }
+        Ok(())
     }
 
     /// The connection, for reading.
@@ -209,13 +214,11 @@ impl Database {
     /// SQLite says that "the database or disk is full": the file is named, and the system's error is behind it.
     fn name_full_disk(&self, error: Error) -> Error {
         match error {
-            Error::Database { source, .. } if source.sqlite_error_code() == Some(ErrorCode::DiskFull) => {
-                Error::File {
-                    action: "write",
-                    path: self.path.clone(),
-                    source: std::io::ErrorKind::StorageFull.into(),
-                }
-            }
+            Error::Database { .. } if error.is_full_disk() => Error::File {
+                action: "write",
+                path: self.path.clone(),
+                source: std::io::ErrorKind::StorageFull.into(),
+            },
             other => other,
         }
     }

@@ -4,6 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use kiln_oci::{DiffId, Digest, DigestError, DocumentError, ReferenceError};
+use rusqlite::ErrorCode;
+use rusqlite::ffi::SQLITE_IOERR_SHMSIZE;
 
 /// An error of the store. Each variant names the operation's subject.
 #[derive(Debug, thiserror::Error)]
@@ -90,7 +92,7 @@ pub enum Error {
     #[error("other commands make the image's layers anew faster than they can be synced; try again")]
     Restless,
     /// More layers than overlayfs stacks.
-    #[error("the image has {layers} layers; overlayfs stacks at most {most}")]
+    #[error("an image of {layers} layers cannot be run: overlayfs stacks at most {most}")]
     TooManyLayers {
         /// How many there are.
         layers: usize,
@@ -100,6 +102,14 @@ pub enum Error {
     /// A blob is not in the store.
     #[error("blob {0} is not in the store")]
     NoBlob(Digest),
+    /// What is in the store is not what was put there.
+    #[error("{what} in the store is damaged: {reason}")]
+    Damaged {
+        /// The blob or layer.
+        what: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// Bytes do not have the digest that was promised.
     #[error("{what}: digest is {found}, expected {expected}")]
     Mismatch {
@@ -118,6 +128,9 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// No bytes at all.
+    #[error("it is empty: expected a tar archive")]
+    Empty,
     /// An archive or directory that is nothing that holds images.
     #[error("neither manifest.json (docker archive) nor index.json (OCI layout) is in it")]
     NoImages,
@@ -150,6 +163,25 @@ impl Error {
         match self {
             Self::File { source, .. } => missing(source),
             Self::Path(error) => missing(&error.source),
+            _ => false,
+        }
+    }
+
+    /// Whether there was no room for what was written.
+    pub(crate) fn is_full_disk(&self) -> bool {
+        let full = |error: &io::Error| {
+            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        };
+        match self {
+            Self::File { source, .. } => full(source),
+            Self::Path(error) => full(&error.source),
+            Self::Database { source, .. } => {
+                let code = source.sqlite_error();
+                // The index of the log is made as long as it must be before it is mapped.
+                code.is_some_and(|code| {
+                    code.code == ErrorCode::DiskFull || code.extended_code == SQLITE_IOERR_SHMSIZE
+                })
+            }
             _ => false,
         }
     }

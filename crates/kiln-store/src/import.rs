@@ -51,6 +51,10 @@ impl Store {
                 self.walk_layer(lease, &[], file, &path, Unpacking::IfNeeded)?
             }
         };
+        // A command that failed on the other side of a pipe, more often than not.
+        if layer.index.tar_size() == 0 {
+            return Err(Error::Empty);
+        }
         let diff_id = self.publish_layer(lease, ChainId::SCRATCH, layer)?;
         config.rootfs.diff_ids = vec![diff_id];
         config.created.clone_from(&history.created);

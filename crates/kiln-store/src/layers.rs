@@ -74,6 +74,12 @@ impl Store {
     pub fn publish_layer(&self, lease: &Lease, parent: ChainId, layer: NewLayer) -> Result<DiffId> {
         let _span = kiln_trace::span("publish layer");
         let diff_id = layer.index.diff_id();
+        if layer.blob.is_none()
+            && layer.snapshot.is_some()
+            && self.publish_again(lease, parent, &layer.index)?
+        {
+            return Ok(diff_id);
+        }
         let index_path = lease.fresh_path("index");
         fs_err::write(&index_path, layer.index.bytes()).map_err(Error::file("write", &index_path))?;
         let snapshot = match &layer.snapshot {
@@ -94,6 +100,37 @@ impl Store {
         let index = Arc::new(layer.index);
         self.indexes.lock().unwrap_or_else(|e| e.into_inner()).insert(diff_id, index);
         Ok(diff_id)
+    }
+
+    /// Leases a layer and puts it on `parent`, if it is there with its files: then there is nothing to publish, as after each
+    /// but the first of the steps that change nothing.
+    fn publish_again(&self, lease: &Lease, parent: ChainId, index: &LayerIndex) -> Result<bool> {
+        let layer = index.diff_id();
+        let is_there = |t: &Connection| -> Result<bool> {
+            Ok(self.is_usable(t, layer)? && self.has_snapshot(t, &snapshot_key(index, parent))?)
+        };
+        if !is_there(&self.database.lock())? {
+            return Ok(false);
+        }
+        self.database.write(Durability::Relaxed, |t| {
+            // It may have been collected meanwhile.
+            if !is_there(t)? {
+                return Ok(false);
+            }
+            crate::chains::insert_link(t, parent, layer)?;
+            lease.keep_in(t, Leased::Layer(layer))?;
+            Ok(true)
+        })
+    }
+
+    fn has_snapshot(&self, t: &Connection, key: &Digest) -> Result<bool> {
+        let rows = all(
+            t,
+            "SELECT 1 FROM snapshots WHERE key = ?1 AND ownership = ?2 AND (boot IS NULL OR boot = ?3)",
+            params![key.as_bytes(), self.ownership().name(), self.boot],
+            |_| Ok(()),
+        )?;
+        Ok(!rows.is_empty())
     }
 
     /// Publishes the unpacked files of a layer on `parent` and leases it, if it is still there: nobody who unpacks it keeps
@@ -168,7 +205,7 @@ impl Store {
 
     /// Moves a blob into place unless it is there.
     pub(crate) fn insert_blob(&self, t: &Connection, blob: &NewBlob) -> Result<()> {
-        if self.trusted(t, "blobs", "digest", &blob.digest)? {
+        if self.blob_is_whole(t, &blob.digest)? {
             return Ok(());
         }
         let path = self.blob_path(&blob.digest);
@@ -179,6 +216,74 @@ impl Store {
             params![blob.digest.as_bytes(), signed(blob.size), self.boot, now()],
         )?;
         Ok(())
+    }
+
+    /// Whether a blob can be trusted and its file is there, as far as its size tells.
+    pub(crate) fn blob_is_whole(&self, t: &Connection, blob: &Digest) -> Result<bool> {
+        let sql = "SELECT size FROM blobs WHERE digest = ?1 AND (boot IS NULL OR boot = ?2)";
+        let sizes = all(t, sql, params![blob.as_bytes(), self.boot], |row| row.get::<_, i64>(0))?;
+        Ok(sizes.first().is_some_and(|size| has_size(&self.blob_path(blob), *size)))
+    }
+
+    /// Looks whether the files of a layer are there and as long as they should be. Those that are not are trusted no more,
+    /// as if a power cut had torn them, so that what comes takes their place; says whether there were any.
+    pub(crate) fn drop_what_is_gone(&self, layer: DiffId) -> Result<bool> {
+        if self.gone(&self.database.lock(), layer)?.is_empty() {
+            return Ok(false);
+        }
+        self.indexes.lock().unwrap_or_else(|e| e.into_inner()).remove(&layer);
+        self.database.write(Durability::Relaxed, |t| {
+            // Another process may have brought them meanwhile.
+            let gone = self.gone(t, layer)?;
+            if gone.index {
+                execute(
+                    t,
+                    "UPDATE layers SET boot = ?1 WHERE diff_id = ?2",
+                    params![GONE, layer.0.as_bytes()],
+                )?;
+            }
+            for blob in &gone.blobs {
+                execute(t, "UPDATE blobs SET boot = ?1 WHERE digest = ?2", params![GONE, blob.as_bytes()])?;
+            }
+            for id in &gone.snapshots {
+                execute(t, "UPDATE snapshots SET boot = ?1 WHERE id = ?2", params![GONE, id])?;
+            }
+            Ok(!gone.is_empty())
+        })
+    }
+
+    fn gone(&self, t: &Connection, layer: DiffId) -> Result<Gone> {
+        let of_layer = params![layer.0.as_bytes(), self.boot];
+        let indexes = all(
+            t,
+            "SELECT index_size FROM layers WHERE diff_id = ?1 AND (boot IS NULL OR boot = ?2)",
+            of_layer,
+            |row| row.get::<_, i64>(0),
+        )?;
+        let blobs = all(
+            t,
+            "SELECT b.digest, b.size FROM layer_blobs l JOIN blobs b ON b.digest = l.blob \
+             WHERE l.diff_id = ?1 AND (b.boot IS NULL OR b.boot = ?2)",
+            of_layer,
+            |row| Ok((crate::database::digest(row, 0)?, row.get::<_, i64>(1)?)),
+        )?;
+        let snapshots = all(
+            t,
+            "SELECT id FROM snapshots WHERE diff_id = ?1 AND (boot IS NULL OR boot = ?2)",
+            of_layer,
+            |row| row.get::<_, String>(0),
+        )?;
+        let is_there = |id: &String| self.root().join(OVERLAY).join(id).join("diff").is_dir();
+        let is_whole = |blob: &Digest, size: i64| has_size(&self.blob_path(blob), size);
+        Ok(Gone {
+            index: indexes.iter().any(|size| !has_size(&self.index_path(layer), *size)),
+            blobs: blobs
+                .into_iter()
+                .filter(|(blob, size)| !is_whole(blob, *size))
+                .map(|(blob, _)| blob)
+                .collect(),
+            snapshots: snapshots.into_iter().filter(|id| !is_there(id)).collect(),
+        })
     }
 
     /// Whether a row exists whose file was written to the end: in this boot, or synced.
@@ -346,6 +451,26 @@ impl Store {
     pub fn blob_path(&self, digest: &Digest) -> PathBuf {
         self.root().join("blobs/sha256").join(digest.hex())
     }
+}
+
+/// What of a layer is trusted, and is not there as it should be.
+struct Gone {
+    index: bool,
+    blobs: Vec<Digest>,
+    snapshots: Vec<String>,
+}
+
+impl Gone {
+    fn is_empty(&self) -> bool {
+        !self.index && self.blobs.is_empty() && self.snapshots.is_empty()
+    }
+}
+
+/// The mark of a file that was found gone or cut off: no boot is named so.
+const GONE: &str = "gone";
+
+fn has_size(path: &std::path::Path, size: i64) -> bool {
+    fs_err::metadata(path).is_ok_and(|found| found.is_file() && found.len() == size.unsigned_abs())
 }
 
 struct StagedSnapshot {

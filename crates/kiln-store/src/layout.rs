@@ -3,7 +3,9 @@
 //!
 //! It shows the images whose every layer has a blob. It is made anew from the database and is never read.
 
-use kiln_oci::{Annotations, Descriptor, Digest, ImageConfig, ImageId, Index, Manifest, media_type};
+use kiln_oci::{
+    Annotations, Descriptor, Digest, ImageConfig, ImageId, Index, Manifest, Reference, media_type,
+};
 use kiln_sys::lock::{Lock, Sharing};
 use rusqlite::{Connection, params};
 
@@ -40,14 +42,15 @@ impl Store {
         let digest = Digest::of(&manifest.bytes);
         let sql = "SELECT 1 FROM manifests WHERE digest = ?1";
         Ok(!all(&connection, sql, [digest.as_bytes()], |_| Ok(()))?.is_empty()
-            && self.trusted(&connection, "blobs", "digest", &digest)?
-            && self.trusted(&connection, "blobs", "digest", &image.0)?)
+            && self.blob_is_whole(&connection, &digest)?
+            && self.blob_is_whole(&connection, &image.0)?)
     }
 
-    /// Makes a manifest for an image that came without one, if all its layers have blobs.
+    /// Makes a manifest for an image that came without one, if all its layers have blobs. `None` if it is shown already.
     pub(crate) fn made_manifest(&self, config_bytes: &[u8]) -> Result<Option<NewManifest>> {
-        if is_shown(&self.database.lock(), ImageId(Digest::of(config_bytes)))? {
-            return Ok(None);
+        let image = ImageId(Digest::of(config_bytes));
+        if let Some(shown) = self.shown_manifest(image)? {
+            return Ok((!self.has_documents(image, &shown)?).then_some(shown));
         }
         let mut layers = Vec::new();
         for layer in &ImageConfig::parse(config_bytes)?.rootfs.diff_ids {
@@ -64,6 +67,15 @@ impl Store {
         };
         let media_type = media_type::OCI_MANIFEST.to_owned();
         Ok(Some(NewManifest { media_type, bytes: manifest.to_bytes() }))
+    }
+
+    /// A manifest by which the layout shows an image.
+    fn shown_manifest(&self, image: ImageId) -> Result<Option<NewManifest>> {
+        self.database.one(
+            "SELECT media_type, bytes FROM manifests WHERE image = ?1 ORDER BY digest LIMIT 1",
+            [image.0.as_bytes()],
+            |row| Ok(NewManifest { media_type: row.get(0)?, bytes: row.get(1)? }),
+        )
     }
 
     fn stage_blob(&self, lease: &Lease, bytes: &[u8]) -> Result<NewBlob> {
@@ -97,9 +109,8 @@ impl Store {
             .into_iter()
             .map(|(digest, media_type, size, name)| {
                 let mut descriptor = Descriptor::new(&media_type, digest, size);
-                let tag = name.rsplit_once(':').map_or("latest", |(_, tag)| tag).to_owned();
                 descriptor.annotations = Some(Annotations::from([
-                    (media_type::REF_NAME.to_owned(), tag),
+                    (media_type::REF_NAME.to_owned(), familiar(&name)),
                     (media_type::CONTAINERD_NAME.to_owned(), name),
                 ]));
                 descriptor
@@ -137,6 +148,11 @@ impl Store {
         let shown = is_shown(&self.database.lock(), image)?;
         if shown { self.write_layout() } else { Ok(()) }
     }
+}
+
+/// A name as people write it, which is another one for each: what tools choose an image of a layout by.
+fn familiar(name: &str) -> String {
+    name.parse::<Reference>().map_or_else(|_| name.to_owned(), |name| name.familiar())
 }
 
 pub(crate) fn insert_manifest(t: &Connection, image: ImageId, manifest: &NewManifest) -> Result<()> {

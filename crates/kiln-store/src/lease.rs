@@ -17,6 +17,7 @@ use crate::Store;
 use crate::collect::Collection;
 use crate::database::{Database, Durability, all, execute, now};
 use crate::error::{Error, Result};
+use crate::snapshots::{PreparedRoot, RootForm, SnapshotPaths};
 
 /// The file in a lease's directory that its owner holds locked.
 const LOCK: &str = "lock";
@@ -31,6 +32,10 @@ pub struct Lease {
     kept: Mutex<HashSet<ChainId>>,
     /// How layers are mounted: the same way in every root, since each is in a mount namespace of its own.
     pub(crate) mounted: Mutex<HashMap<DiffId, TarMount>>,
+    /// Where the snapshots of leased layers are, by the chain that each one ends: nothing moves them.
+    pub(crate) snapshots: Mutex<HashMap<ChainId, SnapshotPaths>>,
+    /// Files that nothing needs any more, to be removed when there is time.
+    spent: Mutex<Vec<PathBuf>>,
     /// Released last: once it is free, the collector may sweep the directory.
     lock: Option<Lock>,
 }
@@ -78,6 +83,8 @@ impl Store {
             next: AtomicU64::new(0),
             kept: Mutex::default(),
             mounted: Mutex::default(),
+            snapshots: Mutex::default(),
+            spent: Mutex::default(),
             lock: None,
         };
         // All of it in one transaction: for the collector, a directory without a row is nobody's.
@@ -157,6 +164,30 @@ impl Lease {
         Ok(())
     }
 
+    /// Says that nothing needs the rest of a root any more, whose changes were published.
+    pub fn discard(&self, root: &PreparedRoot) {
+        let mut spent = self.spent.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match &root.form {
+            RootForm::Overlay { overlay, upper } => {
+                spent.push(upper.clone());
+                spent.extend(overlay.upper.as_ref().map(|upper| upper.work.clone()));
+            }
+            RootForm::Copy { directory, .. } => spent.push(directory.clone()),
+        }
+    }
+
+    /// Removes what was discarded. To be called while there is something to wait for; what stays goes with the lease.
+    pub fn tidy(&self) {
+        let spent =
+            std::mem::take(&mut *self.spent.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+        let Ok(directory) = kiln_sys::root::Directory::open(&self.directory) else { return };
+        for path in spent.iter().filter(|path| path.parent() == Some(&self.directory)) {
+            if let Some(name) = path.file_name() {
+                let _ = directory.remove_all(name);
+            }
+        }
+    }
+
     /// Lets go of everything that was leased and removes the files of unfinished work.
     fn clear(&self) -> Result<()> {
         // Files first: on a full disk they are what makes room for the rows' change.
@@ -169,6 +200,7 @@ impl Lease {
         }
         self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
         self.mounted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
+        self.snapshots.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
         self.database.write(Durability::Relaxed, |t| {
             execute(t, "DELETE FROM lease_roots WHERE lease = ?1", [&self.id]).map(|_| ())
         })

@@ -21,9 +21,18 @@ const MAX_NAMES: usize = 64 << 20;
 /// Where an archive's members are.
 pub(crate) enum Members {
     /// In a file, by offset and size.
-    Archive { name: String, file: Arc<File>, members: BTreeMap<String, Member> },
+    Archive { name: String, file: Arc<File>, members: BTreeMap<String, Member>, end: End },
     /// In a directory.
     Directory { name: String, root: Root },
+}
+
+/// How an archive ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// As it should, with blocks of zeros.
+    Marked,
+    /// After a member: all that comes may be there, or not.
+    Unmarked,
 }
 
 #[derive(Clone, Debug)]
@@ -39,6 +48,7 @@ pub(crate) fn blob_member(digest: &Digest) -> String {
 
 /// Finds the members of a tar.
 pub(crate) fn scan(name: &str, file: File) -> Result<Members> {
+    let length = file.metadata().map_err(Error::file("stat", name))?.len();
     let file = Arc::new(file);
     let mut members = BTreeMap::new();
     let mut offset = 0;
@@ -78,9 +88,15 @@ pub(crate) fn scan(name: &str, file: File) -> Result<Members> {
             return Err(Error::archive(name, format!("it has more than {MAX_MEMBERS} members")));
         }
         let stored = if matches!(entry.kind, EntryType::Regular) { entry.size } else { 0 };
+        if entry.content_offset.saturating_add(stored) > length {
+            let path = clean_member(&entry.name);
+            let reason = format!("it is truncated: it ends after {length} bytes, in the middle of {path}");
+            return Err(Error::archive(name, reason));
+        }
         offset = entry.content_offset + stored.div_ceil(512) * 512;
     }
-    Ok(Members::Archive { name: name.to_owned(), file, members })
+    let end = if offset < length { End::Marked } else { End::Unmarked };
+    Ok(Members::Archive { name: name.to_owned(), file, members, end })
 }
 
 /// A member's name as others refer to it: relative, without `.` and `..`.
@@ -113,9 +129,17 @@ impl Members {
         }
     }
 
+    /// Whether something is there, but not the end of an archive.
+    pub(crate) fn is_cut_off(&self) -> bool {
+        matches!(self, Self::Archive { end: End::Unmarked, members, .. } if !members.is_empty())
+    }
+
     /// Opens a member; links are followed, inside the archive.
     fn open(&self, member: &str) -> Result<(Box<dyn Read + Send>, u64)> {
-        let missing = || Error::archive(self.name(), format!("{member} is named but not in it"));
+        let missing = || {
+            let hint = if self.is_cut_off() { ": it is truncated" } else { "" };
+            Error::archive(self.name(), format!("{member} is named but not in it{hint}"))
+        };
         match self {
             Self::Archive { file, members, .. } => {
                 let mut name = clean_member(member.as_bytes());

@@ -56,6 +56,15 @@ pub struct CacheRecord {
     pub name: String,
 }
 
+/// When a layer was first made that a step made again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FirstMade {
+    /// As the record of the same key and result says, if there is one.
+    Kept,
+    /// Now: earlier records do not count.
+    Now,
+}
+
 /// What a look-up found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CachedResult {
@@ -102,19 +111,20 @@ impl Store {
         }))
     }
 
-    /// Writes a record. A record of the same key keeps its time of creation if it has the same result.
-    pub fn record(&self, record: &CacheRecord) -> Result<()> {
+    /// Writes a record and gives its time of creation, which is what an image made of it is to say: later builds, which
+    /// find the record, then make the same image.
+    pub fn record(&self, record: &CacheRecord, made: FirstMade) -> Result<i64> {
         self.database.write(Durability::Relaxed, |t| {
             execute(
                 t,
                 "INSERT INTO operations VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
                 params![record.operation.as_bytes(), record.operation_name, record.operation_json],
             )?;
-            execute(
+            let created = all(
                 t,
                 "INSERT INTO records VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT (key) DO UPDATE SET \
-                 created = iif(result = ?3, created, ?7), result = ?3, layer = ?4, wall_time = ?5, bytes = ?6, \
-                 last_used = ?8",
+                 created = iif(result = ?3 AND ?10, created, ?7), result = ?3, layer = ?4, wall_time = ?5, \
+                 bytes = ?6, last_used = ?8 RETURNING created",
                 params![
                     record.key.as_bytes(),
                     record.operation.as_bytes(),
@@ -124,8 +134,10 @@ impl Store {
                     i64::try_from(record.bytes).unwrap_or(i64::MAX),
                     record.created,
                     now(),
-                    record.name
+                    record.name,
+                    made == FirstMade::Kept
                 ],
+                |row| row.get(0),
             )?;
             if let Some(layer) = record.layer {
                 crate::chains::insert_link(t, record.parent, layer)?;
@@ -144,7 +156,7 @@ impl Store {
                     ],
                 )?;
             }
-            Ok(())
+            Ok(created.first().copied().unwrap_or(record.created))
         })
     }
 

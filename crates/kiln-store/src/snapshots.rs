@@ -1,5 +1,6 @@
 //! Snapshots: unpacked layers, and roots made of them.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use kiln_layer::{Copied, Options, Unpack, Whiteouts};
@@ -103,6 +104,25 @@ impl Store {
         self.snapshot_by_key(&key)
     }
 
+    /// As [`Self::find_snapshot`], for a layer that is leased: asked for once only.
+    pub(crate) fn leased_snapshot(
+        &self,
+        lease: &Lease,
+        parent: ChainId,
+        layer: DiffId,
+    ) -> Result<Option<SnapshotPaths>> {
+        let chain = parent.with(layer);
+        let known = || lease.snapshots.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(snapshot) = known().get(&chain) {
+            return Ok(Some(snapshot.clone()));
+        }
+        let found = self.find_snapshot(parent, layer)?;
+        if let Some(snapshot) = &found {
+            known().insert(chain, snapshot.clone());
+        }
+        Ok(found)
+    }
+
     fn snapshot_by_key(&self, key: &Digest) -> Result<Option<SnapshotPaths>> {
         let row = self.database.one(
             "SELECT id FROM snapshots WHERE key = ?1 AND ownership = ?2 AND (boot IS NULL OR boot = ?3)",
@@ -181,6 +201,27 @@ impl Store {
         Ok(kiln_layer::complete(index, &view, &self.unpacking(root), &open)?)
     }
 
+    /// Refuses a stack that overlayfs could not mount with `more` layers on it. One that comes twice counts once, and
+    /// what an opaque root hides not at all.
+    pub fn check_stackable(&self, layers: &[DiffId], more: usize) -> Result<()> {
+        if layers.len() + more <= MOST_LOWERS {
+            return Ok(());
+        }
+        let hidden = self.hidden_below(layers)?;
+        let mut parent = ChainId::of(&layers[..hidden]);
+        let mut stacked = HashSet::new();
+        for layer in &layers[hidden..] {
+            stacked.insert(snapshot_key(&*self.index(*layer)?, parent));
+            parent = parent.with(*layer);
+        }
+        match stacked.len() + more {
+            count if count > MOST_LOWERS => {
+                Err(Error::TooManyLayers { layers: layers.len() + more, most: MOST_LOWERS })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Prepares a root of a stack of layers, with a fresh place for changes.
     pub fn prepare_root(&self, lease: &Lease, layers: &[DiffId], way: RootWay) -> Result<PreparedRoot> {
         let mut span = kiln_trace::span("prepare root");
@@ -196,15 +237,13 @@ impl Store {
     }
 
     fn stack_root(&self, lease: &Lease, layers: &[DiffId]) -> Result<RootForm> {
-        if layers.len() >= MOST_LOWERS {
-            return Err(Error::TooManyLayers { layers: layers.len(), most: MOST_LOWERS - 1 });
-        }
+        self.check_stackable(layers, 0)?;
         let places = self.places(lease, layers)?;
         // For overlayfs the root of a lower is never opaque: what such a layer hides is left out.
         let hidden = self.hidden_below(layers)?;
         let mut lowers = Lowers::of(places.into_iter().skip(hidden).rev());
-        if lowers.directories.is_empty() {
-            lowers.directories.push(lease.fresh_directory("empty")?);
+        if lowers.directories.len() < MOST_LOWERS {
+            lowers.directories.push(self.mount_points()?);
         }
         let upper = lease.fresh_directory("upper")?;
         // The upper's owner and mode are those of `/`.

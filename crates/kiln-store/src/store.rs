@@ -11,6 +11,8 @@ use rusqlite::Connection;
 
 use crate::database::{Database, Durability, all, execute};
 use crate::error::{Error, Result};
+use crate::mount_points;
+use crate::waiting::Tell;
 
 /// Who owns the files of a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -45,6 +47,7 @@ pub struct Store {
     /// Why no snapshots can be kept, if so.
     pub(crate) snapshots_refused: OnceLock<Option<String>>,
     pub(crate) mounts_tars: OnceLock<bool>,
+    pub(crate) tell_wait: OnceLock<Tell>,
 }
 
 impl Store {
@@ -59,7 +62,7 @@ impl Store {
             close_to_others(root)?;
         }
         let boot = kiln_sys::publish::boot_id()?;
-        let database = Arc::new(Database::open(&database_path)?);
+        let database = Arc::new(open_database(root, &database_path)?);
         let store = Self {
             root: root.to_path_buf(),
             ownership,
@@ -69,9 +72,10 @@ impl Store {
             chains: Mutex::default(),
             snapshots_refused: OnceLock::new(),
             mounts_tars: OnceLock::new(),
+            tell_wait: OnceLock::new(),
         };
         if is_new {
-            store.make_reserve();
+            crate::reserve::make(root);
         }
         Ok(store)
     }
@@ -112,6 +116,21 @@ impl Store {
     /// trusted any more.
     pub(crate) fn distrust(&self, marks: &Marks) -> Result<()> {
         self.database.write(Durability::Relaxed, |t| set_boot(t, marks, &self.boot, Some("not synced")))
+    }
+}
+
+/// Opens the database. On a full disk that may take some of what is set aside: for an upgrade, and for the index of the log,
+/// which may be empty.
+fn open_database(root: &Path, path: &Path) -> Result<Database> {
+    match Database::open(path) {
+        Err(error) if error.is_full_disk() => {
+            crate::reserve::release(root)?;
+            let opened = Database::open(path);
+            // What is left of it.
+            crate::reserve::make(root);
+            opened
+        }
+        opened => opened,
     }
 }
 
@@ -186,7 +205,7 @@ fn refuse_foreign(root: &Path) -> Result<()> {
         // What a kill may have left of a store that was being made, and what file systems have of their own.
         let is_ours = DIRECTORIES.iter().any(|path| path.split('/').next() == Some(&*text))
             || text.starts_with("kiln.db")
-            || matches!(&*text, "reserve" | "oci-layout" | "index.json" | "lost+found")
+            || matches!(&*text, mount_points::NAME | "reserve" | "oci-layout" | "index.json" | "lost+found")
             || text.ends_with(".lock")
             || kiln_sys::publish::is_temporary(&name);
         if !is_ours {

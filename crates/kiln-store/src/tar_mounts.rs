@@ -75,7 +75,7 @@ impl Store {
         let mut parent = ChainId::SCRATCH;
         let mut places = Vec::with_capacity(layers.len());
         for (position, layer) in layers.iter().enumerate() {
-            let place = match self.find_snapshot(parent, *layer)? {
+            let place = match self.leased_snapshot(lease, parent, *layer)? {
                 Some(snapshot) => Place::Snapshot(snapshot),
                 None => match self.tar_mount(lease, *layer)? {
                     Some(tar) => Place::Tar(tar),

@@ -47,6 +47,34 @@ pub fn try_lock_byte(file: &File, offset: u64) -> io::Result<bool> {
     }
 }
 
+/// The processes that hold a lock on the file at `path`, as far as `/proc/locks` shows them: none of other PID namespaces.
+pub fn holders(path: &Path) -> Vec<u32> {
+    let (Ok(stat), Ok(locks)) = (rustix::fs::lstat(path), fs_err::read_to_string("/proc/locks")) else {
+        return Vec::new();
+    };
+    let device = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+    listed(&locks, device, stat.st_ino)
+}
+
+/// Who holds a lock on a file, from the lines of `/proc/locks` (proc_locks(5)): `1: FLOCK ADVISORY WRITE 12 08:01:345 0 EOF`,
+/// or `1: -> FLOCK ...` for one who waits. Some file systems give a file another device than the one that is shown there:
+/// without a device driver, both have the major number 0, and the inode decides.
+fn listed(locks: &str, device: (u32, u32), inode: u64) -> Vec<u32> {
+    let held = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [_, _, _, _, process, file, ..] = words[..] else { return None };
+        let mut numbers = file.splitn(3, ':');
+        let mut part = || u32::from_str_radix(numbers.next()?, 16).ok();
+        let (major, minor) = (part()?, part()?);
+        let is_same = (major, minor) == device || (major, device.0) == (0, 0);
+        (is_same && numbers.next()? == inode.to_string()).then_some(((major, minor), process.parse().ok()?))
+    };
+    let found: Vec<((u32, u32), u32)> = locks.lines().filter_map(held).collect();
+    let is_exact = found.iter().any(|(shown, _)| *shown == device);
+    let holders = found.into_iter().filter(|(shown, _)| !is_exact || *shown == device);
+    holders.map(|(_, process)| process).collect()
+}
+
 fn open(path: &Path) -> Result<File, FileError> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::from_raw_mode(0o600))
@@ -110,6 +138,31 @@ impl Lock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn holders_are_told_from_those_who_wait() {
+        let locks = "1: FLOCK  ADVISORY  READ 12 08:01:345 0 EOF\n\
+                     1: -> FLOCK  ADVISORY  WRITE 13 08:01:345 0 EOF\n\
+                     2: FLOCK  ADVISORY  READ 14 08:01:345 0 EOF\n\
+                     3: FLOCK  ADVISORY  READ 15 08:02:345 0 EOF\n\
+                     4: POSIX  ADVISORY  READ 16 00:1f:345 128 128\n\
+                     5: FLOCK  ADVISORY  READ 17 00:20:345 0 EOF\n\
+                     6: FLOCK  ADVISORY  READ 18 00:1f:34 0 EOF\n";
+        assert_eq!(listed(locks, (8, 1), 345), [12, 14]);
+        assert_eq!(listed(locks, (8, 3), 345), []);
+        assert_eq!(listed(locks, (0, 0x1f), 345), [16]);
+        assert_eq!(listed(locks, (0, 0x2f), 345), [16, 17]);
+        assert_eq!(listed("nothing\n1: FLOCK\n", (0, 0), 0), []);
+    }
+
+    #[test]
+    fn a_holder_is_found() {
+        let host = tempfile::tempdir().expect("a temporary directory");
+        let path = host.path().join("lock");
+        assert_eq!(holders(&path), []);
+        let _shared = Lock::acquire(&path, Sharing::Shared).expect("locked");
+        assert_eq!(holders(&path), [std::process::id()]);
+    }
 
     #[test]
     fn exclusive_excludes_until_dropped() {

@@ -270,12 +270,20 @@ fn set_attributes(mount: BorrowedFd<'_>, attributes: Attributes, depth: Depth) -
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// `statvfs(3)` and `mount(2)` have numbers of their own for it (kernel 5.10).
+const ST_NOSYMFOLLOW: u64 = 0x2000;
+const MS_NOSYMFOLLOW: libc::c_ulong = 0x100;
+
 /// The way of kernels before 5.12: remount through the descriptor's name in /proc, keeping what is locked.
 fn remount(mount: BorrowedFd<'_>, attributes: Attributes) -> io::Result<()> {
     let name = CString::new(format!("/proc/self/fd/{}", mount.as_raw_fd()))?;
-    let present = rustix::fs::fstatvfs(mount)?.f_flag.bits() as libc::c_ulong;
-    let kept =
-        present & (libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC | libc::MS_NOATIME);
+    let present = rustix::fs::fstatvfs(mount)?.f_flag;
+    let mut kept = present.bits() as libc::c_ulong
+        & (libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC);
+    if present.bits() & ST_NOSYMFOLLOW != 0 {
+        kept |= MS_NOSYMFOLLOW;
+    }
+    // What becomes of times of access stays as it is as long as nothing is said of them; whatever is said counts for all.
     let flags = libc::MS_REMOUNT | libc::MS_BIND | attributes.classic_flags() | kept;
     // SAFETY: all pointers are null or terminated strings that outlive the call.
     let result =
@@ -439,6 +447,8 @@ pub(crate) fn mount_classic(
 
 #[cfg(test)]
 mod tests {
+    use rustix::mount::MountFlags;
+
     use super::*;
 
     #[test]
@@ -486,5 +496,86 @@ mod tests {
             assert!(flags.contains(rustix::fs::StatVfsMountFlags::RDONLY), "{flags:?}");
         });
         thread.join().expect("the test passes");
+    }
+
+    /// Mounts a tmpfs with a flag onto a directory, in a mount namespace of its own. What a kernel does not know it ignores.
+    fn mount_with(flag: MountFlags, directory: &Path) -> io::Result<()> {
+        Ok(rustix::mount::mount("none", directory, "tmpfs", flag, None)?)
+    }
+
+    /// How `/proc/self/mountinfo` describes the mount's attributes.
+    fn described(mount: BorrowedFd<'_>) -> io::Result<String> {
+        let identifier = mount_id(mount)?.to_string();
+        let table = fs_err::read_to_string("/proc/thread-self/mountinfo")?;
+        let mut lines = table.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+        let line = lines.find(|fields| fields[0] == identifier).ok_or(io::ErrorKind::NotFound)?;
+        Ok(line[5].to_owned())
+    }
+
+    /// Remounts what is on a directory; what it was before, and what it has become.
+    fn remounted(directory: &Path) -> io::Result<(String, String)> {
+        let place = open_place(directory)?;
+        let before = described(place.as_fd())?;
+        remount(place.as_fd(), Attributes { read_only: true, ..Attributes::default() })?;
+        Ok((before, described(place.as_fd())?))
+    }
+
+    const KEPT: [MountFlags; 9] = [
+        MountFlags::NOSUID,
+        MountFlags::NODEV,
+        MountFlags::NOEXEC,
+        MountFlags::from_bits_retain(MS_NOSYMFOLLOW as u32),
+        MountFlags::RELATIME,
+        MountFlags::NOATIME,
+        MountFlags::NODIRATIME,
+        MountFlags::NOATIME.union(MountFlags::NODIRATIME),
+        MountFlags::STRICTATIME.union(MountFlags::NODIRATIME),
+    ];
+
+    #[test]
+    fn a_remount_keeps_what_is_there() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let thread = std::thread::spawn(move || {
+            if let Err(error) = crate::process::separate_mounts() {
+                eprintln!("SKIPPED: a mount namespace needs root: {error}");
+                return;
+            }
+            for flag in KEPT {
+                mount_with(flag, directory.path()).expect("mounted");
+                let (before, after) = remounted(directory.path()).expect("remounted");
+                assert_eq!(before.replacen("rw", "ro", 1), after, "{flag:?}");
+            }
+        });
+        thread.join().expect("the test passes");
+    }
+
+    /// Of mounts that came from another user's namespace the kernel refuses to take anything away.
+    #[test]
+    fn mounts_of_others_are_remounted() {
+        use std::os::unix::process::CommandExt as _;
+        let directory = tempfile::tempdir().expect("a directory");
+        for flag in KEPT {
+            let place = directory.path().to_owned();
+            let mut program = std::process::Command::new("/bin/true");
+            let prepare = move || {
+                crate::process::separate_mounts()?;
+                mount_with(flag, &place)?;
+                let flags = rustix::thread::UnshareFlags::NEWUSER | rustix::thread::UnshareFlags::NEWNS;
+                // SAFETY: this process has one thread, whose memory and descriptors do not depend on either.
+                unsafe { rustix::thread::unshare_unsafe(flags)? };
+                let (before, after) = remounted(&place)?;
+                let same = before.replacen("rw", "ro", 1) == after;
+                if same { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EILSEQ)) }
+            };
+            // SAFETY: the C library keeps the allocator usable behind fork, and no other lock is taken.
+            unsafe { program.pre_exec(prepare) };
+            match program.status() {
+                Err(error) if !rustix::process::geteuid().is_root() => {
+                    eprintln!("SKIPPED: a mount namespace needs root: {error}");
+                    return;
+                }
+                status => assert!(status.expect("remounted").success(), "{flag:?}"),
+            }
+        }
     }
 }

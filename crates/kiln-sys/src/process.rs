@@ -169,35 +169,49 @@ pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     if result == 0 || error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) }
 }
 
+/// A program that another thread is starting.
+#[derive(Debug)]
+pub struct Starting {
+    answer: mpsc::Receiver<io::Result<Child>>,
+}
+
+impl Starting {
+    /// Waits until it runs.
+    ///
+    /// # Errors
+    /// The kernel's refusal: `EPERM` when the namespaces may not be made.
+    pub fn wait(self) -> io::Result<Child> {
+        self.answer.recv().map_err(|_| io::Error::other("the launching thread is gone"))?
+    }
+}
+
 impl Launch {
-    /// Starts the program.
+    /// Begins to start the program, and does not wait.
     ///
     /// All programs are started by one thread that lives as long as this process: the kernel's "signal me when my
     /// parent dies" means the parent's *thread*. The started process gets that signal (`SIGKILL`) set.
     ///
     /// # Errors
-    /// The kernel's refusal: `EPERM` when the namespaces may not be made.
-    pub fn start(self) -> io::Result<Child> {
+    /// When that thread cannot be started.
+    pub fn start(self) -> io::Result<Starting> {
         type Job = (Launch, mpsc::SyncSender<io::Result<Child>>);
         static LAUNCHER: OnceLock<Mutex<Option<mpsc::Sender<Job>>>> = OnceLock::new();
         let launcher = LAUNCHER.get_or_init(|| Mutex::new(None));
         let (answer, answered) = mpsc::sync_channel(1);
-        {
-            let mut sender = launcher.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            if sender.is_none() {
-                let (jobs, received) = mpsc::channel::<Job>();
-                std::thread::Builder::new().name("launcher".to_owned()).spawn(move || {
-                    for (launch, answer) in received {
-                        let _ = answer.send(launch.start_here());
-                    }
-                })?;
-                *sender = Some(jobs);
-            }
-            if let Some(jobs) = sender.as_ref() {
-                jobs.send((self, answer)).map_err(|_| io::Error::other("the launching thread is gone"))?;
-            }
+        let mut sender = launcher.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if sender.is_none() {
+            let (jobs, received) = mpsc::channel::<Job>();
+            std::thread::Builder::new().name("launcher".to_owned()).spawn(move || {
+                for (launch, answer) in received {
+                    let _ = answer.send(launch.start_here());
+                }
+            })?;
+            *sender = Some(jobs);
         }
-        answered.recv().map_err(|_| io::Error::other("the launching thread is gone"))?
+        if let Some(jobs) = sender.as_ref() {
+            jobs.send((self, answer)).map_err(|_| io::Error::other("the launching thread is gone"))?;
+        }
+        Ok(Starting { answer: answered })
     }
 
     fn start_here(mut self) -> io::Result<Child> {
@@ -212,8 +226,10 @@ impl Launch {
             self.arguments.iter().map(|text| text.as_ptr()).collect();
         arguments.push(std::ptr::null());
         let sources: Vec<RawFd> = self.descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+        let name = CString::new(format!("/proc/self/fd/{}", self.executable.as_raw_fd()))?;
         let mut plan = Plan {
             executable: self.executable.as_raw_fd(),
+            name: name.as_ptr(),
             arguments: arguments.as_ptr(),
             sources: sources.as_ptr(),
             count: sources.len(),
@@ -263,6 +279,8 @@ impl Launch {
 /// What the child needs between `clone` and `exec`.
 struct Plan {
     executable: RawFd,
+    /// The executable by a name.
+    name: *const libc::c_char,
     arguments: *const *const libc::c_char,
     sources: *const RawFd,
     count: usize,
@@ -298,6 +316,11 @@ extern "C" fn child(argument: *mut libc::c_void) -> libc::c_int {
             environment.as_ptr(),
             libc::AT_EMPTY_PATH,
         );
+        // The security module TOMOYO, before 6.12, and some emulators look for `/dev/fd`, which not every root has. By the other
+        // name it is the same file, as well protected.
+        if *libc::__errno_location() == libc::ENOENT {
+            libc::execve(plan.name, plan.arguments, environment.as_ptr());
+        }
         plan.error = *libc::__errno_location();
         libc::_exit(127)
     }
@@ -427,7 +450,8 @@ pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
 /// Marks every descriptor from `first` on as to be closed by `exec`.
 ///
 /// # Errors
-/// The kernel's refusal, and that of reading `/proc/self/fd` where the kernel is older than 5.11.
+/// That of reading `/proc/self/fd`, which takes the place of `close_range(2)` where the kernel is older than 5.11 or a
+/// filter refuses it.
 pub fn close_on_exec_from(first: RawFd) -> io::Result<()> {
     // SAFETY: numbers only; close-on-exec does not close what others own.
     let result = unsafe {
@@ -449,14 +473,6 @@ pub fn close_on_exec_from(first: RawFd) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Closes every descriptor from `first` on. Only for a process in which nothing owns such a descriptor.
-fn close_all_from(first: RawFd) {
-    // SAFETY: numbers only. The callers (a forked child about to exec) use no descriptor afterwards.
-    unsafe {
-        libc::syscall(libc::SYS_close_range, first as libc::c_uint, libc::c_uint::MAX, 0);
-    }
 }
 
 /// Becomes another program.
@@ -537,12 +553,14 @@ pub fn wait_for(pid: Option<i32>) -> io::Result<(i32, Ended)> {
     }
 }
 
-/// Runs a program of the host and waits for it; for `newuidmap`. Only for a single-threaded process.
+/// Becomes a program of the host that gets the standard streams and nothing else that is open here; for `newuidmap`.
 pub(crate) fn execute_in_child(program: &Path, arguments: &[&OsStr]) -> io::Error {
     let text = |text: &OsStr| CString::new(text.as_bytes()).unwrap_or_default();
     let list: Vec<CString> =
         std::iter::once(program.as_os_str()).chain(arguments.iter().copied()).map(text).collect();
-    close_all_from(3);
+    if let Err(error) = close_on_exec_from(3) {
+        return error;
+    }
     execute(&text(program.as_os_str()), &list, &[])
 }
 
@@ -671,4 +689,83 @@ pub fn separate_cgroups() -> io::Result<()> {
 pub fn separate_directories() -> io::Result<()> {
     // SAFETY: only directories are split from other threads', nothing that memory or descriptors depend on.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS).map_err(Into::into) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::CommandExt as _;
+    use std::process::Command;
+
+    use super::*;
+    use crate::seccomp::{Instruction, Listener, install};
+
+    /// Lets a system call fail for this thread and what it starts.
+    fn refuse(call: libc::c_long, error: i32) -> io::Result<()> {
+        let instruction =
+            |code: u32, if_false, operand| Instruction { code: code as u16, if_true: 0, if_false, operand };
+        let program = [
+            instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
+            instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, call as u32),
+            instruction(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ERRNO | error as u32),
+            instruction(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW),
+        ];
+        rustix::thread::set_no_new_privs(true)?;
+        install(&program, Listener::None).map(drop)
+    }
+
+    /// From now on this process has no `close_range(2)`, as on a kernel before 5.9.
+    fn refuse_close_range() -> io::Result<()> {
+        refuse(libc::SYS_close_range, libc::ENOSYS)?;
+        // SAFETY: numbers only; nothing is open there.
+        let result = unsafe { libc::syscall(libc::SYS_close_range, libc::c_uint::MAX, libc::c_uint::MAX, 0) };
+        match io::Error::last_os_error() {
+            error if result != 0 && error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+            _ => Err(io::Error::other("the filter does not work")),
+        }
+    }
+
+    #[test]
+    fn programs_of_the_host_get_no_descriptors_on_any_kernel() {
+        let file = tempfile::tempfile().expect("a file");
+        for prepare in [|| Ok(()), refuse_close_range] {
+            // SAFETY: the number is open, and the copy is nobody else's.
+            let open = unsafe { OwnedFd::from_raw_fd(libc::fcntl(file.as_raw_fd(), libc::F_DUPFD, 3)) };
+            let look = |test: &str| format!("test {test} /proc/self/fd/{}", open.as_raw_fd());
+            let shell = |command: String| {
+                let mut starting = Command::new("/bin/false");
+                let become_shell = move || {
+                    prepare()?;
+                    Err(execute_in_child(Path::new("/bin/sh"), &[OsStr::new("-c"), OsStr::new(&command)]))
+                };
+                // SAFETY: the C library keeps the allocator usable behind fork, and no other lock is taken.
+                unsafe { starting.pre_exec(become_shell) };
+                starting.status().expect("started").success()
+            };
+            assert!(Command::new("/bin/sh").args(["-c", &look("-e")]).status().expect("started").success());
+            assert!(shell(look("! -e")));
+        }
+    }
+
+    /// As where TOMOYO misses `/dev/fd`.
+    #[test]
+    fn a_program_starts_where_execveat_misses_it() {
+        let launched = |executable: OwnedFd, arguments: &[&CStr]| {
+            let arguments = arguments.iter().map(|text| CString::from(*text)).collect();
+            let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).unwrap();
+            let (namespaces, descriptors) = (Namespaces::default(), vec![null.try_clone().unwrap(), null]);
+            let launch = Launch { executable, arguments, namespaces, cgroup: None, descriptors };
+            // The filter is one thread's, which the program does not outlive.
+            let thread = std::thread::spawn(move || {
+                refuse(libc::SYS_execveat, libc::ENOENT)?;
+                launch.start_here()?.wait()
+            });
+            thread.join().unwrap()
+        };
+        let missing = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        assert!(launched(missing, &[c"nothing"]).is_err());
+        for executable in [own_executable().unwrap().0, sealed_executable().unwrap()] {
+            let ended = launched(executable, &[c"listing", c"--list"]).unwrap();
+            assert_eq!(ended, Ended::Exited(0));
+        }
+    }
 }

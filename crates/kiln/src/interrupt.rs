@@ -1,8 +1,21 @@
 //! Ctrl-C and its kin: the first one cancels in good order, a second one ends at once.
 
+use std::sync::atomic::{AtomicU8, Ordering};
+
 use kiln_graph::Cancel;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+
+/// The first signal that came, or 0.
+static FIRST: AtomicU8 = AtomicU8::new(0);
+
+/// The exit status of a command that was canceled: 128 and the signal's number, as shells count.
+pub(crate) fn status() -> u8 {
+    match FIRST.load(Ordering::Relaxed) {
+        0 => 130,
+        signal => 128 + signal,
+    }
+}
 
 /// From now on SIGINT, SIGTERM and SIGHUP cancel `cancel`; a second one ends the process, which leaves nothing
 /// mounted either, since all mounts are in namespaces of their own. A SIGHUP that was ignored when kiln was started, as by
@@ -18,6 +31,8 @@ pub(crate) fn cancel_on_interrupt(cancel: &Cancel) -> std::io::Result<()> {
             if cancel.is_canceled() {
                 let _ = signal_hook::low_level::emulate_default_handler(signal);
             }
+            let number = u8::try_from(signal).unwrap_or(0);
+            let _ = FIRST.compare_exchange(0, number, Ordering::Relaxed, Ordering::Relaxed);
             cancel.cancel();
         }
     });

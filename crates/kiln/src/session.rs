@@ -1,13 +1,14 @@
 //! What most commands begin with: where the store is, and whose its files are.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use kiln_runtime::Isolation;
-use kiln_store::{Ownership, Store};
+use kiln_store::{Awaited, Ownership, Store, Wait};
 use kiln_sys::namespace::{Configuration, UserNamespace, enter_user_namespace, ranges};
 
-use crate::failure::{Failure, Kind};
+use crate::failure::{Failure, Kind, enumerate};
 
 /// Whether a command reads or writes files of layers, so that it must be whoever owns them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,10 +35,28 @@ pub(crate) fn open_as(root: Option<&Path>, ownership: Ownership) -> Result<Store
         None => default_root()?,
     };
     let store = Store::open(&root, ownership)?;
+    store.tell_waits(|wait| {
+        // Nobody is left to tell if standard error is gone.
+        let _ = writeln!(std::io::stderr(), "kiln: {}", told(wait));
+    });
     if unpacks_layers()? {
         store.never_mount_tars();
     }
     Ok(store)
+}
+
+/// Whom a command waits for.
+fn told(wait: &Wait) -> String {
+    let awaited = match wait.awaited {
+        Awaited::Collection => "another command that removes what is unused",
+        Awaited::LookUp => "a build that looks things up",
+    };
+    let processes: Vec<String> = wait.processes.iter().map(ToString::to_string).collect();
+    match processes.len() {
+        0 => format!("waiting for {awaited}"),
+        1 => format!("waiting for {awaited}: process {}", processes[0]),
+        _ => format!("waiting for {awaited}: processes {}", enumerate(&processes)),
+    }
 }
 
 /// Whether the user wants every layer unpacked that could be mounted in its tar: `KILN_LAYERS`.
@@ -154,4 +173,20 @@ fn default_root() -> Result<PathBuf> {
             .hint("name it with --root")
             .into()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_are_told_with_their_processes() {
+        let check = |awaited, processes: &[u32], text: &str| {
+            assert_eq!(told(&Wait { awaited, processes: processes.to_vec() }), text);
+        };
+        check(Awaited::LookUp, &[], "waiting for a build that looks things up");
+        check(Awaited::LookUp, &[7], "waiting for a build that looks things up: process 7");
+        let removes = "waiting for another command that removes what is unused";
+        check(Awaited::Collection, &[7, 8, 9], &format!("{removes}: processes 7, 8 and 9"));
+    }
 }

@@ -72,6 +72,14 @@ impl Disk {
         stdout
     }
 
+    /// Lets something else take all the room that there is.
+    fn take_the_rest(&self) {
+        let mut file =
+            fs_err::OpenOptions::new().append(true).create(true).open(self.on_disk("filler")).expect("made");
+        let block = [1; 4096];
+        while std::io::Write::write_all(&mut file, &block).is_ok() {}
+    }
+
     fn names(&self) -> Vec<String> {
         let listed = self.succeed(&["images", "--format", "{{.Repository}}:{{.Tag}}"]);
         let mut names: Vec<String> = listed.lines().map(str::to_owned).collect();
@@ -201,16 +209,9 @@ fn names_that_do_not_fit_are_refused() {
     let Some(disk) = Disk::new(12) else { return };
     disk.context(1, 64);
     disk.succeed(&["build", "-q", "-t", "kept:1", "context"]);
-    // Something else takes all the room that there is.
-    let filler = disk.on_disk("filler");
-    let fill = || {
-        let mut file = fs_err::File::create(&filler).expect("made");
-        let block = [1; 4096];
-        while std::io::Write::write_all(&mut file, &block).is_ok() {}
-    };
     let mut told = None;
     for number in 0..10_000 {
-        fill();
+        disk.take_the_rest();
         let before = disk.names();
         let (_, said, status) = disk.kiln(&["tag", "kept:1", &format!("kept:{number}-{}", "x".repeat(100))]);
         if status != 0 {
@@ -223,8 +224,48 @@ fn names_that_do_not_fit_are_refused() {
     let checked = disk.succeed(&["system", "check"]);
     assert!(checked.ends_with(": no fault\n"), "{checked}");
     disk.succeed(&["system", "prune", "-f"]);
-    fs_err::remove_file(&filler).expect("removed");
+    fs_err::remove_file(disk.on_disk("filler")).expect("removed");
     disk.succeed(&["tag", "kept:1", "kept:2"]);
+}
+
+/// What opening a store takes comes from what is set aside, and enough of that is left for a collection.
+#[test]
+fn a_store_that_needs_room_to_be_opened_gets_it() {
+    for version in [1, kiln_store::SCHEMA_VERSION] {
+        let Some(disk) = Disk::new(12) else { return };
+        disk.context(1, 3000);
+        disk.succeed(&["build", "-q", "-t", "kept:1", "context"]);
+        if version == 1 {
+            make_old(&disk);
+        }
+        // As if a command had ended when there was room, and nothing had to be kept.
+        fs_err::write(disk.on_disk("store/kiln.db-shm"), "").expect("emptied");
+        disk.take_the_rest();
+        assert_eq!(disk.names(), ["kept:1"]);
+        disk.take_the_rest();
+        let pruned = disk.succeed(&["system", "prune", "-af"]);
+        assert!(pruned.contains("untagged: kept:1\n"), "{pruned}");
+        fs_err::remove_file(disk.on_disk("filler")).expect("removed");
+        disk.succeed(&["build", "-q", "-t", "kept:2", "context"]);
+        let checked = disk.succeed(&["system", "check"]);
+        assert!(checked.ends_with(": no fault\n"), "{checked}");
+    }
+}
+
+/// Makes the store one of schema version 1, which a command before this one has written.
+fn make_old(disk: &Disk) {
+    // SQLite does not find its way to the disk from here.
+    let here = disk.path("kiln.db");
+    for end in ["", "-wal"] {
+        let name = format!("kiln.db{end}");
+        fs_err::copy(disk.on_disk(&format!("store/{name}")), disk.path(&name)).expect("copied");
+    }
+    let database = rusqlite::Connection::open(&here).expect("opened");
+    let old = "ALTER TABLE layers DROP COLUMN snapshot_is_source; PRAGMA user_version = 1";
+    database.execute_batch(old).expect("changed");
+    database.close().expect("closed");
+    fs_err::write(disk.on_disk("store/kiln.db-wal"), "").expect("emptied");
+    fs_err::copy(&here, disk.on_disk("store/kiln.db")).expect("copied");
 }
 
 #[test]

@@ -2,10 +2,14 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kiln_layer::{Kind, Metadata, tar};
+use kiln_store::{Ownership, Store};
 use serde_json::json;
+
+/// How long anything may take on a machine with much else to do.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Fixture {
     directory: tempfile::TempDir,
@@ -89,6 +93,7 @@ fn commands_on_images() {
         "",
         0,
     );
+    kiln.check(&["inspect", "-f", "{{.ID}}", "app:1"], &id, "", 0);
     kiln.check(&["inspect", "nope"], "[]\n", "kiln: No such object: nope\n", 1);
     kiln.check(&["image", "inspect", "nope"], "[]\n", "kiln: No such image: nope\n", 1);
     kiln.check(&["image", "cat", "app:1", "/hello"], "hello\n", "", 0);
@@ -141,6 +146,63 @@ fn an_image_goes_out_and_comes_back() {
     assert_eq!(fs_err::read_to_string(kiln.path("root/hello")).expect("read"), "hello\n");
 }
 
+#[test]
+fn what_came_through_a_pipe_may_be_nothing_or_cut_off() {
+    let kiln = Fixture::new();
+    let whole = fs_err::read(kiln.path("app.tar")).expect("read");
+    let piped = |words: &[&str], bytes: &[u8]| {
+        let mut command = kiln.command(words);
+        let mut child = command.stdin(Stdio::piped()).stderr(Stdio::piped()).stdout(Stdio::null()).spawn();
+        let child = child.as_mut().expect("started");
+        // It may be refused before it is read.
+        let _ = std::io::Write::write_all(&mut child.stdin.take().expect("a pipe"), bytes);
+        let mut told = String::new();
+        std::io::Read::read_to_string(&mut child.stderr.take().expect("a pipe"), &mut told).expect("read");
+        (told, child.wait().expect("waited").code())
+    };
+    let check = |words: &[&str], bytes: &[u8], told: &str| {
+        assert_eq!(piped(words, bytes), (format!("kiln: {told}\n"), Some(1)));
+    };
+    check(&["import", "-", "x"], b"", "cannot import -: it is empty: expected a tar archive");
+    let empty_gzip = [31, 139, 8, 0, 0, 0, 0, 0, 0, 3, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    check(&["import", "-", "x"], &empty_gzip, "cannot import -: it is empty: expected a tar archive");
+    let told = "it is truncated: it ends after 2600 bytes, in the middle of layer.tar";
+    check(&["load"], &whole[..2600], &format!("cannot load standard input: {told}"));
+    fs_err::write(kiln.path("cut.tar"), &whole[..2600]).expect("written");
+    kiln.check(&["load", "-i", "cut.tar"], "", &format!("kiln: cannot load cut.tar: {told}\n"), 1);
+    kiln.check(&["images", "-q"], "", "", 0);
+    let told = "kiln: cannot import http://x.org/a.tar: No such file or directory (os error 2)\n\
+                hint: `curl -fL http://x.org/a.tar | kiln import -` imports what is there\n";
+    kiln.check(&["import", "http://x.org/a.tar"], "", told, 1);
+}
+
+#[test]
+fn a_check_says_how_to_repair() {
+    let kiln = Fixture::new();
+    kiln.check(&["load", "--no-unpack", "-i", "app.tar"], "Loaded image: app:1\n", "", 0);
+    let (layer, _, _) = kiln.run(&["inspect", "-f", "{{index .RootFS.Layers 0}}", "app:1"]);
+    let blob = kiln.path("store/blobs/sha256").join(layer.trim().trim_start_matches("sha256:"));
+    let mut bytes = fs_err::read(&blob).expect("read");
+    bytes[1100] ^= 1;
+    fs_err::write(&blob, &bytes).expect("written");
+    let (found, hint, status) = kiln.run(&["system", "check"]);
+    assert!(found.starts_with(&format!("blob {}: its bytes have the digest", layer.trim())), "{found}");
+    let repair = "hint: `kiln rmi -f app:1` and `kiln system prune -f` remove what is damaged; \
+                  then load, import or build it again\n";
+    assert_eq!((hint.as_str(), status), (repair, 1));
+    let (_, told, status) = kiln.run(&["save", "-o", "out.tar", "app:1"]);
+    let expect = format!("kiln: cannot save to out.tar: blob {} in the store is damaged: its", layer.trim());
+    assert!(
+        told.starts_with(&expect) && told.contains("\nhint: `kiln system check`") && status == 1,
+        "{told}"
+    );
+    assert!(!kiln.path("out.tar").exists());
+    assert_eq!(kiln.run(&["rmi", "-f", "app:1"]).2, 0);
+    assert_eq!(kiln.run(&["system", "prune", "-f"]).2, 0);
+    kiln.check(&["load", "-i", "app.tar"], "Loaded image: app:1\n", "", 0);
+    kiln.check(&["system", "check"], "1 image, 1 layer, 3 blobs: no fault\n", "", 0);
+}
+
 /// An image of 24 MB that was built, so that saving it takes a while.
 fn large(kiln: &Fixture) {
     let context = kiln.path("context");
@@ -188,9 +250,10 @@ fn an_interrupted_save_leaves_nothing() {
         if !complete {
             interrupted += 1;
             let by_signal = status.code().is_none();
+            let expect = if signal == "TERM" { 143 } else { 130 };
             assert!(
                 by_signal
-                    || status.code() == Some(130) && told == "kiln: cannot save to out/x: interrupted\n"
+                    || status.code() == Some(expect) && told == "kiln: cannot save to out/x: interrupted\n"
             );
         }
         drop(fs_err::remove_file(out.join("x")).or_else(|_| fs_err::remove_dir_all(out.join("x"))));
@@ -267,6 +330,67 @@ fn processes_share_a_store() {
     kiln.check(&["system", "check"], "2 images, 2 layers, 6 blobs: no fault\n", "", 0);
 }
 
+/// Who waits for others says so, and goes on when they have ended.
+#[test]
+fn a_removal_says_whom_it_waits_for() {
+    let kiln = Fixture::new();
+    kiln.check(&["load", "-i", "app.tar"], "Loaded image: app:1\n", "", 0);
+    let store = Store::open(&kiln.path("store"), Ownership::SingleId).expect("a store");
+    for words in [&["rmi", "app:1"][..], &["system", "prune", "-f"]] {
+        let looking = store.lease_late("test").expect("it looks things up");
+        let log = fs_err::File::create(kiln.path("log")).expect("made");
+        let mut removal = kiln.command(words);
+        let mut removal = removal.stdout(Stdio::null()).stderr(log.into_parts().0).spawn().expect("started");
+        let told = || fs_err::read_to_string(kiln.path("log")).expect("read");
+        until("it says that it waits", || told().ends_with('\n'));
+        drop(looking);
+        assert!(removal.wait().expect("waited").success());
+        let process = std::process::id();
+        let line = format!("kiln: waiting for a build that looks things up: process {process}\n");
+        assert_eq!(told(), line, "{words:?}");
+    }
+}
+
+/// Nobody who removes something waits until a build has read what changed in its context.
+#[test]
+fn a_build_that_reads_its_context_is_not_waited_for() {
+    let kiln = Fixture::new();
+    kiln.check(&["load", "-i", "app.tar"], "Loaded image: app:1\n", "", 0);
+    let context = kiln.path("context");
+    fs_err::create_dir_all(context.join("d")).expect("made");
+    fs_err::write(context.join("d/data"), "small").expect("written");
+    fs_err::write(context.join("Dockerfile"), "FROM scratch\nCOPY d /d\n").expect("written");
+    // Files that were written a moment ago are not remembered.
+    std::thread::sleep(Duration::from_millis(2500));
+    let (_, told, status) = kiln.run(&["build", "-q", "context"]);
+    assert_eq!(status, 0, "{told}");
+
+    // It reads a hole for longer than anybody waits here.
+    let data = fs_err::OpenOptions::new().write(true).open(context.join("d/data")).expect("opened");
+    data.set_len(1 << 40).expect("made longer");
+    let mut build = kiln.command(&["build", "-q", "context"]).spawn().expect("started");
+    let read = || {
+        let counts = fs_err::read_to_string(format!("/proc/{}/io", build.id())).unwrap_or_default();
+        let count = counts.lines().find_map(|line| line.strip_prefix("rchar: "));
+        count.and_then(|count| count.parse::<u64>().ok()).unwrap_or(0)
+    };
+    until("the build reads the file", || read() > 64 << 20);
+    let mut removal = kiln.command(&["rmi", "app:1"]).stdout(Stdio::null()).spawn().expect("started");
+    let start = Instant::now();
+    let removed = loop {
+        match removal.try_wait().expect("waited") {
+            None if start.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(10)),
+            ended => break ended,
+        }
+    };
+    let goes_on = build.try_wait().expect("waited").is_none();
+    for mut child in [build, removal] {
+        let _ = child.kill();
+        child.wait().expect("waited");
+    }
+    assert!(removed.is_some_and(|status| status.success()) && goes_on, "{removed:?} {goes_on}");
+}
+
 /// A store that a newer kiln wrote is refused by every command, and left as it is.
 #[test]
 fn a_newer_store_is_left_alone() {
@@ -320,6 +444,16 @@ fn list(directory: &Path, found: &mut Vec<(std::path::PathBuf, std::time::System
         }
     }
     found.sort();
+}
+
+/// Waits until something is so.
+#[track_caller]
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < PATIENCE, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 fn is_empty(directory: &Path) -> bool {

@@ -138,8 +138,8 @@ struct Work {
 /// Builds what is counted and makes what it works on.
 fn prepare() -> Result<Vec<Work>> {
     say("building what is counted");
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(repository()).args(["build", "--profile", "count", "--quiet"]);
+    let mut cargo = machine::cargo();
+    cargo.args(["build", "--profile", "count", "--quiet"]);
     cargo.args([
         "--package",
         "kiln",

@@ -16,14 +16,7 @@ pub(crate) const BASE: &str = "debian:bookworm";
 pub(crate) fn run_demo() -> Result<()> {
     let start = Instant::now();
     say("building kiln (release)");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    run(Command::new(cargo).current_dir(repository()).args([
-        "build",
-        "--release",
-        "--quiet",
-        "--package",
-        "kiln",
-    ]))?;
+    run(machine::cargo().args(["build", "--release", "--quiet", "--package", "kiln"]))?;
     let place = target_directory().join("demo");
     std::fs::create_dir_all(&place)?;
     let kiln = Kiln { program: target_directory().join("release/kiln"), root: place.join("store") };

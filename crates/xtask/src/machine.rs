@@ -19,6 +19,19 @@ pub(crate) fn target_directory() -> PathBuf {
     }
 }
 
+/// cargo at the repository's root, without what the cargo that runs this chore says of its package: build scripts that ask for
+/// that would be run again, and what depends on them compiled, each time someone else builds.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in std::env::vars_os() {
+        if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|start| name.to_string_lossy().starts_with(start)) {
+            command.env_remove(name);
+        }
+    }
+    command.current_dir(repository());
+    command
+}
+
 /// Announces a part of the work.
 pub(crate) fn say(what: &str) {
     println!("\n==> {what}");
@@ -85,4 +98,18 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
     let mut command = Command::new("apt-get");
     command.args(["install", "-qq", "-y", "--no-install-recommends"]).args(packages);
     run(command.env("DEBIAN_FRONTEND", "noninteractive"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cargo_does_not_hear_of_this_package() {
+        let command = cargo();
+        for name in ["CARGO_PKG_NAME", "CARGO_PKG_VERSION", "CARGO_MANIFEST_DIR"] {
+            assert!(std::env::var_os(name).is_some(), "cargo says {name}");
+            assert!(command.get_envs().any(|(kept, value)| kept == name && value.is_none()), "{name}");
+        }
+    }
 }

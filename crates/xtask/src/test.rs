@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::machine::{self, has, is_root, repository, say};
+use crate::machine::{self, cargo, has, is_root, repository, say};
 
 /// Packages that widen what the tests can see: independent readers, and a shell for containers.
 const PACKAGES: [(&str, &str); 4] =
@@ -113,12 +113,6 @@ fn pass_on(from: Option<impl Read>, mut to: impl Write) -> std::io::Result<Vec<u
         to.flush()?;
         text.extend_from_slice(&buffer[..count]);
     }
-}
-
-fn cargo() -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(repository());
-    command
 }
 
 /// Installs what is missing where that is possible; tests that lack a reader say that they are skipped.

@@ -5,6 +5,7 @@
 
 mod address;
 mod repository;
+mod submodules;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -228,44 +229,51 @@ mod tests {
         }
     }
 
-    #[test]
-    fn repositories_do_not_fill_the_disk() {
-        let limits = GitLimits { bytes: 2 << 20, ..GitLimits::default() };
-        let Some(program) = program(limits) else { return };
-        let served = tempfile::tempdir().expect("a directory");
-        let git = |words: &[&str]| {
-            let mut git = Command::new("git");
-            git.args(["-c", "user.name=T", "-c", "user.email=t@example.com"]).args(words);
-            git.current_dir(served.path())
-                .env("GIT_CONFIG_GLOBAL", "/dev/null")
-                .env("GIT_CONFIG_NOSYSTEM", "1");
-            let output = git.output().expect("git");
-            assert!(output.status.success(), "{output:?}");
-            String::from_utf8(output.stdout).expect("text").trim().to_owned()
-        };
-        // Zeros are a small pack and a large file.
-        fs_err::write(served.path().join("zeros"), vec![0; 4 << 20]).expect("written");
-        git(&["init", "--quiet"]);
-        git(&["add", "."]);
-        git(&["commit", "--quiet", "-m", "large"]);
-        let exec_path = git(&["--exec-path"]);
+    /// Runs git as somebody in a directory; what it says.
+    #[track_caller]
+    fn git(directory: &Path, words: &[&str]) -> String {
+        let mut git = Command::new("git");
+        git.args(["-c", "user.name=T", "-c", "user.email=t@example.com"]).args(words);
+        git.current_dir(directory).env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1");
+        let output = git.output().expect("git");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).expect("text").trim().to_owned()
+    }
+
+    /// Serves the repositories below a directory.
+    fn serve_repositories(directory: &Path) -> (Daemon, SocketAddr) {
+        let exec_path = git(directory, &["--exec-path"]);
         let free = TcpListener::bind("127.0.0.1:0").expect("bound");
         let address = free.local_addr().expect("an address");
         drop(free);
         let mut daemon = Command::new(Path::new(&exec_path).join("git-daemon"));
         daemon.args(["--export-all", "--listen=127.0.0.1", &format!("--port={}", address.port())]);
-        daemon.arg(format!("--base-path={}", served.path().display())).arg(served.path());
+        daemon.arg(format!("--base-path={}", directory.display())).arg(directory);
         daemon.envs([
             ("GIT_CONFIG_COUNT", "1"),
             ("GIT_CONFIG_KEY_0", "safe.directory"),
             ("GIT_CONFIG_VALUE_0", "*"),
         ]);
-        let _daemon = Daemon(daemon.spawn().expect("git-daemon"));
+        let daemon = Daemon(daemon.spawn().expect("git-daemon"));
         let start = Instant::now();
         while TcpStream::connect(address).is_err() {
             assert!(start.elapsed() < Duration::from_secs(30), "git-daemon does not listen");
             std::thread::sleep(Duration::from_millis(10));
         }
+        (daemon, address)
+    }
+
+    #[test]
+    fn repositories_do_not_fill_the_disk() {
+        let limits = GitLimits { bytes: 2 << 20, ..GitLimits::default() };
+        let Some(program) = program(limits) else { return };
+        let served = tempfile::tempdir().expect("a directory");
+        // Zeros are a small pack and a large file.
+        fs_err::write(served.path().join("zeros"), vec![0; 4 << 20]).expect("written");
+        git(served.path(), &["init", "--quiet"]);
+        git(served.path(), &["add", "."]);
+        git(served.path(), &["commit", "--quiet", "-m", "large"]);
+        let (_daemon, address) = serve_repositories(served.path());
         let url = format!("git://{address}/.git");
         let told = check_out_of(&program, &url).expect_err("a refusal");
         assert_eq!(told.to_string(), format!("{url}: larger than 2097152 bytes"));
@@ -274,5 +282,47 @@ mod tests {
         let SourceKind::Git(source) = source_kind(&url) else { panic!("{url} is no repository") };
         let directory = check_out(&enough, &source, place.path()).expect("checked out");
         assert_eq!(fs_err::metadata(directory.join("zeros")).expect("there").len(), 4 << 20);
+    }
+
+    #[test]
+    fn submodules_are_bounded() {
+        let Some(program) = program(GitLimits::default()) else { return };
+        let served = tempfile::tempdir().expect("a directory");
+        // Each has the one before it twice: six submodules, two within one another.
+        for level in 0..3 {
+            let directory = served.path().join(format!("r{level}"));
+            fs_err::create_dir(&directory).expect("made");
+            git(&directory, &["init", "--quiet"]);
+            fs_err::write(directory.join("file"), "").expect("written");
+            if level > 0 {
+                let below = format!("r{}", level - 1);
+                let commit = git(&served.path().join(&below), &["rev-parse", "HEAD"]);
+                let module = |name| {
+                    let link = format!("160000,{commit},{name}");
+                    git(&directory, &["update-index", "--add", "--cacheinfo", &link]);
+                    format!("[submodule \"{name}\"]\n\tpath = {name}\n\turl = ../../{below}/.git\n")
+                };
+                let modules = module("a") + &module("b");
+                fs_err::write(directory.join(".gitmodules"), modules).expect("written");
+            }
+            git(&directory, &["add", "--ignore-removal", "."]);
+            git(&directory, &["commit", "--quiet", "-m", "level"]);
+        }
+        let (_daemon, address) = serve_repositories(served.path());
+        let url = format!("git://{address}/r2/.git");
+        let limited = |submodules, nesting| GitProgram {
+            limits: GitLimits { submodules, nesting, ..program.limits },
+            ..program.clone()
+        };
+        let told = check_out_of(&limited(5, 2), &url).expect_err("a refusal");
+        assert_eq!(told.to_string(), format!("{url}: more than 5 submodules"));
+        let told = check_out_of(&limited(6, 1), &url).expect_err("a refusal");
+        assert_eq!(told.to_string(), format!("{url}: more than 1 submodules within one another"));
+        let place = tempfile::tempdir().expect("a directory");
+        let SourceKind::Git(source) = source_kind(&url) else { panic!("{url} is no repository") };
+        let directory = check_out(&limited(6, 2), &source, place.path()).expect("checked out");
+        for file in ["file", "a/file", "b/file", "a/a/file", "b/a/file", "b/b/file"] {
+            assert!(directory.join(file).is_file(), "{file}");
+        }
     }
 }

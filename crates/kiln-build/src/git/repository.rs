@@ -83,7 +83,7 @@ pub(crate) struct Git<'a> {
 }
 
 impl Git<'_> {
-    fn shown(&self) -> String {
+    pub(super) fn shown(&self) -> String {
         kiln_remote::shown(&self.address.remote)
     }
 
@@ -103,8 +103,13 @@ impl Git<'_> {
         if self.program.limits.allow(self.place) { Ok(()) } else { Err(self.beyond(Beyond::Space)) }
     }
 
-    /// Runs git; what it wrote to its standard output.
-    fn run(&self, directory: &Path, words: &[&str]) -> Result<String> {
+    /// Runs git; what it wrote to its standard output, up to a mebibyte.
+    pub(super) fn run(&self, directory: &Path, words: &[&str]) -> Result<String> {
+        said(&self.run_into_file(directory, words)?)
+    }
+
+    /// Runs git; the file with what it wrote to its standard output, which the next run replaces.
+    pub(super) fn run_into_file(&self, directory: &Path, words: &[&str]) -> Result<PathBuf> {
         let program = self.program.path.as_ref().ok_or(Error::NoGit)?;
         let (output, complaints) = (self.place.join("output"), self.place.join("complaints"));
         let create =
@@ -140,7 +145,7 @@ impl Git<'_> {
             }
         };
         if status.success() {
-            return said(&output);
+            return Ok(output);
         }
         let mut told = said(&complaints)?;
         if let Some((with, without)) = self.address.credentials() {
@@ -284,12 +289,8 @@ impl Git<'_> {
         } else {
             run(&["read-tree", "--reset", "-u", &commit.hash])?;
         }
-        if self.address.submodules && fs_err::symlink_metadata(tree.join(".gitmodules")).is_ok() {
-            let update = ["submodule", "--quiet", "update", "--init", "--recursive"];
-            match run(&[&update[..], &["--depth=1"]].concat()) {
-                Err(Error::Git { .. }) => drop(run(&update)?),
-                other => drop(other?),
-            }
+        if self.address.submodules {
+            self.add_submodules(&tree, &inside)?;
         }
         self.check_size()?;
         let time = run(&["show", "--no-patch", "--format=%ct", &commit.hash])?;
@@ -431,6 +432,6 @@ fn said(path: &Path) -> Result<String> {
 }
 
 /// The error names the path itself.
-fn file_error(source: io::Error) -> Error {
+pub(super) fn file_error(source: io::Error) -> Error {
     Error::File { action: "use", path: "the place for a repository".to_owned(), source }
 }

@@ -1,4 +1,4 @@
-//! How much git may take: of time without getting on, of the disk, and of memory. A server decides what it is sent.
+//! How much git may take: of time without getting on, of the disk, of memory, and of submodules. A server decides what it is sent.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -16,12 +16,22 @@ pub struct GitLimits {
     pub bytes: u64,
     /// The most memory of one of its processes, in bytes.
     pub memory: u64,
+    /// The most submodules, those of submodules included.
+    pub submodules: usize,
+    /// The most repositories that a submodule may be in.
+    pub nesting: usize,
 }
 
 impl Default for GitLimits {
-    /// A minute and 64 GiB, as for downloads; 8 GiB of memory.
+    /// A minute and 64 GiB, as for downloads; 8 GiB of memory; 1,000 submodules, 16 within one another.
     fn default() -> Self {
-        Self { stall: Duration::from_secs(60), bytes: 64 << 30, memory: 8 << 30 }
+        Self {
+            stall: Duration::from_secs(60),
+            bytes: 64 << 30,
+            memory: 8 << 30,
+            submodules: 1000,
+            nesting: 16,
+        }
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kiln_dockerfile::{Dockerfile, Expander, Linter};
+use kiln_dockerfile::{Dockerfile, Expander, Linter, Variables as _};
 use kiln_oci::{Platform, Reference};
 
+use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::request::BuildRequest;
 
@@ -14,17 +15,18 @@ pub(super) fn lint_stages(
     dockerfile: &Dockerfile,
     request: &BuildRequest,
     expander: Expander,
-    global_args: &Arguments,
+    global_args: &Environment,
     target: usize,
 ) {
     let declared =
         dockerfile.meta_args.iter().flat_map(|meta| &meta.items).map(|item| item.name.text.as_str());
-    let known: BTreeSet<&str> = declared.chain(global_args.iter().map(|(name, _)| name.as_str())).collect();
+    let known: BTreeSet<&str> =
+        declared.chain(global_args.pairs().iter().map(|(name, _)| name.as_str())).collect();
     let none = BTreeMap::new();
     let mut defaults = default_args(dockerfile, request, &none, target);
     let have_defaults = declare_meta_args(dockerfile, &none, expander, &mut defaults).is_ok();
     for stage in &dockerfile.stages {
-        let expand = |text: &str, args: &Arguments| expander.word(text, args).ok();
+        let expand = |text: &str, args: &Environment| expander.word(text, args).ok();
         let Some(base) = expand(&stage.base.text, global_args) else { continue };
         let platform = stage.platform.as_ref();
         let platform = platform.and_then(|word| Some((word, expand(&word.text, global_args)?)));
@@ -40,16 +42,13 @@ pub(super) fn lint_stages(
     }
 }
 
-/// Names and values of global arguments.
-pub(super) type Arguments = Vec<(String, String)>;
-
 /// The arguments that exist without being declared (BuildKit's platform arguments).
 pub(super) fn default_args(
     dockerfile: &Dockerfile,
     request: &BuildRequest,
     build_args: &BTreeMap<String, String>,
     target: usize,
-) -> Vec<(String, String)> {
+) -> Environment {
     let host = Platform::host();
     let platform = &request.platform;
     let stage = request.target.clone().unwrap_or_else(|| {
@@ -81,7 +80,7 @@ pub(super) fn declare_meta_args(
     dockerfile: &Dockerfile,
     build_args: &BTreeMap<String, String>,
     expander: Expander,
-    args: &mut Vec<(String, String)>,
+    args: &mut Environment,
 ) -> Result<()> {
     for item in dockerfile.meta_args.iter().flat_map(|meta| &meta.items) {
         let name = &item.name.text;
@@ -90,23 +89,18 @@ pub(super) fn declare_meta_args(
             (None, Some(default)) => Some(expander.word(&default.text, args)?.text),
             (None, None) => None,
         };
-        let Some(value) = value else { continue };
-        match args.iter_mut().find(|(known, _)| known == name) {
-            Some((_, known)) => *known = value,
-            None => args.push((name.clone(), value)),
+        if let Some(value) = value {
+            args.set(name, &value);
         }
     }
     Ok(())
 }
 
 /// `SOURCE_DATE_EPOCH` as build argument or global ARG, in seconds since the epoch.
-pub(super) fn source_date_epoch(
-    request: &BuildRequest,
-    global_args: &[(String, String)],
-) -> Result<Option<i64>> {
+pub(super) fn source_date_epoch(request: &BuildRequest, global_args: &Environment) -> Result<Option<i64>> {
     const NAME: &str = "SOURCE_DATE_EPOCH";
-    let global = || global_args.iter().find(|(name, _)| name == NAME).map(|(_, value)| value);
-    let Some(value) = request.build_args.get(NAME).or_else(global).filter(|value| !value.is_empty()) else {
+    let given = request.build_args.get(NAME).map(String::as_str);
+    let Some(value) = given.or_else(|| global_args.get(NAME)).filter(|value| !value.is_empty()) else {
         return Ok(None);
     };
     let seconds = value.parse().map_err(|_| {

@@ -68,6 +68,7 @@ impl Step {
 pub struct Toy {
     slow: bool,
     executed: Mutex<Vec<String>>,
+    settled: Mutex<Vec<String>>,
     dice: AtomicUsize,
     meeting: (Mutex<usize>, Condvar),
     at_once: AtomicUsize,
@@ -92,6 +93,11 @@ impl Toy {
     /// Words of what was executed since the last call, in order.
     pub fn take_executed(&self) -> Vec<String> {
         std::mem::take(&mut self.executed.lock().unwrap())
+    }
+
+    /// Words of what needed no execution since the last call, in order.
+    pub fn take_settled(&self) -> Vec<String> {
+        std::mem::take(&mut self.settled.lock().unwrap())
     }
 
     pub fn most_at_once(&self) -> usize {
@@ -198,6 +204,10 @@ impl Executor<Step> for Toy {
         let done = self.act(step, context);
         self.at_once.fetch_sub(1, Ordering::SeqCst);
         Ok(done?.unwrap_or_else(|| Toy::result_of(step, &results).into()))
+    }
+
+    fn settled(&self, step: &Step, _: &Context<'_>) {
+        self.settled.lock().unwrap().push(step.word.clone());
     }
 
     fn restore(&self, step: &Step, result: &Digest, _: &Context<'_>) -> Result<Option<Digest>, Stop<Wrong>> {

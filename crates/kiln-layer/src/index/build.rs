@@ -1,5 +1,7 @@
 //! Making a layer index: entries in tar order go in, the effective tree is worked out at the end.
 
+mod links;
+
 use std::cell::OnceCell;
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -140,6 +142,10 @@ impl Builder {
 
     fn path(&self, number: u32) -> &[u8] {
         self.text(self.records[number as usize].path)
+    }
+
+    fn link(&self, number: u32) -> &[u8] {
+        self.text(self.records[number as usize].link)
     }
 
     pub(crate) fn add(&mut self, new: &New<'_>) -> Result<u32> {
@@ -319,68 +325,6 @@ impl Builder {
                 self.records[number as usize].kind = Kind::Opaque;
             }
         }
-    }
-
-    /// Finds what each hard link means: the file that had the path when the link was made.
-    fn resolve_links(&mut self, order: &[u32]) -> Result<()> {
-        if self.records.iter().all(|record| record.kind != Kind::HardLink) {
-            return Ok(());
-        }
-        let select = |wanted: &dyn Fn(Kind) -> bool| -> Vec<u32> {
-            order.iter().copied().filter(|number| wanted(self.records[*number as usize].kind)).collect()
-        };
-        let real = select(&|kind| !kind.is_mark());
-        let files = select(&|kind| !kind.is_mark() && kind != Kind::Directory);
-        for number in 0..self.records.len() as u32 {
-            if self.records[number as usize].kind != Kind::HardLink {
-                continue;
-            }
-            let target = self.link_target(number, &real, &files);
-            let Some(target) = target else {
-                self.records[number as usize].link_entry = LOWER;
-                continue;
-            };
-            let found = self.records[target as usize].clone();
-            if found.kind == Kind::Directory {
-                return Err(self.bad(number, EntryProblem::LinkToDirectory));
-            }
-            if is_below(self.path(target), self.path(number)) {
-                return Err(self.bad(number, EntryProblem::LinkInside));
-            }
-            // A link to a link is a link to what that one means.
-            let target = if found.kind == Kind::HardLink { found.link_entry } else { target };
-            let record = &mut self.records[number as usize];
-            (record.link_entry, record.content) = (target, found.content);
-            (record.mode, record.uid, record.gid) = (found.mode, found.uid, found.gid);
-            (record.modified, record.xattrs) = (found.modified, found.xattrs);
-        }
-        Ok(())
-    }
-
-    fn link_target(&self, number: u32, real: &[u32], files: &[u32]) -> Option<u32> {
-        let path = self.text(self.records[number as usize].link);
-        let target = self.last_before(path, number, real)?;
-        if self.sorted {
-            return Some(target);
-        }
-        let mut parent = split(path).0;
-        while !parent.is_empty() {
-            // A file that took the place of a directory above in the meantime took the target with it.
-            if self.last_before(parent, number, files).is_some_and(|file| file > target) {
-                return None;
-            }
-            parent = split(parent).0;
-        }
-        Some(target)
-    }
-
-    /// The last entry for `path` before `number` among some that are in path order: one search, however many there are.
-    fn last_before(&self, path: &[u8], number: u32, among: &[u32]) -> Option<u32> {
-        let after = among.partition_point(|other| {
-            path::compare(self.path(*other), path).then(other.cmp(&number)) == Ordering::Less
-        });
-        let last = *among.get(after.checked_sub(1)?)?;
-        (self.path(last) == path).then_some(last)
     }
 
     /// The content digest of each effective entry, and whether a directory is implied.

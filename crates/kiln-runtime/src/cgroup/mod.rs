@@ -17,7 +17,7 @@ use kiln_sys::{bpf, process};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::sandbox::{Isolation, OwnershipMode, Sandbox, Security};
+use crate::sandbox::{Confinement, Isolation, OwnershipMode, Security};
 use hierarchy::{Hierarchy, Version};
 
 /// Where the kernel's view of the hierarchies is mounted in a container.
@@ -79,10 +79,14 @@ impl CommandCgroup {
     ///
     /// A container that may do everything is left out. So is one that no filter keeps from clone3(2), which leads into any
     /// cgroup that can be seen at all; and one in a user namespace, where the kernel lets no device be opened anyway.
-    pub(crate) fn admit(&self, sandbox: &Sandbox) -> io::Result<(Option<process::Cgroup>, Membership)> {
-        let admitted = sandbox.isolation == Isolation::Namespaces
-            && sandbox.security == Security::Sandboxed
-            && sandbox.ownership == OwnershipMode::Kernel
+    pub(crate) fn admit(
+        &self,
+        confinement: Confinement,
+    ) -> io::Result<(Option<process::Cgroup>, Membership)> {
+        let Confinement { isolation, security, ownership, network: _ } = confinement;
+        let admitted = isolation == Isolation::Namespaces
+            && security == Security::Sandboxed
+            && ownership == OwnershipMode::Kernel
             && crate::seccomp::is_known_processor();
         match admitted.then(|| self.held()) {
             Some(Ok(held)) => Ok((Some(held.entrance()?), Membership::Member { shown: held.shown.clone() })),

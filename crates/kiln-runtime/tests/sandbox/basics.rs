@@ -50,7 +50,7 @@ fn signals(fixture: &Fixture) {
         &fixture.shell("sleep 100"),
         kiln_runtime::Streams::piped(),
         None,
-        &fixture.cgroup,
+        &fixture.launcher,
     )
     .expect("starts");
     running.signaller().kill().expect("kills");
@@ -250,8 +250,8 @@ fn directory_root(fixture: &Fixture) {
 
 fn kill(fixture: &Fixture) {
     let sandbox = fixture.shell("sleep 100 & sleep 100 & echo started; wait");
-    let mut running =
-        kiln_runtime::start(&sandbox, kiln_runtime::Streams::piped(), None, &fixture.cgroup).expect("starts");
+    let mut running = kiln_runtime::start(&sandbox, kiln_runtime::Streams::piped(), None, &fixture.launcher)
+        .expect("starts");
     let output = running.output.take().expect("a pipe");
     let mut bytes = [0_u8; 8];
     assert_eq!(rustix::io::read(&output, &mut bytes[..]), Ok(8));
@@ -269,7 +269,7 @@ fn dropping(fixture: &Fixture) {
         &fixture.shell("sleep 100"),
         kiln_runtime::Streams::piped(),
         None,
-        &fixture.cgroup,
+        &fixture.launcher,
     )
     .expect("starts");
     let output = running.output.take().expect("a pipe");
@@ -286,8 +286,8 @@ fn init(fixture: &Fixture) {
     assert_eq!((ran.output.as_str(), ran.finished.exit), ("2\n", Exit::Code(9)));
     let mut sandbox = fixture.shell("trap 'echo got; exit 3' TERM; echo ready; while :; do sleep 0.05; done");
     sandbox.process.first_process = FirstProcess::Init;
-    let mut running =
-        kiln_runtime::start(&sandbox, kiln_runtime::Streams::piped(), None, &fixture.cgroup).expect("starts");
+    let mut running = kiln_runtime::start(&sandbox, kiln_runtime::Streams::piped(), None, &fixture.launcher)
+        .expect("starts");
     let output = running.output.take().expect("a pipe");
     let mut bytes = [0_u8; 6];
     assert_eq!(rustix::io::read(&output, &mut bytes[..]), Ok(6));

@@ -201,7 +201,7 @@ fn death_of_kiln(fixture: &Fixture) {
 /// What the other kiln of the case above does.
 pub(crate) fn endless(fixture: &Fixture) {
     let sandbox = fixture.shell("echo hello; while :; do sleep 1; done");
-    let running = kiln_runtime::start(&sandbox, kiln_runtime::Streams::inherit(), None, &fixture.cgroup)
+    let running = kiln_runtime::start(&sandbox, kiln_runtime::Streams::inherit(), None, &fixture.launcher)
         .expect("starts");
     let _ = running.wait();
 }

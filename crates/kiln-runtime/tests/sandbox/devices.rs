@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use kiln_runtime::{CommandCgroup, Mount, MountKind, Security};
+use kiln_runtime::{Launcher, Mount, MountKind, Security};
 use kiln_sys::namespace::UserNamespace;
 use rustix::fs::{FileType, Mode, makedev, mknodat};
 
@@ -25,7 +25,7 @@ pub(crate) const CASES: &[Case] = &[
 
 /// Whether containers are held to the usual devices here. Prints why not where a case is skipped for that.
 fn has_rules(fixture: &Fixture, case: &str) -> bool {
-    match fixture.cgroup.make() {
+    match fixture.launcher.cgroup().make() {
         Ok(()) => true,
         Err(reason) => {
             println!("SKIPPED {case}: {reason}");
@@ -45,7 +45,7 @@ fn disk() -> (u32, u32) {
 
 /// Where nothing decides on devices no node may be opened, not even a harmless one.
 fn dead_nodes(fixture: &Fixture) {
-    if fixture.cgroup.make().is_ok() {
+    if fixture.launcher.cgroup().make().is_ok() {
         return;
     }
     let (major, minor) = disk();
@@ -190,7 +190,7 @@ fn killed_commands(fixture: &Fixture) {
     std::io::Read::read_to_end(&mut output, &mut Vec::new()).expect("its container is gone, too");
     assert_eq!(cgroups_of(kiln.id()).len(), 1, "nobody was left to remove it");
     for _ in 0..100 {
-        CommandCgroup::new().make().expect("made");
+        Launcher::new().cgroup().make().expect("made");
         if cgroups_of(kiln.id()).is_empty() {
             return;
         }
@@ -206,11 +206,11 @@ fn in_use(fixture: &Fixture) {
     }
     let mine = || cgroups_of(std::process::id());
     let before = mine().len();
-    let empty = CommandCgroup::new();
-    empty.make().expect("made");
+    let empty = Launcher::new();
+    empty.cgroup().make().expect("made");
     assert_eq!(mine().len(), before + 1);
-    let other = CommandCgroup::new();
-    other.make().expect("made");
+    let other = Launcher::new();
+    other.cgroup().make().expect("made");
     assert_eq!(mine().len(), before + 2, "one without a process is not taken for a left one");
     drop(other);
     let ran = kiln_runtime::run(&fixture.shell("true"), kiln_runtime::Streams::piped(), &empty);

@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use kiln_runtime::{CommandCgroup, Finished, OwnershipMode, RootSource, RuntimeError, Sandbox, Streams};
+use kiln_runtime::{Finished, Launcher, OwnershipMode, RootSource, RuntimeError, Sandbox, Streams};
 use kiln_sys::namespace::UserNamespace;
 use kiln_sys::overlay::{Overlay, Upper};
 
@@ -20,7 +20,7 @@ pub(crate) struct Fixture {
     /// What the cases run in.
     pub(crate) user: UserNamespace,
     /// For what outlives its statement.
-    pub(crate) cgroup: CommandCgroup,
+    pub(crate) launcher: Launcher,
     lower: PathBuf,
     number: std::sync::atomic::AtomicU32,
 }
@@ -69,7 +69,7 @@ impl Fixture {
             .map_err(|error| error.to_string())?;
         Ok(Self {
             user: user.clone(),
-            cgroup: CommandCgroup::new(),
+            launcher: Launcher::new(),
             directory,
             lower,
             number: std::sync::atomic::AtomicU32::new(0),
@@ -135,8 +135,8 @@ impl Root {
 
 /// Runs a sandbox to its end.
 pub(crate) fn run(sandbox: &Sandbox) -> Result<Ran, RuntimeError> {
-    let cgroup = CommandCgroup::new();
-    let mut running = kiln_runtime::start(sandbox, Streams::piped(), None, &cgroup)?;
+    let launcher = Launcher::new();
+    let mut running = kiln_runtime::start(sandbox, Streams::piped(), None, &launcher)?;
     let (output, error) = (running.output.take(), running.error.take());
     let reader = std::thread::spawn(move || text(error));
     let output = text(output);

@@ -12,6 +12,7 @@ mod devices;
 mod fixture;
 mod owners;
 mod terminals;
+mod waiting;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -49,7 +50,7 @@ fn main() {
     }
     let cases = match arranged {
         Some((_, hierarchies)) => {
-            let has_rules = fixture.cgroup.make();
+            let has_rules = fixture.launcher.cgroup().make();
             assert_eq!(has_rules.is_ok(), hierarchies != devices::Hierarchies::None, "{has_rules:?}");
             devices::CASES.to_vec()
         }
@@ -60,6 +61,7 @@ fn main() {
             devices::CASES,
             owners::CASES,
             terminals::CASES,
+            waiting::CASES,
         ]
         .concat(),
     };

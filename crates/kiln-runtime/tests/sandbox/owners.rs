@@ -104,7 +104,7 @@ fn shown(fixture: &Fixture) {
                   ln -s copy link; stat -c '%u:%g' link; stat -L -c '%u:%g' link; stat -c '%u' /proc/1; \
                   ls -ln copy | { read a b c d rest; echo $c:$d; }; ! stat /none 2> /dev/null";
     let mut running =
-        kiln_runtime::start(&root.shell(script), Streams::piped(), Some(&below), &fixture.cgroup)
+        kiln_runtime::start(&root.shell(script), Streams::piped(), Some(&below), &fixture.launcher)
             .expect("starts");
     let (output, error) = (running.output.take(), running.error.take());
     let (output, error) = (crate::fixture::text(output), crate::fixture::text(error));

@@ -20,7 +20,7 @@ fn own_terminal(fixture: &Fixture) {
         fixture.shell("tty; stty size; read line; echo got $line; stty size; ls -l /dev/console | wc -l");
     sandbox.process.terminal = Terminal::Own { rows: 33, columns: 77 };
     let mut running =
-        kiln_runtime::start(&sandbox, Streams::inherit(), None, &fixture.cgroup).expect("starts");
+        kiln_runtime::start(&sandbox, Streams::inherit(), None, &fixture.launcher).expect("starts");
     let terminal = running.terminal.take().expect("a terminal");
     let mut seen = String::new();
     let mut bytes = [0_u8; 256];
@@ -72,7 +72,7 @@ fn read_until(side: &OwnedFd, seen: &mut String, word: &str) {
 fn foreground(sandbox: &Sandbox, side: &OwnedFd, own_terminal: bool) -> Exit {
     let (input, output, error) = (side.as_fd(), side.as_fd(), side.as_fd());
     let watcher = Foreground { input, output, error, interactive: true, own_terminal };
-    run_in_foreground(sandbox, watcher, None, &kiln_runtime::CommandCgroup::new()).expect("runs").exit
+    run_in_foreground(sandbox, watcher, None, &kiln_runtime::Launcher::new()).expect("runs").exit
 }
 
 fn is_raw(side: &OwnedFd) -> bool {

@@ -66,6 +66,29 @@ fn an_archive_cut_anywhere_changes_nothing() {
     }
 }
 
+/// Docker writes `manifest.json` last.
+#[test]
+fn a_truncated_archive_is_told_to_be_one() {
+    let (one, two) = (layer("one"), layer("two"));
+    let config = config(&[&one, &two]);
+    let whole = archive(&[
+        ("c.json", Ok(config)),
+        ("a/layer.tar", Ok(one)),
+        ("b/layer.tar", Ok(two)),
+        ("manifest.json", docker("c.json", &["a/layer.tar", "b/layer.tar"])),
+    ]);
+    let header = |name: &str| whole.windows(name.len()).position(|window| window == name.as_bytes()).unwrap();
+    for name in ["c.json", "a/layer.tar", "b/layer.tar", "manifest.json"] {
+        let bytes = header(name) + 512 + 10;
+        let told = format!("it is truncated: it ends after {bytes} bytes, in the middle of {name}");
+        refused(&whole[..bytes], &told);
+    }
+    refused(&whole[..header("manifest.json")], "it is truncated: it has no end, and neither manifest.json");
+    let (whole, [_, _, layer]) = oci(|_| {});
+    let cut = whole.len() - 1024 - layer.len().next_multiple_of(512) - 512;
+    refused(&whole[..cut], "is named but not in it: it is truncated");
+}
+
 #[test]
 fn bytes_without_their_digest_are_refused() {
     let members = [

@@ -6,9 +6,10 @@ use std::time::Duration;
 use kiln_layer::{Compression, Owners};
 use kiln_oci::{ChainId, DiffId, Digest};
 use kiln_store::{
-    CacheMountIdentity, CacheMountSharing, CacheRecord, CacheToRemove, Collected, Collection, Error, Fault,
-    ImagesToRemove, Lease, Leased, Ownership, Removed, RootWay, Store,
+    Awaited, CacheMountIdentity, CacheMountSharing, CacheRecord, CacheToRemove, Collected, Collection, Error,
+    Fault, FirstMade, ImagesToRemove, Lease, Leased, Ownership, Removed, RootWay, Store, Wait,
 };
+use kiln_sys::lock::{Lock, Sharing};
 
 use crate::fixture::{Fixture, told};
 
@@ -141,11 +142,49 @@ fn a_layer_that_only_another_ownership_mode_can_read_is_not_there() {
         created: 0,
         name: String::new(),
     };
-    fixture.store.record(&record).unwrap();
+    fixture.store.record(&record, FirstMade::Kept).unwrap();
     assert!(fixture.store.cached(&key, &lease).unwrap().unwrap().present);
+    // What is made again was first made when it was, unless that was not to count.
+    for (created, made, expect) in [(7, FirstMade::Kept, 0), (8, FirstMade::Now, 8), (9, FirstMade::Kept, 8)]
+    {
+        let record = CacheRecord { created, ..record.clone() };
+        assert_eq!(fixture.store.record(&record, made).unwrap(), expect);
+        assert_eq!(fixture.store.cached(&key, &lease).unwrap().unwrap().created, expect);
+    }
     let other = Store::open(fixture.store.root(), Ownership::SubIds).unwrap();
     let lease = other.lease("other").unwrap();
     assert!(!other.cached(&key, &lease).unwrap().unwrap().present);
+}
+
+/// Steps that change nothing leave the same layer.
+#[test]
+fn a_layer_that_is_published_again_is_leased_and_nothing_stays_of_it() {
+    let fixture = Fixture::new();
+    let publish = |lease: &kiln_store::Lease| {
+        let prepared = fixture.store.prepare_root(lease, &[], RootWay::Overlay).unwrap();
+        let view = fixture.store.root_view(&[]).unwrap();
+        let new = fixture.store.capture(lease, &prepared, &view, Owners::Files, Some(0)).unwrap();
+        let layer = fixture.store.publish_layer(lease, ChainId::SCRATCH, new).unwrap();
+        lease.discard(&prepared);
+        lease.tidy();
+        let left = fs_err::read_dir(lease.directory()).unwrap();
+        let names: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+        (layer, names)
+    };
+    let snapshots = || fs_err::read_dir(fixture.store.root().join("overlay2")).unwrap().count();
+    let first = fixture.store.lease("first").unwrap();
+    let (layer, left) = publish(&first);
+    assert_eq!(left, ["lock"]);
+    let published = snapshots();
+    let second = fixture.store.lease("second").unwrap();
+    assert_eq!(publish(&second), (layer, vec!["lock".into()]));
+    assert_eq!(snapshots(), published);
+    drop(first);
+    fixture.collect(ImagesToRemove::None);
+    assert!(fixture.has(layer), "the second lease keeps it");
+    drop(second);
+    fixture.collect(ImagesToRemove::None);
+    assert!(!fixture.has(layer));
 }
 
 #[test]
@@ -181,7 +220,7 @@ impl Fixture {
             created: 0,
             name: "COPY".to_owned(),
         };
-        self.store.record(&record).unwrap();
+        self.store.record(&record, FirstMade::Kept).unwrap();
         let lease = self.store.lease("test").unwrap();
         lease.keep(Leased::Layer(layer)).unwrap();
         self.store.remove_image(&id.to_string(), false).unwrap();
@@ -250,6 +289,34 @@ fn looking_up_writes_nothing_and_collections_wait_for_it() {
     // The record outlives its layer.
     let late = fixture.store.lease_late("build").unwrap();
     assert!(!late.cached(&key).unwrap().unwrap().present);
+}
+
+#[test]
+fn a_collection_that_waits_says_for_whom() {
+    let fixture = Fixture::new();
+    let root = fixture.store.root();
+    let (sender, told) = std::sync::mpsc::channel();
+    fixture.store.tell_waits(move |wait| sender.send(wait.clone()).unwrap());
+    let late = fixture.store.lease_late("build").unwrap();
+    for (awaited, name) in [(Awaited::LookUp, "look.lock"), (Awaited::Collection, "collect.lock")] {
+        let held = match awaited {
+            Awaited::LookUp => None,
+            Awaited::Collection => Some(Lock::acquire(&root.join(name), Sharing::Exclusive).unwrap()),
+        };
+        let processes = kiln_sys::lock::holders(&root.join(name));
+        assert_eq!(processes, [std::process::id()]);
+        std::thread::scope(|scope| {
+            let collection = scope.spawn(|| fixture.store.collect(&Collection::default()).unwrap());
+            let wait = told.recv_timeout(Duration::from_secs(60));
+            drop(held);
+            late.begin().unwrap();
+            collection.join().unwrap();
+            assert_eq!(wait, Ok(Wait { awaited, processes }));
+        });
+    }
+    // Who need not wait says nothing.
+    fixture.store.collect(&Collection::default()).unwrap();
+    assert!(told.try_recv().is_err());
 }
 
 #[test]

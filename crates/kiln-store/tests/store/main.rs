@@ -4,6 +4,7 @@ mod archives;
 mod fixture;
 mod keeping;
 mod mounted;
+mod repair;
 #[path = "../../../../tests/skipped.rs"]
 mod skipped;
 mod sources;

@@ -27,6 +27,9 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Build) -> Result<u8> {
     let mode = Mode::choose(arguments.progress, arguments.quiet)?;
     // What is wrong on the command line is told before anything is waited for.
     let request = request(arguments)?;
+    if let Some(path) = &arguments.iidfile {
+        can_be_written(path)?;
+    }
     let inputs = context::open(root, &arguments.context, arguments.file.as_deref())?;
     let request = of(&inputs, request);
     let started = Instant::now();
@@ -85,13 +88,32 @@ fn find(root: Option<&Path>, request: &BuildRequest, rehearsal: &Rehearsal) -> R
     }
 }
 
+/// Whether a file can be where the image ID is to be written: a build may take long.
+fn can_be_written(path: &Path) -> Result<()> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let cannot = |error: rustix::io::Errno| {
+        Failure::new(Kind::Input, format!("cannot write the image ID to {}", path.display())).caused_by(error)
+    };
+    if path.is_dir() {
+        return Err(cannot(rustix::io::Errno::ISDIR).into());
+    }
+    let place = if path.exists() { path } else { directory };
+    Ok(rustix::fs::access(place, rustix::fs::Access::WRITE_OK).map_err(cannot)?)
+}
+
 fn report(arguments: &Build, built: &Built) -> Result<u8> {
     if let Some(path) = &arguments.iidfile {
         fs_err::write(path, built.id.to_string()).context("cannot write the image ID")?;
     }
     if arguments.quiet {
         writeln!(std::io::stdout(), "{}", built.id)?;
-    } else if !built.warnings.is_empty() {
+        return Ok(0);
+    }
+    if arguments.tag.is_empty() && arguments.iidfile.is_none() {
+        // Else nothing would tell what to run. With standard error closed the build was good all the same.
+        let _ = writeln!(std::io::stderr(), "\nimage {}", built.id);
+    }
+    if !built.warnings.is_empty() {
         write!(std::io::stderr(), "\n{}", built.warnings)?;
     }
     Ok(0)
@@ -218,6 +240,7 @@ fn explain(request: &BuildRequest, failure: BuildFailure, failed: &[FailedStep])
         | BuildError::Git { .. }
         | BuildError::GitStalled { .. }
         | BuildError::GitTooLarge { .. }
+        | BuildError::GitTooMany { .. }
         | BuildError::NoGit
         | BuildError::Runtime(_) => Kind::World,
         _ => Kind::Input,
@@ -232,7 +255,7 @@ fn explain(request: &BuildRequest, failure: BuildFailure, failed: &[FailedStep])
         _ => None,
     };
     let status = match &failure.error {
-        BuildError::Canceled => 130,
+        BuildError::Canceled => crate::interrupt::status(),
         _ => kind.status(),
     };
     let mut told = Failure::new(kind, format!("cannot build {}", request.dockerfile_name))

@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::Result;
+use kiln_store::{Checked, Fault, Store};
 
 use crate::progress::log::sanitise;
 use crate::session::{self, Files};
@@ -34,5 +35,30 @@ pub(crate) fn run(root: Option<&Path>) -> Result<u8> {
         counted(checked.layers, "layer"),
         counted(checked.blobs, "blob")
     )?;
+    if let Some(hint) = how_to_repair(&store, &checked)? {
+        writeln!(std::io::stderr(), "hint: {hint}")?;
+    }
     Ok(u8::from(!checked.faults.is_empty()))
+}
+
+/// What brings back what is damaged. A file that is gone or cut off comes back with the same archive alone; of one whose
+/// bytes are others, nothing tells before it is read.
+fn how_to_repair(store: &Store, checked: &Checked) -> Result<Option<String>> {
+    let in_database = |fault: &Fault| matches!(fault, Fault::Database { .. });
+    if checked.faults.iter().all(in_database) {
+        return Ok(None);
+    }
+    let mut names = Vec::new();
+    for image in &checked.damaged {
+        let own: Vec<String> = store.names_of(*image)?.iter().map(kiln_oci::Reference::familiar).collect();
+        names.extend(if own.is_empty() { vec![image.0.short()] } else { own });
+    }
+    let cache = "`kiln system prune -f`";
+    Ok(Some(match names.is_empty() {
+        true => format!("{cache} removes what is damaged"),
+        false => format!(
+            "`kiln rmi -f {}` and {cache} remove what is damaged; then load, import or build it again",
+            names.join(" ")
+        ),
+    }))
 }

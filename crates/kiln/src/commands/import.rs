@@ -38,6 +38,10 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Import) -> Result<u8> {
             let hint = format!("make an archive of it: tar -C {shown} -c . | kiln import -");
             return Err(failed(Errno::ISDIR).hint(hint).into());
         }
+        if (shown.starts_with("http://") || shown.starts_with("https://")) && !arguments.file.exists() {
+            let hint = format!("`curl -fL {shown} | kiln import -` imports what is there");
+            return Err(failed(Errno::NOENT).hint(hint).into());
+        }
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let file = rustix::fs::open(&arguments.file, flags, Mode::empty()).map_err(failed)?;
         (File::from(file), shown)

@@ -55,7 +55,13 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Load) -> Result<u8> {
             kiln_store::Error::NoImages | kiln_store::Error::Archive { .. } => Kind::Input,
             _ => Kind::World,
         };
-        let failure = Failure::new(kind, format!("cannot load {name}")).caused_by(error);
+        let failure = match error {
+            // It would be named twice.
+            kiln_store::Error::Archive { archive, reason } if archive == name => {
+                Failure::new(kind, format!("cannot load {name}: {reason}"))
+            }
+            error => Failure::new(kind, format!("cannot load {name}")).caused_by(error),
+        };
         if is_other { failure.hint("`kiln import` makes an image of a root file system") } else { failure }
     })?;
     report(&loaded)?;

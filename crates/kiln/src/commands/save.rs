@@ -59,9 +59,12 @@ fn explain(error: Error, output: Option<&Path>) -> Failure {
     let place = output.map_or_else(|| "standard output".to_owned(), |path| path.display().to_string());
     let cannot = Failure::new(Kind::World, format!("cannot save to {place}"));
     let told = match &error {
-        Error::Stopped => cannot.status(130),
+        Error::Stopped => cannot.status(interrupt::status()),
         Error::Output { source, .. } if source.kind() == ErrorKind::StorageFull => cannot
             .hint("there is not enough room for the archive where it is to be; nothing of it was left there"),
+        Error::Damaged { .. } => cannot.hint(
+            "`kiln system check` tells what else is damaged, and how to repair it; nothing in the archive can be relied on",
+        ),
         _ => cannot,
     };
     told.caused_by(error)

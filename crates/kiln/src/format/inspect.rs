@@ -159,6 +159,10 @@ impl Typed<'_> {
                     "Config" => OPTIONAL_IN_CONFIG.as_slice(),
                     _ => &[],
                 };
+                // Docker's structure and its JSON name it differently, and templates may use either.
+                if let (true, Some(id)) = (name.is_empty(), map.get("Id").cloned()) {
+                    map.entry("ID".into()).or_insert(id);
+                }
                 for (member, zero) in optional {
                     map.entry((*member).into()).or_insert_with(|| match zero {
                         Zero::Text | Zero::Flag => zero.value(),
@@ -279,6 +283,7 @@ mod tests {
     #[test]
     fn templates() {
         check("{{.Id}}", "sha256:0f7396cbbc2a");
+        check("{{.ID}}", "sha256:0f7396cbbc2a");
         check("{{.RootFS.Layers}}", "[sha256:1bcc sha256:f3d2]");
         check("{{json .RootFS.Layers}}", r#"["sha256:1bcc","sha256:f3d2"]"#);
         check(

@@ -257,13 +257,15 @@ fn a_download_can_be_interrupted() {
     let web = Web::start();
     web.put("/endless", Page { endless: true, ..Page::default() });
     bench.write("Dockerfile", &format!("FROM scratch\nADD {} /f\n", web.url("/endless")));
-    let mut build = bench.start("build");
-    until("the download has begun", || !web.log().is_empty());
-    std::thread::sleep(std::time::Duration::from_millis(200));
-    let start = Instant::now();
-    kill_process(build.process(), Signal::INT).expect("interrupted");
-    let status = build.wait();
-    assert!(start.elapsed() < PATIENCE / 2, "{:?}", start.elapsed());
-    assert_eq!(status.code(), Some(130), "{}", bench.read("build.err"));
-    assert_eq!(bench.leases(), 0);
+    for (signal, status) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        let mut build = bench.start("build");
+        until("the download has begun", || !web.log().is_empty());
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let start = Instant::now();
+        kill_process(build.process(), signal).expect("interrupted");
+        let ended = build.wait();
+        assert!(start.elapsed() < PATIENCE / 2, "{:?}", start.elapsed());
+        assert_eq!(ended.code(), Some(status), "{}", bench.read("build.err"));
+        assert_eq!(bench.leases(), 0);
+    }
 }

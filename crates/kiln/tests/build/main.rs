@@ -8,10 +8,12 @@ mod dice;
 mod downloads;
 mod hostile;
 mod kills;
+mod layers;
 mod mounted;
 mod recipe;
 mod refusals;
 mod repositories;
+mod same_image;
 #[path = "../../../../tests/skipped.rs"]
 mod skipped;
 mod stale;

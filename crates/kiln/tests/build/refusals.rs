@@ -121,6 +121,19 @@ fn refusals_are_clear_and_change_nothing() {
 }
 
 #[test]
+fn where_the_image_id_cannot_be_written_nothing_is_built() {
+    let Some(bench) = Bench::new() else { return };
+    bench.write("Dockerfile", "FROM bb\nRUN echo in the step\n");
+    for (path, why) in [("none/id", "No such file or directory"), ("context", "Is a directory")] {
+        let refused = bench.run("store", &["build", "--iidfile", path, "-f", "Dockerfile", "context"]);
+        let told = text(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(1), "{told}");
+        let expect = format!("kiln: cannot write the image ID to {path}: {why}");
+        assert!(told.starts_with(&expect) && !told.contains("in the step"), "{told}");
+    }
+}
+
+#[test]
 fn a_store_of_a_newer_kiln_is_left_alone() {
     let Some(bench) = Bench::new() else { return };
     let database = bench.path("store/kiln.db");

@@ -26,7 +26,7 @@ pub(crate) fn facts(place: &Path, user: Option<&str>) -> Vec<(String, String)> {
         output(Command::new(program).args(words)).map(|text| text.trim().to_owned()).unwrap_or_default()
     };
     let shown = place.to_string_lossy();
-    let filesystem = ask("stat", &["--file-system", "--format", "%T", &shown]);
+    let filesystem = ask("findmnt", &["--noheadings", "--output", "FSTYPE", "--target", &shown]);
     let load = read("/proc/loadavg").split(' ').next().unwrap_or_default().to_owned();
     let rows = [
         ("processor", format!("{model}, {cores} cores{sha}")),

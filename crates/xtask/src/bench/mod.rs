@@ -19,7 +19,6 @@ mod same;
 mod workload;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -222,9 +221,8 @@ fn start(
 /// The release program.
 pub(crate) fn build_kiln() -> Result<PathBuf> {
     say("building kiln (release)");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let words = ["build", "--release", "--quiet", "--package", "kiln"];
-    machine::run(Command::new(cargo).current_dir(repository()).args(words))?;
+    machine::run(machine::cargo().args(words))?;
     Ok(target_directory().join("release/kiln"))
 }
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::Result;
 
 use super::outcome::Program;
-use crate::machine::{self, has, repository};
+use crate::machine::{self, has};
 
 /// How many parts are named.
 const PARTS: usize = 20;
@@ -17,8 +17,8 @@ const PARTS: usize = 20;
 pub(crate) fn measure(place: &Path) -> Result<Program> {
     let target = place.join("clean-build");
     let _ = std::fs::remove_dir_all(&target);
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(repository()).args(["build", "--release", "--workspace", "--quiet"]);
+    let mut cargo = machine::cargo();
+    cargo.args(["build", "--release", "--workspace", "--quiet"]);
     // Names of functions are needed to tell what they take; the program is shipped without.
     cargo.env("CARGO_TARGET_DIR", &target).env("CARGO_PROFILE_RELEASE_STRIP", "none");
     let started = Instant::now();

@@ -12,17 +12,18 @@ use crate::apt::source_of;
 use crate::demo::debian_root;
 use crate::machine::{self, has, is_root, run, say, target_directory};
 use packages::Kernel;
-use programs::{Programs, Tests};
+use programs::Programs;
 
-const USAGE: &str = "usage: cargo xtask kernels [--suite NAME]... [--kernel FILE[,FILE]...]... [--tests]
+const USAGE: &str = "usage: cargo xtask kernels [--suite NAME]... [--kernel FILE[,FILE]...]... [--tests] [--tests-of CRATE]...
 
 Boots kernels of Debian packages in qemu, which emulates the processor, and checks kiln's usual commands there as root, as a user
 with sub-identifiers and as one without. Needs root, Debian on x86-64 and some minutes for each kernel.
 
-  --suite NAME    the kernel for cloud machines of a Debian suite, from the machine's own mirror; without any option those of
-                  bullseye, bookworm and trixie
-  --kernel FILES  the kernel in these Debian packages, parted by commas
-  --tests         run the tests of kiln, kiln-layer, kiln-runtime, kiln-store and kiln-sys, too: hours";
+  --suite NAME      the kernel for cloud machines of a Debian suite, from the machine's own mirror; where no kernel is named,
+                    those of bullseye, bookworm and trixie
+  --kernel FILES    the kernel in these Debian packages, parted by commas
+  --tests           run the tests of kiln, kiln-layer, kiln-runtime, kiln-store and kiln-sys, too: hours
+  --tests-of CRATE  run the tests of one crate, too";
 
 /// What is installed if it is missing: a program and its package.
 const PACKAGES: [(&str, &str); 5] = [
@@ -36,7 +37,11 @@ const PACKAGES: [(&str, &str); 5] = [
 /// What the guest's system has besides the essential packages.
 const GUEST: &str = "ca-certificates,busybox-static,uidmap,kmod,git,python3-minimal,procps,mount,bsdutils";
 
+/// Crates whose tests depend on the kernel.
+const CRATES: [&str; 5] = ["kiln", "kiln-layer", "kiln-runtime", "kiln-store", "kiln-sys"];
+
 /// Where a kernel comes from.
+#[derive(Debug, PartialEq, Eq)]
 enum Source {
     Suite(String),
     Files(Vec<PathBuf>),
@@ -60,7 +65,7 @@ pub(crate) fn run_all(words: &[String]) -> Result<()> {
     let place = target_directory().join("kernels");
     std::fs::create_dir_all(&place)?;
     let place = place.canonicalize()?;
-    let programs = Programs::prepare(&place, tests)?;
+    let programs = Programs::prepare(&place, &tests)?;
     let system = guest_system(&place)?;
     let mut table = Vec::new();
     for source in &sources {
@@ -85,12 +90,13 @@ pub(crate) fn run_all(words: &[String]) -> Result<()> {
     Ok(())
 }
 
-fn parse(words: &[String]) -> Result<(Vec<Source>, Tests)> {
-    let (mut sources, mut tests) = (Vec::new(), Tests::Skipped);
+/// The kernels, and the crates whose tests are run.
+fn parse(words: &[String]) -> Result<(Vec<Source>, Vec<String>)> {
+    let (mut sources, mut tests) = (Vec::new(), Vec::new());
     let mut words = words.iter().map(String::as_str);
     while let Some(word) = words.next() {
         if word == "--tests" {
-            tests = Tests::Run;
+            tests = CRATES.map(str::to_owned).into();
             continue;
         }
         match (word, words.next()) {
@@ -98,6 +104,7 @@ fn parse(words: &[String]) -> Result<(Vec<Source>, Tests)> {
             ("--kernel", Some(files)) => {
                 sources.push(Source::Files(files.split(',').map(PathBuf::from).collect()));
             }
+            ("--tests-of", Some(name)) => tests.push(name.to_owned()),
             _ => bail!("{USAGE}"),
         }
     }
@@ -125,4 +132,28 @@ fn guest_system(place: &std::path::Path) -> Result<PathBuf> {
     std::fs::remove_file(&archive)?;
     std::fs::rename(&fresh, &disk)?;
     Ok(disk)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(line: &str, sources: &[Source], tests: &[&str]) {
+        let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+        let (kernels, crates) = parse(&words).unwrap();
+        assert_eq!(kernels, sources, "{line}");
+        assert_eq!(crates, tests, "{line}");
+    }
+
+    #[test]
+    fn words_name_kernels_and_crates() {
+        let suite = |name: &str| Source::Suite(name.to_owned());
+        check("", &["bullseye", "bookworm", "trixie"].map(suite), &[]);
+        check("--suite sid --tests-of kiln-sys", &[suite("sid")], &["kiln-sys"]);
+        let files = Source::Files(["a.deb", "b.deb"].map(PathBuf::from).into());
+        check("--tests --kernel a.deb,b.deb", &[files], &CRATES);
+        for line in ["--suite", "--kernel", "--test", "sid"] {
+            assert!(parse(&[line.to_owned()]).is_err(), "{line}");
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::machine::{output, repository, run, say, target_directory};
+use crate::machine::{cargo, output, repository, run, say, target_directory};
 
 const TOUR: &str = include_str!("tour.sh");
 const DOCKERFILE: &str = include_str!("Dockerfile");
@@ -16,24 +16,15 @@ const PROGRAMS: [&str; 21] = [
     "sh", "stat", "stty", "touch", "true", "tty", "wc",
 ];
 
-/// Crates whose tests depend on the kernel.
-const CRATES: [&str; 5] = ["kiln", "kiln-layer", "kiln-runtime", "kiln-store", "kiln-sys"];
-
-/// Whether the tests are run besides the tour.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Tests {
-    Run,
-    Skipped,
-}
-
 /// A disk with all that the guest needs.
 pub(crate) struct Programs {
     pub(crate) disk: PathBuf,
 }
 
 impl Programs {
-    /// Builds everything, and learns from this machine's kernel what image has to come out.
-    pub(crate) fn prepare(place: &Path, tests: Tests) -> Result<Self> {
+    /// Builds everything, and learns from this machine's kernel what image has to come out. The tests of these
+    /// crates are run after the tour.
+    pub(crate) fn prepare(place: &Path, tests: &[String]) -> Result<Self> {
         say("building kiln (release)");
         run(cargo().args(["build", "--release", "--quiet", "--package", "kiln"]))?;
         let kiln = target_directory().join("release/kiln");
@@ -53,19 +44,13 @@ impl Programs {
         std::fs::create_dir_all(here.join("tour"))?;
         base_image(&kiln, &here, &files.join("base.image"))?;
         expected_id(&kiln, &here, &files)?;
-        if tests == Tests::Run {
-            add_tests(&files, &kiln)?;
+        if !tests.is_empty() {
+            add_tests(&files, &kiln, tests)?;
         }
         let disk = place.join("programs.ext4");
         super::guest::make_disk(&files, &disk, "4G")?;
         Ok(Self { disk })
     }
-}
-
-fn cargo() -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(repository());
-    command
 }
 
 /// busybox and more files than a layer may have that is unpacked for being small.
@@ -114,11 +99,11 @@ fn expected_id(kiln: &Path, here: &Path, files: &Path) -> Result<()> {
 }
 
 /// Programs of tests, the repository's files, and a list of both by the paths that the tests were built with.
-fn add_tests(files: &Path, kiln: &Path) -> Result<()> {
+fn add_tests(files: &Path, kiln: &Path, crates: &[String]) -> Result<()> {
     say("building the tests");
     let mut build = cargo();
     build.args(["test", "--no-run", "--quiet", "--message-format=json"]);
-    build.args(CRATES.iter().flat_map(|name| ["--package", name]));
+    build.args(crates.iter().flat_map(|name| ["--package", name]));
     let mut list = String::new();
     for line in output(&mut build)?.lines() {
         let message: serde_json::Value = serde_json::from_str(line)?;

@@ -1,0 +1,142 @@
+//! Files of the store that are gone, cut off or changed: nothing bad goes out, and an archive brings them back.
+
+use kiln_layer::Compression;
+use kiln_oci::Digest;
+use kiln_store::{ArchiveForm, CacheToRemove, Collection, Error, Fault, LoadEvent, Saving, Store, Unpacking};
+
+use crate::fixture::{Fixture, image_of, layer, oci};
+
+const PLAIN: Saving<'_> = Saving { compression: Compression::Plain, stopped: &|| false };
+
+/// A change to a file of the store.
+type Damage = fn(&std::path::Path);
+
+fn gone(path: &std::path::Path) {
+    fs_err::remove_file(path).unwrap();
+}
+
+fn cut_off(path: &std::path::Path) {
+    let length = fs_err::metadata(path).unwrap().len();
+    fs_err::OpenOptions::new().write(true).open(path).unwrap().into_file().set_len(length / 2).unwrap();
+}
+
+/// One bit, in a tar of its padding, which leaves one that can be read.
+fn changed(path: &std::path::Path) {
+    let mut bytes = fs_err::read(path).unwrap();
+    let position = if bytes.len() > 600 { 520 } else { 0 };
+    bytes[position] ^= 1;
+    fs_err::write(path, bytes).unwrap();
+}
+
+impl Fixture {
+    /// Loads `archive.tar` again; says of each layer whether it was known.
+    fn load_again(&self, store: &Store) -> Vec<bool> {
+        let mut known = Vec::new();
+        let mut progress = |LoadEvent::Layer { known: is_known, .. }: LoadEvent| known.push(is_known);
+        let lease = store.lease("test").unwrap();
+        store.load(&lease, &self.path("archive.tar"), Unpacking::Later, &mut progress).unwrap();
+        known
+    }
+
+    fn save(&self, form: Option<ArchiveForm>, how: &Saving<'_>) -> Result<(), Error> {
+        let store = self.again();
+        let lease = store.lease("save").unwrap();
+        let images = store.images_to_save(&["app:1".to_owned()]).unwrap();
+        let path = self.path("saved");
+        let saved = match form {
+            Some(form) => store.save_to_file(&lease, &images, form, how, &path),
+            None => store.save_to_directory(&lease, &images, how, &path),
+        };
+        assert_eq!(path.exists(), saved.is_ok());
+        let _ = fs_err::remove_file(&path);
+        let _ = fs_err::remove_dir_all(&path);
+        saved
+    }
+}
+
+#[test]
+fn a_load_brings_back_what_is_gone_or_cut_off() {
+    let tar = layer("hello\n");
+    let (archive, [manifest, config, _]) = oci(|_| {});
+    for (archive, manifest) in [(archive, Some(manifest)), (image_of(&[&tar]), None)] {
+        for damage in [gone as Damage, cut_off] {
+            for what in ["blob", "index", "config", "manifest"] {
+                let fixture = Fixture::new();
+                let lease = fixture.store.lease("test").unwrap();
+                fs_err::write(fixture.path("archive.tar"), &archive).unwrap();
+                let path = fixture.path("archive.tar");
+                let loaded = fixture.store.load(&lease, &path, Unpacking::Later, &mut |_| {}).unwrap();
+                assert_eq!(fixture.load_again(&fixture.again()), [true]);
+                let blob = |bytes: &[u8]| fixture.store.blob_path(&Digest::of(bytes));
+                damage(&match (what, &manifest) {
+                    ("blob", _) => blob(&tar),
+                    ("index", _) => fixture.path("store/index").join(Digest::of(&tar).hex()),
+                    ("manifest", Some(manifest)) => blob(manifest),
+                    ("config", Some(_)) => blob(&config),
+                    ("config", None) => fixture.store.blob_path(&loaded[0].id.0),
+                    _ => continue,
+                });
+                let store = fixture.again();
+                assert_eq!(store.check().unwrap().faults.len(), 1, "{what}");
+                let known = matches!(what, "config" | "manifest");
+                assert_eq!(fixture.load_again(&store), [known], "{what}");
+                assert_eq!(fixture.again().check().unwrap().faults, [], "{what}");
+                assert_eq!(fixture.load_again(&fixture.again()), [true]);
+                fixture.save(Some(ArchiveForm::Docker), &PLAIN).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_changed_does_not_go_out_and_is_repaired_as_the_check_says() {
+    let fixture = Fixture::new();
+    let tar = layer("hello\n");
+    fs_err::write(fixture.path("archive.tar"), image_of(&[&tar])).unwrap();
+    fixture.load_again(&fixture.store);
+    fixture.save(None, &PLAIN).unwrap();
+    let blob = Digest::of(&tar);
+    let path = fixture.store.blob_path(&blob);
+    for damage in [changed as Damage, cut_off, gone] {
+        damage(&path);
+        for form in [Some(ArchiveForm::Docker), Some(ArchiveForm::Oci), None] {
+            let error = fixture.save(form, &PLAIN).unwrap_err();
+            let expect = format!("blob {blob} in the store is damaged: ");
+            assert!(matches!(error, Error::Damaged { .. }), "{error}");
+            assert!(error.to_string().starts_with(&expect), "{error}");
+        }
+        let store = fixture.again();
+        let checked = store.check().unwrap();
+        assert!(matches!(&checked.faults[..], [Fault::Blob { blob: found, .. }] if *found == blob));
+        assert_eq!(checked.damaged, [store.resolve("app:1").unwrap()]);
+        store.remove_image("app:1", true).unwrap();
+        store.collect(&Collection { cache: CacheToRemove::Unused, ..Collection::default() }).unwrap();
+        assert_eq!(fixture.load_again(&fixture.again()), [false]);
+        assert_eq!(fixture.again().check().unwrap().faults, []);
+    }
+    // What an earlier boot left is no reason to load again what is there.
+    fixture.change(&format!(
+        "INSERT INTO blobs VALUES (x'{0}', 5, 'an earlier boot', 0); \
+         INSERT INTO layer_blobs VALUES (x'{1}', x'{0}', 'gzip')",
+        Digest::of(b"torn").hex(),
+        blob.hex()
+    ));
+    assert_eq!(fixture.load_again(&fixture.again()), [true]);
+}
+
+/// A compressed blob that is made of a damaged one would have a digest that fits.
+#[test]
+fn what_is_changed_is_not_compressed() {
+    let fixture = Fixture::new();
+    let layer = fixture.built("app");
+    let how = Saving { compression: Compression::Gzip, ..PLAIN };
+    let blobs = |store: &Store| store.layer_blobs(layer).unwrap();
+    for _ in 0..2 {
+        fixture.save(Some(ArchiveForm::Oci), &how).unwrap();
+    }
+    let [blob] = &blobs(&fixture.store)[..] else { panic!("one blob") };
+    changed(&fixture.store.blob_path(&blob.digest));
+    let how = Saving { compression: Compression::Zstd, ..PLAIN };
+    assert!(matches!(fixture.save(Some(ArchiveForm::Oci), &how), Err(Error::Damaged { .. })));
+    assert_eq!(blobs(&fixture.again()).len(), 1);
+}
