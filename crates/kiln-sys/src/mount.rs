@@ -537,7 +537,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let thread = std::thread::spawn(move || {
             if let Err(error) = crate::process::separate_mounts() {
-                eprintln!("SKIPPED: a mount namespace needs root: {error}");
+                crate::skipped::skipped(&format!("a mount namespace needs root: {error}"));
                 return;
             }
             for flag in KEPT {
@@ -571,7 +571,7 @@ mod tests {
             unsafe { program.pre_exec(prepare) };
             match program.status() {
                 Err(error) if !rustix::process::geteuid().is_root() => {
-                    eprintln!("SKIPPED: a mount namespace needs root: {error}");
+                    crate::skipped::skipped(&format!("a mount namespace needs root: {error}"));
                     return;
                 }
                 status => assert!(status.expect("remounted").success(), "{flag:?}"),

@@ -51,7 +51,6 @@ pub(crate) fn run_lessons(directory: &Path) -> Result<()> {
         bail!("no page of {} has a Dockerfile between fences", directory.display());
     }
     say("building kiln");
-
     run(machine::cargo().args(["build", "--quiet", "--package", "kiln"]))?;
     let place = target_directory().join("demo");
     std::fs::create_dir_all(&place)?;
