@@ -69,7 +69,7 @@ impl<'a> BuildContext<'a> {
     pub(crate) fn open(path: &Path, ignore: &[u8], caches: Option<Directory>) -> Result<Self> {
         let _span = kiln_trace::span("open context");
         let root = Root::open(path)?;
-        let ignore = IgnoreMatcher::parse(ignore)?;
+        let ignore = IgnoreMatcher::parse(ignore).map_err(Error::IgnoreFile)?;
         let stat = root.directory().stat_self()?;
         let caches = caches.filter(|_| tells_changes(root.directory()));
         let cache = RwLock::new(StatCache::open(caches, (stat.st_dev, stat.st_ino)));

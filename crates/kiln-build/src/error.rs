@@ -204,6 +204,9 @@ pub enum Error {
     /// A word could not be expanded, or a value is not what it should be.
     #[error(transparent)]
     Syntax(#[from] kiln_dockerfile::Error),
+    /// A pattern of the ignore file.
+    #[error("cannot read the ignore file")]
+    IgnoreFile(#[source] kiln_dockerfile::Error),
     /// A file of the context or the store.
     #[error("cannot {action} {path}")]
     File {

@@ -32,6 +32,9 @@ mod request;
 mod route;
 mod run;
 mod select;
+#[cfg(test)]
+#[path = "../../../tests/skipped.rs"]
+mod skipped;
 mod stage;
 mod staging;
 mod stat_cache;

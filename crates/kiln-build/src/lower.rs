@@ -6,8 +6,9 @@ mod arguments;
 use std::collections::BTreeMap;
 
 use kiln_dockerfile::{
-    CopySource as StageSource, Diagnostic, Dockerfile, Expander, Instruction, Kind, Linter, Mount, MountType,
-    Sharing, SourceKind, Span, Stage, history, predefined, source_kind,
+    CopySource as StageSource, Diagnostic, Dockerfile, Expander, IgnoreMatcher, Instruction, Kind, Linter,
+    Mount, MountType, Sharing, SourceKind, Span, Stage, clean_path, glob_match, has_wildcards, history,
+    predefined, source_kind,
 };
 use kiln_graph::{Graph, Vertex, VertexId};
 use kiln_oci::{ImageConfig, Platform, Reference};
@@ -16,8 +17,8 @@ use self::arguments::{declare_meta_args, default_args, lint_stages, source_date_
 use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::operation::{
-    Access, CacheSharing, CopyKind, CopyOperation, CopySource, MountSource, Operation, ROOT, RunMount,
-    RunMountKind, RunOperation, SecurityMode, WorkdirOperation,
+    Access, CacheOwner, CacheSharing, CopyKind, CopyOperation, CopySource, MountSource, Operation, ROOT,
+    RunMount, RunMountKind, RunOperation, SecurityMode, WorkdirOperation,
 };
 use crate::request::{BuildRequest, Entitlement, NetworkMode};
 use crate::stage::{PlannedHistory, Scope, StageState, absolute, absolute_destination, working_directory};
@@ -83,6 +84,7 @@ pub(crate) fn lower(
         downloads: BTreeMap::new(),
         repositories: Vec::new(),
         linter,
+        faults: Vec::new(),
     };
     lowering.stage(target, 0)?;
     let mut state = lowering.stages.remove(&target).unwrap_or_else(|| unreachable_stage(request));
@@ -90,12 +92,14 @@ pub(crate) fn lower(
         let labels = state.image.config.labels.get_or_insert_default();
         labels.extend(request.labels.iter().map(|(name, value)| (name.clone(), value.clone())));
     }
+    let mut findings = lowering.linter.into_findings();
+    findings.append(&mut lowering.faults);
     Ok(Lowered {
         graph: lowering.graph,
         target: state.vertex,
         image: state.image,
         history: state.history,
-        findings: lowering.linter.into_findings(),
+        findings,
     })
 }
 
@@ -122,6 +126,8 @@ struct Lowering<'a> {
     /// Repositories that were added before.
     repositories: Vec<(crate::git::GitAddress, VertexId)>,
     linter: Linter<'a>,
+    /// What cannot be built, found while everything is looked at.
+    faults: Vec<Diagnostic>,
 }
 
 /// Where a stage is: for names of vertices.
@@ -257,7 +263,10 @@ impl Lowering<'_> {
                     format!("the base image's ONBUILD trigger {trigger:?} cannot be read: {reason}");
                 instruction_error(message, span)
             })?;
+            let known = self.faults.len();
             self.instruction(state, stage, &instruction, steps).map_err(|error| at(error, span))?;
+            // This file's place for it is where the base is named.
+            self.faults[known..].iter_mut().for_each(|fault| fault.span = span);
         }
         steps.trigger = false;
         Ok(())
@@ -511,13 +520,21 @@ impl Lowering<'_> {
     }
 
     fn transfer(
-        &self,
+        &mut self,
         state: &StageState,
         transfer: &kiln_dockerfile::Transfer,
         from: MountSource,
         kind: CopyKind,
         parents: bool,
     ) -> CopyOperation {
+        let paths = transfer.sources.iter().filter(|source| source_kind(&source.text) == SourceKind::Path);
+        let malformed = paths.filter(|source| is_malformed(&source.text)).chain(
+            transfer.exclude.iter().filter(|pattern| IgnoreMatcher::new([pattern.text.as_str()]).is_err()),
+        );
+        self.faults
+            .extend(malformed.map(|word| {
+                Diagnostic::error(format!("syntax error in pattern {:?}", word.text), word.span)
+            }));
         let paths = transfer.sources.iter().map(|source| CopySource::Path(source.text.clone()));
         let inline = transfer
             .inline
@@ -536,6 +553,16 @@ impl Lowering<'_> {
             epoch: self.epoch,
         }
     }
+}
+
+/// Whether a path has wildcards that mean nothing: they would match nothing, and nothing is no error.
+fn is_malformed(path: &str) -> bool {
+    let pattern = clean_path(path);
+    // By component, too, as files are looked up: a class that reaches over a slash holds no name.
+    has_wildcards(&pattern)
+        && std::iter::once(pattern.as_str())
+            .chain(pattern.split('/'))
+            .any(|part| glob_match(part, "").is_err())
 }
 
 /// An operation, its further inputs, and its history text.
@@ -559,10 +586,9 @@ fn run_mount(state: &StageState, mount: &Mount, source: MountSource, span: Span)
                 Some(Sharing::Locked) => CacheSharing::Locked,
             },
             source,
+            // As in BuildKit, they count where the whole is mounted alone.
+            owner: (path == "/").then(|| cache_owner(mount)).flatten(),
             path,
-            uid: mount.uid.unwrap_or(0),
-            gid: mount.gid.unwrap_or(0),
-            mode: mount.mode.unwrap_or(0o755),
             access,
         },
         MountType::Secret | MountType::Ssh => {
@@ -570,6 +596,18 @@ fn run_mount(state: &StageState, mount: &Mount, source: MountSource, span: Span)
         }
     };
     Ok(RunMount { target, kind })
+}
+
+fn cache_owner(mount: &Mount) -> Option<CacheOwner> {
+    if mount.uid.is_none() && mount.gid.is_none() && mount.mode.is_none() {
+        return None;
+    }
+    let CacheOwner { uid, gid, mode } = CacheOwner::ROOT;
+    Some(CacheOwner {
+        uid: mount.uid.unwrap_or(uid),
+        gid: mount.gid.unwrap_or(gid),
+        mode: mount.mode.unwrap_or(mode),
+    })
 }
 
 /// There is no way yet to give secrets or an agent to a build: those that are not required are simply not there.
@@ -787,6 +825,38 @@ mod tests {
         let path = format!("PATH={}", crate::stage::DEFAULT_PATH);
         let expect = ["A=3", "B=4", "A=2", "C=9", &path, "D=245", "N=C=6", "C=6=7", "C=6=8"];
         assert_eq!(lowered.image.config.env.expect("variables"), expect);
+    }
+
+    #[test]
+    fn malformed_patterns_are_refused_where_they_stand() {
+        for (instruction, word) in [
+            ("COPY a[ /o/", "a["),
+            ("COPY fine* [ /o/", "["),
+            ("COPY [] /o/", "[]"),
+            ("COPY [-] /o/", "[-]"),
+            ("COPY [^] /o/", "[^]"),
+            ("ADD *[ /o/", "*["),
+            ("ADD d/[ /o/", "d/["),
+            ("COPY a*[ /o/", "a*["),
+            ("COPY [a/b] /o/", "[a/b]"),
+            ("COPY --parents d/./x[ /o/", "d/./x["),
+            ("COPY --exclude=*.md --exclude=y[ . /o/", "y["),
+        ] {
+            let request = request(&format!("FROM scratch\n{instruction}\n"), &[]);
+            let parsed = kiln_dockerfile::parse(&request.dockerfile);
+            let findings = lower(&parsed.dockerfile, &request, &mut NoBases).expect("lowered").findings;
+            let [fault] = findings.as_slice() else { panic!("{instruction}: {findings:?}") };
+            assert_eq!(fault.severity, kiln_dockerfile::Severity::Error, "{instruction}");
+            assert_eq!(fault.message, format!("syntax error in pattern {word:?}"), "{instruction}");
+            let place = &request.dockerfile[fault.span.start..fault.span.end];
+            assert!(String::from_utf8_lossy(place).contains(word), "{instruction}");
+        }
+        for instruction in ["COPY a\\\\[ /o/", "COPY [[] [a-z]* /o/", "ADD https://localhost/a[ /o/"] {
+            let request = request(&format!("FROM scratch\n{instruction}\n"), &[]);
+            let parsed = kiln_dockerfile::parse(&request.dockerfile);
+            let findings = lower(&parsed.dockerfile, &request, &mut NoBases).expect("lowered").findings;
+            assert_eq!(findings, [], "{instruction}");
+        }
     }
 
     #[test]

@@ -71,14 +71,26 @@ pub(crate) enum RunMountKind {
         sharing: CacheSharing,
         source: MountSource,
         path: String,
-        uid: u32,
-        gid: u32,
-        mode: u32,
+        /// What a directory of its own begins with, where the Dockerfile says so.
+        owner: Option<CacheOwner>,
         access: Access,
     },
     Tmpfs {
         size: u64,
     },
+}
+
+/// `uid=`, `gid=` and `mode=` of a cache mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CacheOwner {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) mode: u32,
+}
+
+impl CacheOwner {
+    /// What stands in for what is not said.
+    pub(crate) const ROOT: Self = Self { uid: 0, gid: 0, mode: 0o755 };
 }
 
 /// What a mount shows.
@@ -234,7 +246,8 @@ impl RunMount {
             RunMountKind::Bind { access: mode, .. } => {
                 Value::object([("kind", Value::from("bind")), target, access(*mode)])
             }
-            RunMountKind::Cache { id, sharing, uid, gid, mode, access: writable, path, .. } => {
+            RunMountKind::Cache { id, sharing, owner, access: writable, path, .. } => {
+                let CacheOwner { uid, gid, mode } = owner.unwrap_or(CacheOwner::ROOT);
                 let sharing = match sharing {
                     CacheSharing::Shared => "shared",
                     CacheSharing::Private => "private",
@@ -246,9 +259,9 @@ impl RunMount {
                     ("id", Value::from(id.as_str())),
                     ("sharing", Value::from(sharing)),
                     ("path", Value::from(path.as_str())),
-                    ("uid", Value::from(*uid)),
-                    ("gid", Value::from(*gid)),
-                    ("mode", Value::from(*mode)),
+                    ("uid", Value::from(uid)),
+                    ("gid", Value::from(gid)),
+                    ("mode", Value::from(mode)),
                     access(*writable),
                 ])
             }

@@ -20,7 +20,8 @@ pub(crate) struct Owner {
     pub(crate) unknown: Vec<String>,
 }
 
-/// Finds `user[:group]`. A number without a group is the group's number, too; a user's name brings its group.
+/// Finds `user[:group]`. A number without a group is the group's number, too; a user's name brings its group. What is
+/// empty beside a colon is root.
 ///
 /// # Errors
 /// A name where there is no image yet to look it up in, or a number out of range.
@@ -36,8 +37,8 @@ pub(crate) fn find_owner(text: &str, image: &ImageTree<'_>) -> Result<Owner> {
             let passwd = file(image, b"etc/passwd", || UserError::NoUser(user.to_owned()))?;
             let spec = UserSpec { user: user.to_owned(), group: None };
             match find_user(&spec, &passwd, b"") {
-                Ok(found) if !user.is_empty() => (owner.uid, owner.gid) = (found.uid, found.gid),
-                Ok(_) | Err(UserError::NoUser(_)) => owner.unknown.push(user.to_owned()),
+                Ok(found) => (owner.uid, owner.gid) = (found.uid, found.gid),
+                Err(UserError::NoUser(_)) => owner.unknown.push(user.to_owned()),
                 Err(error) => return Err(error.into()),
             }
         }
@@ -59,10 +60,11 @@ pub(crate) fn find_owner(text: &str, image: &ImageTree<'_>) -> Result<Owner> {
 }
 
 fn number(text: &str) -> Result<Option<u32>> {
-    if text == "root" {
+    // As in BuildKit, nothing is root, too.
+    if text == "root" || text.is_empty() {
         return Ok(Some(0));
     }
-    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Ok(None);
     }
     match text.parse::<i32>() {

@@ -13,12 +13,12 @@ use std::sync::atomic::Ordering;
 use kiln_dockerfile::Variables as _;
 use kiln_graph::{Context, Stop, Stream as LogStream};
 use kiln_layer::{Kind, Owner, Owners, RecordedDevice, RootView};
-use kiln_oci::{DiffId, Groups, UserSpec, find_user};
+use kiln_oci::{ChainId, DiffId, Groups, UserSpec, find_user};
 use kiln_runtime::{
     BindSource, Capabilities, Confinement, Finished, Isolation, LowerFile, LowerFiles, Mount, MountKind,
     Network, OwnershipMode, ProvidedFile, RootSource, Running, Sandbox, Security, Stream, Streams,
 };
-use kiln_store::{CacheMountUse, Ownership, PreparedRoot, RootForm, RootPart, RootWay};
+use kiln_store::{CacheMountIdentity, CacheMountUse, Ownership, PreparedRoot, RootForm, RootPart, RootWay};
 use kiln_sys::overlay::{Overlay, Upper};
 use kiln_sys::process::Credentials;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -27,7 +27,7 @@ use crate::engine::{Engine, Step};
 use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::operation::{
-    Access, CacheSharing, MountSource, RunMount, RunMountKind, RunOperation, SecurityMode,
+    Access, CacheOwner, CacheSharing, MountSource, RunMount, RunMountKind, RunOperation, SecurityMode,
 };
 use crate::request::NetworkMode;
 
@@ -263,11 +263,28 @@ fn environment(engine: &Engine<'_>, operation: &RunOperation, user: &Groups) -> 
 
 /// The user of a step, from the image's own passwd and group.
 pub(crate) fn user(engine: &Engine<'_>, user: &str, view: &RootView, layers: &[DiffId]) -> Result<Groups> {
-    let spec =
-        if user.is_empty() { UserSpec { user: "0".to_owned(), group: None } } else { UserSpec::parse(user)? };
+    let spec = user_spec(user);
     let passwd = engine.store.read_root_file(view, layers, b"etc/passwd")?.unwrap_or_default();
     let group = engine.store.read_root_file(view, layers, b"etc/group")?.unwrap_or_default();
     Ok(find_user(&spec, &passwd, &group)?)
+}
+
+/// USER as BuildKit reads it: beside another number, `root` is one, whatever the image's files say.
+fn user_spec(text: &str) -> UserSpec {
+    let mut spec = UserSpec::parse(text);
+    let is_number =
+        |word: &str| word == "root" || !word.is_empty() && word.bytes().all(|b| b.is_ascii_digit());
+    if let Some(group) = &mut spec.group
+        && is_number(&spec.user)
+        && is_number(group)
+    {
+        for word in [&mut spec.user, group] {
+            if word == "root" {
+                "0".clone_into(word);
+            }
+        }
+    }
+    spec
 }
 
 fn mount_kind(
@@ -282,41 +299,113 @@ fn mount_kind(
             Ok(MountKind::Tmpfs { size: (*size > 0).then_some(*size), mode: 0o1777 })
         }
         RunMountKind::Bind { source, path, access } => bind(engine, (*source, path), *access, inputs, way),
-        RunMountKind::Cache { id, sharing, source, path, uid, gid, mode, access } => {
-            // A cache that is moved into a root is nobody else's meanwhile.
-            let alone = isolation == Isolation::Chroot && *sharing == CacheSharing::Shared;
-            let sharing = if alone { CacheSharing::Locked } else { *sharing };
-            let mut used = cache(engine, id, sharing)?;
-            while used.is_fresh() {
-                let directory = used.path().to_path_buf();
-                // What a step that was cut off had begun to fill is not trusted.
-                kiln_sys::root::Directory::open(&directory)?.clear()?;
-                fill_cache(engine, &directory, *source, path, inputs)?;
-                if *source == MountSource::Empty {
-                    // With one user there is nobody else to give it to, and whoever the step becomes may write.
-                    let single = engine.store.ownership() == Ownership::SingleId;
-                    let owner = if single { (0, 0) } else { (*uid, *gid) };
-                    own(&directory, owner, *mode)?;
-                }
-                engine.store.cache_mount_is_filled(&used)?;
-                drop(used);
-                used = cache(engine, id, sharing)?;
-            }
-            let inside = if *source == MountSource::Empty { path.as_str() } else { "/" };
-            let root = used.path().to_path_buf();
-            let is_whole = inside.trim_matches('/').is_empty();
-            let kind = MountKind::Bind {
-                source: match is_whole && isolation == Isolation::Chroot {
-                    true => BindSource::Owned { path: root },
-                    false => BindSource::Within { root, path: PathBuf::from(inside) },
-                },
-                read_only: *access == Access::ReadOnly,
-                recursive: false,
+        RunMountKind::Cache { id, sharing, source, path, owner, access } => {
+            let wanted = WantedCache {
+                id,
+                sharing: *sharing,
+                from: cache_source(engine, *source, inputs)?,
+                path,
+                owner: *owner,
             };
-            caches.push(used);
-            Ok(kind)
+            cache_mount(engine, &wanted, isolation, *access, caches)
         }
     }
+}
+
+/// A cache mount as a step asks for it.
+struct WantedCache<'a> {
+    id: &'a str,
+    sharing: CacheSharing,
+    /// What a new one begins with.
+    from: Option<ChainId>,
+    /// In `from`, else in the cache.
+    path: &'a str,
+    owner: Option<CacheOwner>,
+}
+
+impl WantedCache<'_> {
+    /// Which directory it is: as in BuildKit, that of another base or owner is another one.
+    fn identity(&self) -> CacheMountIdentity {
+        let mut base = Vec::new();
+        if let Some(from) = self.from {
+            base.push(format!("from={from}"));
+            if self.owner.is_none() {
+                base.push(format!("source={}", self.path));
+            }
+        }
+        if let Some(CacheOwner { uid, gid, mode }) = self.owner {
+            base.push(format!("uid={uid},gid={gid},mode={mode:o}"));
+        }
+        CacheMountIdentity { id: self.id.to_owned(), base: base.join(",") }
+    }
+}
+
+/// What a cache mount begins with. A stage without layers is nothing.
+fn cache_source(engine: &Engine<'_>, source: MountSource, inputs: &[Step]) -> Result<Option<ChainId>> {
+    match source {
+        MountSource::Empty | MountSource::Context => Ok(None),
+        MountSource::Input(position) => {
+            let chain = inputs[position].chain;
+            Ok((!engine.layers(chain)?.is_empty()).then_some(chain))
+        }
+    }
+}
+
+fn cache_mount(
+    engine: &Engine<'_>,
+    wanted: &WantedCache<'_>,
+    isolation: Isolation,
+    access: Access,
+    caches: &mut Vec<CacheMountUse>,
+) -> Result<MountKind> {
+    let used = filled_cache(engine, wanted, isolation, caches)?;
+    let inside = if wanted.from.is_none() { wanted.path } else { "/" };
+    let is_whole = inside.trim_matches('/').is_empty();
+    Ok(MountKind::Bind {
+        source: match is_whole && isolation == Isolation::Chroot {
+            true => BindSource::Owned { path: used },
+            false => BindSource::Within { root: used, path: PathBuf::from(inside) },
+        },
+        read_only: access == Access::ReadOnly,
+        recursive: false,
+    })
+}
+
+/// Takes a cache mount for the time of the step, and makes what it begins with.
+fn filled_cache(
+    engine: &Engine<'_>,
+    wanted: &WantedCache<'_>,
+    isolation: Isolation,
+    caches: &mut Vec<CacheMountUse>,
+) -> Result<PathBuf> {
+    // A cache that is moved into a root is nobody else's meanwhile.
+    let alone = isolation == Isolation::Chroot && wanted.sharing == CacheSharing::Shared;
+    let sharing = match if alone { CacheSharing::Locked } else { wanted.sharing } {
+        CacheSharing::Shared => kiln_store::CacheMountSharing::Shared,
+        CacheSharing::Private => kiln_store::CacheMountSharing::Private,
+        CacheSharing::Locked => kiln_store::CacheMountSharing::Locked,
+    };
+    let identity = wanted.identity();
+    if let Some(held) = caches.iter().find(|held| *held.identity() == identity) {
+        // A step does not wait for itself.
+        return Ok(held.path().to_path_buf());
+    }
+    let mut used = engine.store.cache_mount(&identity, sharing)?;
+    while used.is_fresh() {
+        let directory = used.path().to_path_buf();
+        // What a step that was cut off had begun to fill is not trusted.
+        kiln_sys::root::Directory::open(&directory)?.clear()?;
+        match (wanted.from, wanted.owner) {
+            (Some(chain), None) => engine.materialize_from(chain, wanted.path, &directory)?,
+            (_, owner) => own(engine, &directory, owner.unwrap_or(CacheOwner::ROOT))?,
+        }
+        engine.store.cache_mount_is_filled(&used)?;
+        drop(used);
+        used = engine.store.cache_mount(&identity, sharing)?;
+    }
+    let directory = used.path().to_path_buf();
+    caches.push(used);
+    Ok(directory)
 }
 
 /// The primary group first: a process must not lose it by changing its effective one (CVE-2022-2990).
@@ -324,37 +413,13 @@ fn all_groups(user: &Groups) -> Vec<u32> {
     std::iter::once(user.gid).chain(user.additional.iter().copied()).collect()
 }
 
-fn cache(engine: &Engine<'_>, id: &str, sharing: CacheSharing) -> Result<CacheMountUse> {
-    let sharing = match sharing {
-        CacheSharing::Shared => kiln_store::CacheMountSharing::Shared,
-        CacheSharing::Private => kiln_store::CacheMountSharing::Private,
-        CacheSharing::Locked => kiln_store::CacheMountSharing::Locked,
-    };
-    Ok(engine.store.cache_mount(id, sharing)?)
-}
-
-fn own(directory: &Path, (uid, gid): (u32, u32), mode: u32) -> Result<()> {
+fn own(engine: &Engine<'_>, directory: &Path, owner: CacheOwner) -> Result<()> {
     let error = |source| Error::File { action: "prepare", path: directory.display().to_string(), source };
+    // With one user there is nobody else to give it to, and whoever the step becomes may write.
+    let single = engine.store.ownership() == Ownership::SingleId;
+    let (uid, gid) = if single { (0, 0) } else { (owner.uid, owner.gid) };
     std::os::unix::fs::chown(directory, Some(uid), Some(gid)).map_err(error)?;
-    fs_err::set_permissions(directory, std::fs::Permissions::from_mode(mode)).map_err(error)
-}
-
-/// A new cache mount with `from=` begins as a copy of it.
-fn fill_cache(
-    engine: &Engine<'_>,
-    directory: &Path,
-    source: MountSource,
-    path: &str,
-    inputs: &[Step],
-) -> Result<()> {
-    match source {
-        MountSource::Empty => Ok(()),
-        MountSource::Context => engine.materialize(path, directory),
-        MountSource::Input(position) => {
-            let chain = inputs[position].chain;
-            engine.materialize_from(chain, path, directory)
-        }
-    }
+    fs_err::set_permissions(directory, std::fs::Permissions::from_mode(owner.mode)).map_err(error)
 }
 
 fn bind(
@@ -518,4 +583,25 @@ fn is_readable(fd: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
     let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
     matches!(poll(&mut fds, Some(&now)), Ok(ready) if ready > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_is_a_number_beside_a_number() {
+        let check = |text: &str, user: &str, group: Option<&str>| {
+            let expect = UserSpec { user: user.to_owned(), group: group.map(str::to_owned) };
+            assert_eq!(user_spec(text), expect, "{text}");
+        };
+        check("root:root", "0", Some("0"));
+        check("root:5", "0", Some("5"));
+        check("5:root", "5", Some("0"));
+        check("root", "root", None);
+        check("root:", "root", None);
+        check("root:staff", "root", Some("staff"));
+        check("app:root", "app", Some("root"));
+        check(":root", "", Some("root"));
+    }
 }

@@ -283,18 +283,10 @@ impl Engine<'_> {
     /// Copies what a new cache mount with `from=` of a stage or image begins with.
     pub(crate) fn materialize_from(&self, chain: ChainId, path: &str, directory: &Path) -> Result<()> {
         let root = StoredRoot::new(self.store, self.layers(chain)?)?;
-        self.fill(&root.tree("the source stage or image"), path, directory)
-    }
-
-    /// Copies what a new cache mount of the context begins with.
-    pub(crate) fn materialize(&self, path: &str, directory: &Path) -> Result<()> {
-        self.fill(self.context()?, path, directory)
-    }
-
-    fn fill(&self, tree: &dyn SourceTree, path: &str, directory: &Path) -> Result<()> {
+        let tree = root.tree("the source stage or image");
         let place = self.fresh_directory("copy")?;
-        let mut selected = select_mount(path, tree)?;
-        crate::materialize::materialize(tree, &mut selected, &Directory::open(&place)?)?;
+        let mut selected = select_mount(path, &tree)?;
+        crate::materialize::materialize(&tree, &mut selected, &Directory::open(&place)?)?;
         let made = place.join(crate::materialize::NAME);
         for entry in fs_err::read_dir(&made).map_err(|source| read_error(&made, source))? {
             let entry = entry.map_err(|source| read_error(&made, source))?;

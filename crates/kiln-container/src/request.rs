@@ -96,7 +96,7 @@ pub enum VolumeError {
         target: String,
     },
     /// An option that is not known.
-    #[error("invalid volume {volume:?}: unknown option {option:?}; expected ro or rw")]
+    #[error("invalid volume {volume:?}: unknown option {option:?}; expected ro, rw, z or Z")]
     Option {
         /// As it was given.
         volume: String,
@@ -129,6 +129,9 @@ pub fn parse_volume(text: &str, current: &Path) -> std::result::Result<Volume, V
             "rw" => Access::ReadWrite,
             // Docker's default, and the only propagation there is here.
             "rprivate" => access,
+            // Labels of SELinux, which kiln's containers have none of, and how Docker Desktop shares with its machine:
+            // nothing, as in Docker where there is neither.
+            "z" | "Z" | "consistent" | "cached" | "delegated" => access,
             _ => return Err(VolumeError::Option { volume: volume(), option: option.to_owned() }),
         };
     }
@@ -202,6 +205,11 @@ mod tests {
         check("../a:/b", host("/a", "/b", Access::ReadWrite));
         check("/nosuch/../tmp/./x/:/b", host("/tmp/x", "/b", Access::ReadWrite));
         check("/../..:/b", host("/", "/b", Access::ReadWrite));
+        check("/a:/b:z", host("/a", "/b", Access::ReadWrite));
+        check("/a:/b:Z", host("/a", "/b", Access::ReadWrite));
+        check("/a:/b:ro,z", host("/a", "/b", Access::ReadOnly));
+        check("/a:/b:z,ro", host("/a", "/b", Access::ReadOnly));
+        check("/a:/b:cached", host("/a", "/b", Access::ReadWrite));
         check("/b", Volume::Anonymous { target: "/b".into() });
     }
 
@@ -219,7 +227,8 @@ mod tests {
         );
         check("/a:b", "invalid volume \"/a:b\": the target \"b\" must be an absolute path other than /");
         check("/a:/", "invalid volume \"/a:/\": the target \"/\" must be an absolute path other than /");
-        check("/a:/b:z", "invalid volume \"/a:/b:z\": unknown option \"z\"; expected ro or rw");
+        check("/a:/b:x", "invalid volume \"/a:/b:x\": unknown option \"x\"; expected ro, rw, z or Z");
+        check("/a:/b:z,x", "invalid volume \"/a:/b:z,x\": unknown option \"x\"; expected ro, rw, z or Z");
         check(":/b", "invalid volume \":/b\": expected SOURCE:TARGET[:OPTIONS]");
         check("/a:/b:ro:x", "invalid volume \"/a:/b:ro:x\": expected SOURCE:TARGET[:OPTIONS]");
     }

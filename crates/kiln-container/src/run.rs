@@ -135,8 +135,7 @@ fn user(
         Some(user) if !user.is_empty() => user,
         _ => &config.user,
     };
-    let spec =
-        if text.is_empty() { UserSpec { user: "0".to_owned(), group: None } } else { UserSpec::parse(text)? };
+    let spec = UserSpec::parse(text);
     let passwd = store.read_root_file(view, &prepared.layers, b"etc/passwd")?.unwrap_or_default();
     let group = store.read_root_file(view, &prepared.layers, b"etc/group")?.unwrap_or_default();
     Ok(find_user(&spec, &passwd, &group)?)

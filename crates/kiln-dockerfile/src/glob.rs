@@ -7,8 +7,7 @@ use crate::error::Error;
 /// next character plain.
 ///
 /// # Errors
-/// [`Error::Pattern`] if the pattern is malformed. As in Go, parts behind a star are only looked at
-/// when the part before it fits.
+/// [`Error::Pattern`] if the pattern is malformed, whether or not the path fits what is before the fault.
 pub fn glob_match(pattern: &str, path: &str) -> Result<bool, Error> {
     let malformed = |_: Malformed| Error::Pattern { pattern: pattern.to_owned() };
     let path: Vec<char> = path.chars().collect();
@@ -33,7 +32,12 @@ pub fn glob_match(pattern: &str, path: &str) -> Result<bool, Error> {
         }
         match fit {
             Some(end) => at = end,
-            None => return Ok(false),
+            None => {
+                for rest in &chunks[index + 1..] {
+                    match_chunk(&rest.text, &[], 0).map_err(malformed)?;
+                }
+                return Ok(false);
+            }
         }
     }
     Ok(at == path.len())

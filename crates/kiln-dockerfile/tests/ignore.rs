@@ -177,6 +177,9 @@ fn globs() {
     check("a[", "a", None);
     check("\\", "a", None);
     check("a[", "ab", None);
+    check("a*[", "b", None);
+    check("a*b*[]", "", None);
+    check("a*b*c", "b", Some(false));
     check("*x", "xxx", Some(true));
     check("*.go", "한.go", Some(true));
     assert!(has_wildcards("a*") && has_wildcards("[a]") && has_wildcards("?") && !has_wildcards("a\\*b"));
@@ -194,5 +197,13 @@ fn cleaning() {
         ("a/..", "."),
     ] {
         assert_eq!(clean_path(path), expect, "{path}");
+    }
+}
+
+#[test]
+fn malformed_patterns_are_refused() {
+    for pattern in ["a[", "[", "[]", "[-]", "[^]", "*[", "d/[", "a*[", "!b[", "x\\"] {
+        let found = IgnoreMatcher::parse(format!("fine\n{pattern}\n"));
+        assert!(matches!(found, Err(Error::Pattern { .. })), "{pattern}: {found:?}");
     }
 }

@@ -39,23 +39,16 @@ pub enum UserError {
     /// Out of range.
     #[error("user and group numbers must be from 0 to {MAX_ID}, found {0}")]
     Range(String),
-    /// Empty, or more than one colon.
-    #[error("{0:?} is not user[:group]")]
-    Format(String),
 }
 
 impl UserSpec {
-    /// Reads `user[:group]`.
-    pub fn parse(text: &str) -> Result<Self, UserError> {
-        let bad = || UserError::Format(text.to_owned());
-        let (user, group) = match text.split_once(':') {
-            Some((user, group)) => (user, Some(group)),
-            None => (text, None),
-        };
-        if user.is_empty() && group.is_none() || group.is_some_and(|g| g.is_empty() || g.contains(':')) {
-            return Err(bad());
-        }
-        Ok(Self { user: user.to_owned(), group: group.map(str::to_owned) })
+    /// Reads `user[:group]` as Docker and BuildKit do: an empty user is root, an empty group is none, and what is
+    /// behind a second colon does not count.
+    pub fn parse(text: &str) -> Self {
+        let mut parts = text.split(':');
+        let user = parts.next().unwrap_or_default().to_owned();
+        let group = parts.next().filter(|group| !group.is_empty()).map(str::to_owned);
+        Self { user, group }
     }
 }
 
@@ -115,9 +108,10 @@ pub fn find_user(spec: &UserSpec, passwd: &[u8], group: &[u8]) -> Result<Groups,
     let user_number = number(&spec.user)?;
     let user = if spec.user.is_empty() { "0" } else { spec.user.as_str() };
     let user_number = if spec.user.is_empty() { Some(0) } else { user_number };
-    let entry = passwd_lines(passwd)
-        .find(|entry| entry.name == user.as_bytes())
-        .or_else(|| passwd_lines(passwd).find(|entry| Some(entry.uid) == user_number));
+    let entry = passwd_lines(passwd).find(|entry| match user_number {
+        Some(uid) => entry.uid == uid,
+        None => entry.name == user.as_bytes(),
+    });
     let (uid, gid) = match (&entry, user_number) {
         (Some(entry), _) => (entry.uid, entry.gid),
         (None, Some(uid)) => (uid, 0),
@@ -130,7 +124,10 @@ pub fn find_user(spec: &UserSpec, passwd: &[u8], group: &[u8]) -> Result<Groups,
     if let Some(name) = &spec.group {
         return Ok(Groups { uid, gid: find_group(name, group)?, additional: Vec::new(), home });
     }
-    let name = entry.as_ref().map_or(user.as_bytes(), |entry| entry.name);
+    // A number that is nobody's is no member's name.
+    let Some(name) = entry.as_ref().map(|entry| entry.name).filter(|name| !name.is_empty()) else {
+        return Ok(Groups { uid, gid, additional: Vec::new(), home });
+    };
     let mut additional: Vec<u32> = group_lines(group)
         .filter(|line| line.members.split(|b| *b == b',').any(|member| member == name))
         .map(|line| line.gid)
@@ -143,21 +140,22 @@ pub fn find_user(spec: &UserSpec, passwd: &[u8], group: &[u8]) -> Result<Groups,
 
 /// Finds a group by name or number.
 pub fn find_group(name: &str, group: &[u8]) -> Result<u32, UserError> {
-    if let Some(line) = group_lines(group).find(|line| line.name == name.as_bytes()) {
-        return Ok(line.gid);
+    if let Some(gid) = number(name)? {
+        return Ok(gid);
     }
-    number(name)?.ok_or_else(|| UserError::NoGroup(name.to_owned()))
+    let found = group_lines(group).find(|line| line.name == name.as_bytes());
+    found.map(|line| line.gid).ok_or_else(|| UserError::NoGroup(name.to_owned()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1::/:/x\nbad:x:notanumber:1::/:\napp:x:1000:1001:,,,:/home/app:/bin/sh\nbig:x:4294967296:0::/:/x\n";
-    const GROUP: &[u8] = b"root:x:0:\naudio:x:29:app,daemon\nvideo:x:44:app\napp:x:1001:app\n";
+    const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1::/:/x\nbad:x:notanumber:1::/:\napp:x:1000:1001:,,,:/home/app:/bin/sh\nbig:x:4294967296:0::/:/x\n44:x:7:8::/:/x\n";
+    const GROUP: &[u8] = b"root:x:0:\naudio:x:29:app,daemon\nvideo:x:44:app\napp:x:1001:app\n45:x:9:44\n";
 
     fn check(spec: &str, expect: Result<(u32, u32, &[u32]), ()>) {
-        let found = UserSpec::parse(spec).and_then(|spec| find_user(&spec, PASSWD, GROUP));
+        let found = find_user(&UserSpec::parse(spec), PASSWD, GROUP);
         let found = found.map(|g| (g.uid, g.gid, g.additional)).map_err(|_| ());
         assert_eq!(found, expect.map(|(u, g, a)| (u, g, a.to_vec())), "{spec}");
     }
@@ -177,6 +175,15 @@ mod tests {
         check("4294967296:0", Err(()));
         check("-1", Err(()));
         check("a:b:c", Err(()));
-        check("", Err(()));
+        check("5:", Ok((5, 0, &[])));
+        check("5:6:", Ok((5, 6, &[])));
+        check("5:6:7", Ok((5, 6, &[])));
+        check("app:", Ok((1000, 1001, &[29, 44])));
+        check(":", Ok((0, 0, &[])));
+        check(":6", Ok((0, 6, &[])));
+        check("", Ok((0, 0, &[])));
+        // A number is a number, whoever is called so.
+        check("44", Ok((44, 0, &[])));
+        check("44:45", Ok((44, 45, &[])));
     }
 }

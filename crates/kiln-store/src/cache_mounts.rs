@@ -20,15 +20,55 @@ pub enum CacheMountSharing {
     Locked,
 }
 
+/// Which directory a cache mount is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheMountIdentity {
+    /// As the Dockerfile says: any text.
+    pub id: String,
+    /// What it begins with; empty if that is an empty directory of root's. Each has directories of its own.
+    pub base: String,
+}
+
+impl CacheMountIdentity {
+    /// What the store calls it; `sibling` is not 0 for those that private uses make.
+    fn name(&self, ownership: &str, sibling: u32) -> String {
+        // A Dockerfile's text has no NUL: these are told apart whatever it says.
+        let mut name = format!("{ownership}\0{}", self.id.replace('\0', "\u{fffd}"));
+        if !self.base.is_empty() {
+            name.push_str(&format!("\0+{}", self.base));
+        }
+        if sibling > 0 {
+            name.push_str(&format!("\0{sibling}"));
+        }
+        name
+    }
+
+    /// For people, of a name in the store.
+    pub(crate) fn describe(name: &str) -> String {
+        let mut parts = name.split('\0').skip(1);
+        let id = parts.next().unwrap_or_default();
+        match parts.next().and_then(|part| part.strip_prefix('+')) {
+            Some(base) => format!("cache mount {id} ({base})"),
+            None => format!("cache mount {id}"),
+        }
+    }
+}
+
 /// A cache mount in use. Its lock is free once this is dropped, or its process dies.
 #[derive(Debug)]
 pub struct CacheMountUse {
+    identity: CacheMountIdentity,
     path: PathBuf,
     fresh: bool,
     _lock: Lock,
 }
 
 impl CacheMountUse {
+    /// What it was taken as.
+    pub fn identity(&self) -> &CacheMountIdentity {
+        &self.identity
+    }
+
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.path
@@ -41,16 +81,19 @@ impl CacheMountUse {
 }
 
 impl Store {
-    /// Takes a cache mount for use, making it if there is none. The id is any text: it never becomes a path.
+    /// Takes a cache mount for use, making it if there is none. Its identity never becomes a path.
     ///
     /// One that is not filled yet ([`CacheMountUse::is_fresh`]) is the caller's alone, whatever `sharing` says: it is to
     /// be emptied, filled, reported with [`Store::cache_mount_is_filled`] and taken anew.
-    pub fn cache_mount(&self, id: &str, sharing: CacheMountSharing) -> Result<CacheMountUse> {
-        let mut number = 0;
+    pub fn cache_mount(
+        &self,
+        identity: &CacheMountIdentity,
+        sharing: CacheMountSharing,
+    ) -> Result<CacheMountUse> {
+        let mut sibling = 0;
         loop {
-            // Private ones that are in use get siblings.
-            let name = if number == 0 { id.to_owned() } else { format!("{id}\0{number}") };
-            let (path, filled) = self.cache_directory(&name)?;
+            // Private ones that are in use get siblings. Files of one ownership mode are not another one's.
+            let (path, filled) = self.cache_directory(&identity.name(self.ownership().name(), sibling))?;
             let lock_path = path.with_extension("lock");
             let lock = match sharing {
                 CacheMountSharing::Private => Lock::try_acquire(&lock_path, Sharing::Exclusive)?,
@@ -58,14 +101,14 @@ impl Store {
                 _ => Some(Lock::acquire(&lock_path, Sharing::Exclusive)?),
             };
             let Some(lock) = lock else {
-                number += 1;
+                sibling += 1;
                 continue;
             };
             if !path.is_dir() {
                 // It was collected between look-up and lock.
                 self.forget_cache_directory(&path)?;
             } else if filled || !self.is_filled(&path)? {
-                return Ok(CacheMountUse { path, fresh: !filled, _lock: lock });
+                return Ok(CacheMountUse { identity: identity.clone(), path, fresh: !filled, _lock: lock });
             }
             // Else somebody filled it while this process waited: take it as it is now.
         }
@@ -90,21 +133,23 @@ impl Store {
 
     /// The directory of a name, and whether it is filled.
     fn cache_directory(&self, name: &str) -> Result<(PathBuf, bool)> {
-        // Files of one ownership mode are not another one's.
-        let id = format!("{}\0{name}", self.ownership().name());
         let caches = self.root().join("cache");
         self.database.write(Durability::Relaxed, |t| {
-            let known = all(t, "SELECT directory, filled FROM cache_mounts WHERE id = ?1", [&id], |row| {
+            let known = all(t, "SELECT directory, filled FROM cache_mounts WHERE id = ?1", [name], |row| {
                 Ok((row.get::<_, String>(0)?, row.get::<_, bool>(1)?))
             })?;
             if let Some((directory, filled)) = known.into_iter().next() {
-                execute(t, "UPDATE cache_mounts SET last_used = ?1 WHERE id = ?2", params![now(), id])?;
+                execute(t, "UPDATE cache_mounts SET last_used = ?1 WHERE id = ?2", params![now(), name])?;
                 return Ok((caches.join(directory), filled));
             }
             let directory = crate::store::random_hex(16)?;
             let path = caches.join(&directory);
             fs_err::create_dir(&path).map_err(Error::file("make", &path))?;
-            execute(t, "INSERT INTO cache_mounts VALUES (?1, ?2, ?3, ?3, 0)", params![id, directory, now()])?;
+            execute(
+                t,
+                "INSERT INTO cache_mounts VALUES (?1, ?2, ?3, ?3, 0)",
+                params![name, directory, now()],
+            )?;
             Ok((path, false))
         })
     }
@@ -126,19 +171,51 @@ mod tests {
     use super::*;
     use crate::store::Ownership;
 
+    fn plain(id: &str) -> CacheMountIdentity {
+        CacheMountIdentity { id: id.to_owned(), base: String::new() }
+    }
+
+    #[test]
+    fn each_base_has_directories_and_locks_of_its_own() {
+        let host = tempfile::tempdir().unwrap();
+        let store = Store::open(&host.path().join("store"), Ownership::Root).unwrap();
+        let other = |base: &str| CacheMountIdentity { id: "id".to_owned(), base: base.to_owned() };
+        let identities =
+            [plain("id"), other("uid=1"), other("uid=2"), other("1"), plain("id\0+uid=1"), plain("id\u{0}1")];
+        // All are held at once.
+        let used: Vec<CacheMountUse> = identities
+            .iter()
+            .flat_map(|identity| {
+                [(identity, CacheMountSharing::Locked), (identity, CacheMountSharing::Private)]
+            })
+            .map(|(identity, sharing)| store.cache_mount(identity, sharing).unwrap())
+            .collect();
+        let paths: std::collections::BTreeSet<&Path> = used.iter().map(CacheMountUse::path).collect();
+        assert_eq!(paths.len(), used.len());
+        let shown: Vec<String> =
+            store.disk_usage().unwrap().cache.into_iter().map(|item| item.description).collect();
+        for description in ["cache mount id", "cache mount id (uid=1)", "cache mount id (1)"] {
+            assert_eq!(shown.iter().filter(|shown| *shown == description).count(), 2, "{shown:?}");
+        }
+        drop(used);
+        let cache = crate::CacheToRemove::Unused;
+        let collected = store.collect(&crate::Collection { cache, ..Default::default() }).unwrap();
+        assert_eq!(collected.cache_mounts.len(), 2 * identities.len());
+    }
+
     #[test]
     fn a_mount_whose_filling_was_cut_off_is_filled_again() {
         let host = tempfile::tempdir().unwrap();
         let store = Store::open(&host.path().join("store"), Ownership::Root).unwrap();
-        let cut_off = store.cache_mount("id", CacheMountSharing::Shared).unwrap();
+        let cut_off = store.cache_mount(&plain("id"), CacheMountSharing::Shared).unwrap();
         assert!(cut_off.is_fresh());
         drop(cut_off);
-        let used = store.cache_mount("id", CacheMountSharing::Shared).unwrap();
+        let used = store.cache_mount(&plain("id"), CacheMountSharing::Shared).unwrap();
         assert!(used.is_fresh());
         store.cache_mount_is_filled(&used).unwrap();
         drop(used);
-        let first = store.cache_mount("id", CacheMountSharing::Shared).unwrap();
-        let second = store.cache_mount("id", CacheMountSharing::Shared).unwrap();
+        let first = store.cache_mount(&plain("id"), CacheMountSharing::Shared).unwrap();
+        let second = store.cache_mount(&plain("id"), CacheMountSharing::Shared).unwrap();
         assert!(!first.is_fresh() && first.path() == second.path());
     }
 
@@ -147,11 +224,11 @@ mod tests {
         let host = tempfile::tempdir().unwrap();
         let store = Store::open(&host.path().join("store"), Ownership::Root).unwrap();
         // One process has looked the first directory up; it is collected, and another process makes the second.
-        let (first, _) = store.cache_directory("id").unwrap();
+        let (first, _) = store.cache_directory(&plain("id").name("root", 0)).unwrap();
         store
             .collect(&crate::Collection { cache: crate::CacheToRemove::Unused, ..Default::default() })
             .unwrap();
-        let used = store.cache_mount("id", CacheMountSharing::Shared).unwrap();
+        let used = store.cache_mount(&plain("id"), CacheMountSharing::Shared).unwrap();
         store.forget_cache_directory(&first).unwrap();
         store.collect(&crate::Collection::default()).unwrap();
         assert!(used.path().is_dir());

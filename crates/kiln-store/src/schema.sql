@@ -129,7 +129,8 @@ CREATE TABLE record_inputs (
 
 -- Directories of RUN --mount=type=cache under cache/.
 CREATE TABLE cache_mounts (
-  id        TEXT PRIMARY KEY,         -- the mount's id as the Dockerfile says
+  id        TEXT PRIMARY KEY,         -- ownership mode; NUL, the id as the Dockerfile says; NUL, +, what it begins with if that is not
+                                      -- an empty directory of root's; NUL, the number of a private sibling
   directory TEXT NOT NULL UNIQUE,     -- name under cache/
   created   INTEGER NOT NULL,
   last_used INTEGER NOT NULL,

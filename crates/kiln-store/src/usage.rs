@@ -173,14 +173,12 @@ impl Store {
             |row| {
                 let directory: String = row.get(0)?;
                 let id: String = row.get(1)?;
-                // The id is behind the ownership mode, and before the number of a private sibling.
-                let shown = id.split('\0').nth(1).unwrap_or_default();
                 let path = caches.join(&directory);
                 let lock = path.with_extension("lock");
                 let free = kiln_sys::lock::Lock::try_acquire(&lock, kiln_sys::lock::Sharing::Exclusive);
                 Ok(CacheItem {
                     kind: CacheItemKind::Mount,
-                    description: format!("cache mount {shown}"),
+                    description: crate::CacheMountIdentity::describe(&id),
                     size: bytes_below(&path),
                     created: row.get(2)?,
                     last_used: row.get(3)?,

@@ -19,6 +19,9 @@ pub mod process;
 pub mod publish;
 pub mod root;
 pub mod seccomp;
+#[cfg(test)]
+#[path = "../../../tests/skipped.rs"]
+mod skipped;
 pub mod status;
 pub mod terminal;
 pub mod xattr;

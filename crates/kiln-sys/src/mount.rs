@@ -446,7 +446,6 @@ pub(crate) fn mount_classic(
 }
 
 #[cfg(test)]
-#[allow(clippy::print_stderr, reason = "a test that is skipped says so")]
 mod tests {
     use rustix::mount::MountFlags;
 
@@ -471,7 +470,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let thread = std::thread::spawn(move || {
             if let Err(error) = crate::process::separate_mounts() {
-                eprintln!("SKIPPED: a mount namespace needs root: {error}");
+                crate::skipped::skipped(&format!("a mount namespace needs root: {error}"));
                 return;
             }
             let tmpfs = || filesystem("tmpfs", &[], Attributes::default()).expect("made");
@@ -538,7 +537,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let thread = std::thread::spawn(move || {
             if let Err(error) = crate::process::separate_mounts() {
-                eprintln!("SKIPPED: a mount namespace needs root: {error}");
+                crate::skipped::skipped(&format!("a mount namespace needs root: {error}"));
                 return;
             }
             for flag in KEPT {
@@ -572,7 +571,7 @@ mod tests {
             unsafe { program.pre_exec(prepare) };
             match program.status() {
                 Err(error) if !rustix::process::geteuid().is_root() => {
-                    eprintln!("SKIPPED: a mount namespace needs root: {error}");
+                    crate::skipped::skipped(&format!("a mount namespace needs root: {error}"));
                     return;
                 }
                 status => assert!(status.expect("remounted").success(), "{flag:?}"),

@@ -314,7 +314,6 @@ impl Drop for Returning {
 }
 
 #[cfg(test)]
-#[allow(clippy::print_stderr, reason = "a test that is skipped says so")]
 mod tests {
     use super::*;
 
@@ -324,7 +323,7 @@ mod tests {
         let path = directory.path().to_owned();
         let thread = std::thread::spawn(move || {
             if let Err(error) = crate::process::separate_mounts() {
-                eprintln!("SKIPPED: a mount namespace needs root: {error}");
+                crate::skipped::skipped(&format!("a mount namespace needs root: {error}"));
                 return;
             }
             test(&path);

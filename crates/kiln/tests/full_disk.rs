@@ -1,6 +1,9 @@
 //! A store on a small file system that runs full, and the cap of its build cache. Needs root, for the mounts, which
 //! are in namespaces of their own; says so where it is skipped.
 
+#[path = "../../../tests/skipped.rs"]
+mod skipped;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -37,10 +40,7 @@ impl Disk {
             }
             let _ = holder.wait();
         }
-        #[expect(clippy::print_stdout, reason = "a skipped test says so")]
-        {
-            println!("SKIPPED: needs root that may mount");
-        }
+        skipped::skipped("needs root that may mount");
         None
     }
 

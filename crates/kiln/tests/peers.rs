@@ -1,5 +1,8 @@
 //! What other readers make of the store and of what goes out: skopeo and umoci. Run where they are installed, as root.
 
+#[path = "../../../tests/skipped.rs"]
+mod skipped;
+
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
@@ -127,9 +130,7 @@ impl Bench {
         if missing.is_empty() {
             return Some(Self { directory: tempfile::tempdir().expect("a directory") });
         }
-        // Not by a macro, whose output a test that succeeds keeps to itself.
-        let told = format!("SKIPPED: what {} read: needs {}\n", programs.join(" and "), missing.join(", "));
-        std::io::stderr().write_all(told.as_bytes()).expect("written");
+        skipped::skipped(&format!("what {} read: needs {}", programs.join(" and "), missing.join(", ")));
         None
     }
 

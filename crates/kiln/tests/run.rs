@@ -1,6 +1,9 @@
 //! `run` as a whole, over an image of one static program. Needs root, and busybox of Debian's busybox-static at
 //! /bin/busybox or /usr/bin/busybox; says so where it is skipped.
 
+#[path = "../../../tests/skipped.rs"]
+mod skipped;
+
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -14,10 +17,7 @@ impl Bench {
     fn new() -> Option<Self> {
         let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).is_file());
         let (Some(busybox), true) = (busybox, rustix::process::geteuid().is_root()) else {
-            #[expect(clippy::print_stdout, reason = "a skipped test says so")]
-            {
-                println!("SKIPPED: needs root and busybox-static");
-            }
+            skipped::skipped("needs root and busybox-static");
             return None;
         };
         let directory = tempfile::tempdir().expect("a temporary directory");
@@ -86,6 +86,9 @@ fn a_command_runs_as_docker_runs_it() {
         "7\n8\n/new/place\n/home/app\n",
         "",
     );
+    for (user, ids) in [("5:", "5\n0\n"), ("5:6:", "5\n6\n"), (":", "0\n0\n"), ("app:", "7\n8\n")] {
+        bench.check(&["-u", user, "bb", "sh", "-c", "id -u; id -g"], 0, ids, "");
+    }
     bench.check(&["-u", "nobody", "bb", "true"], 125, "", "unable to find user nobody");
     bench.check(&["-e", "B=2", "-e", "A=3", "-e", "HOSTNAME=h", "bb", "env"], 0,
         "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\nHOSTNAME=h\nB=2\nA=3\nHOME=/root\n", "");
@@ -120,6 +123,8 @@ fn volumes_show_what_they_should() {
     let volume = |options: &str| format!("{}:/data{options}", source.display());
     bench.check(&["-v", &volume(""), "bb", "touch", "/data/file"], 0, "", "");
     assert!(source.join("file").is_file());
+    bench.check(&["-v", &volume(":Z"), "bb", "touch", "/data/labelled"], 0, "", "");
+    bench.check(&["-v", &volume(":ro,z"), "bb", "touch", "/data/other"], 1, "", "Read-only file system");
     bench.check(&["-v", &volume(":ro"), "bb", "touch", "/data/other"], 1, "", "Read-only file system");
     // An image's volume begins as the image has it, and goes with the container.
     let words = ["bb", "sh", "-c", "touch /volume/new; ls /volume"];
@@ -152,4 +157,20 @@ fn nothing_stays_when_kiln_is_killed() {
     until(false);
     let mounts = fs_err::read_to_string("/proc/self/mounts").expect("read");
     assert!(!mounts.contains(&bench.directory.path().display().to_string()), "{mounts}");
+}
+
+/// A test that is skipped passes, and the harness says nothing of it: it has to be heard all the same.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "the test tells itself what it is to do")]
+fn what_is_skipped_is_heard() {
+    const MARK: &str = "KILN_TEST_IS_SKIPPED";
+    if std::env::var_os(MARK).is_some() {
+        return skipped::skipped("it was asked to be");
+    }
+    let program = std::env::current_exe().expect("a name");
+    let test = ["--exact", "what_is_skipped_is_heard"];
+    let output = Command::new(program).args(test).env(MARK, "1").output().expect("starts");
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("SKIPPED what_is_skipped_is_heard: it was asked to be\n"), "{output:?}");
 }

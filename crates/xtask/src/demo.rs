@@ -9,7 +9,8 @@ use anyhow::{Context, Result, bail};
 use crate::apt::{PrivateApt, SUITE, debian_sources};
 use crate::machine::{self, has, is_root, repository, run, say, target_directory};
 
-const BASE: &str = "debian:bookworm";
+/// What the base image is called.
+pub(crate) const BASE: &str = "debian:bookworm";
 
 /// Runs the demo.
 pub(crate) fn run_demo() -> Result<()> {
@@ -19,21 +20,7 @@ pub(crate) fn run_demo() -> Result<()> {
     let place = target_directory().join("demo");
     std::fs::create_dir_all(&place)?;
     let kiln = Kiln { program: target_directory().join("release/kiln"), root: place.join("store") };
-
-    if kiln
-        .command("image")
-        .args(["inspect", BASE])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()?
-        .success()
-    {
-        say("the base image is there from an earlier demo");
-    } else if is_root() {
-        base_with_mmdebstrap(&kiln, &place)?;
-    } else {
-        base_without_root(&kiln, &place)?;
-    }
+    make_base(&kiln, &place)?;
 
     say("building a Python service: two stages, apt-get and pip in RUN, a cache mount");
     let context = repository().join("demo");
@@ -60,13 +47,14 @@ pub(crate) fn run_demo() -> Result<()> {
     Ok(())
 }
 
-struct Kiln {
-    program: PathBuf,
-    root: PathBuf,
+/// A kiln with a store.
+pub(crate) struct Kiln {
+    pub(crate) program: PathBuf,
+    pub(crate) root: PathBuf,
 }
 
 impl Kiln {
-    fn command(&self, subcommand: &str) -> Command {
+    pub(crate) fn command(&self, subcommand: &str) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("--root").arg(&self.root).arg(subcommand);
         command
@@ -74,6 +62,20 @@ impl Kiln {
 
     fn import(&self, archive: &Path, name: &str) -> Result<()> {
         run(self.command("import").args(["--change", "CMD [\"bash\"]"]).arg(archive).arg(name))
+    }
+}
+
+/// Makes the base image out of packages, if it is not there from an earlier time. `place` takes what is needed meanwhile.
+pub(crate) fn make_base(kiln: &Kiln, place: &Path) -> Result<()> {
+    let mut inspect = kiln.command("image");
+    let found = inspect.args(["inspect", BASE]).stdout(Stdio::null()).stderr(Stdio::null()).status()?;
+    if found.success() {
+        say("the base image is there from an earlier demo");
+        Ok(())
+    } else if is_root() {
+        base_with_mmdebstrap(kiln, place)
+    } else {
+        base_without_root(kiln, place)
     }
 }
 

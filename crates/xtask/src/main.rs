@@ -8,6 +8,7 @@ mod bench;
 mod count;
 mod demo;
 mod kernels;
+mod lessons;
 mod machine;
 mod test;
 mod tidy;
@@ -23,6 +24,9 @@ const USAGE: &str = "usage: cargo xtask CHORE
   bench  kiln beside other engines; `cargo xtask bench --help` tells more
   kernels
          kiln on other kernels, in emulated machines; `cargo xtask kernels --help` tells more
+  lessons --from DIRECTORY
+         builds the Dockerfiles between the fences of a directory's pages as they are written, on
+         Debian packages that stand in for their bases
   count  instructions of fixed work, compared with crates/xtask/instructions.json; --accept writes it";
 
 fn main() -> ExitCode {
@@ -33,6 +37,7 @@ fn main() -> ExitCode {
         ["tidy"] => tidy::run(),
         ["count"] => count::run(count::Purpose::Compare),
         ["count", "--accept"] => count::run(count::Purpose::Accept),
+        ["lessons", "--from", directory] => lessons::run_lessons(std::path::Path::new(directory)),
         ["bench", ..] => bench::run(&arguments[1..]),
         ["kernels", ..] => kernels::run_all(&arguments[1..]),
         ["help" | "--help" | "-h"] => {

@@ -1,8 +1,10 @@
 //! `cargo xtask test`: everything that must be green.
 
-use std::process::Command;
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::process::{Command, Stdio};
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 
 use crate::machine::{self, cargo, has, is_root, repository, say};
 
@@ -28,22 +30,89 @@ pub(crate) fn run() -> Result<()> {
     say("the house's rules");
     crate::tidy::run()?;
     say("tests");
+    let mut skipped = Skipped::default();
     // The same random inputs each time: a failure comes back when it is looked at. Other ones are for runs by hand.
-    machine::run(cargo().args(["test", "--workspace", "--quiet"]).env("PROPTEST_RNG_SEED", "20260101"))?;
-    compare_corpus()
+    let mut tests = cargo();
+    tests.args(["test", "--workspace", "--quiet"]).env("PROPTEST_RNG_SEED", "20260101");
+    listen(&mut tests, &mut skipped)?;
+    compare_corpus(&mut skipped)?;
+    say("skipped");
+    print!("{}", skipped.table());
+    Ok(())
 }
 
 /// Builds the corpus and compares it with BuildKit's answers. Needs root, python3 and busybox.
-fn compare_corpus() -> Result<()> {
+fn compare_corpus(skipped: &mut Skipped) -> Result<()> {
     say("Dockerfiles with BuildKit's answers");
     if !is_root() || !has("python3") || !has("busybox") {
-        println!("SKIPPED: the corpus needs root, python3 and busybox");
+        let line = "SKIPPED: the corpus needs root, python3 and busybox";
+        println!("{line}");
+        skipped.hear(line);
         return Ok(());
     }
     machine::run(cargo().args(["build", "--quiet", "--package", "kiln"]))?;
     let mut compare = Command::new(repository().join("corpus/compare"));
     compare.args(["--quiet", "--jobs", "2"]).env("KILN", machine::target_directory().join("debug/kiln"));
     machine::run(&mut compare)
+}
+
+/// Why tests were skipped, and how often.
+#[derive(Debug, Default)]
+struct Skipped(BTreeMap<String, usize>);
+
+impl Skipped {
+    /// A line of what the tests say: `SKIPPED [test]: reason` (tests/skipped.rs).
+    fn hear(&mut self, line: &str) {
+        let said = line.strip_prefix("SKIPPED").filter(|rest| rest.starts_with([':', ' ']));
+        if let Some((_, reason)) = said.and_then(|rest| rest.split_once(": ")) {
+            *self.0.entry(reason.trim().to_owned()).or_default() += 1;
+        }
+    }
+
+    fn table(&self) -> String {
+        if self.0.is_empty() {
+            return "nothing\n".to_owned();
+        }
+        self.0.iter().map(|(reason, count)| format!("{count:>4}  {reason}\n")).collect()
+    }
+}
+
+/// Runs a command, passes on what it says as it comes, and hears what is skipped.
+fn listen(command: &mut Command, skipped: &mut Skipped) -> Result<()> {
+    let shown = machine::line(command);
+    println!("$ {shown}");
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("cannot start {shown}"))?;
+    let (output, errors) = (child.stdout.take(), child.stderr.take());
+    let texts = std::thread::scope(|scope| {
+        let output = scope.spawn(|| pass_on(output, std::io::stdout()));
+        let errors = scope.spawn(|| pass_on(errors, std::io::stderr()));
+        [output, errors].map(|thread| thread.join())
+    });
+    let status = child.wait()?;
+    for text in texts {
+        let Ok(text) = text else { bail!("what {shown} says could not be read") };
+        String::from_utf8_lossy(&text?).lines().for_each(|line| skipped.hear(line));
+    }
+    if !status.success() {
+        bail!("{shown} ended with {status}");
+    }
+    Ok(())
+}
+
+fn pass_on(from: Option<impl Read>, mut to: impl Write) -> std::io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    let Some(mut from) = from else { return Ok(text) };
+    let mut buffer = [0; 4096];
+    loop {
+        let count = from.read(&mut buffer)?;
+        if count == 0 {
+            return Ok(text);
+        }
+        to.write_all(&buffer[..count])?;
+        to.flush()?;
+        text.extend_from_slice(&buffer[..count]);
+    }
 }
 
 /// Installs what is missing where that is possible; tests that lack a reader say that they are skipped.
@@ -55,5 +124,21 @@ fn install_readers() {
     }
     if let Err(error) = machine::install(&missing) {
         println!("not installed ({error:#}): some tests will say that they are skipped");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_skipped_is_summed_up() {
+        let mut skipped = Skipped::default();
+        assert_eq!(skipped.table(), "nothing\n");
+        let script = "echo ..; echo SKIPPED a::b: needs root >&2; echo SKIPPED: needs git; echo SKIPPED c: needs root: really; \
+                      echo SKIPPED d: needs root; echo SKIPPEDLY: no; echo test SKIPPED: no";
+        listen(Command::new("sh").args(["-c", script]), &mut skipped).unwrap();
+        assert_eq!(skipped.table(), "   1  needs git\n   2  needs root\n   1  needs root: really\n");
+        assert!(listen(Command::new("false").arg("now"), &mut skipped).is_err());
     }
 }

@@ -136,14 +136,10 @@ mod tests {
     use super::*;
 
     /// The machine's git, or `None`, which is said.
-    #[expect(
-        clippy::disallowed_methods,
-        clippy::print_stdout,
-        reason = "a test needs git, or says that it is skipped"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "a test needs git")]
     fn program(limits: GitLimits) -> Option<GitProgram> {
         if Command::new("git").arg("--version").output().is_err() {
-            println!("SKIPPED: needs git");
+            crate::skipped::skipped("needs git");
             return None;
         }
         let path = std::env::var("PATH").expect("a path");

@@ -2,6 +2,8 @@
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
 pub mod chance;
+#[path = "../../../../tests/skipped.rs"]
+mod skipped;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -153,9 +155,8 @@ pub fn unpack_as(bytes: &[u8], directory: &Path, whiteouts: Whiteouts, ownership
 }
 
 /// Says visibly that a test did not run, and why.
-#[allow(clippy::print_stderr)]
 pub fn skipped(reason: &str) {
-    eprintln!("SKIPPED: {reason}");
+    skipped::skipped(reason);
 }
 
 /// As much of owners as our privileges allow.

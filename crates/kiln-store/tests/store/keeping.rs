@@ -6,8 +6,8 @@ use std::time::Duration;
 use kiln_layer::{Compression, Owners};
 use kiln_oci::{ChainId, DiffId, Digest};
 use kiln_store::{
-    Awaited, CacheMountSharing, CacheRecord, CacheToRemove, Collected, Collection, Error, Fault, FirstMade,
-    ImagesToRemove, Lease, Leased, Ownership, Removed, RootWay, Store, Wait,
+    Awaited, CacheMountIdentity, CacheMountSharing, CacheRecord, CacheToRemove, Collected, Collection, Error,
+    Fault, FirstMade, ImagesToRemove, Lease, Leased, Ownership, Removed, RootWay, Store, Wait,
 };
 use kiln_sys::lock::{Lock, Sharing};
 
@@ -73,14 +73,16 @@ fn collection_takes_what_was_asked_for() {
 
 #[test]
 fn cache_mounts_in_use_stay() {
+    let plain = |id: &str| CacheMountIdentity { id: id.to_owned(), base: String::new() };
     let fixture = Fixture::new();
-    let used = fixture.store.cache_mount("used", CacheMountSharing::Locked).unwrap();
-    let idle = fixture.store.cache_mount("idle", CacheMountSharing::Shared).unwrap().path().to_path_buf();
+    let used = fixture.store.cache_mount(&plain("used"), CacheMountSharing::Locked).unwrap();
+    let idle =
+        fixture.store.cache_mount(&plain("idle"), CacheMountSharing::Shared).unwrap().path().to_path_buf();
     fs_err::write(idle.join("file"), b"12345").unwrap();
     let collected = fixture.collect(ImagesToRemove::None);
     assert_eq!((collected.cache_mounts.len(), collected.bytes), (1, 5));
     assert!(used.path().is_dir() && !idle.exists());
-    assert!(fixture.store.cache_mount("idle", CacheMountSharing::Shared).unwrap().is_fresh());
+    assert!(fixture.store.cache_mount(&plain("idle"), CacheMountSharing::Shared).unwrap().is_fresh());
 }
 
 #[test]

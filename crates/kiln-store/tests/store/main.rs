@@ -5,5 +5,7 @@ mod fixture;
 mod keeping;
 mod mounted;
 mod repair;
+#[path = "../../../../tests/skipped.rs"]
+mod skipped;
 mod sources;
 mod stale;

@@ -8,23 +8,18 @@ use kiln_store::{
 use kiln_sys::overlay::Overlay;
 
 use crate::fixture::{Fixture, archive, blob, config, descriptor, image_of, layer, layout_index};
+use crate::skipped::skipped;
 
 /// A store that mounts.
 fn mounting() -> Option<(tempfile::TempDir, Store)> {
     let directory = tempfile::tempdir().unwrap();
     if !rustix::process::geteuid().is_root() {
-        #[allow(clippy::print_stderr, reason = "a test that is skipped says so")]
-        {
-            eprintln!("SKIPPED: mounts need root");
-        }
+        skipped("mounts need root");
         return None;
     }
     let store = Store::open(&directory.path().join("store"), Ownership::Root).unwrap();
     if !store.mounts_tars() {
-        #[allow(clippy::print_stderr, reason = "a test that is skipped says so")]
-        {
-            eprintln!("SKIPPED: this kernel mounts no EROFS images that are files");
-        }
+        skipped("this kernel mounts no EROFS images that are files");
         return None;
     }
     Some((directory, store))

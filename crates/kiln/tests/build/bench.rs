@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 
+use crate::skipped::skipped;
+
 /// How long anything may take on a machine with much else to do.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -24,7 +26,7 @@ impl Bench {
     pub(crate) fn new() -> Option<Self> {
         let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).is_file());
         let (Some(busybox), true) = (busybox, rustix::process::geteuid().is_root()) else {
-            say("SKIPPED: needs root and busybox-static");
+            skipped("needs root and busybox-static");
             return None;
         };
         let bench = Self { directory: tempfile::tempdir().expect("a temporary directory") };
@@ -110,7 +112,7 @@ impl Bench {
         let found = self.run("store", &["info", "--format", "{{.Ways.Devices.Reason}}"]);
         let reason = text(&found.stdout);
         if reason.trim() != "<no value>" && reason.trim() != "<nil>" {
-            say(&format!("SKIPPED: device nodes: {}", reason.trim()));
+            skipped(&format!("device nodes: {}", reason.trim()));
             return false;
         }
         true
@@ -173,7 +175,7 @@ pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "skipped tests and seeds are said")]
+#[expect(clippy::print_stdout, reason = "seeds are said")]
 pub(crate) fn say(text: &str) {
     println!("{text}");
 }

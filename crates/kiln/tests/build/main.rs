@@ -2,6 +2,7 @@
 //! /bin/busybox or /usr/bin/busybox; says so where it is skipped.
 
 mod bench;
+mod caches;
 mod contexts;
 mod dice;
 mod downloads;
@@ -13,6 +14,8 @@ mod recipe;
 mod refusals;
 mod repositories;
 mod same_image;
+#[path = "../../../../tests/skipped.rs"]
+mod skipped;
 mod stale;
 mod together;
 mod web;

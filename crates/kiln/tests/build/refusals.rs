@@ -107,6 +107,17 @@ fn refusals_are_clear_and_change_nothing() {
         ],
     );
     bench.refuses(Some("FROM bb\nRUN [\"/nosuch\"]\n"), 1, &["/nosuch", ">>> RUN [\"/nosuch\"]\n"]);
+    bench.refuses(
+        Some("FROM bb\nRUN echo not run > /first\nCOPY a[ /o/\n"),
+        1,
+        &["syntax error in pattern \"a[\"\n", "Dockerfile:3:6\n", "3 | COPY a[ /o/\n  |      ^^\n"],
+    );
+    bench.write("context/.dockerignore", "a*[\n");
+    bench.refuses(
+        Some("FROM bb\nCOPY . /a\n"),
+        1,
+        &["kiln: cannot build Dockerfile: cannot read the ignore file: syntax error in pattern \"a*[\"\n"],
+    );
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use rustix::process::{Signal, kill_process, kill_process_group};
 
-use crate::bench::{Bench, PATIENCE, say, text, until};
+use crate::bench::{Bench, PATIENCE, text, until};
 use crate::web::{Page, Web};
 
 /// Files of a bench served by git-daemon, until it is dropped.
@@ -26,7 +26,7 @@ impl Drop for Daemon {
 fn has_git() -> bool {
     let found = Command::new("git").arg("--version").output().is_ok();
     if !found {
-        say("SKIPPED: needs git");
+        crate::skipped::skipped("needs git");
     }
     found
 }

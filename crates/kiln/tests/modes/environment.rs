@@ -41,7 +41,7 @@ impl Place {
                 .find(|program| !has(program))
         };
         if let Some(missing) = missing {
-            crate::say(&format!("SKIPPED: needs {missing}"));
+            crate::skipped::skipped(&format!("needs {missing}"));
             return None;
         }
         let directory =

@@ -4,8 +4,5 @@ mod environment;
 mod foreground;
 mod refused;
 mod same;
-
-#[expect(clippy::print_stdout, reason = "skipped tests are said")]
-fn say(text: &str) {
-    println!("{text}");
-}
+#[path = "../../../../tests/skipped.rs"]
+mod skipped;

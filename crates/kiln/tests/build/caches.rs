@@ -1,0 +1,72 @@
+//! Which directory a cache mount is, as BuildKit has it: that of its id and of what it begins with.
+
+use std::process::Output;
+
+use crate::bench::{Bench, text};
+
+fn build(bench: &Bench, dockerfile: &str) -> Output {
+    bench.write("Dockerfile", dockerfile);
+    let words = ["build", "--progress=plain", "--no-cache", "-f", "Dockerfile", "context"];
+    bench.run("store", &words)
+}
+
+/// What the steps say.
+#[track_caller]
+fn said(bench: &Bench, dockerfile: &str) -> String {
+    let output = build(bench, dockerfile);
+    let told = text(&output.stderr);
+    assert!(output.status.success(), "{told}");
+    told
+}
+
+#[test]
+fn owners_and_modes_are_those_of_another_directory() {
+    let Some(bench) = Bench::new() else { return };
+    let step = |options: &str| {
+        format!(
+            "FROM bb\nUSER 1000\nRUN --mount=type=cache,target=/npm{options} touch /npm/x && echo had $(find /npm)\n"
+        )
+    };
+    let refused = build(&bench, &step(""));
+    assert!(!refused.status.success() && text(&refused.stderr).contains("Permission denied"), "{refused:?}");
+    for options in [",uid=1000", ",mode=0777", ",uid=1000,gid=1000,mode=0700"] {
+        assert!(said(&bench, &step(options)).contains("had /npm /npm/x"), "{options}");
+        let again = format!("FROM bb\nRUN --mount=type=cache,target=/npm{options} echo has $(find /npm)\n");
+        assert!(said(&bench, &again).contains("has /npm /npm/x"), "{options}");
+    }
+    // What is the same in other words is the same.
+    let words = "FROM bb\nRUN --mount=type=cache,target=/npm,uid=1000,gid=0,mode=755 echo has $(find /npm)\n";
+    assert!(said(&bench, words).contains("has /npm /npm/x"));
+    let listed = text(&bench.run("store", &["system", "df", "-v"]).stdout);
+    assert_eq!(listed.matches("exec.cachemount").count(), 4, "{listed}");
+    assert!(bench.run("store", &["system", "prune", "-af"]).status.success());
+    let listed = text(&bench.run("store", &["system", "df", "-v"]).stdout);
+    assert!(!listed.contains("exec.cachemount"), "{listed}");
+}
+
+#[test]
+fn a_changed_base_is_seen() {
+    let Some(bench) = Bench::new() else { return };
+    let step = |stage: &str, options: &str| {
+        format!(
+            "FROM bb AS s\nRUN mkdir /d /e && echo {stage} > /d/f && echo e > /e/f\nFROM bb\n\
+             RUN --mount=type=cache,target=/c,id=k1{options} echo saw $(cat /c/f) $(cat /c/more); echo x >> /c/more\n"
+        )
+    };
+    assert!(said(&bench, &step("one", ",from=s,source=/d")).contains("saw one\n"));
+    assert!(said(&bench, &step("two", ",from=s,source=/d")).contains("saw two\n"));
+    assert!(said(&bench, &step("two", ",from=s,source=/e")).contains("saw e\n"));
+    assert!(said(&bench, &step("two", "")).contains("saw\n"));
+    assert!(said(&bench, &step("two", "")).contains("saw x\n"));
+}
+
+#[test]
+fn a_step_does_not_wait_for_itself() {
+    let Some(bench) = Bench::new() else { return };
+    for sharing in ["locked", "private", "shared"] {
+        let mount = format!("--mount=type=cache,id={sharing},sharing={sharing}");
+        let step =
+            format!("FROM bb\nRUN {mount},target=/x {mount},target=/y touch /x/f && echo at $(find /y)\n");
+        assert!(said(&bench, &step).contains("at /y /y/f"), "{sharing}");
+    }
+}
