@@ -472,6 +472,7 @@ mod tests {
         check(lab(), ACCOUNTS, "COPY --chown=7:app a.txt /x", &["f 0644 7:7 x = a"]);
         check(lab(), ACCOUNTS, "COPY --chown=app: a.txt /x", &["f 0644 1500:0 x = a"]);
         check(lab(), &[], "COPY --chown=5: a.txt /x", &["f 0644 5:0 x = a"]);
+        check(lab(), &[], "COPY --chown=+5 a.txt /x", &["f 0644 5:5 x = a"]);
         check(lab(), &[], "COPY --chown=:6 a.txt /x", &["f 0644 0:6 x = a"]);
         check(lab(), &[], "COPY --chown=: a.txt /x", &["f 0644 0:0 x = a"]);
         check(lab(), ACCOUNTS, "COPY --chown=9 a.txt /d/x", &["d 0755 9:9 d", "f 0644 9:9 d/x = a"]);

@@ -579,7 +579,8 @@ fn run_mount(state: &StageState, mount: &Mount, source: MountSource, span: Span)
         MountType::Bind => RunMountKind::Bind { source, path, access },
         MountType::Tmpfs => RunMountKind::Tmpfs { size: mount.size_limit.unsigned_abs() },
         MountType::Cache => RunMountKind::Cache {
-            id: mount.id.clone().unwrap_or_else(|| absolute("/", &mount.target)),
+            // As in BuildKit, a relative target stays one in the id.
+            id: mount.id.clone().filter(|id| !id.is_empty()).unwrap_or_else(|| clean_path(&mount.target)),
             sharing: match mount.sharing {
                 None | Some(Sharing::Shared) => CacheSharing::Shared,
                 Some(Sharing::Private) => CacheSharing::Private,
@@ -606,7 +607,8 @@ fn cache_owner(mount: &Mount) -> Option<CacheOwner> {
     Some(CacheOwner {
         uid: mount.uid.unwrap_or(uid),
         gid: mount.gid.unwrap_or(gid),
-        mode: mount.mode.unwrap_or(mode),
+        // As in BuildKit, permissions alone: no sticky bit.
+        mode: mount.mode.unwrap_or(mode) & 0o777,
     })
 }
 

@@ -64,10 +64,11 @@ fn number(text: &str) -> Result<Option<u32>> {
     if text == "root" || text.is_empty() {
         return Ok(Some(0));
     }
-    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
+    let digits = text.strip_prefix('+').unwrap_or(text);
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return Ok(None);
     }
-    match text.parse::<i32>() {
+    match digits.parse::<i32>() {
         Ok(number) => Ok(Some(number.unsigned_abs())),
         Err(_) => Err(UserError::Range(text.chars().take(40).collect()).into()),
     }

@@ -54,10 +54,11 @@ impl UserSpec {
 
 /// A number if the text is one: `Err` when it is a number out of range.
 fn number(text: &str) -> Result<Option<u32>, UserError> {
-    if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
+    let digits = text.strip_prefix('+').unwrap_or(text);
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return Ok(None);
     }
-    match text.parse::<u32>() {
+    match digits.parse::<u32>() {
         Ok(id) if id <= MAX_ID => Ok(Some(id)),
         _ => Err(UserError::Range(text.chars().take(40).collect())),
     }
@@ -181,6 +182,8 @@ mod tests {
         check("app:", Ok((1000, 1001, &[29, 44])));
         check(":", Ok((0, 0, &[])));
         check(":6", Ok((0, 6, &[])));
+        check("+5:+6", Ok((5, 6, &[])));
+        check("+", Err(()));
         check("", Ok((0, 0, &[])));
         // A number is a number, whoever is called so.
         check("44", Ok((44, 0, &[])));

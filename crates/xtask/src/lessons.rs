@@ -3,12 +3,12 @@
 //! machine's configuration names.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
 
 use crate::demo::{BASE, Kiln, make_base};
-use crate::machine::{self, repository, run, say, target_directory};
+use crate::machine::{self, run, say, target_directory};
 
 /// A base of lessons, by its name without the tag, and the packages that stand in for it.
 struct StandIn {
@@ -51,8 +51,8 @@ pub(crate) fn run_lessons(directory: &Path) -> Result<()> {
         bail!("no page of {} has a Dockerfile between fences", directory.display());
     }
     say("building kiln");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    run(Command::new(cargo).current_dir(repository()).args(["build", "--quiet", "--package", "kiln"]))?;
+
+    run(machine::cargo().args(["build", "--quiet", "--package", "kiln"]))?;
     let place = target_directory().join("demo");
     std::fs::create_dir_all(&place)?;
     let kiln = Kiln { program: target_directory().join("debug/kiln"), root: place.join("store") };
