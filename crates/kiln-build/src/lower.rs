@@ -2,13 +2,13 @@
 
 mod add;
 mod arguments;
+mod run;
 
 use std::collections::BTreeMap;
 
 use kiln_dockerfile::{
     CopySource as StageSource, Diagnostic, Dockerfile, Expander, IgnoreMatcher, Instruction, Kind, Linter,
-    Mount, MountType, Sharing, SourceKind, Span, Stage, clean_path, glob_match, has_wildcards, history,
-    predefined, source_kind,
+    SourceKind, Span, Stage, clean_path, glob_match, has_wildcards, history, source_kind,
 };
 use kiln_graph::{Graph, Vertex, VertexId};
 use kiln_oci::{ImageConfig, Platform, Reference};
@@ -16,12 +16,9 @@ use kiln_oci::{ImageConfig, Platform, Reference};
 use self::arguments::{declare_meta_args, default_args, lint_stages, source_date_epoch};
 use crate::environment::Environment;
 use crate::error::{Error, Result};
-use crate::operation::{
-    Access, CacheOwner, CacheSharing, CopyKind, CopyOperation, CopySource, MountSource, Operation, ROOT,
-    RunMount, RunMountKind, RunOperation, SecurityMode, WorkdirOperation,
-};
-use crate::request::{BuildRequest, Entitlement, NetworkMode};
-use crate::stage::{PlannedHistory, Scope, StageState, absolute, absolute_destination, working_directory};
+use crate::operation::{CopyKind, CopyOperation, CopySource, MountSource, Operation, ROOT, WorkdirOperation};
+use crate::request::BuildRequest;
+use crate::stage::{PlannedHistory, Scope, StageState, absolute_destination, working_directory};
 
 /// Longest chain of ONBUILD triggers that is accepted from one base image.
 const MAX_TRIGGERS: usize = 1000;
@@ -394,99 +391,6 @@ impl Lowering<'_> {
         Ok(id)
     }
 
-    fn run(
-        &mut self,
-        state: &StageState,
-        stage: usize,
-        run: &kiln_dockerfile::Run,
-        mounts: &[Mount],
-        instruction: &Instruction,
-    ) -> Result<LoweredStep> {
-        let span = instruction.span;
-        if !run.devices.is_empty() {
-            return Err(Error::Unsupported("RUN --device".to_owned()));
-        }
-        let network = self.network(run)?;
-        let security = match run.security {
-            kiln_dockerfile::Security::Sandbox => SecurityMode::Sandbox,
-            kiln_dockerfile::Security::Insecure => {
-                self.need(Entitlement::SecurityInsecure, "RUN --security=insecure")?;
-                SecurityMode::Insecure
-            }
-        };
-        let mut inputs = Vec::new();
-        let mut lowered = Vec::new();
-        for mount in mounts {
-            if is_absent_secret(mount)? {
-                continue;
-            }
-            let source = self.mount_source(stage, mount, span, &mut inputs)?;
-            lowered.push(run_mount(state, mount, source, span)?);
-        }
-        let program = run.program(&state.shell());
-        let text = history::run(&program.arguments, &state.build_args, &state.environment);
-        let pairs = state.environment.pairs().iter();
-        let environment = pairs
-            .filter(|(name, value)| {
-                // RUN gets what was given with --build-arg all the same; a Dockerfile's own value is a value like any.
-                let declared = state.declared.contains(name);
-                let given = self.request.build_args.get(name) == Some(value);
-                !(declared && given && predefined::is_proxy_arg(name))
-            })
-            .cloned()
-            .collect();
-        let operation = RunOperation {
-            arguments: program.arguments,
-            environment,
-            directory: state.directory().to_owned(),
-            user: state.image.config.user.clone(),
-            network,
-            security,
-            mounts: lowered,
-            script: program.script,
-            epoch: self.epoch,
-        };
-        Ok((Operation::Run(Box::new(operation)), inputs, text))
-    }
-
-    fn network(&self, run: &kiln_dockerfile::Run) -> Result<NetworkMode> {
-        let network = match run.network {
-            kiln_dockerfile::Network::Default => self.request.network,
-            kiln_dockerfile::Network::None => NetworkMode::None,
-            kiln_dockerfile::Network::Host => NetworkMode::Host,
-        };
-        if network == NetworkMode::Host {
-            self.need(Entitlement::NetworkHost, "the host's network")?;
-        }
-        Ok(network)
-    }
-
-    fn need(&self, entitlement: Entitlement, what: &str) -> Result<()> {
-        if self.request.allowed.contains(&entitlement) {
-            return Ok(());
-        }
-        Err(Error::NotAllowed { what: what.to_owned(), allowance: entitlement.name() })
-    }
-
-    fn mount_source(
-        &mut self,
-        stage: usize,
-        mount: &Mount,
-        span: Span,
-        inputs: &mut Vec<(String, VertexId)>,
-    ) -> Result<MountSource> {
-        match (&mount.from, mount.mount_type) {
-            (None, MountType::Bind) => Ok(MountSource::Context),
-            (None, _) => Ok(MountSource::Empty),
-            (Some(from), _) => {
-                let source = self.dockerfile.mount_source(from);
-                let vertex = self.source(stage, source, span)?;
-                inputs.push((format!("mount {}", mount.target), vertex));
-                Ok(MountSource::Input(inputs.len()))
-            }
-        }
-    }
-
     fn copy(
         &mut self,
         state: &StageState,
@@ -568,65 +472,6 @@ fn is_malformed(path: &str) -> bool {
 /// An operation, its further inputs, and its history text.
 type LoweredStep = (Operation, Vec<(String, VertexId)>, String);
 
-fn run_mount(state: &StageState, mount: &Mount, source: MountSource, span: Span) -> Result<RunMount> {
-    let target = absolute(state.directory(), &mount.target);
-    if target == "/" {
-        return Err(instruction_error(format!("invalid mount target {:?}", mount.target), span));
-    }
-    let access = if mount.read_only { Access::ReadOnly } else { Access::ReadWrite };
-    let path = absolute("/", &mount.source);
-    let kind = match mount.mount_type {
-        MountType::Bind => RunMountKind::Bind { source, path, access },
-        MountType::Tmpfs => RunMountKind::Tmpfs { size: mount.size_limit.unsigned_abs() },
-        MountType::Cache => RunMountKind::Cache {
-            // As in BuildKit, a relative target stays one in the id.
-            id: mount.id.clone().filter(|id| !id.is_empty()).unwrap_or_else(|| clean_path(&mount.target)),
-            sharing: match mount.sharing {
-                None | Some(Sharing::Shared) => CacheSharing::Shared,
-                Some(Sharing::Private) => CacheSharing::Private,
-                Some(Sharing::Locked) => CacheSharing::Locked,
-            },
-            source,
-            // As in BuildKit, they count where the whole is mounted alone.
-            owner: (path == "/").then(|| cache_owner(mount)).flatten(),
-            path,
-            access,
-        },
-        MountType::Secret | MountType::Ssh => {
-            return Err(Error::Unsupported(format!("RUN --mount=type={}", mount.mount_type.name())));
-        }
-    };
-    Ok(RunMount { target, kind })
-}
-
-fn cache_owner(mount: &Mount) -> Option<CacheOwner> {
-    if mount.uid.is_none() && mount.gid.is_none() && mount.mode.is_none() {
-        return None;
-    }
-    let CacheOwner { uid, gid, mode } = CacheOwner::ROOT;
-    Some(CacheOwner {
-        uid: mount.uid.unwrap_or(uid),
-        gid: mount.gid.unwrap_or(gid),
-        // As in BuildKit, permissions alone: no sticky bit.
-        mode: mount.mode.unwrap_or(mode) & 0o777,
-    })
-}
-
-/// There is no way yet to give secrets or an agent to a build: those that are not required are simply not there.
-fn is_absent_secret(mount: &Mount) -> Result<bool> {
-    if !matches!(mount.mount_type, MountType::Secret | MountType::Ssh) {
-        return Ok(false);
-    }
-    if mount.required {
-        let id = mount.id.as_deref().unwrap_or("default");
-        let kind = mount.mount_type.name();
-        return Err(Error::Unsupported(format!(
-            "giving {kind} {id:?} to a build, which this step requires,"
-        )));
-    }
-    Ok(true)
-}
-
 fn makes_layer(kind: &Kind) -> bool {
     matches!(kind, Kind::Run(_) | Kind::Copy(_) | Kind::Add(_) | Kind::Workdir(_))
 }
@@ -681,7 +526,7 @@ mod tests {
             labels: BTreeMap::new(),
             names: Vec::new(),
             cache: CacheUse::Records,
-            network: NetworkMode::Default,
+            network: crate::request::NetworkMode::Default,
             allowed: Vec::new(),
             lent: Lent::default(),
             resolv_conf: Vec::new(),
