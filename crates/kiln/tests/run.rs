@@ -67,6 +67,14 @@ impl Bench {
     }
 }
 
+/// As docker: the same file gives the same image wherever it is.
+#[test]
+fn an_import_names_no_place() {
+    let Some(bench) = Bench::new() else { return };
+    let told = bench.kiln("history").args(["--format", "{{.Comment}}", "bb"]).output().expect("kiln");
+    assert_eq!(String::from_utf8_lossy(&told.stdout).lines().last(), Some("Imported from -"), "{told:?}");
+}
+
 #[test]
 fn a_command_runs_as_docker_runs_it() {
     let Some(bench) = Bench::new() else { return };

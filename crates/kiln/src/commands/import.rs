@@ -54,7 +54,8 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Import) -> Result<u8> {
     let lease = store.lease("import")?;
     let history = History {
         created: Some(Timestamp::now().to_string()),
-        comment: arguments.message.clone().unwrap_or_else(|| format!("Imported from {shown}")),
+        // As docker says it of every file, wherever that is.
+        comment: arguments.message.clone().unwrap_or_else(|| "Imported from -".to_owned()),
         ..History::default()
     };
     let id = store
