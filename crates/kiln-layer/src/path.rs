@@ -25,9 +25,16 @@ pub fn compare(left: &[u8], right: &[u8]) -> Ordering {
 
 /// How many bytes two paths begin with alike.
 fn common(left: &[u8], right: &[u8]) -> usize {
-    const WIDTH: usize = 16;
+    const WIDTH: usize = 8;
     let (wide_left, wide_right) = (left.as_chunks::<WIDTH>().0, right.as_chunks::<WIDTH>().0);
-    let alike = wide_left.iter().zip(wide_right).take_while(|(left, right)| left == right).count() * WIDTH;
+    let mut alike = 0;
+    for (left, right) in wide_left.iter().zip(wide_right) {
+        let different = u64::from_le_bytes(*left) ^ u64::from_le_bytes(*right);
+        if different != 0 {
+            return alike + different.trailing_zeros() as usize / 8;
+        }
+        alike += WIDTH;
+    }
     let rest = left[alike..].iter().zip(&right[alike..]);
     alike + rest.take_while(|(left, right)| left == right).count()
 }

@@ -79,14 +79,23 @@ impl Skipped {
 
 /// Runs a command, passes on what it says as it comes, and hears what is skipped.
 fn listen(command: &mut Command, skipped: &mut Skipped) -> Result<()> {
+    println!("$ {}", machine::line(command));
+    hear(command, skipped, std::io::stdout(), std::io::stderr())
+}
+
+fn hear(
+    command: &mut Command,
+    skipped: &mut Skipped,
+    to: impl Write + Send,
+    errors_to: impl Write + Send,
+) -> Result<()> {
     let shown = machine::line(command);
-    println!("$ {shown}");
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("cannot start {shown}"))?;
     let (output, errors) = (child.stdout.take(), child.stderr.take());
     let texts = std::thread::scope(|scope| {
-        let output = scope.spawn(|| pass_on(output, std::io::stdout()));
-        let errors = scope.spawn(|| pass_on(errors, std::io::stderr()));
+        let output = scope.spawn(|| pass_on(output, to));
+        let errors = scope.spawn(|| pass_on(errors, errors_to));
         [output, errors].map(|thread| thread.join())
     });
     let status = child.wait()?;
@@ -137,8 +146,11 @@ mod tests {
         assert_eq!(skipped.table(), "nothing\n");
         let script = "echo ..; echo SKIPPED a::b: needs root >&2; echo SKIPPED: needs git; echo SKIPPED c: needs root: really; \
                       echo SKIPPED d: needs root; echo SKIPPEDLY: no; echo test SKIPPED: no";
-        listen(Command::new("sh").args(["-c", script]), &mut skipped).unwrap();
+        // Into nothing: this test's own output is listened to.
+        let mut listen =
+            |command: &mut Command| hear(command, &mut skipped, std::io::sink(), std::io::sink());
+        listen(Command::new("sh").args(["-c", script])).unwrap();
+        assert!(listen(Command::new("false").arg("now")).is_err());
         assert_eq!(skipped.table(), "   1  needs git\n   2  needs root\n   1  needs root: really\n");
-        assert!(listen(Command::new("false").arg("now"), &mut skipped).is_err());
     }
 }
