@@ -11,7 +11,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::error::RuntimeError;
 use crate::init;
-use crate::launcher::{Launcher, hand_over};
+use crate::launcher::{Launcher, Told, hand_over, is_hang_up};
 use crate::placement::Placements;
 use crate::recorder::{LowerFiles, Ownership, Recorder};
 use crate::report::Report;
@@ -240,7 +240,8 @@ pub fn start(
         move |source| RuntimeError::SetUp { step, detail: String::new(), source }
     };
     let confinement = sandbox.confinement();
-    let init = launcher.init(confinement)?;
+    let waiting = launcher.waiting(confinement);
+    let fresh = if waiting.is_some() { None } else { Some(launcher.launch(confinement)?) };
     let description = init::Description { sandbox: sandbox.clone(), filter: filter_for(sandbox) };
     let bytes = description.encode();
     let description =
@@ -248,7 +249,14 @@ pub fn start(
     let own_terminal = sandbox.process.terminal != crate::sandbox::Terminal::None;
     let ends = Ends::open(streams, own_terminal).map_err(set_up("open the command's streams"))?;
     let [far_input, far_output, far_error] = ends.far;
-    let (child, control) = init.started()?;
+    // That one could not be started before it was needed is no reason not to try again.
+    let waiting = waiting.and_then(|init| init.started().ok());
+    let is_early = waiting.is_some();
+    let (child, control) = match (waiting, fresh) {
+        (Some(waiting), _) => waiting,
+        (None, Some(fresh)) => fresh.started()?,
+        (None, None) => launcher.launch(confinement)?.started()?,
+    };
     let mut running = Running {
         child: Arc::new(child),
         isolation: sandbox.isolation,
@@ -266,20 +274,20 @@ pub fn start(
         let made = Placements::make(path, sandbox).map_err(set_up("put files into the root"))?;
         running.placements = Some(made);
     }
-    let begin = |running: &mut Running, control: OwnedFd| {
-        hand_over(control.as_fd(), &description, &ends.near)
-            .map_err(set_up("pass the sandbox's description"))?;
-        follow(running, sandbox, below, &control)
+    let begin = |running: &mut Running, control: OwnedFd| -> Result<(), (Told, RuntimeError)> {
+        let told = hand_over(control.as_fd(), &description, &ends.near)
+            .map_err(|source| (Told::Unread, set_up("pass the sandbox's description")(source)))?;
+        follow(running, sandbox, below, &control, told)
     };
     match begin(&mut running, control) {
-        // One that waited for long, and was killed for want of memory, perhaps.
-        Err(RuntimeError::Died) if running.terminal.is_none() && running.recorder.is_none() => {
+        // It waited for long, and was killed for want of memory, perhaps; or it lacked what there is again now.
+        Err((Told::Unread, _)) if is_early => {
             let (child, control) = launcher.launch(confinement)?.started()?;
             let _ = running.child.wait();
             running.child = Arc::new(child);
-            begin(&mut running, control)?;
+            begin(&mut running, control).map_err(|(_, error)| error)?;
         }
-        begun => begun?,
+        begun => begun.map_err(|(_, error)| error)?,
     }
     Ok(running)
 }
@@ -299,62 +307,78 @@ fn filter_for(sandbox: &Sandbox) -> Vec<u64> {
     }
 }
 
-/// Reads the init's reports until it has become the command.
+/// Reads the init's reports until it has become the command. An error comes with whether it can have begun.
 fn follow(
     running: &mut Running,
     sandbox: &Sandbox,
     below: Option<&LowerFiles>,
     control: &OwnedFd,
-) -> Result<(), RuntimeError> {
+    mut told: Told,
+) -> Result<(), (Told, RuntimeError)> {
     let mut message = vec![0_u8; 256 * 1024];
     let mut ready = false;
     loop {
         let (length, descriptors) = match terminal::receive_with_descriptors(control.as_fd(), &mut message) {
-            // It has ended, and did not read all that it was told.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => (0, Vec::new()),
-            received => received
-                .map_err(|source| RuntimeError::Process { operation: "read the init's report", source })?,
+            Err(error) if is_hang_up(&error) && told == Told::Read => {
+                told = Told::Unread;
+                continue;
+            }
+            Err(source) => {
+                return Err((told, RuntimeError::Process { operation: "read the init's report", source }));
+            }
+            Ok(received) => received,
         };
         if length == 0 {
-            return if ready { Ok(()) } else { Err(RuntimeError::Died) };
+            return if ready { Ok(()) } else { Err((told, RuntimeError::Died)) };
         }
-        let report = Report::decode(&message[..length]).map_err(|_| RuntimeError::Died)?;
-        let mut descriptors = descriptors.into_iter();
-        match report {
-            Report::Terminal => running.terminal = descriptors.next(),
-            Report::Listener => {
-                let failed = |source| RuntimeError::Process { operation: "start recording owners", source };
-                let listener = descriptors.next().ok_or(RuntimeError::Died)?;
-                let (pid, ended) = (running.child.pid(), running.child.pidfd());
-                let recorder =
-                    Recorder::new(sandbox, below.cloned(), listener, pid, ended).map_err(failed)?;
-                running.recorder = Some(recorder.run().map_err(failed)?);
-                terminal::send_with_descriptors(control.as_fd(), b"!", &[]).map_err(failed)?;
+        ready |= heed(running, sandbox, below, control, (&message[..length], descriptors))
+            .map_err(|error| (told, error))?;
+    }
+}
+
+/// Does what a report asks for; says whether the init is ready.
+fn heed(
+    running: &mut Running,
+    sandbox: &Sandbox,
+    below: Option<&LowerFiles>,
+    control: &OwnedFd,
+    (message, descriptors): (&[u8], Vec<OwnedFd>),
+) -> Result<bool, RuntimeError> {
+    let report = Report::decode(message).map_err(|_| RuntimeError::Died)?;
+    let mut descriptors = descriptors.into_iter();
+    match report {
+        Report::Terminal => running.terminal = descriptors.next(),
+        Report::Listener => {
+            let failed = |source| RuntimeError::Process { operation: "start recording owners", source };
+            let listener = descriptors.next().ok_or(RuntimeError::Died)?;
+            let (pid, ended) = (running.child.pid(), running.child.pidfd());
+            let recorder = Recorder::new(sandbox, below.cloned(), listener, pid, ended).map_err(failed)?;
+            running.recorder = Some(recorder.run().map_err(failed)?);
+            terminal::send_with_descriptors(control.as_fd(), b"!", &[]).map_err(failed)?;
+        }
+        Report::Ready { stubs, notes } => {
+            (running.stubs, running.notes) = (stubs, notes);
+            if sandbox.security == Security::Sandboxed && !crate::seccomp::is_known_processor() {
+                let note = "not isolated: there is no system call profile for this processor";
+                running.notes.push(note.to_owned());
             }
-            Report::Ready { stubs, notes } => {
-                ready = true;
-                (running.stubs, running.notes) = (stubs, notes);
-                if sandbox.security == Security::Sandboxed && !crate::seccomp::is_known_processor() {
-                    running
-                        .notes
-                        .push("not isolated: there is no system call profile for this processor".to_owned());
-                }
-            }
-            Report::Failed { step, errno, detail } => {
-                let source = match errno {
-                    0 => io::Error::other(detail.clone()),
-                    errno => io::Error::from_raw_os_error(errno),
-                };
-                let detail = if errno == 0 { String::new() } else { detail };
-                return Err(RuntimeError::SetUp { step, detail, source });
-            }
-            Report::NotFound { command } => return Err(RuntimeError::CommandNotFound { command }),
-            Report::NotExecutable { command, errno } => {
-                let source = io::Error::from_raw_os_error(errno);
-                return Err(RuntimeError::CommandNotExecutable { command, source });
-            }
+            return Ok(true);
+        }
+        Report::Failed { step, errno, detail } => {
+            let source = match errno {
+                0 => io::Error::other(detail.clone()),
+                errno => io::Error::from_raw_os_error(errno),
+            };
+            let detail = if errno == 0 { String::new() } else { detail };
+            return Err(RuntimeError::SetUp { step, detail, source });
+        }
+        Report::NotFound { command } => return Err(RuntimeError::CommandNotFound { command }),
+        Report::NotExecutable { command, errno } => {
+            let source = io::Error::from_raw_os_error(errno);
+            return Err(RuntimeError::CommandNotExecutable { command, source });
         }
     }
+    Ok(false)
 }
 
 struct Ends {

@@ -37,24 +37,24 @@ impl Launcher {
         &self.cgroup
     }
 
-    /// Begins to start the init of a sandbox that is to come, unless one waits already. Nothing waits for it, and nothing
-    /// is said if it fails: who needs it starts another.
+    /// Begins to start the init of a sandbox that is to come, unless one of its kind waits already. Nothing waits for it,
+    /// and nothing is said if it fails: who needs it starts another.
+    ///
+    /// Where there is only `chroot` none is started: it would have nothing to make, and other steps could reach it.
     pub fn expect(&self, confinement: Confinement) {
+        if confinement.isolation == Isolation::Chroot {
+            return;
+        }
         let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
-        if ahead.is_none() {
-            *ahead = self.launch(confinement).ok().map(|init| Ahead { confinement, init: Some(init) });
+        if ahead.as_ref().is_none_or(|ahead| ahead.confinement != confinement) {
+            *ahead = self.launch(confinement).ok().map(|init| Ahead { confinement, init });
         }
     }
 
-    /// The one that waits, if it is of that kind, or else a new one.
-    pub(crate) fn init(&self, confinement: Confinement) -> Result<Init, RuntimeError> {
+    /// The one that waits, if it is of that kind.
+    pub(crate) fn waiting(&self, confinement: Confinement) -> Option<Init> {
         let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
-        let fitting = ahead.take_if(|ahead| ahead.confinement == confinement);
-        drop(ahead);
-        match fitting.and_then(|mut ahead| ahead.init.take()) {
-            Some(init) => Ok(init),
-            None => self.launch(confinement),
-        }
+        ahead.take_if(|ahead| ahead.confinement == confinement).map(|ahead| ahead.init)
     }
 
     /// A new one.
@@ -85,7 +85,7 @@ impl Launcher {
             descriptors: vec![input, output, error, far_control],
         };
         let starting = launch.start().map_err(|source| RuntimeError::Launch { source })?;
-        Ok(Init { starting, control })
+        Ok(Init(Some((starting, control))))
     }
 }
 
@@ -108,17 +108,32 @@ fn namespaces(confinement: Confinement) -> Namespaces {
     }
 }
 
-/// An init that was started before it was needed. Dropping it ends it.
+/// An init that was started before it was needed.
 #[derive(Debug)]
 struct Ahead {
     confinement: Confinement,
-    init: Option<Init>,
+    init: Init,
 }
 
-impl Drop for Ahead {
+const KILL: i32 = 9;
+
+/// An init that waits to be told what to set up. Dropping it ends it.
+#[derive(Debug)]
+pub(crate) struct Init(Option<(Starting, OwnedFd)>);
+
+impl Init {
+    /// Waits until it runs.
+    pub(crate) fn started(mut self) -> Result<(Child, OwnedFd), RuntimeError> {
+        let (starting, control) = self.0.take().ok_or(RuntimeError::Died)?;
+        let child = starting.wait().map_err(|source| RuntimeError::Launch { source })?;
+        Ok((child, control))
+    }
+}
+
+impl Drop for Init {
     fn drop(&mut self) {
-        if let Some(init) = self.init.take()
-            && let Ok(child) = init.starting.wait()
+        if let Some((starting, _control)) = self.0.take()
+            && let Ok(child) = starting.wait()
         {
             let _ = child.signal(KILL);
             let _ = child.wait();
@@ -126,36 +141,32 @@ impl Drop for Ahead {
     }
 }
 
-const KILL: i32 = 9;
-
-/// An init that waits to be told what to set up.
-#[derive(Debug)]
-pub(crate) struct Init {
-    starting: Starting,
-    control: OwnedFd,
+/// Whether an init read what it was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// Nothing says that it did not.
+    Read,
+    /// It ended before that, and has touched nothing.
+    Unread,
 }
 
-impl Init {
-    /// Waits until it runs.
-    pub(crate) fn started(self) -> Result<(Child, OwnedFd), RuntimeError> {
-        let child = self.starting.wait().map_err(|source| RuntimeError::Launch { source })?;
-        Ok((child, self.control))
-    }
-}
-
-/// Tells an init what to set up, and gives it the command's streams. That it has ended is no error here: what it reported
-/// before is still to be read.
+/// Tells an init what to set up, and gives it the command's streams. That it has ended is no error: what it reported before is
+/// still to be read.
 pub(crate) fn hand_over(
     control: BorrowedFd<'_>,
     description: &OwnedFd,
     streams: &[OwnedFd; 3],
-) -> io::Result<()> {
+) -> io::Result<Told> {
     let [input, output, error] = streams;
     let descriptors = [description.as_fd(), input.as_fd(), output.as_fd(), error.as_fd()];
     match terminal::send_with_descriptors(control, b"!", &descriptors) {
-        Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
-            Ok(())
-        }
-        sent => sent,
+        Ok(()) => Ok(Told::Read),
+        Err(error) if is_hang_up(&error) => Ok(Told::Unread),
+        Err(error) => Err(error),
     }
+}
+
+/// Whether the other side of a socket was closed. That it was before all was read comes first, once, and then what it said.
+pub(crate) fn is_hang_up(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }

@@ -43,14 +43,25 @@ impl Placements {
         let mut placements =
             Self { root: root.to_owned(), aside: aside.into(), placed: Vec::new(), stubs: Stubs::default() };
         rustix::fs::mkdir(&placements.aside, Mode::RWXU)?;
+        match placements.put(sandbox) {
+            Ok(()) => Ok(placements),
+            Err(error) => {
+                // What was moved in is somebody's: a cache goes back to where it lasts.
+                placements.undo(Stubs::default())?;
+                Err(error)
+            }
+        }
+    }
+
+    fn put(&mut self, sandbox: &Sandbox) -> io::Result<()> {
         for mount in &sandbox.mounts {
-            placements.mount(mount).map_err(|error| named(&mount.target, &error))?;
+            self.mount(mount).map_err(|error| named(&mount.target, &error))?;
         }
         for file in &sandbox.files {
-            placements.file(file).map_err(|error| named(&file.target, &error))?;
+            self.file(file).map_err(|error| named(&file.target, &error))?;
         }
-        placements.stubs = placements.tree()?.into_stubs();
-        Ok(placements)
+        self.stubs = self.tree()?.into_stubs();
+        Ok(())
     }
 
     /// The root, with what was made in it so far.
@@ -217,4 +228,33 @@ pub(crate) fn end_processes(root: &Path) -> io::Result<()> {
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::RootSource;
+
+    #[test]
+    fn what_was_moved_in_goes_back_when_the_rest_cannot_be() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let [root, cache] = ["root", "cache"].map(|name| directory.path().join(name));
+        fs_err::create_dir(&root).expect("made");
+        fs_err::create_dir(&cache).expect("made");
+        fs_err::write(cache.join("kept"), "kept").expect("written");
+        let mut sandbox = Sandbox::new(RootSource::Directory { path: root.clone() }, Vec::new());
+        sandbox.mounts = ["/a", "/b"]
+            .map(|target| Mount {
+                kind: MountKind::Bind {
+                    source: BindSource::Owned { path: cache.clone() },
+                    read_only: false,
+                    recursive: false,
+                },
+                target: target.into(),
+            })
+            .into();
+        Placements::make(&root, &sandbox).expect_err("it is at /a already");
+        assert_eq!(fs_err::read_to_string(cache.join("kept")).expect("it is back"), "kept");
+        assert!(!root.join("b").exists() && !directory.path().join("root.aside").exists());
+    }
 }
