@@ -18,7 +18,9 @@ use kiln_runtime::{
     BindSource, Capabilities, Confinement, Finished, Isolation, LowerFile, LowerFiles, Mount, MountKind,
     Network, OwnershipMode, ProvidedFile, RootSource, Running, Sandbox, Security, Stream, Streams,
 };
-use kiln_store::{CacheMountIdentity, CacheMountUse, Ownership, PreparedRoot, RootForm, RootPart, RootWay};
+use kiln_store::{
+    CacheMountIdentity, CacheMountUse, GivenFiles, Ownership, PreparedRoot, RootForm, RootPart, RootWay,
+};
 use kiln_sys::overlay::{Overlay, Upper};
 use kiln_sys::process::Credentials;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -115,7 +117,12 @@ fn begin(
 ) -> Result<Begun> {
     let confinement = confinement(engine, operation, parent.isolation);
     engine.launcher.expect(confinement);
-    let prepared = engine.store.prepare_root(engine.lease()?, parent.layers, engine.root_way())?;
+    let prepared = engine.store.prepare_root(
+        engine.lease()?,
+        parent.layers,
+        engine.root_way(),
+        given_files(operation),
+    )?;
     let mut caches = Vec::new();
     let sandbox = sandbox(engine, operation, inputs, &prepared, parent, &mut caches)?;
     let fresh = (sandbox.process.credentials.uid, sandbox.process.credentials.gid);
@@ -202,6 +209,7 @@ fn sandbox(
     if operation.security == SecurityMode::Insecure {
         sandbox.process.capabilities = Capabilities::ALL;
     }
+    take_caches(engine, operation, inputs, isolation, caches)?;
     for mount in &operation.mounts {
         let kind = mount_kind(engine, mount, inputs, (isolation, prepared.way()), caches)?;
         sandbox.mounts.push(Mount { kind, target: PathBuf::from(&mount.target) });
@@ -228,6 +236,14 @@ fn confinement(engine: &Engine<'_>, operation: &RunOperation, isolation: Isolati
             Ownership::SingleId => OwnershipMode::Recorded,
             Ownership::Root | Ownership::SubIds => OwnershipMode::Kernel,
         },
+    }
+}
+
+/// As [`provided_files`] provides them.
+fn given_files(operation: &RunOperation) -> GivenFiles {
+    match operation.network {
+        NetworkMode::None => GivenFiles::Hosts,
+        NetworkMode::Default | NetworkMode::Host => GivenFiles::HostsAndResolver,
     }
 }
 
@@ -300,16 +316,35 @@ fn mount_kind(
         }
         RunMountKind::Bind { source, path, access } => bind(engine, (*source, path), *access, inputs, way),
         RunMountKind::Cache { id, sharing, source, path, owner, access } => {
-            let wanted = WantedCache {
-                id,
-                sharing: *sharing,
-                from: cache_source(engine, *source, inputs)?,
-                path,
-                owner: *owner,
-            };
+            let from = cache_source(engine, *source, inputs)?;
+            let wanted = WantedCache { id, sharing: *sharing, from, path, owner: *owner };
             cache_mount(engine, &wanted, isolation, *access, caches)
         }
     }
+}
+
+/// Takes all caches of a step, in an order that is the same in every step and process, so that no two wait for each other.
+fn take_caches(
+    engine: &Engine<'_>,
+    operation: &RunOperation,
+    inputs: &[Step],
+    isolation: Isolation,
+    caches: &mut Vec<CacheMountUse>,
+) -> Result<()> {
+    let mut wanted = Vec::new();
+    for mount in &operation.mounts {
+        if let RunMountKind::Cache { id, sharing, source, path, owner, access: _ } = &mount.kind {
+            let from = cache_source(engine, *source, inputs)?;
+            wanted.push(WantedCache { id, sharing: *sharing, from, path, owner: *owner });
+        }
+    }
+    wanted.sort_by_key(WantedCache::identity);
+    let same = |pair: &[WantedCache<'_>]| pair[0].identity() == pair[1].identity();
+    if isolation == Isolation::Chroot && wanted.windows(2).any(same) {
+        let what = "one cache at two places of a step, where nothing can be mounted,";
+        return Err(Error::Unsupported(what.to_owned()));
+    }
+    wanted.iter().try_for_each(|wanted| filled_cache(engine, wanted, isolation, caches).map(drop))
 }
 
 /// A cache mount as a step asks for it.

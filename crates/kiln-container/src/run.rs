@@ -11,7 +11,7 @@ use kiln_runtime::{
     Confinement, Exit, Finished, Foreground, Isolation, Launcher, LowerFile, LowerFiles, OwnershipMode,
     RootSource, Sandbox, run_in_foreground,
 };
-use kiln_store::{Image, Lease, Leased, Ownership, PreparedRoot, RootForm, RootWay, Store};
+use kiln_store::{GivenFiles, Image, Lease, Leased, Ownership, PreparedRoot, RootForm, RootWay, Store};
 use kiln_sys::process::Credentials;
 
 use crate::error::{Error, Result};
@@ -78,7 +78,8 @@ fn sandbox(
 ) -> Result<Sandbox> {
     let config = &image.config.config;
     let arguments = process::command(config, &request.entrypoint, &request.command)?;
-    let prepared = store.prepare_root(lease, &image.config.rootfs.diff_ids, way)?;
+    let prepared =
+        store.prepare_root(lease, &image.config.rootfs.diff_ids, way, GivenFiles::HostsAndResolver)?;
     let view = store.root_view(&prepared.layers)?;
     let root = match &prepared.form {
         RootForm::Overlay { overlay, .. } => RootSource::Overlay { overlay: overlay.clone() },

@@ -21,7 +21,7 @@ pub enum CacheMountSharing {
 }
 
 /// Which directory a cache mount is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CacheMountIdentity {
     /// As the Dockerfile says: any text.
     pub id: String,

@@ -107,7 +107,9 @@ impl Store {
     fn publish_again(&self, lease: &Lease, parent: ChainId, index: &LayerIndex) -> Result<bool> {
         let layer = index.diff_id();
         let is_there = |t: &Connection| -> Result<bool> {
-            Ok(self.is_usable(t, layer)? && self.has_snapshot(t, &snapshot_key(index, parent))?)
+            Ok(self.is_usable(t, layer)?
+                && self.has_files(t, &snapshot_key(index, parent))?
+                && has_size(&self.index_path(layer), signed(index.bytes().len() as u64)))
         };
         if !is_there(&self.database.lock())? {
             return Ok(false);
@@ -123,14 +125,15 @@ impl Store {
         })
     }
 
-    fn has_snapshot(&self, t: &Connection, key: &Digest) -> Result<bool> {
+    /// Whether there is a snapshot of a key, with its directory.
+    fn has_files(&self, t: &Connection, key: &Digest) -> Result<bool> {
         let rows = all(
             t,
-            "SELECT 1 FROM snapshots WHERE key = ?1 AND ownership = ?2 AND (boot IS NULL OR boot = ?3)",
+            "SELECT id FROM snapshots WHERE key = ?1 AND ownership = ?2 AND (boot IS NULL OR boot = ?3)",
             params![key.as_bytes(), self.ownership().name(), self.boot],
-            |_| Ok(()),
+            |row| row.get::<_, String>(0),
         )?;
-        Ok(!rows.is_empty())
+        Ok(rows.first().is_some_and(|id| self.root().join(OVERLAY).join(id).join("diff").is_dir()))
     }
 
     /// Publishes the unpacked files of a layer on `parent` and leases it, if it is still there: nobody who unpacks it keeps
@@ -273,10 +276,10 @@ impl Store {
             of_layer,
             |row| row.get::<_, String>(0),
         )?;
-        let is_there = |id: &String| self.root().join(OVERLAY).join(id).join("diff").is_dir();
-        let is_whole = |blob: &Digest, size: i64| has_size(&self.blob_path(blob), size);
+        let is_there = |id: &String| !is_gone(&self.root().join(OVERLAY).join(id).join("diff"));
+        let is_whole = |blob: &Digest, size: i64| !is_torn(&self.blob_path(blob), size);
         Ok(Gone {
-            index: indexes.iter().any(|size| !has_size(&self.index_path(layer), *size)),
+            index: indexes.iter().any(|size| is_torn(&self.index_path(layer), *size)),
             blobs: blobs
                 .into_iter()
                 .filter(|(blob, size)| !is_whole(blob, *size))
@@ -468,6 +471,20 @@ impl Gone {
 
 /// The mark of a file that was found gone or cut off: no boot is named so.
 const GONE: &str = "gone";
+
+/// Whether a file is certainly not there: an error of the disk says nothing about it.
+fn is_gone(path: &std::path::Path) -> bool {
+    let absent = [std::io::ErrorKind::NotFound, std::io::ErrorKind::NotADirectory];
+    fs_err::symlink_metadata(path).is_err_and(|error| absent.contains(&error.kind()))
+}
+
+/// Whether a file is certainly gone, or of another size.
+fn is_torn(path: &std::path::Path, size: i64) -> bool {
+    match fs_err::symlink_metadata(path) {
+        Ok(found) => !found.is_file() || found.len() != size.unsigned_abs(),
+        Err(_) => is_gone(path),
+    }
+}
 
 fn has_size(path: &std::path::Path, size: i64) -> bool {
     fs_err::metadata(path).is_ok_and(|found| found.is_file() && found.len() == size.unsigned_abs())

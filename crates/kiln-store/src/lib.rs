@@ -45,6 +45,7 @@ pub use images::{Image, ImageSummary, Removed, Tag};
 pub use late_lease::LateLease;
 pub use layers::{LayerBlob, LayerInfo, NewBlob, NewLayer};
 pub use lease::{Lease, Leased};
+pub use mount_points::GivenFiles;
 pub use records::{CacheRecord, CachedResult, Claim, FirstMade, RecordInput};
 pub use roots::{Lowers, RootPart};
 pub use snapshots::{PreparedRoot, RootForm, RootWay, SnapshotPaths};

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use kiln_layer::index::Entry;
 use kiln_layer::{
     Capture, Changes, ContentSource, Kind, LayerContents, LayerIndex, LayerWriter, Options, Outputs, Owners,
-    RootView, Source, Unpack, Whiteouts,
+    RootView, Source, Stub, Unpack, Whiteouts,
 };
 use kiln_oci::{ChainId, DiffId};
 use kiln_sys::overlay::TarMount;
@@ -169,7 +169,7 @@ impl Store {
     ) -> Result<NewLayer> {
         match &prepared.form {
             RootForm::Overlay { upper, .. } => {
-                let index = self.capture_upper(upper, lower, owners, clamp)?;
+                let index = self.capture_upper(upper, (lower, &prepared.stubs), owners, clamp)?;
                 Ok(NewLayer { index, blob: None, snapshot: Some(upper.clone()) })
             }
             RootForm::Copy { directory, copied } => {
@@ -181,14 +181,14 @@ impl Store {
     fn capture_upper(
         &self,
         upper: &Path,
-        lower: &RootView,
+        (lower, stubs): (&RootView, &[Stub]),
         owners: Owners<'_>,
         clamp: Option<i64>,
     ) -> Result<LayerIndex> {
         let _span = kiln_trace::span("capture");
         let root = Root::open(upper)?;
         let changes = Changes::Upper;
-        let capture = Capture { root: &root, lower, changes, owners, stubs: &[], clamp };
+        let capture = Capture { root: &root, lower, changes, owners, stubs, clamp };
         Ok(kiln_layer::capture(&capture, None)?.index)
     }
 

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use kiln_layer::{Copied, Options, Unpack, Whiteouts};
+use kiln_layer::{Copied, Options, Stub, Unpack, Whiteouts};
 use kiln_oci::{ChainId, DiffId, Digest};
 use kiln_sys::overlay::{MOST_LOWERS, Overlay, Upper};
 use kiln_sys::root::Root;
@@ -13,6 +13,7 @@ use crate::Store;
 use crate::error::{Error, Result};
 use crate::layers::{OVERLAY, snapshot_key};
 use crate::lease::Lease;
+use crate::mount_points::GivenFiles;
 use crate::roots::Lowers;
 use crate::store::Ownership;
 
@@ -51,6 +52,8 @@ pub struct PreparedRoot {
     pub form: RootForm,
     /// What it was made of, from the bottom to the top.
     pub layers: Vec<DiffId>,
+    /// What is in it for mounts alone.
+    pub(crate) stubs: Vec<Stub>,
 }
 
 impl PreparedRoot {
@@ -223,27 +226,40 @@ impl Store {
     }
 
     /// Prepares a root of a stack of layers, with a fresh place for changes.
-    pub fn prepare_root(&self, lease: &Lease, layers: &[DiffId], way: RootWay) -> Result<PreparedRoot> {
+    pub fn prepare_root(
+        &self,
+        lease: &Lease,
+        layers: &[DiffId],
+        way: RootWay,
+        given: GivenFiles,
+    ) -> Result<PreparedRoot> {
         let mut span = kiln_trace::span("prepare root");
         span.count(layers.len());
-        let form = match way {
-            RootWay::Overlay => self.stack_root(lease, layers)?,
+        let (form, stubs) = match way {
+            RootWay::Overlay => self.stack_root(lease, layers, given)?,
             RootWay::Copy => {
                 let (directory, copied) = self.copy_root(lease, layers)?;
-                RootForm::Copy { directory, copied }
+                (RootForm::Copy { directory, copied }, Vec::new())
             }
         };
-        Ok(PreparedRoot { form, layers: layers.to_vec() })
+        Ok(PreparedRoot { form, layers: layers.to_vec(), stubs })
     }
 
-    fn stack_root(&self, lease: &Lease, layers: &[DiffId]) -> Result<RootForm> {
+    fn stack_root(
+        &self,
+        lease: &Lease,
+        layers: &[DiffId],
+        given: GivenFiles,
+    ) -> Result<(RootForm, Vec<Stub>)> {
         self.check_stackable(layers, 0)?;
         let places = self.places(lease, layers)?;
         // For overlayfs the root of a lower is never opaque: what such a layer hides is left out.
         let hidden = self.hidden_below(layers)?;
         let mut lowers = Lowers::of(places.into_iter().skip(hidden).rev());
+        let mut stubs = Vec::new();
         if lowers.directories.len() < MOST_LOWERS {
-            lowers.directories.push(self.mount_points()?);
+            lowers.directories.push(self.mount_points(given)?);
+            stubs = given.stubs();
         }
         let upper = lease.fresh_directory("upper")?;
         // The upper's owner and mode are those of `/`.
@@ -258,7 +274,7 @@ impl Store {
             userxattr,
             volatile: true,
         };
-        Ok(RootForm::Overlay { overlay, upper })
+        Ok((RootForm::Overlay { overlay, upper }, stubs))
     }
 
     /// Gives a directory the owner and mode that a layer's has.

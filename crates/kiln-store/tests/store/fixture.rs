@@ -4,7 +4,7 @@ use std::path::Path;
 
 use kiln_layer::{Compression, Kind, Metadata, Owners, tar};
 use kiln_oci::{ChainId, DiffId, Digest, History, ImageConfig, ImageId, Platform};
-use kiln_store::{Error, LoadedImage, Ownership, RootWay, Store, Unpacking};
+use kiln_store::{Error, GivenFiles, LoadedImage, Ownership, RootWay, Store, Unpacking};
 use serde_json::{Value as Json, json};
 
 /// A store in a directory of its own.
@@ -82,7 +82,7 @@ impl Fixture {
     /// A layer that kiln made.
     pub(crate) fn built(&self, text: &str) -> DiffId {
         let lease = self.store.lease("builder").unwrap();
-        let prepared = self.store.prepare_root(&lease, &[], RootWay::Overlay).unwrap();
+        let prepared = self.store.prepare_root(&lease, &[], RootWay::Overlay, GivenFiles::Hosts).unwrap();
         fs_err::write(prepared.changed().join("file"), text).unwrap();
         let view = self.store.root_view(&[]).unwrap();
         let new = self.store.capture(&lease, &prepared, &view, Owners::Files, None).unwrap();

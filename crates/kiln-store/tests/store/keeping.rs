@@ -7,7 +7,7 @@ use kiln_layer::{Compression, Owners};
 use kiln_oci::{ChainId, DiffId, Digest};
 use kiln_store::{
     Awaited, CacheMountIdentity, CacheMountSharing, CacheRecord, CacheToRemove, Collected, Collection, Error,
-    Fault, FirstMade, ImagesToRemove, Lease, Leased, Ownership, Removed, RootWay, Store, Wait,
+    Fault, FirstMade, GivenFiles, ImagesToRemove, Lease, Leased, Ownership, Removed, RootWay, Store, Wait,
 };
 use kiln_sys::lock::{Lock, Sharing};
 
@@ -121,7 +121,7 @@ fn a_lease_on_an_image_keeps_its_layers_when_the_image_goes() {
 fn a_layer_that_only_another_ownership_mode_can_read_is_not_there() {
     let fixture = Fixture::new();
     let lease = fixture.store.lease("builder").unwrap();
-    let prepared = fixture.store.prepare_root(&lease, &[], RootWay::Overlay).unwrap();
+    let prepared = fixture.store.prepare_root(&lease, &[], RootWay::Overlay, GivenFiles::Hosts).unwrap();
     fs_err::write(prepared.changed().join("file"), b"made here").unwrap();
     let view = fixture.store.root_view(&[]).unwrap();
     let layer = fixture.store.capture(&lease, &prepared, &view, Owners::Files, None).unwrap();
@@ -161,7 +161,7 @@ fn a_layer_that_only_another_ownership_mode_can_read_is_not_there() {
 fn a_layer_that_is_published_again_is_leased_and_nothing_stays_of_it() {
     let fixture = Fixture::new();
     let publish = |lease: &kiln_store::Lease| {
-        let prepared = fixture.store.prepare_root(lease, &[], RootWay::Overlay).unwrap();
+        let prepared = fixture.store.prepare_root(lease, &[], RootWay::Overlay, GivenFiles::Hosts).unwrap();
         let view = fixture.store.root_view(&[]).unwrap();
         let new = fixture.store.capture(lease, &prepared, &view, Owners::Files, Some(0)).unwrap();
         let layer = fixture.store.publish_layer(lease, ChainId::SCRATCH, new).unwrap();

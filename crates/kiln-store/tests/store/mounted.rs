@@ -2,8 +2,8 @@
 
 use kiln_oci::{ChainId, DiffId, Digest};
 use kiln_store::{
-    CacheToRemove, Collection, ImagesToRemove, Lease, Ownership, PreparedRoot, RootForm, RootWay, Store,
-    Unpacking,
+    CacheToRemove, Collection, GivenFiles, ImagesToRemove, Lease, Ownership, PreparedRoot, RootForm, RootWay,
+    Store, Unpacking,
 };
 use kiln_sys::overlay::Overlay;
 
@@ -50,7 +50,7 @@ fn a_layer_is_stored_once() {
     let (lease, layer) = (store.lease("test").unwrap(), layer(&large()));
     load(&store, &lease, &directory, &image_of(&[&layer]));
     let diff_id = DiffId(Digest::of(&layer));
-    let prepared = store.prepare_root(&lease, &[diff_id], RootWay::Overlay).unwrap();
+    let prepared = store.prepare_root(&lease, &[diff_id], RootWay::Overlay, GivenFiles::Hosts).unwrap();
     assert!(store.find_snapshot(ChainId::SCRATCH, diff_id).unwrap().is_none());
     assert_eq!(overlay_of(&prepared).tars.len(), 1);
     let tar = &overlay_of(&prepared).tars[0];
@@ -58,16 +58,16 @@ fn a_layer_is_stored_once() {
     // The last one is that of mount points.
     let own = |prepared: &kiln_store::PreparedRoot| {
         let [own @ .., mount_points] = &overlay_of(prepared).lowers[..] else { panic!("no lowers") };
-        assert_eq!(*mount_points, directory.path().join("store/mount-points"));
+        assert_eq!(*mount_points, directory.path().join("store/mount-points/hosts"));
         own.to_vec()
     };
     assert_eq!(own(&prepared), std::slice::from_ref(&tar.at));
     // A layer that comes twice is mounted once.
-    let twice = store.prepare_root(&lease, &[diff_id, diff_id], RootWay::Overlay).unwrap();
+    let twice = store.prepare_root(&lease, &[diff_id, diff_id], RootWay::Overlay, GivenFiles::Hosts).unwrap();
     assert_eq!((overlay_of(&twice).tars.len(), own(&twice).len()), (1, 1));
     let unpacked = store.snapshots(&lease, &[diff_id]).unwrap();
     assert_eq!(fs_err::read_to_string(unpacked[0].diff.join("hello")).unwrap(), large());
-    let prepared = store.prepare_root(&lease, &[diff_id], RootWay::Overlay).unwrap();
+    let prepared = store.prepare_root(&lease, &[diff_id], RootWay::Overlay, GivenFiles::Hosts).unwrap();
     assert!(overlay_of(&prepared).tars.is_empty());
     drop(lease);
     assert_eq!(store.check().unwrap().garbage, Vec::<String>::new());
@@ -104,7 +104,7 @@ fn a_compressed_layer_is_decompressed_when_it_is_needed() {
     };
     assert_eq!(forms(&store), ["gzip"]);
     for _ in 0..2 {
-        let prepared = store.prepare_root(&lease, &[diff_id], RootWay::Overlay).unwrap();
+        let prepared = store.prepare_root(&lease, &[diff_id], RootWay::Overlay, GivenFiles::Hosts).unwrap();
         assert_eq!(fs_err::read(&overlay_of(&prepared).tars[0].tar).unwrap(), layer);
         assert_eq!(forms(&store), ["none", "gzip"]);
     }
@@ -124,7 +124,7 @@ fn images_for_mounts_are_collected() {
     let Some((directory, store)) = mounting() else { return };
     let (lease, layer) = (store.lease("test").unwrap(), layer(&large()));
     load(&store, &lease, &directory, &image_of(&[&layer]));
-    store.prepare_root(&lease, &[DiffId(Digest::of(&layer))], RootWay::Overlay).unwrap();
+    store.prepare_root(&lease, &[DiffId(Digest::of(&layer))], RootWay::Overlay, GivenFiles::Hosts).unwrap();
     let mounts = store.root().join("mounts");
     let other = mounts.join("another-boot");
     fs_err::create_dir(&other).unwrap();
@@ -152,7 +152,7 @@ fn an_opaque_root_hides_the_layers_below() {
     let layers = [&lower, &upper].map(|tar| DiffId(Digest::of(tar)));
     let lowers = |layers: &[DiffId]| match fixture
         .store
-        .prepare_root(&lease, layers, RootWay::Overlay)
+        .prepare_root(&lease, layers, RootWay::Overlay, GivenFiles::Hosts)
         .unwrap()
         .form
     {

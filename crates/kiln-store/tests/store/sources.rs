@@ -1,7 +1,7 @@
 //! What the tar of a layer can be had from.
 
 use kiln_oci::{ChainId, DiffId, Digest, History, ImageConfig, Platform};
-use kiln_store::{Collection, Error, Fault, LoadEvent, RootWay, Unpacking};
+use kiln_store::{Collection, Error, Fault, GivenFiles, LoadEvent, RootWay, Unpacking};
 
 use crate::fixture::{Fixture, archive, image_of, layer};
 
@@ -75,7 +75,7 @@ fn an_imported_layer_has_a_source_in_every_stack() {
     let layers = [&base, &tar].map(|tar| DiffId(Digest::of(tar)));
     assert_eq!(fixture.bytes_of(&layers[..1], layers[1]).unwrap(), tar);
     let lease = fixture.store.lease("test").unwrap();
-    fixture.store.prepare_root(&lease, &layers, RootWay::Overlay).unwrap();
+    fixture.store.prepare_root(&lease, &layers, RootWay::Overlay, GivenFiles::Hosts).unwrap();
 }
 
 #[test]

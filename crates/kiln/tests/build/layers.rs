@@ -33,3 +33,38 @@ fn an_image_of_five_hundred_layers_is_built_and_run() {
         );
     }
 }
+
+/// What every container has something mounted on is there for the mounts alone.
+#[test]
+fn what_is_there_for_mounts_is_in_no_layer() {
+    let Some(bench) = Bench::new() else { return };
+    let dockerfile = "FROM bb AS programs\nFROM scratch\nCOPY --from=programs /bin /bin\n\
+        RUN --network=none [ ! -e /etc/resolv.conf ] && [ -e /etc/hosts ]\n\
+        RUN --network=none chmod 700 /etc && echo x > /etc/t && rm /etc/t && touch -d @7 /etc\n\
+        RUN [ -e /etc/resolv.conf ] && chmod 711 /etc && find / -xdev -name 'nothing'\n";
+    bench.write("Dockerfile", dockerfile);
+    let built = bench.run("store", &["build", "-q", "-t", "made", "-f", "Dockerfile", "context"]);
+    assert!(built.status.success(), "{built:?}");
+    let files = text(&bench.run("store", &["image", "files", "made"]).stdout);
+    assert!(files.contains(" /bin/busybox"), "{files}");
+    for name in ["/etc", "/dev", "/proc", "/sys"] {
+        assert!(!files.contains(&format!(" {name}")), "{name}: {files}");
+    }
+    // A file that a step makes there is its own, and its directory comes along.
+    bench.write(
+        "Dockerfile",
+        &format!("{dockerfile}RUN --network=none echo > /etc/own; : > /etc/resolv.conf\n"),
+    );
+    let built = bench.run("store", &["build", "-q", "-t", "made", "-f", "Dockerfile", "context"]);
+    assert!(built.status.success(), "{built:?}");
+    let files = text(&bench.run("store", &["image", "files", "made"]).stdout);
+    for (name, is_there) in
+        [("/etc", true), ("/etc/own", true), ("/etc/resolv.conf", true), ("/etc/hosts", false)]
+    {
+        assert_eq!(
+            files.lines().any(|line| line.ends_with(&format!(" {name}"))),
+            is_there,
+            "{name}: {files}"
+        );
+    }
+}
