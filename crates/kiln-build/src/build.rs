@@ -2,13 +2,10 @@
 
 use std::collections::HashSet;
 use std::num::NonZeroUsize;
-use std::sync::atomic::AtomicBool;
-use std::sync::{Mutex, OnceLock};
 
 use kiln_dockerfile::{Diagnostic, Dockerfile, Severity, Span, parse_checked, render_all};
 use kiln_graph::{Cancel, Events, Graph, NoCache, Request, Solution, SolveError, VertexId, solve};
 use kiln_oci::{DiffId, ImageId, Platform, Reference};
-use kiln_runtime::Launcher;
 use kiln_store::{LateLease, Store};
 
 use crate::engine::{Engine, Step};
@@ -82,23 +79,12 @@ pub fn build<W: Watcher>(
     refused(&diagnostics)?;
     watcher.planned(&steps(&lowered.graph));
     let engine = Engine {
-        store,
-        lease: &lease,
-        request,
-        platform: request.platform.to_string(),
         stood_on: stood_on(&lowered.graph),
-        opened: OnceLock::new(),
         // Nothing is made yet: an interrupt still ends the build at once.
         before_reading: &|| Ok(lease.begin().map(drop)?),
         note: &|text: &str| watcher.note(text),
         works: &|| watcher.works(),
-        noted: Mutex::default(),
-        overlays_refused: AtomicBool::new(false),
-        selections: Mutex::default(),
-        fetched: Mutex::default(),
-        commits: Mutex::default(),
-        client: OnceLock::new(),
-        launcher: Launcher::new(),
+        ..Engine::new(store, &lease, request)
     };
     let solved = run(&engine, &lowered, watcher, cancel);
     // What was learned of the context is of use also to the build that comes after one that failed.
@@ -290,24 +276,7 @@ mod tests {
             let lease = store.lease_late("build").expect("a lease");
             let lowered =
                 plan(&store, &lease, &parse_traced(&request).dockerfile, &request).expect("lowered");
-            let engine = Engine {
-                store: &store,
-                lease: &lease,
-                request: &request,
-                platform: request.platform.to_string(),
-                stood_on: HashSet::new(),
-                opened: OnceLock::new(),
-                before_reading: &|| Ok(()),
-                note: &|_: &str| {},
-                works: &|| {},
-                noted: Mutex::default(),
-                overlays_refused: AtomicBool::new(false),
-                selections: Mutex::default(),
-                fetched: Mutex::default(),
-                commits: Mutex::default(),
-                client: OnceLock::new(),
-                launcher: Launcher::new(),
-            };
+            let engine = Engine::new(&store, &lease, &request);
             let solved = run(&engine, &lowered, &Nobody, &Cancel::new()).expect("solved").expect("a target");
             assert_eq!(solved.executions(), executed);
             let kept = engine.selections.lock().expect("not poisoned").len();

@@ -74,6 +74,30 @@ pub(crate) struct Engine<'a> {
     pub(crate) launcher: Launcher,
 }
 
+impl<'a> Engine<'a> {
+    /// One that has made nothing yet and tells nobody anything.
+    pub(crate) fn new(store: &'a Store, lease: &'a LateLease<'a>, request: &'a BuildRequest) -> Self {
+        Self {
+            store,
+            lease,
+            request,
+            platform: request.platform.to_string(),
+            stood_on: HashSet::new(),
+            opened: OnceLock::new(),
+            before_reading: &|| Ok(()),
+            note: &|_: &str| {},
+            works: &|| {},
+            noted: Mutex::default(),
+            overlays_refused: AtomicBool::new(false),
+            selections: Mutex::default(),
+            fetched: Mutex::default(),
+            commits: Mutex::default(),
+            client: OnceLock::new(),
+            launcher: Launcher::new(),
+        }
+    }
+}
+
 impl Engine<'_> {
     /// The build context.
     pub(crate) fn context(&self) -> Result<&BuildContext<'_>> {
@@ -360,24 +384,7 @@ mod tests {
         let next = std::sync::atomic::AtomicUsize::new(0);
         let open = || {
             let (store, lease) = &processes[next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)];
-            Engine {
-                store,
-                lease,
-                request: &request,
-                platform: "linux/amd64".to_owned(),
-                stood_on: HashSet::new(),
-                note: &|_: &str| {},
-                works: &|| {},
-                noted: Mutex::default(),
-                overlays_refused: AtomicBool::new(false),
-                opened: OnceLock::new(),
-                before_reading: &|| Ok(()),
-                selections: Mutex::default(),
-                fetched: Mutex::default(),
-                commits: Mutex::default(),
-                client: OnceLock::new(),
-                launcher: Launcher::new(),
-            }
+            Engine { platform: "linux/amd64".to_owned(), ..Engine::new(store, lease, &request) }
         };
         let store = open_store();
         let lease = store.lease("results").expect("a lease");
