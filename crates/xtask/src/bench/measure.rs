@@ -67,17 +67,15 @@ pub(crate) fn peak_memory(
         command.stdout(out.try_clone()?).stderr(out).stdin(Stdio::null());
         let mut child = command.spawn()?;
         let started = Instant::now();
-        let mut looked = None;
+        let mut looked = started;
         loop {
-            // Commands that take milliseconds need a close look, which one process gives; long ones must not be
-            // disturbed by it.
+            // Commands that take milliseconds need a close look, which one process gives (a look at all of them takes
+            // milliseconds itself); long ones must not be disturbed by it.
             peak = peak.max(high_water_mark(child.id()));
             let hurry = started.elapsed() < Duration::from_millis(50);
-            if looked
-                .is_none_or(|at: Instant| at.elapsed() > Duration::from_millis(if hurry { 3 } else { 15 }))
-            {
+            if looked.elapsed() > Duration::from_millis(if hurry { 2 } else { 15 }) {
                 peak = peak.max(resident_pages(daemons, others) * page);
-                looked = Some(Instant::now());
+                looked = Instant::now();
             }
             if child.try_wait()?.is_some() {
                 break;

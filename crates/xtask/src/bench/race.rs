@@ -63,6 +63,9 @@ pub(crate) struct Race {
     turn: usize,
 }
 
+/// Seconds. What ends sooner may do so between two looks at its memory, and is looked at more than once.
+const BRIEF: f64 = 0.02;
+
 impl Race {
     pub(crate) fn new(
         engines: Vec<Box<dyn Engine>>,
@@ -107,7 +110,8 @@ impl Race {
         let same = self.compare(workload, &outcomes);
         for (number, outcome) in outcomes.iter_mut().enumerate() {
             let Outcome::Measured(measured) = outcome else { continue };
-            match self.watched(number, workload) {
+            let looks = if measured.seconds.iter().all(|taken| *taken < BRIEF) { 4 } else { 1 };
+            match self.watched(number, workload, looks) {
                 Ok(memory) => measured.memory = memory,
                 Err(error) => *outcome = Outcome::Failed(format!("{error:#}")),
             }
@@ -161,8 +165,17 @@ impl Race {
         measure::time(commands, &self.log())
     }
 
+    /// The most memory that was seen in so many repeats.
+    fn watched(&mut self, number: usize, workload: &Workload, looks: usize) -> Result<u64> {
+        let mut most = 0;
+        for _ in 0..looks {
+            most = most.max(self.watched_once(number, workload)?);
+        }
+        Ok(most)
+    }
+
     /// One repeat, its memory watched.
-    fn watched(&mut self, number: usize, workload: &Workload) -> Result<u64> {
+    fn watched_once(&mut self, number: usize, workload: &Workload) -> Result<u64> {
         self.prepare(number, workload)?;
         let engine = self.engines[number].as_ref();
         let others: Vec<u32> = self
