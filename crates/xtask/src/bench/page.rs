@@ -23,7 +23,7 @@ struct Reason<'a> {
 /// The page.
 pub(crate) fn render(results: &Results, texts: &[Text]) -> String {
     let mut page = format!("# Performance\n\n{}\n", ABOUT.trim_end());
-    let mut reasons: Vec<Reason> = texts.iter().map(|text| Reason { text, told: None }).collect();
+    let mut reasons: Vec<Reason<'_>> = texts.iter().map(|text| Reason { text, told: None }).collect();
     for (number, run) in results.runs.iter().enumerate() {
         let whose = if is_roots(run) { "" } else { ", by an ordinary user" };
         let heading = match results.runs.len() {
