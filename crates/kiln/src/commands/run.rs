@@ -12,6 +12,7 @@ use kiln_store::Store;
 
 use crate::arguments::run::Run;
 use crate::failure::{Failure, Kind};
+use crate::progress::log::sanitise;
 use crate::session::{self, Commands};
 
 /// Runs a command in a new container and ends with its status.
@@ -81,7 +82,7 @@ fn look_at_platform(store: &Store, image: ImageId, name: &str) -> Result<()> {
             .into());
     }
     if !config.architecture.is_empty() && config.architecture != host.architecture {
-        writeln!(std::io::stderr(), "kiln: warning: {}", told())?;
+        writeln!(std::io::stderr(), "kiln: warning: {}", sanitise(told().as_bytes()))?;
     }
     Ok(())
 }
