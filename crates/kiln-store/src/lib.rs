@@ -36,7 +36,7 @@ mod waiting;
 
 pub use archive_in::{LoadEvent, LoadedImage, Unpacking, is_layout};
 pub use archive_out::{ArchiveForm, SavedImage, Saving};
-pub use cache_mounts::{CacheMountIdentity, CacheMountSharing, CacheMountUse};
+pub use cache_mounts::{CacheMountBusy, CacheMountIdentity, CacheMountSharing, CacheMountUse};
 pub use check::{Checked, Fault};
 pub use collect::{CacheToRemove, Collected, CollectedImage, Collection, ImagesToRemove};
 pub use database::SCHEMA_VERSION;

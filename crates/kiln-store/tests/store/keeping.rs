@@ -75,14 +75,17 @@ fn collection_takes_what_was_asked_for() {
 fn cache_mounts_in_use_stay() {
     let plain = |id: &str| CacheMountIdentity { id: id.to_owned(), base: String::new() };
     let fixture = Fixture::new();
-    let used = fixture.store.cache_mount(&plain("used"), CacheMountSharing::Locked).unwrap();
-    let idle =
-        fixture.store.cache_mount(&plain("idle"), CacheMountSharing::Shared).unwrap().path().to_path_buf();
+    let take = |identity: &CacheMountIdentity, sharing| {
+        let taken = fixture.store.cache_mount(identity, sharing, |_| std::ops::ControlFlow::Break(()));
+        taken.unwrap().expect("nobody holds it")
+    };
+    let used = take(&plain("used"), CacheMountSharing::Locked);
+    let idle = take(&plain("idle"), CacheMountSharing::Shared).path().to_path_buf();
     fs_err::write(idle.join("file"), b"12345").unwrap();
     let collected = fixture.collect(ImagesToRemove::None);
     assert_eq!((collected.cache_mounts.len(), collected.bytes), (1, 5));
     assert!(used.path().is_dir() && !idle.exists());
-    assert!(fixture.store.cache_mount(&plain("idle"), CacheMountSharing::Shared).unwrap().is_fresh());
+    assert!(take(&plain("idle"), CacheMountSharing::Shared).is_fresh());
 }
 
 #[test]

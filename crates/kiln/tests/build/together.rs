@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
-use crate::bench::{Bench, PATIENCE, until};
+use crate::bench::{Bench, PATIENCE, Running, until};
 
 fn succeeded(bench: &Bench, name: &str, status: ExitStatus) -> String {
     assert!(status.success(), "{name}: {status}\n{}", bench.read(&format!("{name}.err")));
@@ -107,4 +107,49 @@ fn an_interrupt_ends_a_step_at_once() {
     fs_err::write(bench.cache().expect("a cache mount").join("go"), "").expect("written");
     succeeded(&bench, "build", bench.start("build").wait());
     assert_eq!(bench.log(), "first\nbegun\nbegun\nbegun\nended\n");
+}
+
+/// A build whose one step holds the cache `k` and says `begun` in it, until there is `go` in it.
+fn holding(bench: &Bench, name: &str, marker: &str) -> Running {
+    bench.write(
+        "Dockerfile",
+        &format!(
+            "FROM bb\nRUN --mount=type=cache,id=k,target=/c,sharing=locked : {marker}; echo begun >> /c/log; \
+             while [ ! -e /c/go ]; do sleep 0.05; done; echo ended >> /c/log\n"
+        ),
+    );
+    let before = bench.log();
+    let build = bench.start(name);
+    until("the step holds the cache", || bench.log() == format!("{before}begun\n"));
+    build
+}
+
+#[test]
+fn a_step_says_for_whom_it_waits_and_takes_the_cache_of_one_who_died() {
+    let Some(bench) = Bench::new() else { return };
+    let marker = format!("holds-{}", std::process::id());
+    let mut holder = holding(&bench, "holder", &marker);
+    let told = format!("waiting for cache mount k, held by process {}\n", holder.process().as_raw_nonzero());
+    bench.write(
+        "Dockerfile",
+        "FROM bb\nRUN --mount=type=cache,id=k,target=/c,sharing=locked echo waited >> /c/log\n",
+    );
+    for interrupted in [true, false] {
+        let mut waiter = bench.start("waiter");
+        until("the second build says for whom it waits", || bench.read("waiter.err").contains(&told));
+        if interrupted {
+            let start = Instant::now();
+            kill_process(waiter.process(), Signal::INT).expect("interrupted");
+            let status = waiter.wait();
+            assert!(start.elapsed() < PATIENCE / 4, "{:?}", start.elapsed());
+            assert_eq!(status.code(), Some(130), "{}", bench.read("waiter.err"));
+            assert_eq!(bench.leases(), 1, "that of the build that holds the cache");
+        } else {
+            kill_process(holder.process(), Signal::KILL).expect("killed");
+            holder.wait();
+            succeeded(&bench, "waiter", waiter.wait());
+        }
+    }
+    assert_eq!(bench.log(), "begun\nwaited\n");
+    bench.assert_nothing_goes_on(&marker);
 }
