@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -11,17 +11,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use kiln_dockerfile::Variables as _;
-use kiln_graph::{Context, Stop, Stream as LogStream};
+use kiln_graph::{Cancel, Context, OnCancel, Stop, Stream as LogStream};
 use kiln_layer::{Kind, Owner, Owners, RecordedDevice, RootView};
 use kiln_oci::{DiffId, Groups, UserSpec, find_user};
 use kiln_runtime::{
-    BindSource, Capabilities, Confinement, Finished, Isolation, LowerFile, LowerFiles, Mount, MountKind,
-    Network, OwnershipMode, ProvidedFile, RootSource, Running, Sandbox, Security, Stream, Streams,
+    BindSource, Capabilities, Confinement, Finished, Interrupt, Isolation, LowerFile, LowerFiles, Mount,
+    MountKind, Network, OwnershipMode, ProvidedFile, RootSource, Running, RuntimeError, Sandbox, Security,
+    Stream, Streams, start_interruptibly,
 };
 use kiln_store::{GivenFiles, Ownership, PreparedRoot, RootForm, RootPart, RootWay};
 use kiln_sys::overlay::{Overlay, Upper};
 use kiln_sys::process::Credentials;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use crate::caches::Caches;
 use crate::engine::{Engine, Step};
@@ -129,9 +130,41 @@ fn begin<'a>(
         OwnershipMode::Recorded => Some(lower_files(engine.store.root_view(parent.layers)?)),
         OwnershipMode::Kernel => None,
     };
-    let running = kiln_runtime::start(&sandbox, streams, below.as_ref(), &engine.launcher)
+    let interrupt = CancelBell::new(context.cancel())?;
+    let running = start_interruptibly(&sandbox, streams, below.as_ref(), &engine.launcher, &interrupt)
         .map_err(|error| failed_to_start(&operation.arguments, error))?;
     Ok(Begun { prepared, fresh, running, caches })
+}
+
+/// Ends the start of a step when the build is canceled.
+struct CancelBell<'a> {
+    cancel: &'a Cancel,
+    rung: Arc<OwnedFd>,
+    _ring: OnCancel,
+}
+
+impl<'a> CancelBell<'a> {
+    fn new(cancel: &'a Cancel) -> Result<Self> {
+        let rung = eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| {
+            Error::Runtime(RuntimeError::Process { operation: "make an event", source: errno.into() })
+        })?;
+        let rung = Arc::new(rung);
+        let bell = Arc::clone(&rung);
+        let ring = cancel.on_cancel(move || {
+            let _ = rustix::io::write(&*bell, &1_u64.to_ne_bytes());
+        });
+        Ok(Self { cancel, rung, _ring: ring })
+    }
+}
+
+impl Interrupt for CancelBell<'_> {
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        self.rung.as_fd()
+    }
+
+    fn is_interrupted(&self) -> bool {
+        self.cancel.is_canceled()
+    }
 }
 
 /// Whose files are that the step finds.
@@ -175,8 +208,9 @@ fn owner(ownership: &kiln_runtime::Ownership, stat: &rustix::fs::Stat) -> Option
     Some(Owner { uid: record.uid, gid: record.gid, device })
 }
 
-fn failed_to_start(arguments: &[String], error: kiln_runtime::RuntimeError) -> Error {
+fn failed_to_start(arguments: &[String], error: RuntimeError) -> Error {
     match error.status() {
+        _ if matches!(error, RuntimeError::Interrupted) => Error::Canceled,
         126 | 127 => {
             Error::NotStarted { command: arguments.join(" "), status: error.status().into(), source: error }
         }
