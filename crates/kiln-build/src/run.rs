@@ -57,7 +57,7 @@ pub(crate) fn execute(
     {
         engine.note_once(&format!("{COPIED}: {reason}"));
     }
-    let Begun { prepared, fresh, running, caches } = match begin(engine, operation, inputs, parent, context) {
+    let begun = match begin(engine, operation, inputs, parent, context) {
         Err(Error::Runtime(error)) if error.is_overlay_refused() && engine.root_way() == RootWay::Overlay => {
             engine.overlays_refused.store(true, Ordering::Relaxed);
             engine.note_once(&format!("{COPIED}: {error}"));
@@ -68,8 +68,26 @@ pub(crate) fn execute(
     if engine.stood_on.contains(&context.vertex()) {
         engine.launcher.expect(confinement(engine, operation, isolation));
     }
-    // The command has begun to work meanwhile.
-    engine.lease()?.tidy();
+    // The command has begun to work meanwhile, and what it says is read, however much there is to remove.
+    let spent = engine.lease()?.tidy();
+    std::thread::scope(|scope| {
+        if let Some(spent) = spent {
+            scope.spawn(|| spent.remove());
+        }
+        end(engine, operation, inputs, &view, begun, context)
+    })
+}
+
+/// Follows a step to its end, and publishes its layer.
+fn end(
+    engine: &Engine<'_>,
+    operation: &RunOperation,
+    inputs: &[Step],
+    view: &RootView,
+    begun: Begun<'_>,
+    context: &Context<'_>,
+) -> std::result::Result<DiffId, Stop<Error>> {
+    let Begun { prepared, fresh, running, caches } = begun;
     let started = kiln_trace::span("run");
     let mut finished = follow(running, context)?;
     drop(started);
@@ -84,7 +102,7 @@ pub(crate) fn execute(
         let command = operation.arguments.join(" ");
         return Err(Stop::Failed(Error::Exit { command, status: i32::from(finished.exit.status()) }));
     }
-    let layer = publish(engine, operation, inputs, &prepared, &view, &mut finished, fresh)?;
+    let layer = publish(engine, operation, inputs, &prepared, view, &mut finished, fresh)?;
     engine.lease().map_err(Stop::Failed)?.discard(&prepared);
     Ok(layer)
 }

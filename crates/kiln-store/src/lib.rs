@@ -44,7 +44,7 @@ pub use error::{Error, Result};
 pub use images::{Image, ImageSummary, Removed, Tag};
 pub use late_lease::LateLease;
 pub use layers::{LayerBlob, LayerInfo, NewBlob, NewLayer};
-pub use lease::{Lease, Leased};
+pub use lease::{Lease, Leased, Spent};
 pub use mount_points::GivenFiles;
 pub use records::{CacheRecord, CachedResult, Claim, FirstMade, RecordInput};
 pub use roots::{Lowers, RootPart};
