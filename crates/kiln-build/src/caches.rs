@@ -98,6 +98,7 @@ impl<'a> Caches<'a> {
         let mut wait = Wait::new(self.context, &mount.id);
         let mut take = || {
             let used = engine.store.cache_mount(&identity, sharing, |busy| wait.pause(busy))?;
+            wait.end();
             used.ok_or(Error::Canceled)
         };
         let mut used = take()?;
@@ -218,13 +219,13 @@ impl<'a> Wait<'a> {
         }
         ControlFlow::Continue(())
     }
-}
 
-impl Drop for Wait<'_> {
-    fn drop(&mut self) {
-        if self.told.is_some() {
+    /// It is over.
+    fn end(&mut self) {
+        if self.told.take().is_some() {
             self.context.resumes();
         }
+        (self.look, self.span) = (Instant::now() + PATIENCE, None);
     }
 }
 
