@@ -37,7 +37,7 @@ mod waiting;
 
 pub use archive_in::{LoadEvent, LoadedImage, Unpacking, is_layout};
 pub use archive_out::{ArchiveForm, SavedImage, Saving};
-pub use cache_mounts::{CacheMountIdentity, CacheMountSharing, CacheMountUse};
+pub use cache_mounts::{CacheMountBusy, CacheMountIdentity, CacheMountSharing, CacheMountUse};
 pub use check::{Checked, Fault};
 pub use collect::{CacheToRemove, Collected, CollectedImage, Collection, ImagesToRemove};
 pub use database::SCHEMA_VERSION;
@@ -45,7 +45,7 @@ pub use error::{Error, Result};
 pub use images::{Image, ImageSummary, Removed, Tag};
 pub use late_lease::LateLease;
 pub use layers::{LayerBlob, LayerInfo, NewBlob, NewLayer};
-pub use lease::{Lease, Leased};
+pub use lease::{Lease, Leased, Spent};
 pub use mount_points::GivenFiles;
 pub use records::{CacheRecord, CachedResult, Claim, FirstMade, RecordInput};
 pub use roots::{Lowers, RootPart};
