@@ -39,7 +39,11 @@ impl Durability {
     }
 }
 
-/// Pages in the log before they are moved into the database: 256 KiB. Every command that comes alone reads the log, which takes
+/// Bytes of a page of a database that is made. There are some forty tables and indexes, most of which hold little, and each has
+/// pages of its own.
+const PAGE: u32 = 1024;
+
+/// Pages in the log before they are moved into the database. Every command that comes alone reads the log, which takes
 /// some microseconds for each page, and moving some milliseconds.
 const LOG_PAGES: i64 = 64;
 
@@ -150,6 +154,9 @@ impl Database {
     /// again inside.
     fn create_or_upgrade(&self) -> Result<()> {
         let mut connection = self.lock();
+        // Without effect on a database that is there.
+        let page = connection.pragma_update(None, "page_size", PAGE);
+        page.map_err(Error::database("set the size of pages"))?;
         switch_to_wal(&connection).map_err(Error::database("switch to WAL"))?;
         let transaction = connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
@@ -158,7 +165,7 @@ impl Database {
             .pragma_query_value(None, "user_version", |row| row.get(0))
             .map_err(Error::database("read the schema version"))?;
         match version {
-            0 => transaction.execute_batch(SCHEMA).map_err(Error::database("make the schema"))?,
+            0 => transaction.execute_batch(&statements()).map_err(Error::database("make the schema"))?,
             1 => upgrade_from_1(&transaction, &self.path.with_file_name("index"))?,
             _ => return Ok(()),
         }
@@ -257,6 +264,14 @@ impl Database {
         let connection = self.lock();
         all(&connection, sql, parameters, read)
     }
+}
+
+/// The schema without its comments, which SQLite would keep, and read whenever the database is opened.
+fn statements() -> String {
+    SCHEMA
+        .lines()
+        .map(|line| line.split("--").next().unwrap_or_default().trim_end().to_owned() + "\n")
+        .collect()
 }
 
 /// Waits for other processes that do the same: SQLite itself does not here, lest two of them wait for each other.
