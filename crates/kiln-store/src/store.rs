@@ -95,6 +95,19 @@ impl Store {
         self.ownership
     }
 
+    /// Does what gives room in the end. Where it finds none, it may take what is set aside.
+    pub(crate) fn with_reserve<T>(&self, work: impl Fn() -> Result<T>) -> Result<T> {
+        match work() {
+            Err(error) if error.is_full_disk() => {
+                crate::reserve::release(&self.root)?;
+                let done = work();
+                crate::reserve::make(&self.root);
+                done
+            }
+            done => done,
+        }
+    }
+
     /// Makes everything that was written before durable: one `syncfs`.
     pub(crate) fn sync(&self) -> Result<()> {
         let _span = kiln_trace::span("sync file system");
