@@ -56,6 +56,8 @@ impl Store {
         if layer.index.tar_size() == 0 {
             return Err(Error::Empty);
         }
+        // What is damaged of what is there does not stay for what has just come.
+        self.drop_what_is_gone(layer.index.diff_id())?;
         let diff_id = self.publish_layer(lease, ChainId::SCRATCH, layer)?;
         config.rootfs.diff_ids = vec![diff_id];
         config.created.clone_from(&history.created);
