@@ -22,7 +22,8 @@ impl<F: Fn(Duration, Event) + Sync> Events for F {
 /// Something happened to a vertex.
 ///
 /// A vertex that is executed gives `Missed`, `Started`, then `Completed`, `Failed` or `Canceled`. A vertex that
-/// is not gives `Cached`; `Restored`, or the events of an execution, follow if its data is gone and needed.
+/// is not gives `Cached`, or `Restored` if its data was gone and needed. Where the data is gone and nothing has needed it,
+/// `Cached` comes at the end of a solve that went well.
 /// All of that comes again when an input's result was replaced because its data had to be made again. `Log`,
 /// `Progress`, `Waiting` and `Resumed` come at any time.
 #[derive(Debug, Clone, PartialEq, Eq)]

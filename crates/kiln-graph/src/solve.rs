@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::schedule::{Known, Schedule, Task};
 use crate::step::{Step, Steps};
@@ -72,6 +72,8 @@ struct Solved<R> {
     key: Key,
     result: R,
     origin: Origin,
+    present: bool,
+    duration: Duration,
 }
 
 impl<R> Solution<R> {
@@ -177,7 +179,14 @@ where
     std::thread::scope(|scope| workers.work(scope));
     drop(link);
     let shared = workers.shared.into_inner().unwrap_or_else(PoisonError::into_inner);
-    conclude(request, shared)
+    let solution = conclude(request, shared)?;
+    // Nothing has needed their data, and nothing will.
+    for (vertex, _) in request.graph.vertices() {
+        if let Some(&Solved { origin, duration: saved, present: false, .. }) = solution.solved(vertex) {
+            events.emit(workers.began.elapsed(), Event::Cached { vertex, origin, saved });
+        }
+    }
+    Ok(solution)
 }
 
 fn conclude<O, R: Clone, E: std::error::Error>(
@@ -196,7 +205,13 @@ fn conclude<O, R: Clone, E: std::error::Error>(
         return Err(SolveError::Canceled);
     }
     let solved = shared.schedule.into_known().map(|known| {
-        known.map(|Known { identified, result, origin, .. }| Solved { key: identified.key, result, origin })
+        known.map(|Known { identified, result, present, origin, duration }| Solved {
+            key: identified.key,
+            result,
+            origin,
+            present,
+            duration,
+        })
     });
     Ok(Solution { solved: solved.collect() })
 }

@@ -183,10 +183,12 @@ where
         Ok(reasons(preimage, &failed(self.records.candidates(preimage))?))
     }
 
-    /// Tells of a result that needs no execution.
+    /// Tells of a result that needs no execution. Where its data is gone, that is not known yet.
     fn found(&self, known: &Known<X::Result>, context: &Context<'_>) {
-        let (vertex, origin, saved) = (context.vertex, known.origin, known.duration);
-        context.emit(Event::Cached { vertex, origin, saved });
+        if known.present {
+            let (vertex, origin, saved) = (context.vertex, known.origin, known.duration);
+            context.emit(Event::Cached { vertex, origin, saved });
+        }
         self.settle(known, context);
     }
 

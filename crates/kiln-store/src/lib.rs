@@ -25,6 +25,7 @@ mod lease;
 mod members;
 mod mount_points;
 mod records;
+mod refusal;
 mod reserve;
 mod roots;
 mod snapshots;

@@ -30,7 +30,7 @@ pub(crate) type StepId = u64;
 pub(crate) enum Event {
     /// There is such a step. Comes before anything else about it.
     Named { step: StepId, name: String },
-    /// It is being executed. May follow `Cached`, when the result is needed and gone.
+    /// It is being executed. May follow `Cached`, when what it is made from had to be made again.
     Started { step: StepId },
     /// Its result was known.
     Cached { step: StepId },
