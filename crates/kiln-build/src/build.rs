@@ -84,6 +84,7 @@ pub fn build<W: Watcher>(
         before_reading: &|| Ok(lease.begin().map(drop)?),
         note: &|text: &str| watcher.note(text),
         works: &|| watcher.works(),
+        cancel: cancel.clone(),
         ..Engine::new(store, &lease, request)
     };
     let solved = run(&engine, &lowered, watcher, cancel);

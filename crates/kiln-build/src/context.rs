@@ -11,6 +11,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use kiln_dockerfile::{IgnoreMatcher, IgnoreState};
+use kiln_graph::Cancel;
 use kiln_layer::{Kind, Metadata};
 use kiln_oci::{Digest, Hasher};
 use kiln_sys::root::{Directory, FileError, Root, Time};
@@ -22,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::examine::{Entries, Examined};
 use crate::filter::Filter;
 use crate::stat_cache::StatCache;
+use crate::stopping::Stopping;
 use crate::tree::{Below, Found, SourceTree, Stamp, split};
 
 /// How many threads walk and hash at most.
@@ -40,6 +42,8 @@ pub(crate) struct BuildContext<'a> {
     last: Mutex<Option<(Vec<u8>, Arc<Directory>)>>,
     /// What is to be done before files are read.
     before_reading: Option<BeforeReading<'a>>,
+    /// Ends reading.
+    cancel: Cancel,
 }
 
 /// Called whenever files of a context are about to be read, which may take long.
@@ -75,12 +79,17 @@ impl<'a> BuildContext<'a> {
         let stat = root.directory().stat_self()?;
         let caches = caches.filter(|_| tells_changes(root.directory()));
         let cache = RwLock::new(StatCache::open(caches, (stat.st_dev, stat.st_ino)));
-        Ok(Self { root, ignore, cache, last: Mutex::new(None), before_reading: None })
+        Ok(Self { root, ignore, cache, last: Mutex::new(None), before_reading: None, cancel: Cancel::new() })
     }
 
     /// The same context, which calls `before_reading` first of all when contents have to be read for a digest.
     pub(crate) fn calling(self, before_reading: BeforeReading<'a>) -> Self {
         Self { before_reading: Some(before_reading), ..self }
+    }
+
+    /// The same context, no file of which is read on once `cancel` is set.
+    pub(crate) fn ending_with(self, cancel: &Cancel) -> Self {
+        Self { cancel: cancel.clone(), ..self }
     }
 
     /// Keeps what was learned of unchanged files for later builds. Losing a race with another build loses only speed.
@@ -188,6 +197,9 @@ impl<'a> BuildContext<'a> {
             let mut left = before.size;
             // Whatever comes after the size that it had shows in its size afterwards.
             while left > 0 {
+                if self.cancel.is_canceled() {
+                    return Err(Error::Canceled);
+                }
                 match file.read(buffer) {
                     Ok(0) => break,
                     Ok(length) => {
@@ -387,7 +399,7 @@ impl SourceTree for BuildContext<'_> {
 
     fn open(&self, path: &[u8]) -> Result<(Box<dyn Read + Send + '_>, Option<Stamp>)> {
         let (file, stamp) = self.open_regular(path)?;
-        Ok((Box::new(file), Some(stamp)))
+        Ok((Box::new(Stopping::new(file, &self.cancel)), Some(stamp)))
     }
 
     fn stored_digest(&self, _path: &[u8]) -> Result<Option<Digest>> {

@@ -7,8 +7,8 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use kiln_graph::{
-    Claim, Context, Done, Earlier, Entry, Executor, Given, Identity, Input, Key, Preimage, Record, Records,
-    Stop, VertexId,
+    Cancel, Claim, Context, Done, Earlier, Entry, Executor, Given, Identity, Input, Key, Preimage, Record,
+    Records, Stop, VertexId,
 };
 use kiln_oci::{ChainId, DiffId, Digest};
 use kiln_remote::Client;
@@ -58,6 +58,8 @@ pub(crate) struct Engine<'a> {
     /// Tells something, and what was told.
     pub(crate) note: &'a (dyn Fn(&str) + Sync),
     pub(crate) noted: Mutex<HashSet<String>>,
+    /// Ends the build.
+    pub(crate) cancel: Cancel,
     /// Tells that something is about to be made.
     pub(crate) works: &'a (dyn Fn() + Sync),
     /// Whether the kernel has refused an overlay.
@@ -86,6 +88,7 @@ impl<'a> Engine<'a> {
             opened: OnceLock::new(),
             before_reading: &|| Ok(()),
             note: &|_: &str| {},
+            cancel: Cancel::new(),
             works: &|| {},
             noted: Mutex::default(),
             overlays_refused: AtomicBool::new(false),
@@ -113,7 +116,8 @@ impl Engine<'_> {
             // All of it will be read; where nothing is ever remembered, to look at it may take long, too.
             self.lease()?;
         }
-        Ok(self.opened.get_or_init(|| context.calling(self.before_reading)))
+        let context = context.calling(self.before_reading).ending_with(&self.cancel);
+        Ok(self.opened.get_or_init(|| context))
     }
 
     /// Tells something that holds for the whole build.

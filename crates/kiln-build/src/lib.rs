@@ -39,6 +39,7 @@ mod skipped;
 mod stage;
 mod staging;
 mod stat_cache;
+mod stopping;
 mod transfer;
 mod tree;
 mod unpack;

@@ -164,6 +164,7 @@ where
     let workers = Workers {
         steps: Steps { graph: request.graph, executor, records, no_cache: &request.no_cache },
         events,
+        cancel,
         stop,
         began: Instant::now(),
         limit: request.parallelism.get(),
@@ -219,6 +220,8 @@ fn conclude<O, R: Clone, E: std::error::Error>(
 struct Workers<'a, O, X: Executor<O>, S> {
     steps: Steps<'a, O, X, S>,
     events: &'a dyn Events,
+    /// The caller's token
+    cancel: &'a Cancel,
     /// Set by the caller's token and by the first failure
     stop: Cancel,
     began: Instant,
@@ -281,6 +284,11 @@ where
 
     fn end(&self, context: &Context<'_>, outcome: std::thread::Result<Step<X::Result, X::Error>>) {
         let vertex = context.vertex;
+        let outcome = match outcome {
+            // Whatever it says, it was interrupted.
+            Ok(Err(Stop::Failed(_))) if self.cancel.is_canceled() => Ok(Err(Stop::Canceled)),
+            outcome => outcome,
+        };
         match &outcome {
             Ok(Err(Stop::Failed(error))) => context.emit(Event::Failed { vertex, message: chain(error) }),
             Ok(Err(Stop::Canceled)) => context.emit(Event::Canceled { vertex }),
