@@ -193,10 +193,15 @@ impl Records for Engine<'_> {
     fn claim(&self, key: &Key) -> Result<Claim<kiln_store::Claim>> {
         // What is claimed is executed next.
         self.lease()?;
-        match self.store.try_claim(&Digest::from_bytes(*key.as_bytes()))? {
-            Some(claim) => Ok(Claim::Owned(claim)),
-            None => Ok(Claim::Busy { holder: "another build".to_owned() }),
+        let key = Digest::from_bytes(*key.as_bytes());
+        if let Some(claim) = self.store.try_claim(&key)? {
+            return Ok(Claim::Owned(claim));
         }
+        let holder = match self.store.claim_holders(&key).first() {
+            Some(process) => format!("another build (process {process})"),
+            None => "another build".to_owned(),
+        };
+        Ok(Claim::Busy { holder })
     }
 
     fn wait(&self, _key: &Key, timeout: Duration) -> Result<()> {

@@ -55,7 +55,11 @@ fn a_build_takes_over_from_one_that_was_killed() {
     let mut killed = bench.start("killed");
     until("the first build is in its step", || bench.log().ends_with("begun\n"));
     let mut other = bench.start("other");
-    until("the second build says that it waits", || bench.read("other.err").contains("another build"));
+    let told = format!(
+        "another build (process {}), which executes the same step",
+        killed.process().as_raw_nonzero()
+    );
+    until("the second build says for whom it waits", || bench.read("other.err").contains(&told));
     kill_process(killed.process(), Signal::KILL).expect("killed");
     killed.wait();
     until("the second build is in the step", || bench.log().ends_with("begun\nbegun\n"));
