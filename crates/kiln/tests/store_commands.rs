@@ -1,5 +1,7 @@
 //! The whole program on a small store: what it prints, its exit status, and kills at any moment.
 
+mod patience;
+
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -8,8 +10,7 @@ use kiln_layer::{Kind, Metadata, tar};
 use kiln_store::{Ownership, Store};
 use serde_json::json;
 
-/// How long anything may take on a machine with much else to do.
-const PATIENCE: Duration = Duration::from_secs(60);
+use patience::{PATIENCE, until};
 
 struct Fixture {
     directory: tempfile::TempDir,
@@ -444,16 +445,6 @@ fn list(directory: &Path, found: &mut Vec<(std::path::PathBuf, std::time::System
         }
     }
     found.sort();
-}
-
-/// Waits until something is so.
-#[track_caller]
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < PATIENCE, "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 fn is_empty(directory: &Path) -> bool {

@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
-use crate::bench::{Bench, PATIENCE, until};
+use crate::bench::Bench;
+use crate::patience::{PATIENCE, until};
 
 fn succeeded(bench: &Bench, name: &str, status: ExitStatus) -> String {
     assert!(status.success(), "{name}: {status}\n{}", bench.read(&format!("{name}.err")));
