@@ -67,7 +67,11 @@ pub fn build<W: Watcher>(
     let mut diagnostics = parsed.diagnostics;
     let refused = |diagnostics: &[Diagnostic]| -> std::result::Result<(), Box<BuildFailure>> {
         let errors = rendered(request, &source_text, diagnostics, Severity::Error);
-        if errors.is_empty() { Ok(()) } else { Err(fail(Error::Dockerfile(errors), None, None)) }
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(fail(Error::Dockerfile(errors.trim_end().to_owned()), None, None))
+        }
     };
     refused(&diagnostics)?;
     let lease = store.lease_late("build").map_err(|error| fail(error.into(), None, None))?;
