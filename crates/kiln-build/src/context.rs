@@ -48,6 +48,8 @@ pub(crate) type BeforeReading<'a> = &'a (dyn Fn() -> Result<()> + Sync);
 /// What came of examining a path.
 enum Seen {
     Whole(Examined),
+    /// All but a directory that was gone when it was to be read; what was in it may have another name by now.
+    Partly(Examined),
     /// A file was gone, or had become something else, when it was to be read.
     Gone(Vec<u8>),
 }
@@ -288,13 +290,17 @@ impl<'a> BuildContext<'a> {
         }
         let walk = Walk::new(self, path, self.ignore_state(path), filter, Purpose::Content);
         let mut walked = walk.run()?;
+        if walked.is_gone() {
+            return Ok(Seen::Gone(path.to_vec()));
+        }
         if let Some(gone) = self.hash_missing(path, &mut walked)? {
             return Ok(Seen::Gone(gone));
         }
         let _span = kiln_trace::span("hash directories");
         let digest = walked.digest(found.metadata.mode);
         let root = Box::new(Below { path: Box::default(), found, is_implied: false });
-        Ok(Seen::Whole(Examined { digest, links: walked.links(), entries: Entries::Walked(root, walked) }))
+        let seen = if walked.is_partial() { Seen::Partly } else { Seen::Whole };
+        Ok(seen(Examined { digest, links: walked.links(), entries: Entries::Walked(root, walked) }))
     }
 
     /// What an entry is; none for sockets.
@@ -395,21 +401,22 @@ impl SourceTree for BuildContext<'_> {
         if !is_directory {
             return Ok(vec![root]);
         }
-        let walk = Walk::new(self, path, self.ignore_state(path), filter, Purpose::Entries);
-        Ok(walk.run()?.entries(root))
+        let walked = Walk::new(self, path, self.ignore_state(path), filter, Purpose::Entries).run()?;
+        Ok(if walked.is_gone() { Vec::new() } else { walked.entries(root) })
     }
 
     fn examine(&self, path: &[u8], filter: &Filter) -> Result<Examined> {
-        let mut last = Vec::new();
+        let mut last = Err(Error::Changed(self.shown(path)));
         for _ in 0..ATTEMPTS {
-            match self.examine_once(path, filter)? {
+            last = match self.examine_once(path, filter)? {
                 Seen::Whole(examined) => return Ok(examined),
-                Seen::Gone(gone) => last = gone,
-            }
+                Seen::Partly(examined) => Ok(examined),
+                Seen::Gone(gone) => Err(Error::Changed(self.shown(&gone))),
+            };
             // Its directory may be another one by now.
             *self.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
-        Err(Error::Changed(self.shown(&last)))
+        last
     }
 
     fn hides(&self, path: &[u8]) -> bool {
@@ -537,6 +544,40 @@ mod tests {
         let found =
             examine_changing(&lab, b"one", &|_| fs_err::remove_file(path(&lab, "one")).expect("removed"));
         assert_eq!(found.expect("examined"), [""; 0]);
+    }
+
+    #[test]
+    fn a_directory_that_moves_while_a_context_is_read_never_loses_what_is_in_it() {
+        use std::sync::atomic::AtomicBool;
+        let lab = Lab::new().context(&[("d/s/link", "->x"), ("d/one/", ""), ("d/two/", "")]);
+        let (context, ended) = (lab.open(), AtomicBool::new(false));
+        let (here, there) = (lab.context_path().join("d/s"), lab.context_path().join("d/t"));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ended.load(Ordering::Relaxed) {
+                    fs_err::rename(&here, &there).expect("moved");
+                    fs_err::rename(&there, &here).expect("moved back");
+                }
+            });
+            for _ in 0..500 {
+                let examined = context.examine(b"d", &Filter::default()).map(|it| it.entries.all());
+                let names = examined.map(|all| {
+                    all.iter()
+                        .map(|below| String::from_utf8_lossy(&below.path).into_owned())
+                        .collect::<Vec<_>>()
+                });
+                let is_whole = names.as_ref().is_ok_and(|names| {
+                    ["s", "t"].iter().all(|name| {
+                        names.iter().any(|found| found == name) == names.contains(&format!("{name}/link"))
+                    })
+                });
+                if !is_whole {
+                    ended.store(true, Ordering::Relaxed);
+                }
+                assert!(is_whole, "{names:?}");
+            }
+            ended.store(true, Ordering::Relaxed);
+        });
     }
 
     #[test]

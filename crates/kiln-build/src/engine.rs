@@ -20,7 +20,7 @@ use crate::context::{BeforeReading, BuildContext};
 use crate::download::Fetched;
 use crate::error::{Error, Result};
 use crate::git::Commit;
-use crate::operation::{MountSource, Operation, ROOT, RunMountKind};
+use crate::operation::{CacheMount, MountSource, Operation, ROOT, RunMountKind};
 use crate::request::{BuildRequest, ContextKind, Executions};
 use crate::select::Selection;
 use crate::transfer::Form;
@@ -262,9 +262,9 @@ impl Executor<Operation> for Engine<'_> {
                     let (source, path) = match &mount.kind {
                         RunMountKind::Bind { source, path, .. } => (*source, path),
                         // A cache's content is in no key; what a new one begins with is.
-                        RunMountKind::Cache { source: MountSource::Empty, .. }
+                        RunMountKind::Cache(CacheMount { source: MountSource::Empty, .. })
                         | RunMountKind::Tmpfs { .. } => continue,
-                        RunMountKind::Cache { source, path, .. } => (*source, path),
+                        RunMountKind::Cache(CacheMount { source, path, .. }) => (*source, path),
                     };
                     match self.mount_input(&mount.target, source, path, inputs)? {
                         Some(input) => keyed.push(input),

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod build;
+mod caches;
 mod checksum;
 mod context;
 mod context_walk;

@@ -76,23 +76,21 @@ pub(crate) struct RunMount {
 /// The kinds of `RUN --mount` that are built.
 #[derive(Clone, Debug)]
 pub(crate) enum RunMountKind {
-    Bind {
-        source: MountSource,
-        path: String,
-        access: Access,
-    },
-    Cache {
-        id: String,
-        sharing: CacheSharing,
-        source: MountSource,
-        path: String,
-        /// What a directory of its own begins with, where the Dockerfile says so.
-        owner: Option<CacheOwner>,
-        access: Access,
-    },
-    Tmpfs {
-        size: u64,
-    },
+    Bind { source: MountSource, path: String, access: Access },
+    Cache(CacheMount),
+    Tmpfs { size: u64 },
+}
+
+/// `RUN --mount=type=cache`.
+#[derive(Clone, Debug)]
+pub(crate) struct CacheMount {
+    pub(crate) id: String,
+    pub(crate) sharing: CacheSharing,
+    pub(crate) source: MountSource,
+    pub(crate) path: String,
+    /// What a directory of its own begins with, where the Dockerfile says so.
+    pub(crate) owner: Option<CacheOwner>,
+    pub(crate) access: Access,
 }
 
 /// `uid=`, `gid=` and `mode=` of a cache mount.
@@ -261,7 +259,7 @@ impl RunMount {
             RunMountKind::Bind { access: mode, .. } => {
                 Value::object([("kind", Value::from("bind")), target, access(*mode)])
             }
-            RunMountKind::Cache { id, sharing, owner, access: writable, path, .. } => {
+            RunMountKind::Cache(CacheMount { id, sharing, owner, access: writable, path, .. }) => {
                 let CacheOwner { uid, gid, mode } = owner.unwrap_or(CacheOwner::ROOT);
                 let sharing = match sharing {
                     CacheSharing::Shared => "shared",

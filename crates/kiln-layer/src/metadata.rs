@@ -152,6 +152,7 @@ impl Children {
     /// Adds the next child in order of name; the name is `prefix` and `name` together.
     pub fn add(&mut self, prefix: &[u8], name: &[u8], digest: &Digest) {
         self.count += 1;
+        self.bytes.reserve(4 + prefix.len() + name.len() + digest.as_bytes().len());
         self.bytes.extend_from_slice(&((prefix.len() + name.len()) as u32).to_le_bytes());
         self.bytes.extend_from_slice(prefix);
         self.bytes.extend_from_slice(name);

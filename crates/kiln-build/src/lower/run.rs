@@ -8,8 +8,8 @@ use kiln_graph::VertexId;
 use super::{LoweredStep, Lowering, instruction_error};
 use crate::error::{Error, Result};
 use crate::operation::{
-    Access, CacheOwner, CacheSharing, MountSource, Operation, RunMount, RunMountKind, RunOperation,
-    SecurityMode, StepEnvironment,
+    Access, CacheMount, CacheOwner, CacheSharing, MountSource, Operation, RunMount, RunMountKind,
+    RunOperation, SecurityMode, StepEnvironment,
 };
 use crate::request::{Entitlement, NetworkMode};
 use crate::stage::{StageState, absolute};
@@ -118,7 +118,7 @@ fn run_mount(state: &StageState, mount: &Mount, source: MountSource, span: Span)
     let kind = match mount.mount_type {
         MountType::Bind => RunMountKind::Bind { source, path, access },
         MountType::Tmpfs => RunMountKind::Tmpfs { size: mount.size_limit.unsigned_abs() },
-        MountType::Cache => RunMountKind::Cache {
+        MountType::Cache => RunMountKind::Cache(CacheMount {
             // As in BuildKit, a relative target stays one in the id.
             id: mount.id.clone().filter(|id| !id.is_empty()).unwrap_or_else(|| clean_path(&mount.target)),
             sharing: match mount.sharing {
@@ -131,7 +131,7 @@ fn run_mount(state: &StageState, mount: &Mount, source: MountSource, span: Span)
             owner: (path == "/").then(|| cache_owner(mount)).flatten(),
             path,
             access,
-        },
+        }),
         MountType::Secret | MountType::Ssh => {
             return Err(Error::Unsupported(format!("RUN --mount=type={}", mount.mount_type.name())));
         }

@@ -227,6 +227,7 @@ fn explain(request: &BuildRequest, failure: BuildFailure, failed: &[FailedStep])
         shown.push_str(&excerpt::source(&Source { file: &request.dockerfile_name, text, lines }));
     }
     let kind = match &failure.error {
+        BuildError::Runtime(kiln_runtime::RuntimeError::Panicked { .. }) => Kind::Bug,
         BuildError::Store(_)
         | BuildError::Layer(_)
         | BuildError::Path(_)

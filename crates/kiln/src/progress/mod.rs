@@ -34,8 +34,10 @@ pub(crate) enum Event {
     Started { step: StepId },
     /// Its result was known.
     Cached { step: StepId },
-    /// Somebody else executes the same and is waited for.
-    Waiting { step: StepId, holder: String },
+    /// Others are waited for: `awaited` says for what, and who they are.
+    Waiting { step: StepId, awaited: String },
+    /// It goes on after that.
+    Resumed { step: StepId },
     /// It wrote something, to either of its streams; may end anywhere.
     Log { step: StepId, bytes: Vec<u8> },
     /// It got further in one of its tasks.

@@ -179,8 +179,8 @@ fn block(step: &Step, now: Duration, log_lines: usize) -> Vec<Line> {
     };
     let right = format!("{:.1}s", step.took(now).as_secs_f64());
     let mut lines = vec![Line { tone, text: format!(" => {mark}{}", step.name), right }];
-    if let State::Waiting { holder } = &step.state {
-        lines.push(faint(format!(" => => {holder} executes the same step")));
+    if let State::Waiting { awaited } = &step.state {
+        lines.push(faint(format!(" => => for {awaited}")));
     }
     let task_tone = if step.is_over() { Tone::Done } else { Tone::Running };
     lines.extend(step.tasks.iter().map(|task| Line {
@@ -363,7 +363,10 @@ mod tests {
         build.apply(210, Event::Cached { step: 2 });
         build.begin(300, 3, "[2/3] RUN apt-get update && apt-get install -y a-very-long-package-name");
         build.apply(310, Event::Named { step: 4, name: "[other 2/2] RUN make".to_owned() });
-        build.apply(310, Event::Waiting { step: 4, holder: "process 12".to_owned() });
+        build.apply(
+            310,
+            Event::Waiting { step: 4, awaited: "process 12, which executes the same step".to_owned() },
+        );
         for line in 1..=9 {
             build.log(400, 3, &format!("\x1b[32mline {line}\x1b[0m\n"));
         }
@@ -381,8 +384,10 @@ mod tests {
          => => # line 9
          => => # 20%
          => WAITING [other 2/2] RUN make                       1.2s
-         => => process 12 executes the same step
+         => => for process 12, which executes the same step
         ");
+        build.apply(1550, Event::Resumed { step: 4 });
+        assert!(build.draw(1550).contains(" => [other 2/2] RUN make "), "it goes on");
         build.apply(1600, Event::Failed { step: 3, message: "exit code: 100".to_owned() });
         build.apply(1600, Event::Cancelled { step: 4 });
         insta::assert_snapshot!(build.finish(1600), @r"
