@@ -4,6 +4,7 @@ use kiln_graph::{Operation as KeyOperation, Value};
 use kiln_oci::DiffId;
 
 use crate::checksum::Checksum;
+use crate::environment::Settings;
 use crate::git::GitAddress;
 use crate::request::NetworkMode;
 
@@ -31,8 +32,7 @@ pub(crate) const ROOT: &str = "root";
 #[derive(Clone, Debug)]
 pub(crate) struct RunOperation {
     pub(crate) arguments: Vec<String>,
-    /// Without proxy variables.
-    pub(crate) environment: Vec<(String, String)>,
+    pub(crate) environment: StepEnvironment,
     pub(crate) directory: String,
     pub(crate) user: String,
     pub(crate) network: NetworkMode,
@@ -41,6 +41,21 @@ pub(crate) struct RunOperation {
     /// A heredoc that begins with `#!`: name and content of a file under /dev/pipes.
     pub(crate) script: Option<(String, String)>,
     pub(crate) epoch: Option<i64>,
+}
+
+/// The variables of a RUN, shared with the other steps of its stage.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct StepEnvironment {
+    pub(crate) settings: Settings,
+    /// Proxy variables whose values were build arguments: they are in no key.
+    pub(crate) withheld: Vec<String>,
+}
+
+impl StepEnvironment {
+    /// Names and values, in order.
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.settings.pairs().into_iter().filter(|(name, _)| !self.withheld.iter().any(|known| known == name))
+    }
 }
 
 /// `RUN --security`.
@@ -205,7 +220,7 @@ impl Operation {
 impl RunOperation {
     fn key_operation(&self, platform: &str, ownership: &str) -> KeyOperation {
         let mut environment: Vec<String> =
-            self.environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            self.environment.pairs().map(|(name, value)| format!("{name}={value}")).collect();
         environment.sort();
         let mounts: Vec<Value> = self.mounts.iter().map(RunMount::value).collect();
         let security = match self.security {

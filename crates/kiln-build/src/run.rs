@@ -314,17 +314,21 @@ fn provided_files(engine: &Engine<'_>, operation: &RunOperation) -> Vec<Provided
     files
 }
 
-/// Lent variables first, so that the image's own win; then what BuildKit adds.
+/// The image's own, as BuildKit has them, then what is lent and is not there already, then what BuildKit adds.
 fn environment(engine: &Engine<'_>, operation: &RunOperation, user: &Groups) -> Vec<OsString> {
     let mut environment = Environment::default();
-    let around = engine.request.lent.environment.iter().cloned().chain(engine.request.proxies());
-    around.for_each(|(name, value)| environment.set(&name, &value));
-    operation.environment.iter().for_each(|(name, value)| environment.set(name, value));
-    if environment.get("HOME").is_none() {
-        environment.set("HOME", user.home.as_deref().unwrap_or("/"));
+    operation.environment.pairs().for_each(|(name, value)| environment.set(name, value));
+    let mut around = Environment::default();
+    let lent = engine.request.lent.environment.iter().cloned().chain(engine.request.proxies());
+    lent.for_each(|(name, value)| around.set(&name, &value));
+    let home = ("HOME", user.home.as_deref().unwrap_or("/"));
+    for (name, value) in around.settings().pairs().into_iter().chain([home]) {
+        if environment.get(name).is_none() {
+            environment.set(name, value);
+        }
     }
-    let pairs = environment.pairs().iter();
-    pairs.map(|(name, value)| OsString::from(format!("{name}={value}"))).collect()
+    let pairs = environment.settings();
+    pairs.pairs().into_iter().map(|(name, value)| OsString::from(format!("{name}={value}"))).collect()
 }
 
 /// The user of a step, from the image's own passwd and group.

@@ -201,17 +201,15 @@ fn conclude<O, R: Clone, E: std::error::Error>(
     if let Some(Failure { vertex, name, error }) = failures.next() {
         return Err(SolveError::Failed { vertex, name, error, others: failures.collect() });
     }
-    let is_there = |target: &VertexId| shared.schedule.known(*target).is_some_and(|known| known.present);
+    let is_there = |target: &VertexId| shared.schedule.known(*target).is_some_and(Known::is_present);
     if !request.targets.iter().all(is_there) {
         return Err(SolveError::Canceled);
     }
     let solved = shared.schedule.into_known().map(|known| {
-        known.map(|Known { identified, result, present, origin, duration }| Solved {
-            key: identified.key,
-            result,
-            origin,
-            present,
-            duration,
+        known.map(|known| {
+            let present = known.is_present();
+            let Known { key, result, origin, duration, .. } = known;
+            Solved { key, result, origin, present, duration }
         })
     });
     Ok(Solution { solved: solved.collect() })

@@ -24,7 +24,7 @@ pub enum RuntimeError {
         source: io::Error,
     },
     /// There is no such command in the root. Docker's status for it is 127.
-    #[error("{command}: command not found")]
+    #[error("{}: command not found", if command.is_empty() { "\"\"" } else { command })]
     CommandNotFound {
         /// As it was given.
         command: String,

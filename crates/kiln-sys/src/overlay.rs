@@ -122,6 +122,7 @@ impl Overlay {
 
     fn mount_new(&self, names: &Names, attributes: Attributes) -> Result<OwnedFd, FilesystemRefused> {
         let context = FilesystemContext::open("overlay")?;
+        context.set("source", "overlay")?;
         let _directory = names.enter()?;
         for lower in &names.lowers {
             context.set("lowerdir+", lower)?;

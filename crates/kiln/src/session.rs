@@ -34,6 +34,10 @@ pub(crate) fn open_as(root: Option<&Path>, ownership: Ownership) -> Result<Store
         Some(root) => std::path::absolute(root)?,
         None => default_root()?,
     };
+    if root.is_file() {
+        let message = format!("the store {} is no directory", root.display());
+        return Err(Failure::new(Kind::Input, message).hint("--root and KILN_ROOT name it").into());
+    }
     let store = Store::open(&root, ownership).map_err(|error| not_opened(&root, error))?;
     store.tell_waits(|wait| {
         // Nobody is left to tell if standard error is gone.

@@ -1,5 +1,6 @@
 //! The whole program on a small store: what it prints, its exit status, and kills at any moment.
 
+mod patience;
 #[path = "../../../tests/skipped.rs"]
 mod skipped;
 
@@ -11,8 +12,7 @@ use kiln_layer::{Kind, Metadata, tar};
 use kiln_store::{Ownership, Store};
 use serde_json::json;
 
-/// How long anything may take on a machine with much else to do.
-const PATIENCE: Duration = Duration::from_secs(60);
+use patience::{PATIENCE, until};
 
 struct Fixture {
     directory: tempfile::TempDir,
@@ -234,7 +234,7 @@ fn a_store_that_cannot_be_opened_is_named_with_what_to_do() {
     kiln.check(&["images", "--format", "{{.Repository}}"], "app\n", "", 0);
 
     // Not to be read: root may read everything, so that another user asks there.
-    let closed = std::os::unix::fs::PermissionsExt::from_mode(0);
+    let closed = std::os::unix::fs::PermissionsExt::from_mode(0o0);
     fs_err::set_permissions(&database, closed).expect("closed");
     let mut command = kiln.command(&["images"]);
     if rustix::process::geteuid().is_root() {
@@ -502,16 +502,6 @@ fn list(directory: &Path, found: &mut Vec<(std::path::PathBuf, std::time::System
         }
     }
     found.sort();
-}
-
-/// Waits until something is so.
-#[track_caller]
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < PATIENCE, "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 fn is_empty(directory: &Path) -> bool {

@@ -1,13 +1,15 @@
 //! RUN: its command, and what it mounts.
 
-use kiln_dockerfile::{Instruction, Mount, MountType, Sharing, Span, clean_path, history, predefined};
+use kiln_dockerfile::{
+    Instruction, Mount, MountType, Sharing, Span, Variables as _, clean_path, history, predefined,
+};
 use kiln_graph::VertexId;
 
 use super::{LoweredStep, Lowering, instruction_error};
 use crate::error::{Error, Result};
 use crate::operation::{
     Access, CacheMount, CacheOwner, CacheSharing, MountSource, Operation, RunMount, RunMountKind,
-    RunOperation, SecurityMode,
+    RunOperation, SecurityMode, StepEnvironment,
 };
 use crate::request::{Entitlement, NetworkMode};
 use crate::stage::{StageState, absolute};
@@ -44,16 +46,15 @@ impl Lowering<'_> {
         }
         let program = run.program(&state.shell());
         let text = history::run(&program.arguments, &state.build_args, &state.environment);
-        let pairs = state.environment.pairs().iter();
-        let environment = pairs
-            .filter(|(name, value)| {
-                // RUN gets what was given with --build-arg all the same; a Dockerfile's own value is a value like any.
-                let declared = state.declared.contains(name);
-                let given = self.request.build_args.get(name) == Some(value);
-                !(declared && given && predefined::is_proxy_arg(name))
-            })
-            .cloned()
-            .collect();
+        // RUN gets what was given with --build-arg all the same; a Dockerfile's own value is a value like any.
+        let is_given = |(name, value): &(&String, &String)| {
+            state.declared.contains(*name)
+                && predefined::is_proxy_arg(name)
+                && state.environment.get(name) == Some(value)
+        };
+        let withheld = self.request.build_args.iter().filter(is_given).map(|(name, _)| name.clone());
+        let environment =
+            StepEnvironment { settings: state.environment.settings(), withheld: withheld.collect() };
         let operation = RunOperation {
             arguments: program.arguments,
             environment,

@@ -93,7 +93,11 @@ fn image(store: &Store, name: &str) -> Result<ImageId> {
     }
     let wanted = match name.parse::<Reference>() {
         Ok(reference) => format!("the name {} and the ID {name}", reference.or_latest()),
-        Err(_) => format!("the ID {name}"),
+        Err(_) if is_id(name) => format!("the ID {name}"),
+        Err(error) => {
+            let message = format!("{name:?} is neither a name nor an ID");
+            return Err(Failure::new(Kind::Input, message).caused_by(error).into());
+        }
     };
     let message =
         format!("unable to find image {name:?}: looked for {wanted} in the store {}", store.root().display());
@@ -101,6 +105,12 @@ fn image(store: &Store, name: &str) -> Result<ImageId> {
     Err(failure
         .hint("`kiln images` lists what is there; `kiln load`, `kiln import` and `kiln build` add to it")
         .into())
+}
+
+/// Whether a text may be the beginning of an ID.
+fn is_id(text: &str) -> bool {
+    let hex = text.strip_prefix("sha256:").unwrap_or(text);
+    !hex.is_empty() && hex.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 #[expect(clippy::disallowed_methods, reason = "the binary knows where it stands")]

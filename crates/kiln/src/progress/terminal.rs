@@ -65,7 +65,12 @@ impl Display for Terminal {
 
     fn finish(&mut self, steps: &Steps, now: Duration) -> String {
         let size = (self.size)();
-        self.paint(&picture(steps, now, Room::Unlimited), size)
+        // Where there was no step there is nothing to show: a build that is refused, or one of the config alone.
+        match steps.counts() {
+            (_, 0) if self.painted.is_empty() => String::new(),
+            (_, 0) => self.paint(&[], size),
+            _ => self.paint(&picture(steps, now, Room::Unlimited), size),
+        }
     }
 }
 
@@ -126,9 +131,10 @@ enum Room {
 fn picture(steps: &Steps, now: Duration, room: Room) -> Vec<Line> {
     let (over, all) = steps.counts();
     let finished = if matches!(room, Room::Unlimited) && over == all && over > 0 { " FINISHED" } else { "" };
+    let counts = if all > 0 { format!(" ({over}/{all}){finished}") } else { String::new() };
     let head = Line {
         tone: Tone::Head,
-        text: format!("[+] Building {:.1}s ({over}/{all}){finished}", now.as_secs_f64()),
+        text: format!("[+] Building {:.1}s{counts}", now.as_secs_f64()),
         right: String::new(),
     };
     let begun: Vec<&Step> = steps.begun().map(|(_, step)| step).collect();
@@ -392,6 +398,14 @@ mod tests {
          => ERROR [2/3] RUN apt-get update && apt-get install  1.3s
          => CANCELED [other 2/2] RUN make                      1.3s
         ");
+    }
+
+    #[test]
+    fn a_build_without_steps_leaves_nothing() {
+        let mut refused = Fixture::new(60, 24);
+        assert_eq!(refused.terminal.finish(&refused.steps, Duration::from_millis(5)), "");
+        insta::assert_snapshot!(refused.draw(100), @"[+] Building 0.1s");
+        assert_eq!(refused.finish(200), "");
     }
 
     #[test]

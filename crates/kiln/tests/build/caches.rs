@@ -2,7 +2,8 @@
 
 use std::process::Output;
 
-use crate::bench::{Bench, text, until};
+use crate::bench::{Bench, text};
+use crate::patience::until;
 
 fn build(bench: &Bench, dockerfile: &str) -> Output {
     bench.write("Dockerfile", dockerfile);

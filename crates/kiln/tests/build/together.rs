@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
-use crate::bench::{Bench, PATIENCE, Running, until};
+use crate::bench::{Bench, Running};
+use crate::patience::{PATIENCE, until};
 
 fn succeeded(bench: &Bench, name: &str, status: ExitStatus) -> String {
     assert!(status.success(), "{name}: {status}\n{}", bench.read(&format!("{name}.err")));
