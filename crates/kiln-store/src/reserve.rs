@@ -12,7 +12,7 @@ const RESERVE: &str = "reserve";
 
 /// What is needed however small the database is: for its log and what that is moved to, for the log's index, for
 /// directories that grow, and for the layout that is written anew.
-const LEAST: u64 = 128 << 10;
+const LEAST: u64 = 64 << 10;
 
 /// Sets space aside in the store at `root`, or as much of it as there is room for. Removing all of 300 images, each of a build of
 /// its own, takes less than half of what the database has: the log gets each page that changes. So it grows with the database.
