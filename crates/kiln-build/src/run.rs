@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use kiln_dockerfile::Variables as _;
-use kiln_graph::{Context, Stop, Stream as LogStream};
+use kiln_graph::{Context, Done, Preimage, Stop, Stream as LogStream};
 use kiln_layer::{Kind, Owner, Owners, RecordedDevice, RootView};
-use kiln_oci::{ChainId, DiffId, Groups, UserSpec, find_user};
+use kiln_oci::{ChainId, DiffId, Digest, Groups, UserSpec, find_user};
 use kiln_runtime::{
     BindSource, Capabilities, Confinement, Finished, Isolation, LowerFile, LowerFiles, Mount, MountKind,
     Network, OwnershipMode, ProvidedFile, RootSource, Running, Sandbox, Security, Stream, Streams,
@@ -40,14 +40,16 @@ const COPIED: &str = "roots of RUN steps are copied, since no overlay can be mou
 /// Where lent files are mounted.
 const SCRIPTS: &str = "/dev/pipes";
 
-/// Runs the step and publishes its layer.
+/// Runs the step and publishes its layer. What the step came from is what its mounts showed, which may be newer than the
+/// key.
 pub(crate) fn execute(
     engine: &Engine<'_>,
     operation: &RunOperation,
     isolation: Isolation,
+    preimage: &Preimage,
     inputs: &[Step],
     context: &Context<'_>,
-) -> std::result::Result<DiffId, Stop<Error>> {
+) -> std::result::Result<Done<Step>, Stop<Error>> {
     if operation.network == NetworkMode::Default {
         engine.note_once("RUN steps use this machine's network: kiln has no networks of its own yet");
     }
@@ -59,7 +61,7 @@ pub(crate) fn execute(
     {
         engine.note_once(&format!("{COPIED}: {reason}"));
     }
-    let Begun { prepared, fresh, running, caches } = match begin(engine, operation, inputs, parent) {
+    let Begun { prepared, fresh, running, caches, shown } = match begin(engine, operation, inputs, parent) {
         Err(Error::Runtime(error)) if error.is_overlay_refused() && engine.root_way() == RootWay::Overlay => {
             engine.overlays_refused.store(true, Ordering::Relaxed);
             engine.note_once(&format!("{COPIED}: {error}"));
@@ -88,7 +90,8 @@ pub(crate) fn execute(
     }
     let layer = publish(engine, operation, inputs, &prepared, &view, &mut finished, fresh)?;
     engine.lease().map_err(Stop::Failed)?.discard(&prepared);
-    Ok(layer)
+    let result = engine.made(inputs[0].chain, layer);
+    Ok(Done { result, preimage: Some(operation.came_from(preimage, &shown)) })
 }
 
 /// What a step stands on, and what holds it.
@@ -107,6 +110,8 @@ struct Begun {
     running: Running,
     /// Held until it has ended.
     caches: Vec<CacheMountUse>,
+    /// What its bind mounts of the context show, in order, by the digests of that.
+    shown: Vec<Digest>,
 }
 
 fn begin(
@@ -123,8 +128,8 @@ fn begin(
         engine.root_way(),
         given_files(operation),
     )?;
-    let mut caches = Vec::new();
-    let sandbox = sandbox(engine, operation, inputs, &prepared, parent, &mut caches)?;
+    let (mut caches, mut shown) = (Vec::new(), Vec::new());
+    let sandbox = sandbox(engine, operation, inputs, &prepared, parent, (&mut caches, &mut shown))?;
     let fresh = (sandbox.process.credentials.uid, sandbox.process.credentials.gid);
     let streams = Streams { input: Stream::Null, output: Stream::Pipe, error: Stream::Pipe };
     let below = match sandbox.ownership {
@@ -133,7 +138,7 @@ fn begin(
     };
     let running = kiln_runtime::start(&sandbox, streams, below.as_ref(), &engine.launcher)
         .map_err(|error| failed_to_start(&operation.arguments, error))?;
-    Ok(Begun { prepared, fresh, running, caches })
+    Ok(Begun { prepared, fresh, running, caches, shown })
 }
 
 /// Whose files are that the step finds.
@@ -192,7 +197,7 @@ fn sandbox(
     inputs: &[Step],
     prepared: &PreparedRoot,
     parent: Parent<'_>,
-    caches: &mut Vec<CacheMountUse>,
+    (caches, shown): (&mut Vec<CacheMountUse>, &mut Vec<Digest>),
 ) -> Result<Sandbox> {
     let Parent { view, isolation, .. } = parent;
     let root = match &prepared.form {
@@ -211,7 +216,7 @@ fn sandbox(
     }
     take_caches(engine, operation, inputs, isolation, caches)?;
     for mount in &operation.mounts {
-        let kind = mount_kind(engine, mount, inputs, (isolation, prepared.way()), caches)?;
+        let kind = mount_kind(engine, mount, inputs, (isolation, prepared.way()), caches, shown)?;
         sandbox.mounts.push(Mount { kind, target: PathBuf::from(&mount.target) });
     }
     if let Some((name, content)) = &operation.script {
@@ -309,12 +314,15 @@ fn mount_kind(
     inputs: &[Step],
     (isolation, way): (Isolation, RootWay),
     caches: &mut Vec<CacheMountUse>,
+    shown: &mut Vec<Digest>,
 ) -> Result<MountKind> {
     match &mount.kind {
         RunMountKind::Tmpfs { size } => {
             Ok(MountKind::Tmpfs { size: (*size > 0).then_some(*size), mode: 0o1777 })
         }
-        RunMountKind::Bind { source, path, access } => bind(engine, (*source, path), *access, inputs, way),
+        RunMountKind::Bind { source, path, access } => {
+            bind(engine, (*source, path), *access, inputs, way, shown)
+        }
         RunMountKind::Cache { id, sharing, source, path, owner, access } => {
             let from = cache_source(engine, *source, inputs)?;
             let wanted = WantedCache { id, sharing: *sharing, from, path, owner: *owner };
@@ -463,12 +471,13 @@ fn bind(
     access: Access,
     inputs: &[Step],
     way: RootWay,
+    shown: &mut Vec<Digest>,
 ) -> Result<MountKind> {
     let lowers = match source {
         MountSource::Empty => only(engine.fresh_directory("empty")?),
         MountSource::Context => {
-            let directory = engine.fresh_directory("context")?;
-            let below = engine.materialize_bind(path, &directory)?;
+            let (below, digest) = engine.materialize_bind(path)?;
+            shown.push(digest);
             if !below.is_dir() {
                 return Ok(bind_own(below, access));
             }

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use kiln_graph::{Context, Done, Given, Input, Preimage, Stop, Stream};
 use kiln_layer::index::Entry;
 use kiln_layer::{LayerContents, LayerIndex, LayerWriter, Outputs, RootView};
-use kiln_oci::{ChainId, DiffId};
+use kiln_oci::{ChainId, DiffId, Digest};
 use kiln_store::{NewBlob, NewLayer, Store};
 use kiln_sys::publish::begin_write_back;
 use kiln_sys::root::{Directory, Root};
@@ -296,12 +296,20 @@ impl Engine<'_> {
         Ok(())
     }
 
-    /// A filtered copy of what a bind mount of the context shows; gives its path.
-    pub(crate) fn materialize_bind(&self, path: &str, directory: &Path) -> Result<PathBuf> {
+    /// A filtered copy of what a bind mount of the context shows, and the digest of that as in a key: files may have changed
+    /// since the step's own was made, and again while they are copied, once.
+    pub(crate) fn materialize_bind(&self, path: &str) -> Result<(PathBuf, Digest)> {
         let context = self.context()?;
-        let mut selected = select_mount(path, context)?;
-        crate::materialize::materialize(context, &mut selected, &Directory::open(directory)?)?;
-        Ok(directory.join(crate::materialize::NAME))
+        let copy = || {
+            let directory = self.fresh_directory("context")?;
+            let mut selected = select_mount(path, context)?;
+            crate::materialize::materialize(context, &mut selected, &Directory::open(&directory)?)?;
+            Ok((directory.join(crate::materialize::NAME), selected.digest))
+        };
+        match copy() {
+            Err(Error::Changed(_)) => copy(),
+            copied => copied,
+        }
     }
 }
 
@@ -345,4 +353,36 @@ fn read_error(path: &Path, source: std::io::Error) -> Error {
 fn seconds() -> i64 {
     let elapsed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_store::Ownership;
+
+    use super::*;
+    use crate::lab::{Lab, request};
+
+    #[test]
+    fn a_bind_mount_shows_what_its_digest_says() {
+        let lab = Lab::new().context(&[("d/f", "mine")]);
+        let request = request(lab.context_path(), b"");
+        let store = Store::open(&lab.host.path().join("store"), Ownership::SingleId).expect("a store");
+        let lease = store.lease_late("test").expect("a lease");
+        let engine = Engine::new(&store, &lease, &request);
+        let key = || {
+            let input = engine.mount_input("/m", MountSource::Context, "/d", &[]).expect("examined");
+            input.expect("an input").digest
+        };
+        let mine = key();
+        let show = || {
+            let (path, digest) = engine.materialize_bind("/d").expect("copied");
+            (fs_err::read_to_string(path.join("f")).expect("read"), digest)
+        };
+        assert_eq!(show(), ("mine".to_owned(), mine));
+        // By the time that the step begins it is another file.
+        fs_err::write(lab.context_path().join("d/f"), "them").expect("written");
+        let (content, digest) = show();
+        assert_eq!((content.as_str(), digest), ("them", key()));
+        assert_ne!(digest, mine);
+    }
 }
