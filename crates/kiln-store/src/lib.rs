@@ -27,6 +27,9 @@ mod mount_points;
 mod records;
 mod reserve;
 mod roots;
+#[cfg(test)]
+#[path = "../../../tests/skipped.rs"]
+mod skipped;
 mod snapshots;
 mod stale;
 mod store;
