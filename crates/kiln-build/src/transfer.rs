@@ -184,18 +184,16 @@ impl Engine<'_> {
             }
             CacheUse::Nothing => None,
         };
-        match self.copy_once(operation, first, inputs, earlier.as_ref(), context) {
+        let mut preimage = came_from(preimage, &first);
+        let layer = match self.copy_once(operation, first, inputs, earlier.as_ref(), context) {
             Err(Error::Changed(_)) => {
                 let again = self.with_sources(operation, inputs.iter().copied(), selected)?;
-                let mut preimage = preimage.clone();
-                for input in preimage.inputs.iter_mut().filter(|input| input.name == SOURCE) {
-                    input.digest = again.digest();
-                }
-                let layer = self.copy_once(operation, again, inputs, None, context)?;
-                Ok(Done { result: self.made(inputs[0].chain, layer), preimage: Some(preimage) })
+                preimage = came_from(&preimage, &again);
+                self.copy_once(operation, again, inputs, None, context)?
             }
-            other => Ok(self.made(inputs[0].chain, other?).into()),
-        }
+            copied => copied?,
+        };
+        Ok(Done { result: self.made(inputs[0].chain, layer), preimage: Some(preimage) })
     }
 
     fn copy_once(
@@ -280,20 +278,22 @@ impl Engine<'_> {
         }
     }
 
-    /// Copies what a new cache mount with `from=` of a stage or image begins with.
+    /// Makes `directory`, which is empty, what a new cache mount with `from=` of a stage or image begins with, its own owner
+    /// and mode included.
     pub(crate) fn materialize_from(&self, chain: ChainId, path: &str, directory: &Path) -> Result<()> {
-        let root = StoredRoot::new(self.store, self.layers(chain)?)?;
-        let tree = root.tree("the source stage or image");
-        let place = self.fresh_directory("copy")?;
-        let mut selected = select_mount(path, &tree)?;
-        crate::materialize::materialize(&tree, &mut selected, &Directory::open(&place)?)?;
-        let made = place.join(crate::materialize::NAME);
-        for entry in fs_err::read_dir(&made).map_err(|source| read_error(&made, source))? {
-            let entry = entry.map_err(|source| read_error(&made, source))?;
-            let target = directory.join(entry.file_name());
-            fs_err::rename(entry.path(), &target).map_err(|source| read_error(&target, source))?;
+        let copy = self.store.copy_part(self.lease()?, &self.layers(chain)?, path.as_bytes())?;
+        let Some(copy) = copy else {
+            let place = "the source stage or image".to_owned();
+            return Err(Error::NoSource { path: path.to_owned(), place, ignored: false });
+        };
+        if !fs_err::symlink_metadata(&copy).is_ok_and(|found| found.is_dir()) {
+            return Err(Error::Unsupported("a cache mount that begins with a file".to_owned()));
         }
-        Ok(())
+        fs_err::rename(&copy, directory).map_err(|source| Error::File {
+            action: "move into",
+            path: directory.display().to_string(),
+            source,
+        })
     }
 
     /// A filtered copy of what a bind mount of the context shows, and the digest of that as in a key: files may have changed
@@ -338,16 +338,21 @@ impl Write for NewTar {
     }
 }
 
+/// What a COPY or ADD came from that took this.
+fn came_from(expected: &Preimage, selection: &Selection) -> Preimage {
+    let mut preimage = expected.clone();
+    for input in preimage.inputs.iter_mut().filter(|input| input.name == SOURCE) {
+        input.digest = selection.digest();
+    }
+    preimage
+}
+
 fn finish(writer: LayerWriter<'_>, lower: &RootView, outputs: Outputs<'_>) -> Result<(LayerIndex, u64)> {
     match writer.finish(lower, outputs) {
         Ok(written) => Ok((written.index, written.tar_size)),
         Err(kiln_layer::Error::Changed { path, .. }) => Err(Error::Changed(path)),
         Err(error) => Err(error.into()),
     }
-}
-
-fn read_error(path: &Path, source: std::io::Error) -> Error {
-    Error::File { action: "move into", path: path.display().to_string(), source }
 }
 
 fn seconds() -> i64 {
