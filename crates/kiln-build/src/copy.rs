@@ -36,6 +36,8 @@ pub(crate) struct Copying<'a> {
     pub(crate) now: i64,
     /// What may have the same files.
     pub(crate) earlier: Option<&'a Earlier>,
+    /// Asked while archives are unpacked.
+    pub(crate) is_canceled: &'a dyn Fn() -> bool,
 }
 
 /// What is known once everything was given to the layer writer.
@@ -76,7 +78,7 @@ pub(crate) fn copy<'w>(
     selection: &mut Selection,
     out: &mut LayerWriter<'w>,
 ) -> Result<Copied> {
-    let Copying { operation, parent, source, scratch, now, earlier } = copying;
+    let Copying { operation, parent, source, scratch, now, earlier, is_canceled } = copying;
     let mode = operation.mode.as_deref().map(ModeChange::parse).transpose()?;
     // As in BuildKit, --chmod turns --link off.
     let unlinked = !operation.link || mode.is_some();
@@ -97,6 +99,7 @@ pub(crate) fn copy<'w>(
         destination: &operation.destination,
         spool: Spool::new(scratch),
         beginnings: HashMap::new(),
+        is_canceled,
     };
     for selected in &mut selection.sources {
         for root in &mut selected.roots {
@@ -208,6 +211,7 @@ struct Copier<'a> {
     spool: Spool<'a>,
     /// By what files were found to be no archives.
     beginnings: HashMap<Vec<u8>, Vec<Beginning>>,
+    is_canceled: &'a dyn Fn() -> bool,
 }
 
 impl Copier<'_> {
@@ -228,7 +232,8 @@ impl Copier<'_> {
         };
         let shown = crate::route::shown(&path, &root.name);
         let Some(first) = root.load(self.source)?.first() else { return Ok(false) };
-        let archived = Archived { source: self.source, path: &path, found: &first.found, shown: &shown };
+        let (source, is_canceled) = (self.source, self.is_canceled);
+        let archived = Archived { source, path: &path, found: &first.found, shown: &shown, is_canceled };
         let destination = cleaned(self.destination);
         match unpack(&mut self.staging, archived, &destination, self.owner, &mut self.spool)? {
             Unpacked::All => return Ok(true),
@@ -645,7 +650,15 @@ mod tests {
         let view = empty.view();
         let parent = &ImageTree::new(&view, &empty, "");
         let scratch = &Directory::open(lab.host.path()).expect("opened");
-        let copying = Copying { operation: &operation, parent, source: &context, scratch, now: 0, earlier };
+        let copying = Copying {
+            operation: &operation,
+            parent,
+            source: &context,
+            scratch,
+            now: 0,
+            earlier,
+            is_canceled: &|| false,
+        };
         let mut writer = LayerWriter::new();
         let copied = copy(copying, &mut selection, &mut writer).expect("copied");
         image.add(writer);
@@ -714,6 +727,7 @@ mod tests {
             scratch: &Directory::open(lab.host.path()).expect("opened"),
             now: 0,
             earlier: Some(&short),
+            is_canceled: &|| false,
         };
         let mut writer = LayerWriter::new();
         copy(copying, &mut selection, &mut writer).expect("copied");

@@ -344,6 +344,7 @@ impl Lab {
                         scratch: &scratch,
                         now: NOW,
                         earlier: None,
+                        is_canceled: &|| false,
                     };
                     let copied: Copied = copy(copying, &mut selection, &mut writer)?;
                     let written = image.add(writer);

@@ -108,6 +108,7 @@ pub(crate) struct Archived<'a> {
     pub(crate) found: &'a Found,
     /// What messages call it.
     pub(crate) shown: &'a str,
+    pub(crate) is_canceled: &'a dyn Fn() -> bool,
 }
 
 /// What became of a file that may be an archive.
@@ -134,6 +135,10 @@ impl<'a> Archived<'a> {
     fn is(self, read: Beginning) -> bool {
         let Found { metadata, content, .. } = self.found;
         read.length == metadata.size && content.is_none_or(|content| read.digest == content)
+    }
+
+    fn go_on(self) -> Result<()> {
+        if (self.is_canceled)() { Err(Error::Canceled) } else { Ok(()) }
     }
 
     fn changed(self) -> Error {
@@ -184,6 +189,7 @@ pub(crate) fn unpack(
     if matches!(unpacked, Ok(false)) {
         return archived.refused(&watched);
     }
+    archived.go_on()?;
     match archived.check(watched) {
         Err(error @ Error::Changed(_)) => Err(error),
         checked => unpacked.and(checked).map(|()| Unpacked::All),
@@ -221,6 +227,7 @@ fn unpack_from(
             _ => (Bytes::None, None),
         };
         unpacking.entry(&entry, content)?;
+        archived.go_on()?;
         if !archive.next_entry(&mut entry).map_err(|source| archived.failed(source))? {
             return Ok(true);
         }
@@ -257,6 +264,7 @@ impl Unpacking<'_, '_> {
         let offset = spool.length;
         let mut hasher = Hasher::new();
         loop {
+            self.archived.go_on()?;
             let length = match archive.piece(BUFFER).map_err(|error| self.archived.failed(error))? {
                 Piece::Data(bytes) => {
                     hasher.update(bytes);
@@ -618,6 +626,14 @@ mod tests {
     /// ADD of `a`, which was `then` when the key was made and has these bytes when it is opened; what the layer holds, or
     /// `None` if a change was seen.
     fn add_changing(then: &[u8], opened: &[&[u8]]) -> Option<Vec<String>> {
+        add_unless(&|| false, then, opened).expect("copied")
+    }
+
+    fn add_unless(
+        is_canceled: &dyn Fn() -> bool,
+        then: &[u8],
+        opened: &[&[u8]],
+    ) -> Result<Option<Vec<String>>> {
         let lab = lab(then);
         let operation = crate::operation::CopyOperation {
             sources: vec![crate::operation::CopySource::Path("a".to_owned())],
@@ -642,24 +658,40 @@ mod tests {
             scratch: &scratch,
             now: crate::lab::NOW,
             earlier: None,
+            is_canceled,
         };
         let mut writer = kiln_layer::LayerWriter::new();
         let copied = match crate::copy::copy(copying, &mut selection, &mut writer) {
             Err(Error::Changed(name)) => {
                 assert_eq!(name, "/a");
-                return None;
+                return Ok(None);
             }
-            copied => copied.expect("copied"),
+            copied => copied?,
         };
         let written = match writer.finish(&view, kiln_layer::Outputs::default()) {
-            Err(kiln_layer::Error::Changed { .. }) => return None,
-            written => written.expect("written"),
+            Err(kiln_layer::Error::Changed { .. }) => return Ok(None),
+            written => written?,
         };
-        if copied.changed(&written.index).expect("an index").is_some() {
-            return None;
+        if copied.changed(&written.index)?.is_some() {
+            return Ok(None);
         }
         let names = written.index.entries().map(|entry| entry.expect("an entry").path().to_vec());
-        Some(names.map(|name| String::from_utf8(name).expect("text")).collect())
+        Ok(Some(names.map(|name| String::from_utf8(name).expect("text")).collect()))
+    }
+
+    #[test]
+    fn unpacking_can_be_stopped() {
+        let archive = tar(&[(FILE, "f", "", &"1".repeat(700_000)), (FILE, "g", "", "2")]);
+        let asked = std::cell::Cell::new(0);
+        for most in 0..5 {
+            asked.set(0);
+            let is_canceled = || {
+                asked.set(asked.get() + 1);
+                asked.get() > most
+            };
+            let stopped = add_unless(&is_canceled, &archive, &[&archive]);
+            assert!(matches!(stopped, Err(Error::Canceled)), "{stopped:?}");
+        }
     }
 
     #[test]

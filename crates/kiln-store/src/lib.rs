@@ -31,6 +31,7 @@ mod roots;
 #[path = "../../../tests/skipped.rs"]
 mod skipped;
 mod snapshots;
+mod stack;
 mod stale;
 mod store;
 mod tar_mounts;
@@ -52,6 +53,7 @@ pub use mount_points::GivenFiles;
 pub use records::{CacheRecord, CachedResult, Claim, FirstMade, RecordInput};
 pub use roots::{Lowers, RootPart};
 pub use snapshots::{PreparedRoot, RootForm, RootWay, SnapshotPaths};
+pub use stack::StackContents;
 pub use store::{Ownership, Store};
 pub use usage::{CacheItem, CacheItemKind, DiskUsage, ImageUsage};
 pub use waiting::{Awaited, Wait};

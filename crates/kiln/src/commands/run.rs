@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use kiln_container::{Entrypoint, Request, Variable, Volume, parse_volume};
-use kiln_oci::{ImageId, Reference};
+use kiln_oci::{ImageId, Platform, Reference};
 use kiln_runtime::Foreground;
 use kiln_store::Store;
 
@@ -29,8 +29,10 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Run) -> Result<u8> {
         let failure = Failure::new(Kind::World, format!("cannot run a container as this user: {reason}"));
         return Err(failure.status(125).hint(session::REMEDY).into());
     }
+    let image = image(&store, arguments.image())?;
+    look_at_platform(&store, image, arguments.image())?;
     let request = Request {
-        image: image(&store, arguments.image())?,
+        image,
         command: arguments.command().to_vec(),
         entrypoint: match arguments.entrypoint.as_deref() {
             None => Entrypoint::Image,
@@ -61,6 +63,27 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Run) -> Result<u8> {
         writeln!(std::io::stderr(), "kiln: {note}")?;
     }
     Ok(ended.exit.status())
+}
+
+/// Refuses an image of another system, and warns of one for other processors: an emulator may be there for it.
+fn look_at_platform(store: &Store, image: ImageId, name: &str) -> Result<()> {
+    let config = store.image(image)?.config;
+    let host = Platform::host();
+    let told = || {
+        format!(
+            "{name} is for {}/{}, this machine is {}/{}",
+            config.os, config.architecture, host.os, host.architecture
+        )
+    };
+    if !config.os.is_empty() && config.os != host.os {
+        return Err(Failure::new(Kind::Input, format!("cannot run a container: {}", told()))
+            .status(125)
+            .into());
+    }
+    if !config.architecture.is_empty() && config.architecture != host.architecture {
+        writeln!(std::io::stderr(), "kiln: warning: {}", told())?;
+    }
+    Ok(())
 }
 
 fn image(store: &Store, name: &str) -> Result<ImageId> {
