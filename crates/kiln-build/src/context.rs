@@ -189,8 +189,7 @@ impl<'a> BuildContext<'a> {
         for _ in 0..ATTEMPTS {
             let start = now();
             let (mut file, before) = match self.open_regular(path) {
-                Err(Error::Path(error)) if is_missing(&error) || is_no_file(&error) => return Ok(None),
-                Err(Error::Changed(_)) => return Ok(None),
+                Err(error) if is_no_file(&error) => return Ok(None),
                 opened => opened?,
             };
             let mut hasher = Hasher::new();
@@ -445,10 +444,17 @@ pub(crate) fn is_missing(error: &FileError) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-/// Whether a symbolic link or a socket is there, which cannot be opened.
-fn is_no_file(error: &FileError) -> bool {
-    let answers = [Errno::LOOP, Errno::NXIO].map(|errno| Some(errno.raw_os_error()));
-    answers.contains(&error.source.raw_os_error())
+/// Whether a file could not be opened because it is gone, or no regular file any more.
+pub(crate) fn is_no_file(error: &Error) -> bool {
+    match error {
+        Error::Changed(_) => true,
+        Error::Path(error) => {
+            // What a symbolic link and a socket answer.
+            let answers = [Errno::LOOP, Errno::NXIO].map(|errno| Some(errno.raw_os_error()));
+            is_missing(error) || answers.contains(&error.source.raw_os_error())
+        }
+        _ => false,
+    }
 }
 
 /// Whether a file that was changed can be told by its status. Images give every edition of a file the same times and

@@ -9,6 +9,8 @@ use kiln_layer::{Kind, LayerIndex, LayerWriter, Metadata};
 use kiln_oci::Digest;
 use kiln_sys::root::Directory;
 
+use crate::beginning::Beginning;
+use crate::context::is_no_file;
 use crate::earlier::Earlier;
 use crate::error::{Error, Result};
 use crate::image_tree::{Contents, ImageTree};
@@ -18,7 +20,7 @@ use crate::owner::find_owner;
 use crate::select::{RootContent, SelectedRoot, Selection};
 use crate::staging::{Bytes, Expected, Making, Staged, Staging, Wanted};
 use crate::tree::{Below, LastLink, SourceTree, cleaned, join, shown, split};
-use crate::unpack::{Archived, Spool, unpack};
+use crate::unpack::{Archived, Spool, Unpacked, unpack};
 
 /// What a COPY or ADD is given.
 #[derive(Clone, Copy)]
@@ -34,6 +36,8 @@ pub(crate) struct Copying<'a> {
     pub(crate) now: i64,
     /// What may have the same files.
     pub(crate) earlier: Option<&'a Earlier>,
+    /// Asked while archives are unpacked.
+    pub(crate) is_canceled: &'a dyn Fn() -> bool,
 }
 
 /// What is known once everything was given to the layer writer.
@@ -74,7 +78,7 @@ pub(crate) fn copy<'w>(
     selection: &mut Selection,
     out: &mut LayerWriter<'w>,
 ) -> Result<Copied> {
-    let Copying { operation, parent, source, scratch, now, earlier } = copying;
+    let Copying { operation, parent, source, scratch, now, earlier, is_canceled } = copying;
     let mode = operation.mode.as_deref().map(ModeChange::parse).transpose()?;
     // As in BuildKit, --chmod turns --link off.
     let unlinked = !operation.link || mode.is_some();
@@ -94,19 +98,17 @@ pub(crate) fn copy<'w>(
         mode,
         destination: &operation.destination,
         spool: Spool::new(scratch),
+        beginnings: HashMap::new(),
+        is_canceled,
     };
     for selected in &mut selection.sources {
         for root in &mut selected.roots {
-            if selected.unpack
-                && let RootContent::Tree { path, .. } = &root.content
-                && copier.unpack(path, &root.name)?
-            {
-                continue;
+            if !(selected.unpack && copier.unpack(root)?) {
+                copier.root(root)?;
             }
-            copier.root(root)?;
         }
     }
-    let spool = copier.spool.finish()?;
+    let (spool, beginnings) = (copier.spool.finish()?, copier.beginnings);
     let mut earlier = earlier.map(Earlier::files);
     let mut same = |wanted: &Wanted<'_>| {
         let (files, content) = (earlier.as_mut()?, wanted.content.as_ref()?);
@@ -115,10 +117,14 @@ pub(crate) fn copy<'w>(
     let expected = copier.staging.write(out, |wanted| match wanted.bytes {
         Bytes::None => kiln_layer::Source::Empty,
         Bytes::Inline(bytes) => kiln_layer::Source::Bytes(bytes.to_vec()),
-        Bytes::Source(path) => match same(wanted) {
-            Some(piece) => kiln_layer::Source::Open(Box::new(|| Ok(Box::new(piece)))),
-            None => open_later(source, path),
-        },
+        Bytes::Source(path) => {
+            let source = match same(wanted) {
+                Some(piece) => kiln_layer::Source::Open(Box::new(|| Ok(Box::new(piece)))),
+                None => open_later(source, path),
+            };
+            let begins = beginnings.get(&path[..]).map_or(&[][..], Vec::as_slice);
+            begins.iter().fold(source, |source, beginning| beginning_with(*beginning, source))
+        }
         Bytes::Parent(path) => open_later(parent, path),
         Bytes::Spool(offset) => spool.source(*offset, wanted.size),
     })?;
@@ -133,12 +139,21 @@ fn open_later<'w>(tree: &'w dyn SourceTree, path: &Arc<[u8]>) -> kiln_layer::Sou
             Ok(reader)
         }
         // It was there when the key was made, and a regular file.
-        Err(Error::Path(error)) if crate::context::is_missing(&error) => Err(changed(&path)),
-        Err(Error::Changed(_)) => Err(changed(&path)),
+        Err(error) if is_no_file(&error) => Err(changed(&path)),
         Err(Error::Path(error)) => Err(kiln_layer::Error::File(error)),
         Err(Error::Layer(error)) => Err(error),
         Err(error) => Err(kiln_layer::Error::Read(io::Error::other(error))),
     }))
+}
+
+/// A source that must begin with what something was decided by.
+fn beginning_with(beginning: Beginning, source: kiln_layer::Source<'_>) -> kiln_layer::Source<'_> {
+    match source {
+        kiln_layer::Source::Open(open) => {
+            kiln_layer::Source::Open(Box::new(move || Ok(beginning.of(open()?))))
+        }
+        held => held,
+    }
 }
 
 fn changed(path: &[u8]) -> kiln_layer::Error {
@@ -194,6 +209,9 @@ struct Copier<'a> {
     mode: Option<ModeChange>,
     destination: &'a str,
     spool: Spool<'a>,
+    /// By what files were found to be no archives.
+    beginnings: HashMap<Vec<u8>, Vec<Beginning>>,
+    is_canceled: &'a dyn Fn() -> bool,
 }
 
 impl Copier<'_> {
@@ -206,12 +224,23 @@ impl Copier<'_> {
         Making { mode, owner: self.owner }
     }
 
-    /// Unpacks the file at `path` if it is an archive.
-    fn unpack(&mut self, path: &[u8], name: &[u8]) -> Result<bool> {
+    /// Unpacks a selected file if it is an archive.
+    fn unpack(&mut self, root: &mut SelectedRoot) -> Result<bool> {
+        let path = match &root.content {
+            RootContent::Tree { path, .. } => path.clone(),
+            RootContent::Inline(_) => return Ok(false),
+        };
+        let shown = crate::route::shown(&path, &root.name);
+        let Some(first) = root.load(self.source)?.first() else { return Ok(false) };
+        let (source, is_canceled) = (self.source, self.is_canceled);
+        let archived = Archived { source, path: &path, found: &first.found, shown: &shown, is_canceled };
         let destination = cleaned(self.destination);
-        let shown = crate::route::shown(path, name);
-        let archive = Archived { source: self.source, path, shown: &shown };
-        unpack(&mut self.staging, archive, &destination, self.owner, &mut self.spool)
+        match unpack(&mut self.staging, archived, &destination, self.owner, &mut self.spool)? {
+            Unpacked::All => return Ok(true),
+            Unpacked::NoArchive(Some(beginning)) => self.beginnings.entry(path).or_default().push(beginning),
+            Unpacked::NoArchive(None) => {}
+        }
+        Ok(false)
     }
 
     /// Copies one selected file, or the contents of one selected directory.
@@ -621,7 +650,15 @@ mod tests {
         let view = empty.view();
         let parent = &ImageTree::new(&view, &empty, "");
         let scratch = &Directory::open(lab.host.path()).expect("opened");
-        let copying = Copying { operation: &operation, parent, source: &context, scratch, now: 0, earlier };
+        let copying = Copying {
+            operation: &operation,
+            parent,
+            source: &context,
+            scratch,
+            now: 0,
+            earlier,
+            is_canceled: &|| false,
+        };
         let mut writer = LayerWriter::new();
         let copied = copy(copying, &mut selection, &mut writer).expect("copied");
         image.add(writer);
@@ -690,6 +727,7 @@ mod tests {
             scratch: &Directory::open(lab.host.path()).expect("opened"),
             now: 0,
             earlier: Some(&short),
+            is_canceled: &|| false,
         };
         let mut writer = LayerWriter::new();
         copy(copying, &mut selection, &mut writer).expect("copied");

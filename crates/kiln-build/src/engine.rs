@@ -20,7 +20,7 @@ use crate::context::{BeforeReading, BuildContext};
 use crate::download::Fetched;
 use crate::error::{Error, Result};
 use crate::git::Commit;
-use crate::operation::{CacheMount, MountSource, Operation, ROOT, RunMountKind};
+use crate::operation::{MountSource, Operation, ROOT};
 use crate::request::{BuildRequest, ContextKind, Executions};
 use crate::select::Selection;
 use crate::transfer::Form;
@@ -267,14 +267,7 @@ impl Executor<Operation> for Engine<'_> {
             Operation::Download(download) => return self.download_identity(download, fixed, context),
             Operation::Git(address) => return self.git_identity(address, fixed, context),
             Operation::Run(run) => {
-                for mount in &run.mounts {
-                    let (source, path) = match &mount.kind {
-                        RunMountKind::Bind { source, path, .. } => (*source, path),
-                        // A cache's content is in no key; what a new one begins with is.
-                        RunMountKind::Cache(CacheMount { source: MountSource::Empty, .. })
-                        | RunMountKind::Tmpfs { .. } => continue,
-                        RunMountKind::Cache(CacheMount { source, path, .. }) => (*source, path),
-                    };
+                for (mount, source, path) in run.keyed_mounts() {
                     match self.mount_input(&mount.target, source, path, inputs)? {
                         Some(input) => keyed.push(input),
                         None => {
@@ -325,8 +318,7 @@ impl Executor<Operation> for Engine<'_> {
                     }
                     Executions::Refused => return Err(Stop::Failed(Error::NeedsFiles)),
                 };
-                let layer = crate::run::execute(self, run, isolation, &steps, context)?;
-                Ok(self.made(steps[0].chain, layer).into())
+                crate::run::execute(self, run, isolation, preimage, &steps, context)
             }
             Operation::Workdir(workdir) => {
                 let layer = self.workdir(workdir, steps[0].chain, context)?;
@@ -334,7 +326,7 @@ impl Executor<Operation> for Engine<'_> {
             }
             Operation::Copy(copy) => self.copy(copy, preimage, &steps, context),
             Operation::Download(download) => self.download(download, preimage, context),
-            Operation::Git(address) => self.git(address, context),
+            Operation::Git(address) => self.git(address, preimage, context),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A bench for tests: a context on disk, layers in memory, and Dockerfiles whose COPY, ADD and WORKDIR are done.
 
 use std::io::{Cursor, Read};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use kiln_layer::index::Entry;
 use kiln_layer::{Kind, LayerIndex, LayerWriter, Outputs, RootView, Source, Written};
@@ -16,7 +16,7 @@ use crate::lower::{BaseImage, Bases, lower};
 use crate::operation::{MountSource, Operation};
 use crate::request::{BuildRequest, CacheUse, Lent, NetworkMode};
 use crate::select::{Selection, select};
-use crate::tree::SourceTree;
+use crate::tree::{Found, SourceTree, Stamp};
 use crate::workdir::workdir;
 
 /// Seconds since the epoch of everything that is made.
@@ -119,6 +119,48 @@ impl Image {
         }
         self.add(writer);
         self
+    }
+}
+
+/// A tree whose files have other bytes, of the same size and status, each time that one is opened; the last ones stay.
+pub(crate) struct Shifting<'a> {
+    tree: &'a dyn SourceTree,
+    bytes: Mutex<Vec<Vec<u8>>>,
+}
+
+impl<'a> Shifting<'a> {
+    pub(crate) fn new(tree: &'a dyn SourceTree, bytes: &[&[u8]]) -> Self {
+        let bytes = bytes.iter().rev().map(|bytes| bytes.to_vec()).collect();
+        Self { tree, bytes: Mutex::new(bytes) }
+    }
+}
+
+impl SourceTree for Shifting<'_> {
+    fn find(&self, path: &[u8]) -> Result<Option<Found>> {
+        self.tree.find(path)
+    }
+
+    fn children(&self, directory: &[u8]) -> Result<Vec<Vec<u8>>> {
+        self.tree.children(directory)
+    }
+
+    fn open(&self, path: &[u8]) -> Result<(Box<dyn Read + Send + '_>, Option<Stamp>)> {
+        let (_, stamp) = self.tree.open(path)?;
+        let mut bytes = self.bytes.lock().expect("nobody panicked");
+        let now = if bytes.len() > 1 { bytes.pop() } else { bytes.last().cloned() };
+        Ok((Box::new(Cursor::new(now.expect("bytes"))), stamp))
+    }
+
+    fn stored_digest(&self, path: &[u8]) -> Result<Option<Digest>> {
+        self.tree.stored_digest(path)
+    }
+
+    fn hides(&self, path: &[u8]) -> bool {
+        self.tree.hides(path)
+    }
+
+    fn place(&self) -> String {
+        self.tree.place()
     }
 }
 
@@ -302,6 +344,7 @@ impl Lab {
                         scratch: &scratch,
                         now: NOW,
                         earlier: None,
+                        is_canceled: &|| false,
                     };
                     let copied: Copied = copy(copying, &mut selection, &mut writer)?;
                     let written = image.add(writer);

@@ -6,6 +6,7 @@
 //! Entry: [`build`].
 #![forbid(unsafe_code)]
 
+mod beginning;
 mod build;
 mod caches;
 mod checksum;

@@ -3,19 +3,22 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::io;
+use std::io::{self, BufReader};
 use std::os::unix::ffi::OsStrExt as _;
 
 use kiln_layer::Kind;
 use kiln_sys::root::{self, Directory, Root};
 use rustix::fs::FileType;
 
+use crate::beginning::Watched;
+use crate::context::is_no_file;
 use crate::error::{Error, Result};
 use crate::select::{RootContent, SelectedSource};
-use crate::tree::{Below, SourceTree, join, shown, split, to_path};
+use crate::tree::{Below, Found, SourceTree, join, shown, split, to_path};
 
 /// The name under which the selected file or directory is found in the directory that it was written to.
 pub(crate) const NAME: &str = "root";
+const BUFFER: usize = 128 << 10;
 
 /// Writes what a bind mount selects into the empty `directory`, under [`NAME`]. Modes and times are the context's, the
 /// owner is whoever runs this: root of the sandbox.
@@ -100,15 +103,23 @@ impl Writing<'_> {
     fn file(&self, entry: &Below, parent: &Directory, name: &OsStr) -> Result<()> {
         let path = join(&self.from, &entry.path);
         let failed = |source: io::Error| Error::File { action: "copy", path: shown(&path), source };
-        let (mut reader, before) = self.source.open(&path)?;
+        let changed = || Error::Changed(shown(&path));
+        let (reader, before) = match self.source.open(&path) {
+            Err(error) if is_no_file(&error) => return Err(changed()),
+            opened => opened?,
+        };
         if before != entry.found.stamp {
-            return Err(Error::Changed(shown(&path)));
+            return Err(changed());
         }
-        let metadata = &entry.found.metadata;
+        let Found { metadata, content, .. } = &entry.found;
         let mut file = parent.create_file(name, 0o600)?;
-        let copied = io::copy(&mut reader, &mut file).map_err(failed)?;
-        if copied != metadata.size {
-            return Err(Error::Changed(shown(&path)));
+        // One byte more shows that there is more.
+        let watched = Watched::new(reader, metadata.size.saturating_add(1));
+        let mut reader = BufReader::with_capacity(BUFFER, watched);
+        io::copy(&mut reader, &mut file).map_err(failed)?;
+        let copied = reader.into_inner().beginning();
+        if copied.length != metadata.size || content.is_some_and(|content| content != copied.digest) {
+            return Err(changed());
         }
         root::set_file(&file, None, Some(metadata.mode), Some(metadata.modified)).map_err(failed)
     }
@@ -119,7 +130,7 @@ mod tests {
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
     use super::*;
-    use crate::lab::Lab;
+    use crate::lab::{Lab, Shifting};
     use crate::select::select_mount;
 
     #[test]
@@ -163,5 +174,21 @@ mod tests {
         let directory = Directory::open(&lab.host.path().join("scratch")).expect("opened");
         let error = materialize(&context, &mut selected, &directory).expect_err("changed");
         assert!(matches!(error, Error::Changed(path) if path == "/f"));
+    }
+
+    #[test]
+    fn bytes_that_look_unchanged_are_compared() {
+        let lab = Lab::new().context(&[("f", "mine")]);
+        let context = lab.open();
+        for (bytes, is_same) in
+            [(&b"mine"[..], true), (b"them", false), (b"min", false), (b"mine too", false)]
+        {
+            let scratch = tempfile::tempdir().expect("a directory");
+            let directory = Directory::open(scratch.path()).expect("opened");
+            let mut selected = select_mount("f", &context).expect("selected");
+            let done = materialize(&Shifting::new(&context, &[bytes]), &mut selected, &directory);
+            assert_eq!(done.is_ok(), is_same, "{bytes:?}: {done:?}");
+            assert!(is_same || matches!(done, Err(Error::Changed(path)) if path == "/f"));
+        }
     }
 }

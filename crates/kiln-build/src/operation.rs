@@ -1,7 +1,7 @@
 //! What a vertex does, and the fixed part of its cache key (docs/formats.md, section 6).
 
-use kiln_graph::{Operation as KeyOperation, Value};
-use kiln_oci::DiffId;
+use kiln_graph::{Operation as KeyOperation, Preimage, Value};
+use kiln_oci::{DiffId, Digest};
 
 use crate::checksum::Checksum;
 use crate::environment::Settings;
@@ -218,6 +218,31 @@ impl Operation {
 }
 
 impl RunOperation {
+    /// The mounts whose content is in the key, in order, and what they show: of caches what a new one begins with.
+    pub(crate) fn keyed_mounts(&self) -> impl Iterator<Item = (&RunMount, MountSource, &str)> {
+        self.mounts.iter().filter_map(|mount| match &mount.kind {
+            RunMountKind::Cache(CacheMount { source: MountSource::Empty, .. })
+            | RunMountKind::Tmpfs { .. } => None,
+            RunMountKind::Bind { source, path, .. }
+            | RunMountKind::Cache(CacheMount { source, path, .. }) => Some((mount, *source, path.as_str())),
+        })
+    }
+
+    /// What a step came from whose key says `expected`, and whose bind mounts of the context showed this.
+    pub(crate) fn came_from(&self, expected: &Preimage, shown: &[Digest]) -> Preimage {
+        let mut preimage = expected.clone();
+        let mut shown = shown.iter();
+        let inputs = preimage.inputs.iter_mut().filter(|input| input.name != ROOT);
+        for (input, (mount, ..)) in inputs.zip(self.keyed_mounts()) {
+            if let RunMountKind::Bind { source: MountSource::Context, .. } = mount.kind
+                && let Some(digest) = shown.next()
+            {
+                input.digest = *digest;
+            }
+        }
+        preimage
+    }
+
     fn key_operation(&self, platform: &str, ownership: &str) -> KeyOperation {
         let mut environment: Vec<String> =
             self.environment.pairs().map(|(name, value)| format!("{name}={value}")).collect();
@@ -313,5 +338,56 @@ impl CopyOperation {
             .with("parents", Value::from(self.parents))
             .with("link", Value::from(self.link))
             .with("epoch", Value::from(self.epoch))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_graph::Input;
+
+    use super::*;
+
+    #[test]
+    fn a_step_came_from_what_its_mounts_showed() {
+        let bind = |target: &str, source| RunMount {
+            target: target.to_owned(),
+            kind: RunMountKind::Bind { source, path: "/".to_owned(), access: Access::ReadOnly },
+        };
+        let tmpfs = RunMount { target: "/t".to_owned(), kind: RunMountKind::Tmpfs { size: 0 } };
+        let run = RunOperation {
+            arguments: Vec::new(),
+            environment: StepEnvironment::default(),
+            directory: "/".to_owned(),
+            user: String::new(),
+            network: NetworkMode::None,
+            security: SecurityMode::Sandbox,
+            mounts: vec![
+                bind("/m", MountSource::Input(1)),
+                tmpfs,
+                bind("/m", MountSource::Context),
+                bind("/n", MountSource::Context),
+            ],
+            script: None,
+            epoch: None,
+        };
+        let input = |name: &str, content: &str| Input {
+            name: name.to_owned(),
+            selector: String::new(),
+            digest: Digest::of(content.as_bytes()),
+        };
+        let preimage = |inputs: [&str; 2]| Preimage {
+            operation: run.key_operation("linux/amd64", "root"),
+            inputs: vec![
+                input(ROOT, "root"),
+                input("mount /m", "stage"),
+                input("mount /m", inputs[0]),
+                input("mount /n", inputs[1]),
+            ],
+        };
+        let expected = preimage(["one", "two"]);
+        let shown = |contents: [&str; 2]| contents.map(|content| Digest::of(content.as_bytes()));
+        assert_eq!(run.came_from(&expected, &shown(["one", "two"])), expected);
+        assert_eq!(run.came_from(&expected, &shown(["one", "new"])), preimage(["one", "new"]));
+        assert_eq!(run.came_from(&expected, &shown(["new", "two"])), preimage(["new", "two"]));
     }
 }

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use kiln_dockerfile::Variables as _;
-use kiln_graph::{Cancel, Context, OnCancel, Stop, Stream as LogStream};
+use kiln_graph::{Cancel, Context, Done, OnCancel, Preimage, Stop, Stream as LogStream};
 use kiln_layer::{Kind, Owner, Owners, RecordedDevice, RootView};
-use kiln_oci::{DiffId, Groups, UserSpec, find_user};
+use kiln_oci::{DiffId, Digest, Groups, UserSpec, find_user};
 use kiln_runtime::{
     BindSource, Capabilities, Confinement, Finished, Interrupt, Isolation, LowerFile, LowerFiles, Mount,
     MountKind, Network, OwnershipMode, ProvidedFile, RootSource, Running, RuntimeError, Sandbox, Security,
@@ -38,14 +38,16 @@ const COPIED: &str = "roots of RUN steps are copied, since no overlay can be mou
 /// Where lent files are mounted.
 const SCRIPTS: &str = "/dev/pipes";
 
-/// Runs the step and publishes its layer.
+/// Runs the step and publishes its layer. What the step came from is what its mounts showed, which may be newer than the
+/// key.
 pub(crate) fn execute(
     engine: &Engine<'_>,
     operation: &RunOperation,
     isolation: Isolation,
+    preimage: &Preimage,
     inputs: &[Step],
     context: &Context<'_>,
-) -> std::result::Result<DiffId, Stop<Error>> {
+) -> std::result::Result<Done<Step>, Stop<Error>> {
     if operation.network == NetworkMode::Default {
         engine.note_once("RUN steps use this machine's network: kiln has no networks of its own yet");
     }
@@ -74,7 +76,7 @@ pub(crate) fn execute(
         if let Some(spent) = spent {
             scope.spawn(|| spent.remove());
         }
-        end(engine, operation, inputs, &view, begun, context)
+        end(engine, operation, preimage, inputs, &view, begun, context)
     })
 }
 
@@ -82,12 +84,13 @@ pub(crate) fn execute(
 fn end(
     engine: &Engine<'_>,
     operation: &RunOperation,
+    preimage: &Preimage,
     inputs: &[Step],
     view: &RootView,
     begun: Begun<'_>,
     context: &Context<'_>,
-) -> std::result::Result<DiffId, Stop<Error>> {
-    let Begun { prepared, fresh, running, caches } = begun;
+) -> std::result::Result<Done<Step>, Stop<Error>> {
+    let Begun { prepared, fresh, running, caches, shown } = begun;
     let started = kiln_trace::span("run");
     let mut finished = follow(running, context)?;
     drop(started);
@@ -104,7 +107,8 @@ fn end(
     }
     let layer = publish(engine, operation, inputs, &prepared, view, &mut finished, fresh)?;
     engine.lease().map_err(Stop::Failed)?.discard(&prepared);
-    Ok(layer)
+    let result = engine.made(inputs[0].chain, layer);
+    Ok(Done { result, preimage: Some(operation.came_from(preimage, &shown)) })
 }
 
 /// What a step stands on, and what holds it.
@@ -123,6 +127,8 @@ struct Begun<'a> {
     running: Running,
     /// Held until it has ended.
     caches: Caches<'a>,
+    /// What its bind mounts of the context show, in order, by the digests of that.
+    shown: Vec<Digest>,
 }
 
 fn begin<'a>(
@@ -140,8 +146,8 @@ fn begin<'a>(
         engine.root_way(),
         given_files(operation),
     )?;
-    let mut caches = Caches::new(context);
-    let sandbox = sandbox(engine, operation, inputs, &prepared, parent, &mut caches)?;
+    let (mut caches, mut shown) = (Caches::new(context), Vec::new());
+    let sandbox = sandbox(engine, operation, inputs, &prepared, parent, (&mut caches, &mut shown))?;
     let fresh = (sandbox.process.credentials.uid, sandbox.process.credentials.gid);
     let streams = Streams { input: Stream::Null, output: Stream::Pipe, error: Stream::Pipe };
     let below = match sandbox.ownership {
@@ -151,7 +157,7 @@ fn begin<'a>(
     let interrupt = CancelBell::new(context.cancel())?;
     let running = start_interruptibly(&sandbox, streams, below.as_ref(), &engine.launcher, &interrupt)
         .map_err(|error| failed_to_start(&operation.arguments, error))?;
-    Ok(Begun { prepared, fresh, running, caches })
+    Ok(Begun { prepared, fresh, running, caches, shown })
 }
 
 /// Ends the start of a step when the build is canceled.
@@ -242,7 +248,7 @@ fn sandbox(
     inputs: &[Step],
     prepared: &PreparedRoot,
     parent: Parent<'_>,
-    caches: &mut Caches<'_>,
+    (caches, shown): (&mut Caches<'_>, &mut Vec<Digest>),
 ) -> Result<Sandbox> {
     let Parent { view, isolation, .. } = parent;
     let root = match &prepared.form {
@@ -261,7 +267,7 @@ fn sandbox(
     }
     caches.take(engine, operation, inputs, isolation)?;
     for mount in &operation.mounts {
-        let kind = mount_kind(engine, mount, inputs, (isolation, prepared.way()), caches)?;
+        let kind = mount_kind(engine, mount, inputs, (isolation, prepared.way()), caches, shown)?;
         sandbox.mounts.push(Mount { kind, target: PathBuf::from(&mount.target) });
     }
     if let Some((name, content)) = &operation.script {
@@ -363,12 +369,15 @@ fn mount_kind(
     inputs: &[Step],
     (isolation, way): (Isolation, RootWay),
     caches: &mut Caches<'_>,
+    shown: &mut Vec<Digest>,
 ) -> Result<MountKind> {
     match &mount.kind {
         RunMountKind::Tmpfs { size } => {
             Ok(MountKind::Tmpfs { size: (*size > 0).then_some(*size), mode: 0o1777 })
         }
-        RunMountKind::Bind { source, path, access } => bind(engine, (*source, path), *access, inputs, way),
+        RunMountKind::Bind { source, path, access } => {
+            bind(engine, (*source, path), *access, inputs, way, shown)
+        }
         RunMountKind::Cache(mount) => caches.mount(engine, mount, inputs, isolation),
     }
 }
@@ -384,12 +393,13 @@ fn bind(
     access: Access,
     inputs: &[Step],
     way: RootWay,
+    shown: &mut Vec<Digest>,
 ) -> Result<MountKind> {
     let lowers = match source {
         MountSource::Empty => only(engine.fresh_directory("empty")?),
         MountSource::Context => {
-            let directory = engine.fresh_directory("context")?;
-            let below = engine.materialize_bind(path, &directory)?;
+            let (below, digest) = engine.materialize_bind(path)?;
+            shown.push(digest);
             if !below.is_dir() {
                 return Ok(bind_own(below, access));
             }

@@ -78,6 +78,8 @@ pub(crate) struct Staging<'a> {
     /// Whiteouts and opaque marks that an archive brought along.
     marks: Vec<(Vec<u8>, Kind)>,
     groups: usize,
+    /// What all names of a group have, where a later one said so.
+    inodes: HashMap<usize, Metadata>,
     /// Times are not after this.
     clamp: Option<i64>,
     /// The time of directories that are made on the way.
@@ -132,6 +134,7 @@ impl<'a> Staging<'a> {
             hidden: BTreeSet::new(),
             marks: Vec::new(),
             groups: 0,
+            inodes: HashMap::new(),
             clamp: epoch,
             made: epoch.unwrap_or(now),
         }
@@ -151,6 +154,15 @@ impl<'a> Staging<'a> {
     pub(crate) fn new_group(&mut self) -> usize {
         self.groups += 1;
         self.groups
+    }
+
+    /// Gives all names of a group, those to come too, one owner, mode and time.
+    pub(crate) fn set_inode(&mut self, group: usize, metadata: Metadata) {
+        self.inodes.insert(group, metadata);
+    }
+
+    fn inode(&self, staged: &Staged) -> Option<&Metadata> {
+        self.inodes.get(&staged.group?)
     }
 
     /// What the parent has at `path`, unless that is hidden.
@@ -209,7 +221,7 @@ impl<'a> Staging<'a> {
         if let Some(slot) = self.slots.get(&key(path)) {
             let staged = &slot.staged;
             return Ok(Some(Seen {
-                metadata: staged.metadata.clone(),
+                metadata: self.inode(staged).unwrap_or(&staged.metadata).clone(),
                 content: staged.content,
                 staged: Some((staged.bytes.clone(), staged.group)),
             }));
@@ -339,10 +351,15 @@ impl<'a> Staging<'a> {
     /// Gives what differs from the parent to `out`, in path order but for marks; `open` makes a source of a file's bytes.
     /// Files whose content must turn out as it is known here are collected in `expected`.
     pub(crate) fn write<'w>(
-        self,
+        mut self,
         out: &mut LayerWriter<'w>,
         mut open: impl FnMut(&Wanted<'_>) -> kiln_layer::Source<'w>,
     ) -> Result<Vec<Expected>> {
+        for slot in self.slots.values_mut() {
+            if let Some(inode) = slot.staged.group.and_then(|group| self.inodes.get(&group)) {
+                slot.staged.metadata.clone_from(inode);
+            }
+        }
         let mut members: HashMap<usize, usize> = HashMap::new();
         for group in self.slots.values().filter_map(|slot| slot.staged.group) {
             *members.entry(group).or_default() += 1;

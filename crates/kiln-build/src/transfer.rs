@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use kiln_graph::{Context, Done, Given, Input, Preimage, Stop, Stream};
 use kiln_layer::index::Entry;
 use kiln_layer::{LayerIndex, LayerWriter, Outputs, RootView};
-use kiln_oci::{ChainId, DiffId};
+use kiln_oci::{ChainId, DiffId, Digest};
 use kiln_store::{NewBlob, NewLayer, StackContents};
 use kiln_sys::publish::begin_write_back;
 use kiln_sys::root::{Directory, Root};
@@ -176,18 +176,17 @@ impl Engine<'_> {
             }
             CacheUse::Nothing => None,
         };
-        match self.copy_once(operation, first, inputs, earlier.as_ref(), context) {
+        let mut preimage = came_from(preimage, &first);
+        let layer = match self.copy_once(operation, first, inputs, earlier.as_ref(), context) {
             Err(Error::Changed(_)) => {
                 let again = self.with_sources(operation, inputs.iter().copied(), selected)?;
-                let mut preimage = preimage.clone();
-                for input in preimage.inputs.iter_mut().filter(|input| input.name == SOURCE) {
-                    input.digest = again.digest();
-                }
-                let layer = self.copy_once(operation, again, inputs, None, context)?;
-                Ok(Done { result: self.made(inputs[0].chain, layer), preimage: Some(preimage) })
+                preimage = came_from(&preimage, &again);
+                self.copy_once(operation, again, inputs, None, context)?
             }
-            other => Ok(self.made(inputs[0].chain, other?).into()),
-        }
+            Err(Error::Canceled) => return Err(Stop::Canceled),
+            copied => copied?,
+        };
+        Ok(Done { result: self.made(inputs[0].chain, layer), preimage: Some(preimage) })
     }
 
     fn copy_once(
@@ -202,11 +201,12 @@ impl Engine<'_> {
         let parent_root = StoredRoot::new(self, self.layers(parent)?)?;
         let parent_tree = parent_root.tree("the image");
         let scratch = Directory::open(self.lease()?.directory())?;
+        let is_canceled = &|| context.cancel().is_canceled();
         self.with_sources(operation, inputs.iter().copied(), |source| {
             let mut writer = LayerWriter::new();
             let now = operation.epoch.unwrap_or_else(seconds);
-            let copying =
-                Copying { operation, parent: &parent_tree, source, scratch: &scratch, now, earlier };
+            let (parent, scratch) = (&parent_tree, &scratch);
+            let copying = Copying { operation, parent, source, scratch, now, earlier, is_canceled };
             let staging = kiln_trace::span("stage copy");
             let copied = copy(copying, &mut selection, &mut writer)?;
             drop(staging);
@@ -217,7 +217,7 @@ impl Engine<'_> {
             let layer = self.write_layer(writer, &parent_root.view, context)?;
             match copied.changed(&layer.index)? {
                 Some(path) => Err(Error::Changed(path)),
-                None => Ok(self.store.publish_layer(self.lease()?, parent, layer)?),
+                None => Ok(self.store.publish_layer(self.lease()?, inputs[0].chain, layer)?),
             }
         })
     }
@@ -272,28 +272,38 @@ impl Engine<'_> {
         }
     }
 
-    /// Copies what a new cache mount with `from=` of a stage or image begins with.
+    /// Makes `directory`, which is empty, what a new cache mount with `from=` of a stage or image begins with, its own owner
+    /// and mode included.
     pub(crate) fn materialize_from(&self, chain: ChainId, path: &str, directory: &Path) -> Result<()> {
-        let root = StoredRoot::new(self, self.layers(chain)?)?;
-        let tree = root.tree("the source stage or image");
-        let place = self.fresh_directory("copy")?;
-        let mut selected = select_mount(path, &tree)?;
-        crate::materialize::materialize(&tree, &mut selected, &Directory::open(&place)?)?;
-        let made = place.join(crate::materialize::NAME);
-        for entry in fs_err::read_dir(&made).map_err(|source| read_error(&made, source))? {
-            let entry = entry.map_err(|source| read_error(&made, source))?;
-            let target = directory.join(entry.file_name());
-            fs_err::rename(entry.path(), &target).map_err(|source| read_error(&target, source))?;
+        let copy = self.store.copy_part(self.lease()?, &self.layers(chain)?, path.as_bytes())?;
+        let Some(copy) = copy else {
+            let place = "the source stage or image".to_owned();
+            return Err(Error::NoSource { path: path.to_owned(), place, ignored: false });
+        };
+        if !fs_err::symlink_metadata(&copy).is_ok_and(|found| found.is_dir()) {
+            return Err(Error::Unsupported("a cache mount that begins with a file".to_owned()));
         }
-        Ok(())
+        fs_err::rename(&copy, directory).map_err(|source| Error::File {
+            action: "move into",
+            path: directory.display().to_string(),
+            source,
+        })
     }
 
-    /// A filtered copy of what a bind mount of the context shows; gives its path.
-    pub(crate) fn materialize_bind(&self, path: &str, directory: &Path) -> Result<PathBuf> {
+    /// A filtered copy of what a bind mount of the context shows, and the digest of that as in a key: files may have changed
+    /// since the step's own was made, and again while they are copied, once.
+    pub(crate) fn materialize_bind(&self, path: &str) -> Result<(PathBuf, Digest)> {
         let context = self.context()?;
-        let mut selected = select_mount(path, context)?;
-        crate::materialize::materialize(context, &mut selected, &Directory::open(directory)?)?;
-        Ok(directory.join(crate::materialize::NAME))
+        let copy = || {
+            let directory = self.fresh_directory("context")?;
+            let mut selected = select_mount(path, context)?;
+            crate::materialize::materialize(context, &mut selected, &Directory::open(&directory)?)?;
+            Ok((directory.join(crate::materialize::NAME), selected.digest))
+        };
+        match copy() {
+            Err(Error::Changed(_)) => copy(),
+            copied => copied,
+        }
     }
 }
 
@@ -322,6 +332,15 @@ impl Write for NewTar {
     }
 }
 
+/// What a COPY or ADD came from that took this.
+fn came_from(expected: &Preimage, selection: &Selection) -> Preimage {
+    let mut preimage = expected.clone();
+    for input in preimage.inputs.iter_mut().filter(|input| input.name == SOURCE) {
+        input.digest = selection.digest();
+    }
+    preimage
+}
+
 fn finish(writer: LayerWriter<'_>, lower: &RootView, outputs: Outputs<'_>) -> Result<(LayerIndex, u64)> {
     match writer.finish(lower, outputs) {
         Ok(written) => Ok((written.index, written.tar_size)),
@@ -330,11 +349,39 @@ fn finish(writer: LayerWriter<'_>, lower: &RootView, outputs: Outputs<'_>) -> Re
     }
 }
 
-fn read_error(path: &Path, source: std::io::Error) -> Error {
-    Error::File { action: "move into", path: path.display().to_string(), source }
-}
-
 fn seconds() -> i64 {
     let elapsed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_store::{Ownership, Store};
+
+    use super::*;
+    use crate::lab::{Lab, request};
+
+    #[test]
+    fn a_bind_mount_shows_what_its_digest_says() {
+        let lab = Lab::new().context(&[("d/f", "mine")]);
+        let request = request(lab.context_path(), b"");
+        let store = Store::open(&lab.host.path().join("store"), Ownership::SingleId).expect("a store");
+        let lease = store.lease_late("test").expect("a lease");
+        let engine = Engine::new(&store, &lease, &request);
+        let key = || {
+            let input = engine.mount_input("/m", MountSource::Context, "/d", &[]).expect("examined");
+            input.expect("an input").digest
+        };
+        let mine = key();
+        let show = || {
+            let (path, digest) = engine.materialize_bind("/d").expect("copied");
+            (fs_err::read_to_string(path.join("f")).expect("read"), digest)
+        };
+        assert_eq!(show(), ("mine".to_owned(), mine));
+        // By the time that the step begins it is another file.
+        fs_err::write(lab.context_path().join("d/f"), "them").expect("written");
+        let (content, digest) = show();
+        assert_eq!((content.as_str(), digest), ("them", key()));
+        assert_ne!(digest, mine);
+    }
 }

@@ -3,22 +3,23 @@
 //! The destination is the root of everything the archive says, as if chrooted: `..`, absolute names and symbolic links,
 //! the archive's own or those that were there, never lead out of it.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use kiln_layer::archive::{Archive, Entry, EntryType, Piece};
-use kiln_layer::path::{OPAQUE, WHITEOUT, clean};
+use kiln_layer::path::{OPAQUE, WHITEOUT, clean, is_below};
 use kiln_layer::{Compression, Kind, Metadata};
 use kiln_oci::{Digest, Hasher};
 use kiln_sys::publish::create_temporary;
 use kiln_sys::root::Directory;
 
+use crate::beginning::{Beginning, Watched};
+use crate::context::is_no_file;
 use crate::error::{Error, Result};
 use crate::staging::{Bytes, Making, Staged, Staging};
-use crate::tree::{LastLink, SourceTree, join, split};
+use crate::tree::{Found, LastLink, SourceTree, join, split};
 
 const BUFFER: usize = 256 << 10;
 /// As the kernel has them.
@@ -103,65 +104,134 @@ impl Read for Part {
 pub(crate) struct Archived<'a> {
     pub(crate) source: &'a dyn SourceTree,
     pub(crate) path: &'a [u8],
+    /// What it was when the key was made.
+    pub(crate) found: &'a Found,
     /// What messages call it.
     pub(crate) shown: &'a str,
+    pub(crate) is_canceled: &'a dyn Fn() -> bool,
+}
+
+/// What became of a file that may be an archive.
+pub(crate) enum Unpacked {
+    /// It was unpacked.
+    All,
+    /// It is none, which these bytes of it say; `None` if they are all of it, as the key has them.
+    NoArchive(Option<Beginning>),
 }
 
 impl<'a> Archived<'a> {
-    fn open(self) -> Result<Archive<impl io::BufRead + use<'a>>> {
-        let failed = |source| Error::Archive { path: self.shown.to_owned(), source };
-        let (reader, _) = self.source.open(self.path)?;
-        let mut reader = BufReader::with_capacity(BUFFER, reader);
-        let first = io::BufRead::fill_buf(&mut reader);
-        let first =
-            first.map_err(|source| Error::File { action: "read", path: self.shown.to_owned(), source })?;
-        let compression = Compression::detect(first);
-        let decoder = compression.decoder(reader).map_err(failed)?;
-        Ok(Archive::new(BufReader::with_capacity(BUFFER, decoder)))
+    fn open(self) -> Result<BufReader<Watched<'a>>> {
+        let (reader, _) = match self.source.open(self.path) {
+            // It was there when the key was made, and a regular file.
+            Err(error) if is_no_file(&error) => return Err(self.changed()),
+            opened => opened?,
+        };
+        // One byte more shows that there is more.
+        let most = self.found.metadata.size.saturating_add(1);
+        Ok(BufReader::with_capacity(BUFFER, Watched::new(reader, most)))
     }
 
-    /// Whether the first header of an archive can be read: the file's name does not matter.
-    fn is_archive(self) -> Result<bool> {
-        let found = self.source.find(self.path)?;
-        if found.is_none_or(|found| found.metadata.kind != Kind::Regular) {
-            return Ok(false);
+    /// Whether these bytes are all that the file had when the key was made.
+    fn is(self, read: Beginning) -> bool {
+        let Found { metadata, content, .. } = self.found;
+        read.length == metadata.size && content.is_none_or(|content| read.digest == content)
+    }
+
+    fn go_on(self) -> Result<()> {
+        if (self.is_canceled)() { Err(Error::Canceled) } else { Ok(()) }
+    }
+
+    fn changed(self) -> Error {
+        Error::Changed(self.shown.to_owned())
+    }
+
+    fn failed(self, source: kiln_layer::Error) -> Error {
+        Error::Archive { path: self.shown.to_owned(), source }
+    }
+
+    /// Reads the rest of an archive: other bytes than those of the key are nothing that may be kept, nor complained of.
+    fn check(self, mut watched: Watched<'_>) -> Result<()> {
+        let rest = io::copy(&mut watched, &mut io::sink());
+        rest.map_err(|source| Error::File { action: "read", path: self.shown.to_owned(), source })?;
+        if self.is(watched.beginning()) { Ok(()) } else { Err(self.changed()) }
+    }
+
+    /// What shows that it is no archive.
+    fn refused(self, watched: &Watched<'_>) -> Result<Unpacked> {
+        let read = watched.beginning();
+        let is_all = read.length >= self.found.metadata.size || watched.has_ended();
+        match is_all {
+            true if self.is(read) => Ok(Unpacked::NoArchive(None)),
+            true => Err(self.changed()),
+            false => Ok(Unpacked::NoArchive(Some(read))),
         }
-        let Ok(mut archive) = self.open() else { return Ok(false) };
-        Ok(archive.next_entry(&mut Entry::default()).unwrap_or(false))
     }
 }
 
-/// Unpacks a file to `destination` if it is an archive; false if it is none.
+/// Unpacks a file to `destination` if it is an archive. All of it is read once, and compared with what it was when the key
+/// was made.
+///
+/// # Errors
+/// [`Error::Changed`] if it is another file than it was; what was staged is of no use then.
 pub(crate) fn unpack(
     staging: &mut Staging<'_>,
     archived: Archived<'_>,
     destination: &[u8],
     owner: Option<(u32, u32)>,
     spool: &mut Spool<'_>,
+) -> Result<Unpacked> {
+    if archived.found.metadata.kind != Kind::Regular {
+        return Ok(Unpacked::NoArchive(None));
+    }
+    let mut reader = archived.open()?;
+    let unpacked = unpack_from(&mut reader, staging, archived, destination, owner, spool);
+    let watched = reader.into_inner();
+    if matches!(unpacked, Ok(false)) {
+        return archived.refused(&watched);
+    }
+    archived.go_on()?;
+    match archived.check(watched) {
+        Err(error @ Error::Changed(_)) => Err(error),
+        checked => unpacked.and(checked).map(|()| Unpacked::All),
+    }
+}
+
+/// False if it is no archive: one whose first header cannot be read, whatever its name.
+fn unpack_from(
+    reader: &mut BufReader<Watched<'_>>,
+    staging: &mut Staging<'_>,
+    archived: Archived<'_>,
+    destination: &[u8],
+    owner: Option<(u32, u32)>,
+    spool: &mut Spool<'_>,
 ) -> Result<bool> {
-    if !archived.is_archive()? {
+    let compression = Compression::detect(io::BufRead::fill_buf(reader).unwrap_or_default());
+    let Ok(decoder) = compression.decoder(reader) else { return Ok(false) };
+    let mut archive = Archive::new(BufReader::with_capacity(BUFFER, decoder));
+    let mut entry = Entry::default();
+    if !archive.next_entry(&mut entry).unwrap_or(false) {
         return Ok(false);
     }
     let root = staging.resolve(destination, LastLink::Follow)?;
     staging.make_directories(&root, Making { mode: 0o755, owner })?;
-    let failed = |source| Error::Archive { path: archived.shown.to_owned(), source };
-    let mut archive = archived.open()?;
-    let shown = archived.shown.to_owned();
-    let mut unpacking = Unpacking { staging, root, owner, archive: shown, bytes: 0, names: HashMap::new() };
-    let mut entry = Entry::default();
+    let mut unpacking = Unpacking { staging, root, owner, archived, bytes: 0 };
     let mut entries = 0;
-    while archive.next_entry(&mut entry).map_err(failed)? {
+    loop {
         entries += 1;
         if entries > MOST_ENTRIES {
-            return Err(failed(kiln_layer::Error::Limit { what: "entries", limit: MOST_ENTRIES as u64 }));
+            let source = kiln_layer::Error::Limit { what: "entries", limit: MOST_ENTRIES as u64 };
+            return Err(archived.failed(source));
         }
         let content = match entry.kind {
             EntryType::Regular => unpacking.content(&mut archive, entry.size, spool)?,
             _ => (Bytes::None, None),
         };
         unpacking.entry(&entry, content)?;
+        archived.go_on()?;
+        if !archive.next_entry(&mut entry).map_err(|source| archived.failed(source))? {
+            return Ok(true);
+        }
     }
-    Ok(true)
 }
 
 struct Unpacking<'a, 'p> {
@@ -169,17 +239,14 @@ struct Unpacking<'a, 'p> {
     /// Where everything goes.
     root: Vec<u8>,
     owner: Option<(u32, u32)>,
-    /// For messages.
-    archive: String,
+    archived: Archived<'a>,
     bytes: u64,
-    /// The names of files that have several.
-    names: HashMap<usize, Vec<Vec<u8>>>,
 }
 
 impl Unpacking<'_, '_> {
     fn refused(&self, entry: &Entry, problem: &'static str) -> Error {
         let entry = String::from_utf8_lossy(&entry.name).into_owned();
-        Error::ArchiveEntry { path: self.archive.clone(), entry, problem }
+        Error::ArchiveEntry { path: self.archived.shown.to_owned(), entry, problem }
     }
 
     fn content<R: io::BufRead>(
@@ -189,16 +256,16 @@ impl Unpacking<'_, '_> {
         spool: &mut Spool<'_>,
     ) -> Result<(Bytes, Option<Digest>)> {
         static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
-        let failed = |path: &str, source| Error::Archive { path: path.to_owned(), source };
         self.bytes = self.bytes.saturating_add(size);
         if self.bytes > MOST_BYTES {
             let source = kiln_layer::Error::Limit { what: "bytes in files", limit: MOST_BYTES };
-            return Err(failed(&self.archive, source));
+            return Err(self.archived.failed(source));
         }
         let offset = spool.length;
         let mut hasher = Hasher::new();
         loop {
-            let length = match archive.piece(BUFFER).map_err(|error| failed(&self.archive, error))? {
+            self.archived.go_on()?;
+            let length = match archive.piece(BUFFER).map_err(|error| self.archived.failed(error))? {
                 Piece::Data(bytes) => {
                     hasher.update(bytes);
                     spool.write(bytes)?;
@@ -323,7 +390,8 @@ impl Unpacking<'_, '_> {
         if target == path {
             return Err(self.refused(entry, "a hard link to itself"));
         }
-        let Some(seen) = self.staging.find(&target)? else {
+        // What has the link's name makes room first, with everything below it.
+        let Some(seen) = self.staging.find(&target)?.filter(|_| !is_below(&target, path)) else {
             return Err(self.refused(entry, "a hard link to nothing"));
         };
         let mut metadata = seen.metadata;
@@ -340,23 +408,14 @@ impl Unpacking<'_, '_> {
             Some((bytes, group)) => (bytes, group),
             None => (Bytes::Parent(Arc::from(target.as_slice())), None),
         };
+        let known = group;
         let group = group.unwrap_or_else(|| self.staging.new_group());
-        let staged = Staged { metadata, bytes, content: seen.content, group: Some(group) };
-        self.put(path, staged.clone())?;
-        let mut names = self.names.remove(&group).unwrap_or_default();
-        // A name that was given to something else since is no longer one of them.
-        for name in &names {
-            let seen = self.staging.find(name)?;
-            if seen.is_some_and(|seen| seen.staged.is_some_and(|(_, known)| known == Some(group))) {
-                self.staging.put(name, staged.clone())?;
-            }
+        let staged = Staged { metadata: metadata.clone(), bytes, content: seen.content, group: Some(group) };
+        if known.is_none() {
+            self.staging.put(&target, staged.clone())?;
         }
-        if !names.contains(&target) {
-            self.staging.put(&target, staged)?;
-            names.push(target);
-        }
-        names.push(path.to_vec());
-        self.names.insert(group, names);
+        self.put(path, staged)?;
+        self.staging.set_inode(group, metadata);
         Ok(())
     }
 }
@@ -364,7 +423,7 @@ impl Unpacking<'_, '_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::{Image, Lab};
+    use crate::lab::{Image, Lab, Shifting};
 
     /// One member of a test archive: flag, name, link, content.
     type Member<'a> = (u8, &'a str, &'a str, &'a str);
@@ -552,6 +611,7 @@ mod tests {
             &[(DIRECTORY, "d/", "", ""), (LINK, "l", "d", "")],
             &[(SYMLINK, "l", "", "")],
             &[(b'3', "zero", "", "")],
+            &[(FILE, "d/f", "", "x"), (LINK, "d", "d/f", "")],
         ] {
             assert!(matches!(refused(members), Error::ArchiveEntry { .. }), "{members:?}");
         }
@@ -561,5 +621,127 @@ mod tests {
         cut.truncate(900);
         let cut = lab(&cut).build("FROM scratch\nADD a /x/\n");
         assert!(matches!(cut.err().expect("cut"), Error::Archive { .. }));
+    }
+
+    /// ADD of `a`, which was `then` when the key was made and has these bytes when it is opened; what the layer holds, or
+    /// `None` if a change was seen.
+    fn add_changing(then: &[u8], opened: &[&[u8]]) -> Option<Vec<String>> {
+        add_unless(&|| false, then, opened).expect("copied")
+    }
+
+    fn add_unless(
+        is_canceled: &dyn Fn() -> bool,
+        then: &[u8],
+        opened: &[&[u8]],
+    ) -> Result<Option<Vec<String>>> {
+        let lab = lab(then);
+        let operation = crate::operation::CopyOperation {
+            sources: vec![crate::operation::CopySource::Path("a".to_owned())],
+            from: crate::operation::MountSource::Context,
+            destination: "/x/".to_owned(),
+            owner: None,
+            mode: None,
+            exclude: Vec::new(),
+            parents: false,
+            link: false,
+            kind: crate::operation::CopyKind::Unpack,
+            epoch: None,
+        };
+        let context = lab.open();
+        let mut selection = crate::select::select(&operation, &context).expect("selected");
+        let (empty, view) = (Image::default(), kiln_layer::RootView::default());
+        let scratch = Directory::open(&lab.host.path().join("scratch")).expect("opened");
+        let copying = crate::copy::Copying {
+            operation: &operation,
+            parent: &crate::image_tree::ImageTree::new(&view, &empty, ""),
+            source: &Shifting::new(&context, opened),
+            scratch: &scratch,
+            now: crate::lab::NOW,
+            earlier: None,
+            is_canceled,
+        };
+        let mut writer = kiln_layer::LayerWriter::new();
+        let copied = match crate::copy::copy(copying, &mut selection, &mut writer) {
+            Err(Error::Changed(name)) => {
+                assert_eq!(name, "/a");
+                return Ok(None);
+            }
+            copied => copied?,
+        };
+        let written = match writer.finish(&view, kiln_layer::Outputs::default()) {
+            Err(kiln_layer::Error::Changed { .. }) => return Ok(None),
+            written => written?,
+        };
+        if copied.changed(&written.index)?.is_some() {
+            return Ok(None);
+        }
+        let names = written.index.entries().map(|entry| entry.expect("an entry").path().to_vec());
+        Ok(Some(names.map(|name| String::from_utf8(name).expect("text")).collect()))
+    }
+
+    #[test]
+    fn unpacking_can_be_stopped() {
+        let archive = tar(&[(FILE, "f", "", &"1".repeat(700_000)), (FILE, "g", "", "2")]);
+        let asked = std::cell::Cell::new(0);
+        for most in 0..5 {
+            asked.set(0);
+            let is_canceled = || {
+                asked.set(asked.get() + 1);
+                asked.get() > most
+            };
+            let stopped = add_unless(&is_canceled, &archive, &[&archive]);
+            assert!(matches!(stopped, Err(Error::Canceled)), "{stopped:?}");
+        }
+    }
+
+    #[test]
+    fn only_what_the_key_says_is_unpacked() {
+        // More than is looked at to tell whether it is an archive.
+        let (one, two) = ("1".repeat(700_000), "2".repeat(700_000));
+        let (one, two) = (tar(&[(FILE, "f", "", &one)]), tar(&[(FILE, "f", "", &two)]));
+        let (cut, none) = (&one[..one.len() / 2], vec![b'x'; one.len()]);
+        let mut longer = one.clone();
+        longer.push(0);
+        let mut padded = one.clone();
+        *padded.last_mut().expect("an end") = 1;
+        let (unpacked, copied) =
+            (Some(vec!["x".to_owned(), "x/f".to_owned()]), Some(vec!["x".to_owned(), "x/a".to_owned()]));
+        assert_eq!(add_changing(&one, &[&one]), unpacked);
+        assert_eq!(add_changing(&none, &[&none]), copied);
+        for opened in [&two[..], cut, &none, &longer, &padded, b""] {
+            assert_eq!(add_changing(&one, &[opened]), None);
+        }
+        assert_eq!(add_changing(&none, &[&one]), None);
+        assert_eq!(add_changing(&none, &[b""]), None);
+        // An archive that was none for a moment is not copied as a file.
+        assert_eq!(add_changing(&one, &[&none, &one]), None);
+        assert_eq!(add_changing(&one, &[&none[..9], &one]), None);
+        assert_eq!(add_changing(b"small", &[b"s", b"small"]), None);
+    }
+
+    #[test]
+    fn time_is_linear_in_links() {
+        let names: Vec<String> = (0..20_000).map(|number| format!("link{number}")).collect();
+        let links = names.iter().map(|name| (LINK, name.as_str(), "f", ""));
+        let members: Vec<Member<'_>> = std::iter::once((FILE, "f", "", "f")).chain(links).collect();
+        let lab = lab(&tar(&members));
+        let start = std::time::Instant::now();
+        let outcome = lab.build("FROM scratch\nADD a /\n").expect("built");
+        assert!(start.elapsed() < std::time::Duration::from_secs(60), "{:?}", start.elapsed());
+        assert_eq!(outcome.image.top().iter().filter(|line| line.starts_with("h ")).count(), names.len());
+    }
+
+    #[test]
+    fn links_have_the_last_owner_and_mode() {
+        let mut archive =
+            tar(&[(FILE, "f", "", "f"), (LINK, "g", "f", ""), (LINK, "h", "g", ""), (FILE, "g", "", "g")]);
+        let link = &mut archive[1024 + 512..1024 + 1024];
+        link[100..108].copy_from_slice(b"0004711\0");
+        link[108..116].copy_from_slice(b"0000007\0");
+        link[148..156].copy_from_slice(b"        ");
+        let sum: u32 = link.iter().map(|byte| u32::from(*byte)).sum();
+        link[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        let outcome = lab(&archive).build("FROM scratch\nADD a /\n").expect("built");
+        assert_eq!(outcome.image.tree(), ["f 4711 7:6 f = f", "f 0640 5:6 g = g", "f 4711 7:6 h = f"]);
     }
 }

@@ -46,6 +46,8 @@ pub enum Ownership {
     /// All ours, with a single UID: owners stay in the index, devices become empty files, and of the attributes only
     /// `user.*` are written.
     Ignore,
+    /// As [`Ownership::Ignore`], but with all bits of their modes: nobody runs them where they are.
+    Modes,
 }
 
 /// Where and how a layer is unpacked.
@@ -193,7 +195,7 @@ impl<'a> Unpacker<'a> {
             Kind::Fifo => FileType::Fifo,
             _ => FileType::Symlink,
         };
-        let placeholder = self.to.ownership == Ownership::Ignore;
+        let placeholder = self.to.ownership != Ownership::Keep;
         self.create(&placed.path, |parent, name| match kind {
             FileType::Symlink => parent.make_symlink(name, OsStr::from_bytes(&placed.link)),
             FileType::Fifo => parent.make_node(name, FileType::Fifo, mode & 0o777, 0, 0),
@@ -217,7 +219,7 @@ impl<'a> Unpacker<'a> {
         let owner = self.owner(placed);
         let wants_mode = placed.kind != Kind::Symlink
             && (!self.own_umask || placed.mode & 0o7000 != 0)
-            && self.to.ownership == Ownership::Keep;
+            && self.to.ownership != Ownership::Ignore;
         let ownership = self.to.ownership;
         let parent = self.parent(parent)?;
         if let Some((uid, gid)) = owner {
@@ -424,7 +426,7 @@ impl<'a> Unpacker<'a> {
         }
         let owner = self.owner(&placed);
         let (mode, writable) = match self.to.ownership {
-            Ownership::Keep => (placed.mode, true),
+            Ownership::Keep | Ownership::Modes => (placed.mode, true),
             // Without the owner, set-user-ID bits would mean someone else.
             Ownership::Ignore => (placed.mode & 0o777, false),
         };
@@ -450,7 +452,7 @@ impl<'a> Unpacker<'a> {
             let directory = directory.try_clone()?;
             set_xattrs(&directory, OsStr::new(""), &placed.xattrs, self.to.ownership)?;
             let mode = match self.to.ownership {
-                Ownership::Keep => placed.mode,
+                Ownership::Keep | Ownership::Modes => placed.mode,
                 // The sticky bit means nobody else.
                 Ownership::Ignore => placed.mode & 0o1777 | 0o700,
             };
@@ -576,7 +578,7 @@ fn listed(directory: &Directory) -> Result<Vec<std::ffi::OsString>> {
 /// field's engines do; a capability that cannot be written is an error, since programs would fail without it.
 fn set_xattrs(parent: &Directory, name: &OsStr, xattrs: &[Xattr], ownership: Ownership) -> Result<()> {
     for (attribute, value) in xattrs {
-        if ownership == Ownership::Ignore && !attribute.starts_with(b"user.") {
+        if ownership != Ownership::Keep && !attribute.starts_with(b"user.") {
             continue;
         }
         match xattr::set(parent, name, attribute, value) {

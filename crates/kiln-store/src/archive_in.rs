@@ -5,7 +5,8 @@ use std::io::{self, BufReader, Read, Write as _};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use kiln_layer::{Compression, Options};
+use kiln_layer::archive::{Archive, Entry};
+use kiln_layer::{Compression, Limits, Options};
 use kiln_oci::{
     ChainId, Descriptor, DiffId, Document, ImageConfig, ImageId, Manifest, Platform, Reference, Shape,
     check_members, media_type,
@@ -29,6 +30,8 @@ const MAX_NAMES: usize = 10_000;
 const MAX_DOCUMENTS: u64 = 64 << 20;
 /// Indexes in indexes; deeper ones are refused.
 const MAX_DEPTH: usize = 4;
+/// Within so many bytes of an archive is the header of its first member, extended headers before it included.
+const HEAD: u64 = 2 << 20;
 
 /// Whether layers are unpacked as they come in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,11 +129,14 @@ impl Store {
             let length = file.read_at(&mut first, 0).map_err(read)?;
             Compression::detect(&first[..length]) != Compression::Plain
         };
-        let file = if is_regular && !compressed { file } else { self.spool(lease, name, &mut file)? };
+        let most = Limits::default().bytes;
+        let file = if is_regular && !compressed { file } else { self.spool(lease, name, &mut file, most)? };
         scan(name, file)
     }
 
-    fn spool(&self, lease: &Lease, name: &str, input: &mut File) -> Result<File> {
+    /// Writes an archive of at most `most` bytes to a file, uncompressed. What begins as none is left where that shows: to
+    /// scan it says what is wrong with it.
+    fn spool(&self, lease: &Lease, name: &str, input: &mut File, most: u64) -> Result<File> {
         let read = |source| Error::File { action: "read", path: name.into(), source };
         let path = lease.fresh_path("archive");
         let mut output = fs_err::OpenOptions::new()
@@ -143,13 +149,22 @@ impl Store {
         let first = io::BufRead::fill_buf(&mut input).map_err(read)?;
         let compression = Compression::detect(first);
         let mut decoder = compression.decoder(input)?;
+        let mut buffer = Vec::new();
+        (&mut decoder).take(HEAD).read_to_end(&mut buffer).map_err(read)?;
+        let is_archive = Archive::new(&buffer[..]).next_entry(&mut Entry::default()).unwrap_or(false);
+        let mut length = buffer.len();
+        let mut written = 0;
         // Not `io::copy`: a full disk is no fault of the archive.
-        let mut buffer = vec![0; 1 << 18];
         loop {
-            match decoder.read(&mut buffer).map_err(read)? {
-                0 => return Ok(output.into_file()),
-                length => output.write_all(&buffer[..length]).map_err(Error::file("write", &path))?,
+            written += length as u64;
+            if written > most {
+                return Err(kiln_layer::Error::Limit { what: "bytes", limit: most }.into());
             }
+            output.write_all(&buffer[..length]).map_err(Error::file("write", &path))?;
+            if length == 0 || !is_archive {
+                return Ok(output.into_file());
+            }
+            length = decoder.read(&mut buffer).map_err(read)?;
         }
     }
 
@@ -489,4 +504,40 @@ fn names_of(descriptor: &Descriptor) -> Vec<Reference> {
 /// Whether a directory is an OCI layout.
 pub fn is_layout(path: &Path) -> bool {
     Directory::open(path).and_then(|directory| directory.open_file("oci-layout")).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_layer::{LayerWriter, Metadata, Outputs, RootView, Source};
+
+    use super::*;
+    use crate::store::Ownership;
+
+    #[test]
+    fn archives_end_at_the_limit() {
+        let host = tempfile::tempdir().unwrap();
+        let store = Store::open(&host.path().join("store"), Ownership::SingleId).unwrap();
+        let lease = store.lease("test").unwrap();
+        let mut writer = LayerWriter::new();
+        let metadata = Metadata { size: 8 << 20, ..Metadata::new(kiln_layer::Kind::Regular, 0o644) };
+        writer.add(b"zeros", metadata, Source::Bytes(vec![0; 8 << 20])).unwrap();
+        let mut tar = Vec::new();
+        writer.finish(&RootView::default(), Outputs { tar: Some(&mut tar), unpack: None }).unwrap();
+        let mut encoder = Compression::Gzip.encoder(Vec::new(), 6).unwrap();
+        encoder.write_all(&tar).unwrap();
+        let path = host.path().join("bomb");
+        fs_err::write(&path, encoder.finish().unwrap()).unwrap();
+        let spool = |most| {
+            let mut input = fs_err::File::open(&path).unwrap().into_file();
+            store.spool(&lease, "bomb", &mut input, most)
+        };
+        let length = tar.len() as u64;
+        let refused = spool(length - 1);
+        let limit = length - 1;
+        assert!(
+            matches!(&refused, Err(Error::Layer(kiln_layer::Error::Limit { limit: found, .. })) if *found == limit),
+            "{refused:?}"
+        );
+        assert_eq!(spool(length).unwrap().metadata().unwrap().len(), length);
+    }
 }

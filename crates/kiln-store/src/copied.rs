@@ -66,8 +66,9 @@ impl Store {
         Ok((path, copied))
     }
 
-    /// Copies a file or directory of a root, symbolic links followed inside it; `None` if it is not there.
-    pub(crate) fn copy_part(&self, lease: &Lease, layers: &[DiffId], path: &[u8]) -> Result<Option<PathBuf>> {
+    /// Copies a file or directory of a root, symbolic links followed inside it; `None` if it is not there. What the copy is
+    /// called is no name of the root's.
+    pub fn copy_part(&self, lease: &Lease, layers: &[DiffId], path: &[u8]) -> Result<Option<PathBuf>> {
         const NAME: &str = "part";
         let view = self.root_view(layers)?;
         let Some(node) = view.resolve(path)? else { return Ok(None) };

@@ -87,6 +87,16 @@ pub enum Error {
         /// The name of something in it.
         found: String,
     },
+    /// The directory is somebody else's, who can change all that is in it.
+    #[error("{} belongs to user {owner}, and kiln runs as user {own}: the store must be your own; choose another directory with --root", path.display())]
+    ForeignStore {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+        /// Who asks.
+        own: u32,
+    },
     /// SQLite's shared memory does not work there.
     #[error("the store cannot be on {file_system} at {}: its locks do not hold between machines; choose a local directory with --root", path.display())]
     NetworkFileSystem {

@@ -1,10 +1,11 @@
 //! `import`: a root file system's tar becomes an image of one layer.
 
 use std::fs::File;
-use std::io::{self, Seek as _};
+use std::io::{self, Read, Seek as _, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::Path;
 
-use kiln_layer::{Compression, Options};
+use kiln_layer::{Compression, Limits, Options};
 
 use kiln_oci::{ChainId, History, ImageConfig, ImageId, Reference};
 
@@ -46,10 +47,14 @@ impl Store {
             None => {
                 let path = lease.fresh_path("blob");
                 let mut copy = fs_err::File::create_new(&path).map_err(Error::file("make", &path))?;
-                io::copy(&mut input, &mut copy).map_err(Error::file("copy into", &path))?;
-                drop(copy);
-                let file = fs_err::File::open(&path).map_err(Error::file("open", &path))?;
-                self.walk_layer(lease, &[], file, &path, Unpacking::IfNeeded)?
+                if is_file(&input)? {
+                    io::copy(&mut input, &mut copy).map_err(Error::file("copy into", &path))?;
+                    drop(copy);
+                    let file = fs_err::File::open(&path).map_err(Error::file("open", &path))?;
+                    self.walk_layer(lease, &[], file, &path, Unpacking::IfNeeded)?
+                } else {
+                    self.walk_stream(lease, Keeping::new(input, copy), &path)?
+                }
             }
         };
         // A command that failed on the other side of a pipe, more often than not.
@@ -65,6 +70,15 @@ impl Store {
         let bytes = config.to_bytes();
         let names: Vec<Reference> = name.cloned().into_iter().collect();
         self.publish_shown(lease, &bytes, None, &names)
+    }
+
+    /// What may have no end is walked while it comes, so that it goes on no longer than it is a layer.
+    fn walk_stream(&self, lease: &Lease, mut stream: Keeping, path: &Path) -> Result<NewLayer> {
+        let walked = self.walk_layer(lease, &[], &mut stream, path, Unpacking::IfNeeded);
+        match stream.failed {
+            Some(failed) => Err(Error::file("copy into", path)(failed)),
+            None => walked,
+        }
     }
 
     /// A plain tar in a regular file is walked where it is and not stored a second time: its frames are kept in the
@@ -120,4 +134,42 @@ fn is_unpacked_anyway(input: &File, length: u64) -> Result<bool> {
     let index = kiln_layer::walk(input.try_clone().map_err(read)?, &Options::default())?.index;
     (&*input).rewind().map_err(read)?;
     Ok(is_small(index.content_size(), index.entry_count()))
+}
+
+fn is_file(input: &File) -> Result<bool> {
+    let metadata = input.metadata().map_err(|source| Error::File {
+        action: "read",
+        path: "the archive".into(),
+        source,
+    })?;
+    Ok(metadata.is_file())
+}
+
+/// A stream that is kept in a file as it is read.
+struct Keeping {
+    input: File,
+    copy: fs_err::File,
+    /// How much more there may be.
+    left: u64,
+    /// Why it could not be kept.
+    failed: Option<io::Error>,
+}
+
+impl Keeping {
+    fn new(input: File, copy: fs_err::File) -> Self {
+        Self { input, copy, left: Limits::default().bytes, failed: None }
+    }
+}
+
+impl Read for Keeping {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let length = self.input.read(bytes)?;
+        // However little a compressed stream may come to.
+        self.left = self.left.checked_sub(length as u64).ok_or(io::ErrorKind::FileTooLarge)?;
+        if let Err(error) = self.copy.write_all(&bytes[..length]) {
+            self.failed = Some(error);
+            return Err(io::ErrorKind::Other.into());
+        }
+        Ok(length)
+    }
 }

@@ -28,6 +28,9 @@ mod records;
 mod refusal;
 mod reserve;
 mod roots;
+#[cfg(test)]
+#[path = "../../../tests/skipped.rs"]
+mod skipped;
 mod snapshots;
 mod stack;
 mod stale;

@@ -1,7 +1,7 @@
 //! The store itself: where it is, opening it, syncing it.
 
 use std::collections::HashMap;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt as _, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -270,9 +270,14 @@ fn create_directories(root: &Path) -> Result<()> {
 }
 
 /// A directory that was there already, or was changed since, may be open to others: setuid files of layers must not be
-/// reachable (CVE-2021-41091).
+/// reachable (CVE-2021-41091). Its owner cannot be kept out, and would say what is in root's images.
 fn close_to_others(root: &Path) -> Result<()> {
-    let mode = fs_err::metadata(root).map_err(Error::file("stat", root))?.permissions().mode();
+    let found = fs_err::metadata(root).map_err(Error::file("stat", root))?;
+    let (owner, own) = (found.uid(), rustix::process::geteuid().as_raw());
+    if owner != own {
+        return Err(Error::ForeignStore { path: root.to_path_buf(), owner, own });
+    }
+    let mode = found.permissions().mode();
     if mode & 0o077 != 0 {
         fs_err::set_permissions(root, std::fs::Permissions::from_mode(0o700))
             .map_err(Error::file("set the mode of", root))?;
@@ -320,6 +325,29 @@ fn network_file_system(path: &Path) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_of_another_user_is_no_store() {
+        if !rustix::process::geteuid().is_root() {
+            crate::skipped::skipped("needs root");
+            return;
+        }
+        let host = tempfile::tempdir().unwrap();
+        let root = host.path().join("store");
+        let own = |owner| std::os::unix::fs::chown(&root, Some(owner), None).unwrap();
+        let refused = || {
+            let opened = Store::open(&root, Ownership::Root).map(drop);
+            assert!(matches!(&opened, Err(Error::ForeignStore { owner: 7, own: 0, .. })), "{opened:?}");
+        };
+        fs_err::create_dir(&root).unwrap();
+        own(7);
+        refused();
+        assert_eq!(fs_err::read_dir(&root).unwrap().count(), 0);
+        own(0);
+        drop(Store::open(&root, Ownership::Root).unwrap());
+        own(7);
+        refused();
+    }
 
     /// A slip of the pen as root would close `/` or `/var/lib` to everybody else.
     #[test]

@@ -149,13 +149,12 @@ fn unpack(
         return Err(Failure::new(Kind::Input, message).into());
     }
     let lease = session::open(root, Files::Untouched)?.lease("build context")?;
-    let directory = lease.fresh_path("context");
-    fs_err::create_dir(&directory)?;
+    let directory = lease.fresh_directory("context")?;
     let place = if is_archive(&first) {
         let root = Root::open(&directory)?;
         // All of a context is 0:0 in the image, and nobody's device.
         let unpack =
-            Unpack { root: &root, whiteouts: Whiteouts::Refuse, ownership: Ownership::Ignore, clamp: None };
+            Unpack { root: &root, whiteouts: Whiteouts::Refuse, ownership: Ownership::Modes, clamp: None };
         let options = Options { unpack: Some(unpack), ..Options::default() };
         walk(Cursor::new(first).chain(stream), &options)
             .map_err(|error| Failure::new(Kind::Input, format!("cannot unpack {name}")).caused_by(error))?;
@@ -185,8 +184,7 @@ fn check_out(
     file: Option<&Path>,
 ) -> Result<Inputs> {
     let lease = session::open(root, Files::Untouched)?.lease("build context")?;
-    let place = lease.fresh_path("context");
-    fs_err::create_dir(&place)?;
+    let place = lease.fresh_directory("context")?;
     let failed = |error| {
         let hint = matches!(error, kiln_build::Error::NoGit).then(|| crate::web::NO_GIT.to_owned());
         not_fetched(hint, error)

@@ -67,6 +67,7 @@ impl Engine<'_> {
     pub(crate) fn git(
         &self,
         address: &GitAddress,
+        expected: &Preimage,
         context: &Context<'_>,
     ) -> std::result::Result<Done<Step>, Stop<Error>> {
         let place = self.fresh_directory("git")?;
@@ -95,7 +96,9 @@ impl Engine<'_> {
         let layer = self.write_layer(writer, &RootView::default(), context)?;
         let layer = self.store.publish_layer(self.lease()?, ChainId::SCRATCH, layer).map_err(Error::from)?;
         let _ = fs_err::remove_dir_all(&place);
-        Ok(self.made(ChainId::SCRATCH, layer).into())
+        // A branch may have another commit than when the key was made.
+        let preimage = Preimage { inputs: vec![input(address, &commit)], ..expected.clone() };
+        Ok(Done { result: self.made(ChainId::SCRATCH, layer), preimage: Some(preimage) })
     }
 }
 

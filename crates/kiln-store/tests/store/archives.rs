@@ -1,8 +1,8 @@
 //! Archives that come in and go out: hostile and broken ones change nothing, their harmless twins load.
 
 use kiln_layer::Compression;
-use kiln_oci::{Digest, ImageId};
-use kiln_store::{ArchiveForm, Error, Saving};
+use kiln_oci::{Digest, History, ImageConfig, ImageId, Platform};
+use kiln_store::{ArchiveForm, Error, Saving, Unpacking};
 use serde_json::json;
 
 use crate::fixture::{Fixture, archive, blob, config, config_with, docker, layer, layout_index, oci, told};
@@ -427,4 +427,50 @@ fn saving_that_is_stopped_leaves_nothing() {
     fixture.store.save_to_file(&lease, &images, ArchiveForm::Docker, &how, &out.join("old.tar")).unwrap();
     assert_eq!(Fixture::new().load_from(&out.join("new")).unwrap().len(), 2);
     assert_eq!(Fixture::new().load_from(&out.join("old.tar")).unwrap().len(), 2);
+}
+
+/// A stream without end, or nearly: what it writes until nobody reads it any more.
+fn endless(compression: Compression, head: Vec<u8>) -> fs_err::File {
+    let (reader, writer) = std::io::pipe().unwrap();
+    std::thread::spawn(move || {
+        let mut encoder = compression.encoder(writer, 1).unwrap();
+        let zeros = vec![0; 1 << 20];
+        let mut write = |bytes: &[u8]| std::io::Write::write_all(&mut encoder, bytes).is_ok();
+        let mut goes_on = write(&head);
+        for _ in 0..1 << 12 {
+            goes_on = goes_on && write(&zeros);
+        }
+    });
+    fs_err::File::from_parts(std::os::fd::OwnedFd::from(reader).into(), "a pipe")
+}
+
+#[test]
+fn streams_that_are_no_archives_end_at_once() {
+    for compression in [Compression::Plain, Compression::Gzip, Compression::Zstd] {
+        for head in [vec![], b"no archive".to_vec(), vec![b'x'; 600]] {
+            let fixture = Fixture::new();
+            let lease = fixture.store.lease("test").unwrap();
+            let stream = endless(compression, head.clone()).into_file();
+            let loaded = fixture.store.load_stream(&lease, "-", stream, Unpacking::Now, &mut |_| {});
+            loaded.expect_err("no archive");
+            let held = fs_err::read_dir(lease.directory()).unwrap();
+            let held: u64 = held.map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
+            assert!(held <= 4 << 20, "{held} bytes of {compression}");
+            if head.len() < 512 {
+                // Zeros are an empty archive, and what follows belongs to the layer.
+                continue;
+            }
+            let stream = endless(compression, head).into_file();
+            let (config, history) = (ImageConfig::scratch(&Platform::host()), History::default());
+            fixture.store.import(&lease, stream, config, history, None).expect_err("no archive");
+        }
+    }
+    let fixture = Fixture::new();
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let writing = std::thread::spawn(move || std::io::Write::write_all(&mut writer, &docker_archive()));
+    let lease = fixture.store.lease("test").unwrap();
+    let stream = fs_err::File::from_parts(std::os::fd::OwnedFd::from(reader).into(), "a pipe").into_file();
+    let loaded = fixture.store.load_stream(&lease, "-", stream, Unpacking::Now, &mut |_| {}).unwrap();
+    assert_eq!(loaded.len(), 1);
+    writing.join().unwrap().unwrap();
 }

@@ -101,3 +101,33 @@ fn steps_with_the_same_caches_in_another_order_do_not_wait_for_each_other() {
     drop(lock);
     assert!(build.wait().success(), "{}", bench.read("build.err"));
 }
+
+#[test]
+fn what_a_base_has_keeps_owners_and_modes() {
+    let Some(bench) = Bench::new() else { return };
+    let step = |options: &str, command: &str| {
+        format!(
+            "FROM bb AS s\nRUN mkdir -p /d/sub && echo f > /d/f && ln -s f /d/l && ln -s d /there && touch /file && \
+             /bin/busybox chown 1000:1001 /d /d/f && /bin/busybox chown 5:6 /d/sub && chmod 1777 /d && \
+             chmod 4755 /d/f && chmod 2750 /d/sub\nFROM bb\n\
+             RUN --mount=type=cache,target=/c,from=s{options} {command}\n"
+        )
+    };
+    let list = "for name in /c /c/*; do echo has $(stat -c '%n %a %u:%g' $name); done";
+    for options in [",source=/d", ",source=/there,id=other"] {
+        let told = said(&bench, &step(options, list));
+        for line in ["/c 1777 1000:1001", "/c/f 4755 1000:1001", "/c/l 777 0:0", "/c/sub 2750 5:6"] {
+            assert!(told.contains(&format!("has {line}\n")), "{line}: {told}");
+        }
+    }
+    // What a step does to it stays.
+    said(&bench, &step(",source=/d", "rm /c/f && echo x > /c/new"));
+    let told = said(&bench, &step(",source=/d", list));
+    assert!(told.contains("has /c/new 644 0:0\n") && !told.contains("has /c/f"), "{told}");
+    for (options, says) in
+        [(",source=/file", "a cache mount that begins with a file"), (",source=/no", "\"/no\" not found")]
+    {
+        let refused = text(&build(&bench, &step(options, "true")).stderr);
+        assert!(refused.contains(says), "{refused}");
+    }
+}

@@ -87,6 +87,53 @@ fn an_archive_is_a_context() {
     assert_eq!(names(&bench), ["/", "/other"]);
 }
 
+/// BuildKit has the same modes however a context comes.
+#[test]
+fn modes_of_an_archive_are_those_of_its_files() {
+    let Some(bench) = Bench::new() else { return };
+    bench.fill_context();
+    let mode = |name: &str, mode| {
+        let path = bench.path("context").join(name);
+        fs_err::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).expect("set");
+    };
+    for name in ["e", "n", "s"] {
+        fs_err::create_dir(bench.path("context").join(name)).expect("made");
+    }
+    bench.write("context/su", "su");
+    bench.write("context/none", "none");
+    bench.write("context/e/f", "f");
+    for (name, bits) in [
+        ("su", 0o4755),
+        ("a", 0o2711),
+        ("none", 0),
+        ("d", 0o2755),
+        ("d/other", 0o6444),
+        ("e", 0o555),
+        ("n", 0),
+        ("s", 0o1777),
+    ] {
+        mode(name, bits);
+    }
+    let id = bench.builds_from(&["context"], b"");
+    assert_eq!(bench.builds_from(&["-"], &bench.archive("-czf")), id);
+    // A store in a directory whose group is everybody's.
+    let shared = bench.path("shared");
+    fs_err::create_dir(&shared).expect("made");
+    fs_err::set_permissions(&shared, std::os::unix::fs::PermissionsExt::from_mode(0o2777)).expect("set");
+    let modes = |store: &str, words: &[&str], input: &[u8]| {
+        let mut kiln = bench.kiln(store, &["build", "-t", "made"]);
+        kiln.args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = kiln.spawn().expect("kiln");
+        child.stdin.take().expect("a pipe").write_all(input).expect("written");
+        let output = child.wait_with_output().expect("kiln");
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&bench.run(store, &["image", "files", "made"]).stdout)
+    };
+    let expect = modes("shared/one", &["context"], b"");
+    assert!(expect.contains("drwxr-sr-x"), "{expect}");
+    assert_eq!(modes("shared/two", &["-"], &bench.archive("-cf")), expect);
+}
+
 #[test]
 fn names_of_whiteouts_are_no_files_of_an_archive() {
     let Some(bench) = Bench::new() else { return };

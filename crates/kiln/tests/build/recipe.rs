@@ -3,7 +3,7 @@
 use crate::dice::Dice;
 
 /// Where a RUN looks around.
-const PLACES: [&str; 10] = ["/w", "/w", "/d", "/t", "/x", "/all", "/o", "/par", "/etc", "/own"];
+const PLACES: [&str; 11] = ["/w", "/w", "/d", "/t", "/x", "/all", "/o", "/par", "/etc", "/own", "/added"];
 
 /// A Dockerfile whose last stage is the image.
 #[derive(Clone)]
@@ -64,6 +64,21 @@ impl Recipe {
                 lines[at].clone_from(&line);
                 format!("line of s{index} replaced: {line}")
             }
+        }
+    }
+
+    /// Takes something new from the context at the end.
+    pub(crate) fn take_from_context(&mut self, dice: &mut Dice) {
+        let output = self.output();
+        let line = match dice.below(4) {
+            0 => format!("COPY . {output}/"),
+            1 => format!(
+                "RUN --mount=type=bind,target=/m cat /m/tar /m/a /m/b.txt /m/d/a /m/d/e/c 2>/dev/null | md5sum > {output}"
+            ),
+            _ => format!("ADD tar {output}/"),
+        };
+        if let Some(stage) = self.stages.last_mut() {
+            stage.lines.push(line);
         }
     }
 
@@ -138,6 +153,9 @@ fn copy_from_context(dice: &mut Dice) -> &'static str {
         "COPY ${SOURCE} /src/",
         "COPY $SOURCE /w/given",
         "ADD a /t/",
+        "ADD tar /t/",
+        "ADD tar /added/",
+        "ADD t* /w/",
         "ADD d /t/d",
         "COPY <<END /w/here\n$A $B text\nEND",
     ])

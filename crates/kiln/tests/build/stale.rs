@@ -2,7 +2,8 @@
 //!
 //! A case is a random Dockerfile over a random context. Each round changes something, then builds with the store that
 //! has seen all earlier rounds, and with `--no-cache` in a store that has seen nothing but the base image. Both must
-//! fail with the same words, or give the same image.
+//! fail with the same words, or give the same image. Before some rounds there is another build, of which a file changes
+//! meanwhile: whatever comes of that one, it may leave no record that is not true.
 //! The test tells its seed; the same and longer runs by hand:
 //!
 //! ```text
@@ -11,6 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::hash::{Hash as _, Hasher as _};
+use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -33,6 +35,10 @@ const REST: Duration = Duration::from_millis(2100);
 const KEPT: &str = "kept";
 /// The store that is new in each round.
 const NEW: &str = "new";
+/// An archive that Dockerfiles speak of.
+const TAR: &str = "tar";
+/// Bytes of each of its files.
+const TAR_FILE: usize = 300 << 10;
 /// Paths that Dockerfiles speak of.
 const FILES: [&str; 9] =
     ["a", "b.txt", "s p", "d/a", "d/b.txt", "d/e/c", "d/e/x.txt", "f.d/z.txt", "f.d/deep/c"];
@@ -57,6 +63,8 @@ struct Tally {
     refused: usize,
     hits: usize,
     steps: usize,
+    /// Builds while something was written.
+    raced: usize,
 }
 
 #[test]
@@ -76,10 +84,12 @@ fn never_a_stale_hit() {
         assert!(checked.status.success(), "seed {seed}: {checked:?}");
         seed = seeds.next();
     }
-    let Tally { rounds, refused, hits, steps } = tally;
-    say(&format!("{rounds} rounds, {refused} of them refused; {hits} hits in {steps} steps"));
+    let Tally { rounds, refused, hits, steps, raced } = tally;
+    say(&format!(
+        "{rounds} rounds, {refused} of them refused, {raced} of them after a race; {hits} hits in {steps} steps"
+    ));
     // Else nothing was tried.
-    assert!(refused < rounds && hits > 0 && hits < steps);
+    assert!(refused < rounds && hits > 0 && hits < steps && raced > 0);
 }
 
 impl Case {
@@ -113,6 +123,11 @@ impl Case {
             let change = self.change();
             self.told.push(change);
         }
+        if self.dice.one_in(3) {
+            let race = self.race();
+            self.told.push(race);
+            tally.raced += 1;
+        }
         self.bench.write("Dockerfile", &self.recipe.text());
         self.copy_store(NEW);
         let cached = self.build(KEPT, &[]);
@@ -141,6 +156,34 @@ impl Case {
             }
             None => self.recipe = Recipe::new(&mut self.dice),
         }
+    }
+
+    /// Builds while a file that is new to it becomes another one, in place. In the end it mostly is what it was before.
+    fn race(&mut self) -> String {
+        let name = self.dice.pick(&[TAR, TAR, TAR, "a", "b.txt", "d/a", "d/e/c"]);
+        let content = |dice: &mut Dice| match name {
+            TAR => archive(dice.next() as u8),
+            _ => format!("{:x}\n", dice.next()).into_bytes(),
+        };
+        let (before, other) = (content(&mut self.dice), content(&mut self.dice));
+        self.put(name, "");
+        let path = self.file(name);
+        fs_err::write(&path, &before).expect("written");
+        self.recipe.take_from_context(&mut self.dice);
+        self.bench.write("Dockerfile", &self.recipe.text());
+        let pause = Duration::from_millis(self.dice.below(500) as u64);
+        let outcome = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(pause);
+                let file = fs_err::OpenOptions::new().write(true).open(&path);
+                file.and_then(|mut file| file.write_all(&other)).expect("written");
+            });
+            self.build(KEPT, &[]).image
+        });
+        let last = if self.dice.one_in(4) { &other } else { &before };
+        fs_err::write(&path, last).expect("written");
+        let end = if *last == before { "as before" } else { "another" };
+        format!("{name}: new, another after {pause:?} of a build: {outcome:?}, {end} in the end")
     }
 
     fn build(&self, store: &str, options: &[&str]) -> Found {
@@ -221,6 +264,10 @@ impl Case {
                 self.put(name, "first\n");
             }
         }
+        if !self.file(TAR).is_file() {
+            self.remove(TAR);
+            fs_err::write(self.file(TAR), archive(b'a')).expect("written");
+        }
     }
 
     /// Writes a file, whatever is there or on the way to it.
@@ -275,6 +322,12 @@ impl Case {
                 }
                 self.put(".dockerignore", &lines);
                 format!("ignore {lines:?}")
+            }
+            7 if self.dice.one_in(2) => {
+                let letter = b'a' + self.dice.below(3) as u8;
+                self.remove(TAR);
+                fs_err::write(self.file(TAR), archive(letter)).expect("written");
+                format!("{TAR}: archive of {:?}", char::from(letter))
             }
             7 | 8 => {
                 self.put(name, content);
@@ -367,6 +420,26 @@ impl Case {
         }
         format!("{name} and {other}: exchanged")
     }
+}
+
+/// A tar of some files with this content, always of the same size.
+fn archive(letter: u8) -> Vec<u8> {
+    let mut tar = Vec::new();
+    for name in ["one", "sub/two", "three"] {
+        let mut header = [0_u8; 512];
+        header[..name.len()].copy_from_slice(name.as_bytes());
+        header[100..108].copy_from_slice(b"0000644\0");
+        header[124..136].copy_from_slice(format!("{TAR_FILE:011o}\0").as_bytes());
+        header[148..156].fill(b' ');
+        header[156] = b'0';
+        header[257..265].copy_from_slice(b"ustar\x0000");
+        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        tar.extend_from_slice(&header);
+        tar.resize(tar.len() + TAR_FILE, letter);
+    }
+    tar.resize(tar.len() + 1024, 0);
+    tar
 }
 
 /// What came of a build: an image, or why there is none.
