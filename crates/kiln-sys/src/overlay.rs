@@ -1,6 +1,7 @@
 //! Overlay mounts with every option given, and any number of lowers up to the kernel's 500.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags};
@@ -263,7 +264,12 @@ impl Names {
         let upper = overlay.upper.as_ref();
         let mut paths =
             overlay.lowers.iter().chain(upper.iter().flat_map(|upper| [&upper.upper, &upper.work]));
-        if paths.all(|path| path.is_absolute() && path.as_os_str().len() < LONGEST_PARAMETER) {
+        // To the kernel a backslash takes the meaning of what follows.
+        let is_plain = |path: &Path| {
+            let bytes = path.as_os_str().as_bytes();
+            path.is_absolute() && bytes.len() < LONGEST_PARAMETER && !bytes.contains(&b'\\')
+        };
+        if paths.all(|path| is_plain(path)) {
             return Ok(Self {
                 lowers: overlay.lowers.clone(),
                 upper: upper.map(|upper| (upper.upper.clone(), upper.work.clone())),
@@ -378,10 +384,10 @@ mod tests {
     #[test]
     fn both_interfaces_show_the_same() {
         in_own_namespace(|holder| {
-            for lowers in [1, 2, 17] {
-                let overlay = overlay(&holder.join(format!("new{lowers}")), lowers);
+            for (lowers, name) in [(1, "a"), (2, "b"), (17, "c"), (2, r"d\e,f:g")] {
+                let overlay = overlay(&holder.join(format!("new{name}")), lowers);
                 assert_eq!(entries(&overlay.mount(Attributes::default()).expect("mounts")), lowers);
-                let overlay = self::overlay(&holder.join(format!("old{lowers}")), lowers);
+                let overlay = self::overlay(&holder.join(format!("old{name}")), lowers);
                 assert_eq!(entries(&overlay.mount_old(Attributes::default()).expect("mounts")), lowers);
             }
         });
