@@ -226,13 +226,15 @@ fn mount_one(tree: &mut Tree, wanted: &Mount, nodes: Nodes) -> Result<(), Failur
 
 fn open_source(source: &BindSource) -> Result<OwnedFd, Failure> {
     match source {
-        BindSource::Host { path } | BindSource::Owned { path } => {
+        BindSource::Host { path } => {
             mount::open_place(path).map_err(at(&format!("find the source {} of a mount", path.display())))
         }
+        BindSource::Owned { path } => mount::open_place_itself(path)
+            .map_err(at(&format!("find the source {} of a mount", path.display()))),
         BindSource::Within { root, path } => {
             let step =
                 |error: io::Error| at(&format!("find the source {} of a mount", path.display()))(error);
-            let root = mount::open_place(root).map_err(step)?;
+            let root = mount::open_place_itself(root).map_err(step)?;
             let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
             let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
             loop {

@@ -586,6 +586,19 @@ pub fn die_with_parent() -> io::Result<()> {
     Ok(rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?)
 }
 
+/// Does something that looks at files and processes as another user would, on a thread of its own. `None` if it panicked.
+pub fn looking_as<T: Send>(uid: u32, gid: u32, look: impl FnOnce() -> T + Send) -> Option<T> {
+    let look = move || {
+        // SAFETY: both take numbers only, and change this thread alone.
+        unsafe {
+            libc::setfsgid(gid);
+            libc::setfsuid(uid);
+        }
+        look()
+    };
+    std::thread::scope(|scope| scope.spawn(look).join().ok())
+}
+
 /// Lets a program that is started be asked to end (SIGTERM) when the thread that starts it dies, however that comes: it
 /// may pass that on to programs of its own.
 pub fn ends_with_parent(command: &mut std::process::Command) {
