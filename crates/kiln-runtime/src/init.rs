@@ -32,12 +32,15 @@ pub(crate) const NAME: &str = "kiln-init";
 /// The descriptor of the socket to the one who started it, by which the description comes.
 pub(crate) const CONTROL: i32 = 3;
 
-/// Becomes the first process of a sandbox, if this program was started for that; otherwise returns at once.
+/// Becomes the first process of a sandbox, or the warden of several, if this program was started for that; otherwise returns
+/// at once.
 ///
 /// To be called first thing in `main`, before any thread exists.
 pub fn init_if_asked() {
-    if std::env::args_os().next().is_some_and(|name| name == NAME) {
-        run();
+    match std::env::args_os().next() {
+        Some(name) if name == NAME => run(),
+        Some(name) if name == crate::warden::NAME => crate::warden::run(),
+        _ => {}
     }
 }
 

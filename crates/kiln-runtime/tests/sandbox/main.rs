@@ -45,8 +45,8 @@ fn main() {
             return;
         }
     };
-    if std::env::args().any(|argument| argument == "--endless") {
-        return confinement::endless(&fixture);
+    if let Some(wanted) = std::env::args().find(|argument| argument.starts_with("--endless")) {
+        return confinement::endless(&fixture, &wanted);
     }
     let cases = match arranged {
         Some((_, hierarchies)) => {
