@@ -510,7 +510,8 @@ fn script_mount(engine: &Engine<'_>, name: &str, content: &str) -> Result<Mount>
     Ok(Mount { kind, target: PathBuf::from(SCRIPTS) })
 }
 
-/// Hands output on until the process ends; kills it when the build is canceled.
+/// Hands output on until the command ends; kills it when the build is canceled. What the command left in the background may
+/// hold the pipes open for longer where it is not the kernel that ends that.
 fn follow(mut running: Running, context: &Context<'_>) -> std::result::Result<Finished, Stop<Error>> {
     let signaller = running.signaller();
     let _kill = context.cancel().on_cancel(move || {
@@ -520,28 +521,35 @@ fn follow(mut running: Running, context: &Context<'_>) -> std::result::Result<Fi
     let error = running.error.take().map(File::from);
     let mut streams = [(output, LogStream::Output), (error, LogStream::Error)];
     let mut buffer = vec![0; 64 << 10];
-    while streams.iter().any(|(file, _)| file.is_some()) {
-        wait_readable(&streams);
-        for (slot, stream) in &mut streams {
+    let mut hand_on = |streams: &mut [(Option<File>, LogStream); 2]| {
+        let mut came = false;
+        for (slot, stream) in streams {
             let Some(file) = slot else { continue };
             if !is_readable(file.as_fd()) {
                 continue;
             }
+            came = true;
             match file.read(&mut buffer) {
                 Ok(0) | Err(_) => *slot = None,
                 Ok(length) => context.log(*stream, &buffer[..length]),
             }
         }
+        came
+    };
+    while streams.iter().any(|(file, _)| file.is_some()) && !is_readable(running.ended()) {
+        wait_readable(&streams, running.ended());
+        hand_on(&mut streams);
     }
-    Ok(running.wait().map_err(Error::Runtime)?)
+    let finished = running.wait().map_err(Error::Runtime)?;
+    // Nobody is left who could write, and what was written is in the pipes.
+    while hand_on(&mut streams) {}
+    Ok(finished)
 }
 
-fn wait_readable(streams: &[(Option<File>, LogStream); 2]) {
-    let mut fds: Vec<PollFd<'_>> = streams
-        .iter()
-        .filter_map(|(file, _)| file.as_ref())
-        .map(|file| PollFd::new(file, PollFlags::IN))
-        .collect();
+fn wait_readable(streams: &[(Option<File>, LogStream); 2], ended: BorrowedFd<'_>) {
+    let files = streams.iter().filter_map(|(file, _)| file.as_ref()).map(AsFd::as_fd);
+    let mut fds: Vec<PollFd<'_>> =
+        files.chain([ended]).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
     let _ = poll(&mut fds, None);
 }
 

@@ -23,14 +23,33 @@ use crate::writer::{LayerWriter, Outputs, Source, Written, is_written_attribute}
 pub enum Changes<'a> {
     /// The upper directory of an overlay. What it holds without need is removed from it, and times are cut to whole
     /// seconds, so that it is the layer's snapshot afterwards.
-    Upper,
+    Upper(Marks),
     /// A whole root that was copied from the lower layers, with their times, and how it was then. It is left as it is.
     Copy(&'a Copied),
 }
 
 impl Changes<'_> {
     fn is_upper(&self) -> bool {
-        matches!(self, Self::Upper)
+        matches!(self, Self::Upper(_))
+    }
+}
+
+/// By which attributes an overlay marks what hides something. The others' are attributes as any: with the first kind every
+/// process may set those of the second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Marks {
+    /// `trusted.overlay.*`
+    Trusted,
+    /// `user.overlay.*`, of an overlay that was mounted with `userxattr`.
+    User,
+}
+
+impl Marks {
+    fn prefix(self) -> &'static [u8] {
+        match self {
+            Self::Trusted => b"trusted.overlay.",
+            Self::User => b"user.overlay.",
+        }
     }
 }
 
@@ -126,8 +145,8 @@ pub fn capture(capture: &Capture<'_>, tar: Option<&mut (dyn Write + Send)>) -> R
     let mut scan = Scan { capture, items: Vec::new(), stale_marks: Vec::new() };
     scan.run()?;
     scan.keep_needed();
-    if capture.changes.is_upper() {
-        scan.tidy_upper()?;
+    if let Changes::Upper(marks) = capture.changes {
+        scan.tidy_upper(marks)?;
     }
     scan.write(tar)
 }
@@ -255,9 +274,7 @@ impl<'a> Scan<'a> {
                 Kind::Whiteout
             }
             FileType::RegularFile
-                if stat.st_size == 0
-                    && self.capture.changes.is_upper()
-                    && self.is_marked(directory, name, b"whiteout")?.is_some() =>
+                if stat.st_size == 0 && self.mark_of(directory, name, b"whiteout")?.is_some() =>
             {
                 Kind::Whiteout
             }
@@ -309,8 +326,8 @@ impl<'a> Scan<'a> {
     ) -> Result<Visit<'a>> {
         let lower = lower.filter(Node::is_directory);
         let (marked, place) = match self.capture.changes {
-            Changes::Upper => {
-                (self.is_marked(parent, name, b"opaque")?.is_some_and(|value| value == b"y"), Place::New)
+            Changes::Upper(_) => {
+                (self.mark_of(parent, name, b"opaque")?.is_some_and(|value| value == b"y"), Place::New)
             }
             Changes::Copy(copied) if copied.is_in_place(parent, name, stat, &item.path) => {
                 (false, Place::Kept)
@@ -340,13 +357,10 @@ impl<'a> Scan<'a> {
         Ok(Visit { path, directory: None, lower: lower.filter(|_| !hides), place, group })
     }
 
-    fn is_marked(&self, directory: &Directory, name: &OsStr, mark: &[u8]) -> Result<Option<Vec<u8>>> {
-        for prefix in [&b"trusted.overlay."[..], b"user.overlay."] {
-            if let Some(value) = xattr::get(directory, name, &[prefix, mark].concat())? {
-                return Ok(Some(value));
-            }
-        }
-        Ok(None)
+    /// The value of a mark, where an overlay made what is captured.
+    fn mark_of(&self, directory: &Directory, name: &OsStr, mark: &[u8]) -> Result<Option<Vec<u8>>> {
+        let Changes::Upper(marks) = self.capture.changes else { return Ok(None) };
+        Ok(xattr::get(directory, name, &[marks.prefix(), mark].concat())?)
     }
 
     fn metadata(
@@ -456,16 +470,11 @@ impl<'a> Scan<'a> {
     }
 
     /// Makes the upper directory equal to the layer: what was left out goes, times get whole seconds.
-    fn tidy_upper(&self) -> Result<()> {
+    fn tidy_upper(&self, marks: Marks) -> Result<()> {
         let root = self.capture.root;
         for path in &self.stale_marks {
             let directory = root.open_directory(to_system(path))?;
-            let is_mark =
-                |name: &[u8]| [&b"trusted.overlay.opaque"[..], b"user.overlay.opaque"].contains(&name);
-            // Who may not remove the one kind does not see it either.
-            for (mark, _) in xattr::list(&directory, OsStr::new(""), is_mark)? {
-                xattr::remove(&directory, OsStr::new(""), &mark)?;
-            }
+            xattr::remove(&directory, OsStr::new(""), &[marks.prefix(), b"opaque"].concat())?;
         }
         let below_root = || self.items.iter().rev().filter(|item| !item.path.is_empty());
         for item in below_root().filter(|item| item.fate == Fate::Dropped) {

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kiln_layer::{
-    Capture, Change, Changes, ContentSource, Copied, Kind, LayerContents, LayerIndex, Limits, Options, Owner,
-    Owners, RootView, Stub, Unpack, Whiteouts, capture, copy, diff, note_copied, walk,
+    Capture, Change, Changes, ContentSource, Copied, Kind, LayerContents, LayerIndex, Limits, Marks, Options,
+    Owner, Owners, RootView, Stub, Unpack, Whiteouts, capture, copy, diff, note_copied, walk,
 };
 use kiln_sys::root::Root;
 use support::{Tar, describe, unpack};
@@ -133,7 +133,7 @@ fn an_upper_directory_becomes_layer_and_snapshot() {
     let request = Capture {
         root: &root,
         lower: &view,
-        changes: Changes::Upper,
+        changes: Changes::Upper(Marks::Trusted),
         owners: Owners::Files,
         stubs: std::slice::from_ref(&stub),
         clamp: None,
@@ -198,6 +198,41 @@ fn an_upper_directory_becomes_layer_and_snapshot() {
         view.content_digest(b"untouched").expect("read")
     );
     assert_ne!(both.content_digest(b"etc").expect("read"), view.content_digest(b"etc").expect("read"));
+}
+
+/// What a step may set itself is no mark of its overlay's.
+#[test]
+fn marks_of_another_kind_hide_nothing() {
+    if !support::is_root() {
+        support::skipped("needs root to set marks");
+        return;
+    }
+    let view =
+        || RootView::new(vec![Arc::new(walk(&base().end()[..], &Options::default()).expect("walked").index)]);
+    for (marks, own, others) in [(Marks::Trusted, "trusted", "user"), (Marks::User, "user", "trusted")] {
+        let captured = |kind: &str| {
+            let host = tempfile::tempdir().expect("a temporary directory");
+            let directory = kiln_sys::root::Directory::open(host.path()).expect("opened");
+            fs_err::create_dir(host.path().join("gone")).expect("made");
+            fs_err::write(host.path().join("mode"), "").expect("written");
+            for (name, mark) in [("gone", "opaque"), ("mode", "whiteout")] {
+                let mark = format!("{kind}.overlay.{mark}");
+                kiln_sys::xattr::set(&directory, name.as_ref(), mark.as_bytes(), b"y").expect("set");
+            }
+            let root = Root::open(host.path()).expect("opened");
+            root.directory().set_self(Some(0o755), None, None).expect("set");
+            let changes = Changes::Upper(marks);
+            let owners = Owners::Files;
+            let request = Capture { root: &root, lower: &view(), changes, owners, stubs: &[], clamp: None };
+            entries(&capture(&request, None).expect("captured").index)
+        };
+        let names = |expect: &[(&str, Kind)]| -> Vec<(String, Kind)> {
+            expect.iter().map(|(path, kind)| ((*path).to_owned(), *kind)).collect()
+        };
+        let hidden = [("gone", Kind::Directory), ("gone", Kind::Opaque), ("mode", Kind::Whiteout)];
+        assert_eq!(captured(own), names(&hidden), "{marks:?}");
+        assert_eq!(captured(others), names(&[("mode", Kind::Regular)]), "{marks:?} {others}");
+    }
 }
 
 /// A copy of what `view` shows, and how it is before a step.

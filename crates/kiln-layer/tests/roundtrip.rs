@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use kiln_layer::metadata::Time;
 use kiln_layer::{
-    Capture, Changes, ContentSource, Kind, LayerContents, LayerWriter, Metadata, Options, Outputs, Owners,
-    RootView, Source, Unpack, Whiteouts, Written, capture, walk,
+    Capture, Changes, ContentSource, Kind, LayerContents, LayerWriter, Marks, Metadata, Options, Outputs,
+    Owners, RootView, Source, Unpack, Whiteouts, Written, capture, walk,
 };
 use kiln_sys::root::Root;
 use proptest::prelude::*;
@@ -425,7 +425,8 @@ proptest! {
         let root = Root::open(directory.path()).expect("opened");
         root.directory().set_self(Some(0o755), None, None).expect("set");
         let unknown = kiln_layer::Copied::default();
-        for changes in [Changes::Upper, Changes::Copy(&unknown)] {
+        let upper = Changes::Upper(if marks() == Whiteouts::OverlayTrusted { Marks::Trusted } else { Marks::User });
+        for changes in [upper, Changes::Copy(&unknown)] {
             let request = Capture { root: &root, lower: &empty, changes, owners: owners(), stubs: &[], clamp: None };
             let captured = capture(&request, None).expect("captured");
             prop_assert_eq!(captured.diff_id, written.diff_id);

@@ -23,7 +23,7 @@ pub(crate) fn set_up(sandbox: &Sandbox, notes: &mut Vec<String>) -> Result<Tree,
     }
     let mut note =
         "not isolated: processes, network, host name, IPC, mounts and devices are those of the host; only \
-                    the root directory is the command's own"
+                    the root directory is the command's own, and that is no barrier"
             .to_owned();
     let administrator = process::capabilities().is_ok_and(|own| own & bits::SYS_ADMIN != 0);
     if !administrator && sandbox.security == Security::Sandboxed {

@@ -386,13 +386,32 @@ fn restrict_paths(
             hide(place.as_fd())?;
         }
     }
-    for cpu in 0_u32.. {
-        match open_inside(sys, &format!("devices/system/cpu/cpu{cpu}/thermal_throttle")) {
-            Ok(place) => hide(place.as_fd())?,
-            Err(_) => break,
+    for cpu in processors(sys) {
+        if let Ok(place) = open_inside(sys, &format!("devices/system/cpu/cpu{cpu}/thermal_throttle")) {
+            hide(place.as_fd())?;
         }
     }
     Ok(())
+}
+
+/// The numbers of this machine's processors, also of those that are offline.
+fn processors(sys: BorrowedFd<'_>) -> Vec<u32> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let mut text = [0_u8; 4096];
+    let length = rustix::fs::openat2(sys, "devices/system/cpu/present", flags, Mode::empty(), resolve)
+        .and_then(|file| rustix::io::read(file, &mut text[..]))
+        .unwrap_or(0);
+    numbers(&String::from_utf8_lossy(&text[..length]))
+}
+
+/// Those of a list of the kernel's, such as `0-3,8`.
+fn numbers(list: &str) -> Vec<u32> {
+    let range = |part: &str| -> Option<std::ops::RangeInclusive<u32>> {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        Some(first.parse().ok()?..=last.parse().ok()?)
+    };
+    list.trim().split(',').filter_map(range).flatten().collect()
 }
 
 /// Opens a path of a filesystem that the kernel alone fills, through no link.
@@ -417,4 +436,26 @@ pub(crate) fn make_file(directory: BorrowedFd<'_>, name: &str, mode: u32) -> io:
 pub(crate) fn open_own(directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::openat(directory, name, flags, Mode::empty())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_processors_have_gaps() {
+        let check = |list: &str, expect: &[u32]| assert_eq!(numbers(list), expect, "{list:?}");
+        check("0-1\n", &[0, 1]);
+        check("0\n", &[0]);
+        check("0-2,5,8-9\n", &[0, 1, 2, 5, 8, 9]);
+        check("", &[]);
+        check("\n", &[]);
+    }
+
+    #[test]
+    fn this_machine_has_processors() {
+        let sys = rustix::fs::open("/sys", OFlags::PATH, Mode::empty()).expect("opened");
+        let usable = std::thread::available_parallelism().map_or(1, usize::from);
+        assert!(processors(sys.as_fd()).len() >= usable);
+    }
 }

@@ -32,12 +32,15 @@ pub(crate) const NAME: &str = "kiln-init";
 /// The descriptor of the socket to the one who started it, by which the description comes.
 pub(crate) const CONTROL: i32 = 3;
 
-/// Becomes the first process of a sandbox, if this program was started for that; otherwise returns at once.
+/// Becomes the first process of a sandbox, or the warden of several, if this program was started for that; otherwise returns
+/// at once.
 ///
 /// To be called first thing in `main`, before any thread exists.
 pub fn init_if_asked() {
-    if std::env::args_os().next().is_some_and(|name| name == NAME) {
-        run();
+    match std::env::args_os().next() {
+        Some(name) if name == NAME => run(),
+        Some(name) if name == crate::warden::NAME => crate::warden::run(),
+        _ => {}
     }
 }
 
@@ -238,13 +241,15 @@ fn mount_one(tree: &mut Tree, wanted: &Mount, nodes: Nodes) -> Result<(), Failur
 
 fn open_source(source: &BindSource) -> Result<OwnedFd, Failure> {
     match source {
-        BindSource::Host { path } | BindSource::Owned { path } => {
+        BindSource::Host { path } => {
             mount::open_place(path).map_err(at(&format!("find the source {} of a mount", path.display())))
         }
+        BindSource::Owned { path } => mount::open_place_itself(path)
+            .map_err(at(&format!("find the source {} of a mount", path.display()))),
         BindSource::Within { root, path } => {
             let step =
                 |error: io::Error| at(&format!("find the source {} of a mount", path.display()))(error);
-            let root = mount::open_place(root).map_err(step)?;
+            let root = mount::open_place_itself(root).map_err(step)?;
             let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
             let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
             loop {

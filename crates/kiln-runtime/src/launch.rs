@@ -310,6 +310,7 @@ fn start_unless(
         running.placements = Some(made);
     }
     let begin = |running: &mut Running, control: OwnedFd| -> Result<(), (Told, RuntimeError)> {
+        launcher.watch(&running.child).map_err(|error| (Told::Read, error))?;
         let told = hand_over(control.as_fd(), &description, &ends.near)
             .map_err(|source| (Told::Unread, set_up("pass the sandbox's description")(source)))?;
         follow(running, sandbox, below, (&control, interrupt), told)

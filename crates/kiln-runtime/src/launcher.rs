@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
-use kiln_sys::process::{self, Child, Launch, Namespaces, Starting};
+use kiln_sys::process::{self, Child, Launch, Lifetime, Namespaces, Starting};
 use kiln_sys::terminal;
 use rustix::fs::{Mode, OFlags};
 
@@ -13,15 +13,17 @@ use crate::cgroup::CommandCgroup;
 use crate::error::RuntimeError;
 use crate::init::Outline;
 use crate::sandbox::{Confinement, Isolation, Network};
+use crate::warden::Warden;
 use crate::wire::Wire;
 
-/// Starts the sandboxes of one kiln command and holds what they share: a cgroup, and an init that waits for the next of
-/// them. To be dropped when all of them have ended.
+/// Starts the sandboxes of one kiln command and holds what they share: a cgroup, a warden, and an init that waits for the next
+/// of them. To be dropped when all of them have ended.
 #[derive(Debug, Default)]
 pub struct Launcher {
     // Before the cgroup, which is removed when nothing lives in it.
     ahead: Mutex<Option<Ahead>>,
     cgroup: CommandCgroup,
+    warden: Warden,
 }
 
 impl Launcher {
@@ -65,13 +67,7 @@ impl Launcher {
         };
         let (cgroup, membership) =
             self.cgroup.admit(confinement).map_err(set_up("enter the command's cgroup"))?;
-        let (control, far_control) = rustix::net::socketpair(
-            rustix::net::AddressFamily::UNIX,
-            rustix::net::SocketType::SEQPACKET,
-            rustix::net::SocketFlags::CLOEXEC,
-            None,
-        )
-        .map_err(|errno| set_up("make a control socket")(errno.into()))?;
+        let (control, far_control) = socket_pair().map_err(set_up("make a control socket"))?;
         let outline = Outline { confinement, membership }.encode();
         terminal::send_with_descriptors(control.as_fd(), &outline, &[])
             .map_err(set_up("pass the sandbox's outline"))?;
@@ -83,14 +79,33 @@ impl Launcher {
             namespaces: namespaces(confinement),
             cgroup,
             descriptors: vec![input, output, error, far_control],
+            lifetime: Lifetime::Starters,
         };
         let starting = launch.start().map_err(|source| RuntimeError::Launch { source })?;
+        // After the init, which somebody waits for.
+        self.warden.begin().map_err(set_up("start the warden"))?;
         Ok(Init(Some((starting, control))))
+    }
+
+    /// Has an init killed if this process dies, whatever it becomes.
+    pub(crate) fn watch(&self, init: &Child) -> Result<(), RuntimeError> {
+        let failed = |source| RuntimeError::SetUp {
+            step: "start the warden".to_owned(),
+            detail: String::new(),
+            source,
+        };
+        self.warden.watch(init.pidfd()).map_err(failed)
     }
 }
 
+/// Two ends, by which messages and descriptors go.
+pub(crate) fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+}
+
 /// Streams to begin with.
-fn nothing() -> io::Result<[OwnedFd; 3]> {
+pub(crate) fn nothing() -> io::Result<[OwnedFd; 3]> {
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     Ok([null.try_clone()?, null.try_clone()?, null])
 }

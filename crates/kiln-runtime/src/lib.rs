@@ -1,7 +1,8 @@
 //! A process over a prepared root: namespaces, mounts, system call filters, capabilities, terminals.
 //!
 //! Entry: [`Sandbox`], which is a value; [`start`] and [`run`] make it happen. The binary calls [`init_if_asked`] first
-//! thing in `main`, since a sandbox's first process is the same program, started again.
+//! thing in `main`, since a sandbox's first process is the same program, started again, and so is the warden, which ends
+//! the sandboxes of a kiln that died.
 //!
 //! This crate must never know what an image is. No program of the root runs outside of a sandbox, no descriptor but 0,
 //! 1 and 2 reaches the command, nothing stays mounted, and what this machine cannot isolate is said in the notes.
@@ -25,6 +26,7 @@ mod report;
 mod sandbox;
 mod seccomp;
 mod target;
+mod warden;
 mod wire;
 
 pub use capability::Capabilities;
@@ -43,3 +45,4 @@ pub use sandbox::{
     ProvidedFile, RootSource, Sandbox, Security, Terminal,
 };
 pub use target::{Moment, Stub, StubKind, Stubs, TouchedParent};
+pub use warden::wait_for_wardens;

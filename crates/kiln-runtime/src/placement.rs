@@ -8,9 +8,10 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::sandbox::{BindSource, Mount, MountKind, ProvidedFile, Sandbox};
@@ -33,6 +34,8 @@ struct Placed {
     path: PathBuf,
     /// Where it came from, and goes back to; nowhere for what was made for the sandbox.
     source: Option<PathBuf>,
+    /// What it was.
+    kind: StubKind,
 }
 
 impl Placements {
@@ -118,7 +121,7 @@ impl Placements {
         let parent = open_below(root.as_fd(), parent, OFlags::PATH | OFlags::DIRECTORY)?;
         rustix::fs::renameat(&parent, name, CWD, self.kept(self.placed.len()))?;
         rustix::fs::renameat(CWD, from, &parent, name)?;
-        self.placed.push(Placed { path, source });
+        self.placed.push(Placed { path, source, kind });
         Ok(())
     }
 
@@ -158,8 +161,10 @@ impl Placements {
         Ok(Stubs { made: self.stubs.made.into_iter().chain(stubs.made).collect(), parents })
     }
 
+    /// What the command has put into the place of a thing does not go where that came from: a link there would be followed
+    /// the next time. It is thrown away.
     fn take_out(&self, number: usize) -> io::Result<()> {
-        let Placed { path, source } = &self.placed[number];
+        let Placed { path, source, kind } = &self.placed[number];
         let (parent, name) = split(path)?;
         let root = kiln_sys::root::Root::open(&self.root).map_err(io::Error::other)?;
         // What the command removed with everything above it is in no layer either.
@@ -167,17 +172,18 @@ impl Placements {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
             parent => parent?,
         };
-        match source {
-            Some(source) if rustix::fs::statat(&parent, &name, AtFlags::SYMLINK_NOFOLLOW).is_ok() => {
-                rustix::fs::renameat(&parent, &name, CWD, source)?;
-            }
-            _ => {
-                let taken = self.aside.join(format!("{number}-taken"));
-                match rustix::fs::renameat(&parent, &name, CWD, &taken) {
-                    Ok(()) | Err(Errno::NOENT) => {}
-                    Err(errno) => return Err(errno.into()),
-                }
-            }
+        // First to where no process of the root can exchange it.
+        let taken = self.aside.join(format!("{number}-taken"));
+        let found = match rustix::fs::renameat(&parent, &name, CWD, &taken) {
+            Ok(()) => Some(rustix::fs::statat(CWD, &taken, AtFlags::SYMLINK_NOFOLLOW)?),
+            Err(Errno::NOENT) => None,
+            Err(errno) => return Err(errno.into()),
+        };
+        let expected = if *kind == StubKind::Directory { FileType::Directory } else { FileType::RegularFile };
+        if let (Some(source), Some(found)) = (source, found)
+            && FileType::from_raw_mode(found.st_mode) == expected
+        {
+            rustix::fs::renameat(CWD, &taken, CWD, source)?;
         }
         Ok(rustix::fs::renameat(CWD, self.kept(number), &parent, &name)?)
     }
@@ -199,8 +205,8 @@ fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
-/// Kills every process that has `root` as its root directory: with no namespace of processes there is nothing else to
-/// know those by that outlive the command.
+/// Kills every process that has `root`, or what is below it, as its root directory: with no namespace of processes there is
+/// nothing else to know those by that outlive the command.
 pub(crate) fn end_processes(root: &Path) -> io::Result<()> {
     let root = fs_err::canonicalize(root)?;
     for _ in 0..100 {
@@ -209,7 +215,7 @@ pub(crate) fn end_processes(root: &Path) -> io::Result<()> {
             let process = process?;
             let number = process.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
             let Some(pid) = number.and_then(rustix::process::Pid::from_raw) else { continue };
-            let is_inside = || fs_err::read_link(process.path().join("root")).is_ok_and(|link| link == root);
+            let is_inside = || root_of(&process.path()).is_some_and(|found| found.starts_with(&root));
             if !is_inside() {
                 continue;
             }
@@ -230,29 +236,73 @@ pub(crate) fn end_processes(root: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// The root directory of a process. Of another user's it is told to that user, where this one may not trace it.
+fn root_of(process: &Path) -> Option<PathBuf> {
+    let link = process.join("root");
+    match fs_err::read_link(&link) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let owner = fs_err::metadata(process).ok()?;
+            kiln_sys::process::looking_as(owner.uid(), owner.gid(), || fs_err::read_link(&link).ok())?
+        }
+        found => found.ok(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::sandbox::RootSource;
 
-    #[test]
-    fn what_was_moved_in_goes_back_when_the_rest_cannot_be() {
+    /// A root, a cache with a file in it, and a sandbox that has the cache at these places.
+    fn with_cache_at(targets: &[&str]) -> (tempfile::TempDir, PathBuf, PathBuf, Sandbox) {
         let directory = tempfile::tempdir().expect("a directory");
         let [root, cache] = ["root", "cache"].map(|name| directory.path().join(name));
         fs_err::create_dir(&root).expect("made");
         fs_err::create_dir(&cache).expect("made");
         fs_err::write(cache.join("kept"), "kept").expect("written");
         let mut sandbox = Sandbox::new(RootSource::Directory { path: root.clone() }, Vec::new());
-        sandbox.mounts = ["/a", "/b"]
-            .map(|target| Mount {
-                kind: MountKind::Bind {
-                    source: BindSource::Owned { path: cache.clone() },
-                    read_only: false,
-                    recursive: false,
-                },
-                target: target.into(),
-            })
-            .into();
+        let bind = |target: &&str| Mount {
+            kind: MountKind::Bind {
+                source: BindSource::Owned { path: cache.clone() },
+                read_only: false,
+                recursive: false,
+            },
+            target: target.into(),
+        };
+        sandbox.mounts = targets.iter().map(bind).collect();
+        (directory, root, cache, sandbox)
+    }
+
+    #[test]
+    fn what_stands_in_the_place_of_a_cache_does_not_become_one() {
+        let taken = |replace: &dyn Fn(&Path)| {
+            let (directory, root, cache, sandbox) = with_cache_at(&["/a"]);
+            fs_err::create_dir(directory.path().join("host")).expect("made");
+            let placements = Placements::make(&root, &sandbox).expect("made");
+            assert!(root.join("a/kept").exists() && !cache.exists());
+            replace(&root.join("a"));
+            placements.undo(Stubs::default()).expect("undone");
+            assert!(!root.join("a/kept").exists() && !directory.path().join("root.aside").exists());
+            fs_err::symlink_metadata(&cache).map(|found| found.is_dir()).ok()
+        };
+        assert_eq!(taken(&|_| {}), Some(true));
+        assert_eq!(taken(&|place| fs_err::write(place.join("more"), "more").expect("written")), Some(true));
+        assert_eq!(taken(&|place| fs_err::remove_dir_all(place).expect("removed")), None);
+        let instead = |make: fn(&Path)| {
+            move |place: &Path| {
+                fs_err::remove_dir_all(place).expect("removed");
+                make(place);
+            }
+        };
+        let link = |place: &Path| fs_err::os::unix::fs::symlink("../host", place).expect("linked");
+        let file = |place: &Path| fs_err::write(place, "file").expect("written");
+        assert_eq!(taken(&instead(link)), None);
+        assert_eq!(taken(&instead(file)), None);
+    }
+
+    #[test]
+    fn what_was_moved_in_goes_back_when_the_rest_cannot_be() {
+        let (directory, root, cache, sandbox) = with_cache_at(&["/a", "/b"]);
         Placements::make(&root, &sandbox).expect_err("it is at /a already");
         assert_eq!(fs_err::read_to_string(cache.join("kept")).expect("it is back"), "kept");
         assert!(!root.join("b").exists() && !directory.path().join("root.aside").exists());

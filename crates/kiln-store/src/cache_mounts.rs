@@ -131,8 +131,8 @@ impl Store {
                 }
             };
             let Some(lock) = lock else { continue };
-            if !path.is_dir() {
-                // It was collected between look-up and lock.
+            if !fs_err::symlink_metadata(&path).is_ok_and(|found| found.is_dir()) {
+                // It was collected between look-up and lock; or a step that had it in its root removed or replaced it.
                 self.forget_cache_directory(&path)?;
             } else if filled || !self.is_filled(&path)? {
                 let identity = identity.clone();
@@ -251,6 +251,26 @@ mod tests {
         let first = take(&store, &plain("id"), CacheMountSharing::Shared);
         let second = take(&store, &plain("id"), CacheMountSharing::Shared);
         assert!(!first.is_fresh() && first.path() == second.path());
+    }
+
+    #[test]
+    fn what_is_no_directory_is_no_cache() {
+        let host = tempfile::tempdir().unwrap();
+        let store = Store::open(&host.path().join("store"), Ownership::Root).unwrap();
+        let used = take(&store, &plain("id"), CacheMountSharing::Locked);
+        store.cache_mount_is_filled(&used).unwrap();
+        let first = used.path().to_path_buf();
+        drop(used);
+        let elsewhere = host.path().join("elsewhere");
+        fs_err::create_dir(&elsewhere).unwrap();
+        fs_err::write(elsewhere.join("file"), "the host's").unwrap();
+        fs_err::remove_dir(&first).unwrap();
+        fs_err::os::unix::fs::symlink(&elsewhere, &first).unwrap();
+        let used = take(&store, &plain("id"), CacheMountSharing::Locked);
+        assert!(used.is_fresh() && used.path() != first);
+        drop(used);
+        store.collect(&crate::Collection::default()).unwrap();
+        assert!(fs_err::symlink_metadata(&first).is_err() && elsewhere.join("file").exists());
     }
 
     #[test]

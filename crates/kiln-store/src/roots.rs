@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use kiln_layer::index::Entry;
 use kiln_layer::{
-    Capture, Changes, ContentSource, Kind, LayerContents, LayerIndex, LayerWriter, Options, Outputs, Owners,
-    RootView, Source, Stub, Unpack, Whiteouts,
+    Capture, Changes, ContentSource, Kind, LayerContents, LayerIndex, LayerWriter, Marks, Options, Outputs,
+    Owners, RootView, Source, Stub, Unpack, Whiteouts,
 };
 use kiln_oci::{ChainId, DiffId};
 use kiln_sys::overlay::TarMount;
@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::layers::NewLayer;
 use crate::lease::Lease;
 use crate::snapshots::{PreparedRoot, RootForm, RootWay};
+use crate::store::Ownership;
 use crate::tar_mounts::Place;
 
 /// The largest file that is read whole, such as passwd: 16 MiB (CVE-2024-9676: larger ones are an attack).
@@ -182,7 +183,10 @@ impl Store {
     ) -> Result<LayerIndex> {
         let _span = kiln_trace::span("capture");
         let root = Root::open(upper)?;
-        let changes = Changes::Upper;
+        let changes = Changes::Upper(match self.ownership() {
+            Ownership::Root => Marks::Trusted,
+            Ownership::SubIds | Ownership::SingleId => Marks::User,
+        });
         let capture = Capture { root: &root, lower, changes, owners, stubs, clamp };
         Ok(kiln_layer::capture(&capture, None)?.index)
     }

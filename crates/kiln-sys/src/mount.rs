@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
     UnmountFlags,
@@ -414,13 +414,25 @@ pub fn change_root(mount: BorrowedFd<'_>) -> io::Result<OldRoot> {
     }
 }
 
-/// Opens a path of the host without following what stands in the last place if that is a symbolic link to a device or
-/// the like; no access to the content is asked for (`O_PATH`).
+/// Opens a path of the host, through symbolic links; no access to the content is asked for (`O_PATH`).
 ///
 /// # Errors
 /// The kernel's refusal.
 pub fn open_place(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// As [`open_place`], but for what has no reason to be a symbolic link.
+///
+/// # Errors
+/// The kernel's refusal; `ELOOP` if a link stands in the last place.
+pub fn open_place_itself(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let place = rustix::fs::open(path, flags, Mode::empty())?;
+    match FileType::from_raw_mode(rustix::fs::fstat(&place)?.st_mode) {
+        FileType::Symlink => Err(rustix::io::Errno::LOOP.into()),
+        _ => Ok(place),
+    }
 }
 
 /// Mounts by the interface before 5.2, for options that do not fit `fsconfig(2)`; relative names in `options` start

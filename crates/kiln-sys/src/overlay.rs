@@ -382,10 +382,10 @@ mod tests {
     #[test]
     fn both_interfaces_show_the_same() {
         in_own_namespace(|holder| {
-            for lowers in [1, 2, 17] {
-                let overlay = overlay(&holder.join(format!("new{lowers}")), lowers);
+            for (lowers, name) in [(1, "a"), (2, "b"), (17, "c"), (2, r"d\e,f:g")] {
+                let overlay = overlay(&holder.join(format!("new{name}")), lowers);
                 assert_eq!(entries(&overlay.mount(Attributes::default()).expect("mounts")), lowers);
-                let overlay = self::overlay(&holder.join(format!("old{lowers}")), lowers);
+                let overlay = self::overlay(&holder.join(format!("old{name}")), lowers);
                 assert_eq!(entries(&overlay.mount_old(Attributes::default()).expect("mounts")), lowers);
             }
         });

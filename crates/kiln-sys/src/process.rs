@@ -70,6 +70,17 @@ pub struct Launch {
     /// Its descriptors 0, 1, 2 and so on. No other descriptor survives, as far as this process marked them
     /// close-on-exec; the program is to close what else it finds.
     pub descriptors: Vec<OwnedFd>,
+    /// How long it may live.
+    pub lifetime: Lifetime,
+}
+
+/// How long a started process may live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lifetime {
+    /// As long as this process, unless it changes its user: it gets `SIGKILL` when this process dies.
+    Starters,
+    /// As long as it likes.
+    ItsOwn,
 }
 
 /// A cgroup to start a process in.
@@ -189,7 +200,7 @@ impl Launch {
     /// Begins to start the program, and does not wait.
     ///
     /// All programs are started by one thread that lives as long as this process: the kernel's "signal me when my
-    /// parent dies" means the parent's *thread*. The started process gets that signal (`SIGKILL`) set.
+    /// parent dies" means the parent's *thread*. All signals are blocked in the started process.
     ///
     /// # Errors
     /// When that thread cannot be started.
@@ -234,6 +245,7 @@ impl Launch {
             sources: sources.as_ptr(),
             count: sources.len(),
             tasks: None,
+            lifetime: self.lifetime,
             error: 0,
         };
         let child = self.start_with(&mut plan)?;
@@ -286,6 +298,7 @@ struct Plan {
     count: usize,
     /// Where it is to write itself, to join a cgroup.
     tasks: Option<RawFd>,
+    lifetime: Lifetime,
     error: i32,
 }
 
@@ -294,7 +307,9 @@ extern "C" fn child(argument: *mut libc::c_void) -> libc::c_int {
     // pointers in it are valid as said there. Only async-signal-safe system calls are made.
     unsafe {
         let plan = &mut *argument.cast::<Plan>();
-        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+        if plan.lifetime == Lifetime::Starters {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+        }
         if let Some(tasks) = plan.tasks
             && libc::write(tasks, c"0".as_ptr().cast(), 1) != 1
         {
@@ -475,6 +490,23 @@ pub fn close_on_exec_from(first: RawFd) -> io::Result<()> {
     Ok(())
 }
 
+/// Closes every descriptor from `first` on: what the one who started this program left open by accident. Only for a program
+/// that has opened nothing above itself, first thing.
+pub fn close_from(first: RawFd) {
+    // SAFETY: nothing in this process owns these numbers, as the caller promises.
+    if unsafe { libc::syscall(libc::SYS_close_range, first as libc::c_uint, libc::c_uint::MAX, 0) } == 0 {
+        return;
+    }
+    // Before kernel 5.9.
+    let Ok(entries) = fs_err::read_dir("/proc/self/fd") else { return };
+    let numbers: Vec<RawFd> =
+        entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    for number in numbers.into_iter().filter(|number| *number >= first) {
+        // SAFETY: as above; the listing itself is closed by now.
+        unsafe { libc::close(number) };
+    }
+}
+
 /// Becomes another program.
 ///
 /// # Errors
@@ -584,6 +616,19 @@ pub fn new_session() -> io::Result<()> {
 /// The kernel's refusal.
 pub fn die_with_parent() -> io::Result<()> {
     Ok(rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?)
+}
+
+/// Does something that looks at files and processes as another user would, on a thread of its own. `None` if it panicked.
+pub fn looking_as<T: Send>(uid: u32, gid: u32, look: impl FnOnce() -> T + Send) -> Option<T> {
+    let look = move || {
+        // SAFETY: both take numbers only, and change this thread alone.
+        unsafe {
+            libc::setfsgid(gid);
+            libc::setfsuid(uid);
+        }
+        look()
+    };
+    std::thread::scope(|scope| scope.spawn(look).join().ok())
 }
 
 /// Lets a program that is started be asked to end (SIGTERM) when the thread that starts it dies, however that comes: it
@@ -753,7 +798,8 @@ mod tests {
             let arguments = arguments.iter().map(|text| CString::from(*text)).collect();
             let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).unwrap();
             let (namespaces, descriptors) = (Namespaces::default(), vec![null.try_clone().unwrap(), null]);
-            let launch = Launch { executable, arguments, namespaces, cgroup: None, descriptors };
+            let lifetime = Lifetime::Starters;
+            let launch = Launch { executable, arguments, namespaces, cgroup: None, descriptors, lifetime };
             // The filter is one thread's, which the program does not outlive.
             let thread = std::thread::spawn(move || {
                 refuse(libc::SYS_execveat, libc::ENOENT)?;

@@ -28,6 +28,12 @@ use timings::Timings;
 
 fn main() -> ExitCode {
     kiln_runtime::init_if_asked();
+    let status = command_line();
+    kiln_runtime::wait_for_wardens();
+    status
+}
+
+fn command_line() -> ExitCode {
     let words: Vec<_> = std::env::args_os().collect();
     let (error, convention) = match switches::parse(&words) {
         Ok(arguments) => match run(&arguments) {

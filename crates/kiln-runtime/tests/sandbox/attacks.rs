@@ -150,12 +150,28 @@ fn mount_sources_through_links(fixture: &Fixture) {
     sandbox.mounts = vec![mount("good")];
     assert_eq!(run(&sandbox).expect("starts").output, "found\n");
     for path in ["evil", "/evil", "../../../../../../../../etc", "real/../../../etc"] {
+        sandbox = fixture.shell("ls /m");
         sandbox.mounts = vec![mount(path)];
         let seen = run(&sandbox).map(|ran| ran.output);
         assert!(
             !seen.as_ref().is_ok_and(|seen| seen.contains("secret") || seen.contains("passwd")),
             "{path}: {seen:?}"
         );
+    }
+    // What is kiln's own is no link: whoever could put one there could have chosen what it leads to.
+    let link = fixture.empty("own").join("link");
+    fs_err::os::unix::fs::symlink(&canary, &link).expect("link");
+    let sources = |path: std::path::PathBuf| {
+        [BindSource::Owned { path: path.clone() }, BindSource::Within { root: path, path: "".into() }]
+    };
+    for (sources, expect) in [(sources(canary.clone()), Some("secret")), (sources(link), None)] {
+        for source in sources {
+            let kind = MountKind::Bind { source, read_only: false, recursive: false };
+            sandbox = fixture.shell("cat /m/secret");
+            sandbox.mounts = vec![Mount { kind, target: "/m".into() }];
+            let seen = run(&sandbox).map(|ran| ran.output);
+            assert_eq!(seen.as_deref().ok(), expect, "{seen:?}");
+        }
     }
     unharmed(&canary);
 }

@@ -105,6 +105,7 @@ fn chroot(fixture: &Fixture) {
     let root = fixture.empty("plain");
     fs_err::create_dir(root.join("bin")).expect("make");
     fs_err::copy(fixture.root(&[]).overlay.lowers[0].join("bin/busybox"), root.join("bin/sh")).expect("copy");
+    fs_err::copy(root.join("bin/sh"), root.join("bin/busybox")).expect("copy");
     let mut sandbox = fixture.shell("pwd; echo inside > /file; exit 6");
     sandbox.isolation = Isolation::Chroot;
     sandbox.process.directory = "/a".into();
@@ -132,7 +133,9 @@ fn chroot(fixture: &Fixture) {
     sandbox.files = vec![file("/etc/resolv.conf"), file("/kept/link")];
     sandbox.process.arguments[2] = "pwd; read l < /etc/resolv.conf; echo $l; read l < /kept/hosts; echo $l; \
         read l < /kept/new/cache/given; echo $l; echo c > /kept/new/cache/more; echo t > /t/file; \
-        echo inside > /file; (trap '' HUP; exec 1>&- 2>&-; while :; do read x < /etc/resolv.conf; done) & exit 6"
+        echo inside > /file; (trap '' HUP; exec 1>&- 2>&-; while :; do read x < /etc/resolv.conf; done) & \
+        /bin/busybox setsid /bin/busybox chroot /bin /busybox sh -c ': > /ready; exec /busybox sleep 60' <&- >&- 2>&- & \
+        until [ -e /bin/ready ] || [ ! -e /dev/null ]; do :; done; exit 6"
         .into();
     let ran = run(&sandbox).expect("starts");
     assert_eq!((ran.output.as_str(), ran.finished.exit), ("/a\nk\nk\ng\n", Exit::Code(6)), "{}", ran.error);
@@ -147,10 +150,9 @@ fn chroot(fixture: &Fixture) {
     assert!(!root.with_extension("aside").exists());
     assert!(ran.finished.notes[0].starts_with("not isolated: "), "{:?}", ran.finished.notes);
     let still_there = || {
-        fs_err::read_dir("/proc")
-            .expect("list")
-            .flatten()
-            .any(|process| fs_err::read_link(process.path().join("root")).is_ok_and(|link| link == root))
+        fs_err::read_dir("/proc").expect("list").flatten().any(|process| {
+            fs_err::read_link(process.path().join("root")).is_ok_and(|link| link.starts_with(&root))
+        })
     };
     assert!(!still_there(), "what the command left in the background is ended");
     sandbox.network = Network::None;
@@ -174,8 +176,14 @@ fn death_of_kiln(fixture: &Fixture) {
     for round in 0..20 {
         let marker = fixture.empty("marker");
         let program = std::env::current_exe().expect("a name");
+        // What changes its user loses the kernel's signal.
+        let command = match round {
+            0 => "--endless-after-many",
+            round if round % 4 < 2 => "--endless",
+            _ => "--endless-as-ann",
+        };
         let mut kiln = Command::new(program)
-            .arg("--endless")
+            .arg(command)
             .env("TMPDIR", &marker)
             .stdout(std::process::Stdio::piped())
             .spawn()
@@ -198,11 +206,25 @@ fn death_of_kiln(fixture: &Fixture) {
     assert!(!mounts.contains(fixture.directory.path().to_str().expect("a name")));
 }
 
-/// What the other kiln of the case above does.
-pub(crate) fn endless(fixture: &Fixture) {
-    let sandbox = fixture.shell("echo hello; while :; do sleep 1; done");
-    let running = kiln_runtime::start(&sandbox, kiln_runtime::Streams::inherit(), None, &fixture.launcher)
-        .expect("starts");
+/// What the other kiln of the case above does; no longer than a minute, should nobody end it.
+pub(crate) fn endless(fixture: &Fixture, wanted: &str) {
+    let start = |script: &str| {
+        let streams = kiln_runtime::Streams::inherit();
+        kiln_runtime::start(&fixture.shell(script), streams, None, &fixture.launcher).expect("starts")
+    };
+    let endless = "echo hello; for i in $(seq 60); do sleep 1; done";
+    let as_ann = format!("exec su ann -c '{endless}'");
+    let running = match wanted {
+        "--endless" => start(endless),
+        "--endless-as-ann" => start(&as_ann),
+        _ => {
+            let early = start("exec su ann -c 'sleep 60'");
+            (0..70).for_each(|_| drop(start("true").wait()));
+            let late = start(&as_ann);
+            let _ = early.wait();
+            late
+        }
+    };
     let _ = running.wait();
 }
 

@@ -48,8 +48,8 @@ fn main() {
             return;
         }
     };
-    if std::env::args().any(|argument| argument == "--endless") {
-        return confinement::endless(&fixture);
+    if let Some(wanted) = std::env::args().find(|argument| argument.starts_with("--endless")) {
+        return confinement::endless(&fixture, &wanted);
     }
     if std::env::args().any(|argument| argument == "--expecting") {
         return waiting::endless(&fixture);

@@ -37,6 +37,56 @@ fn what_runs_no_command_works_without_namespaces() {
     place.assert_nothing_is_mounted();
 }
 
+/// Also what became another user, for which the kernel forgets that it was to die with kiln.
+#[test]
+fn what_runs_dies_with_kiln() {
+    let Some(place) = Place::new() else { return };
+    place.make_base();
+    let script = r#"
+        kiln load -q -i base.image > /dev/null
+        (./kiln --root "$STORE" run base su app -c 'echo begun; sleep 60; echo late' & echo $! > $STORE.pid; wait || true) |
+            (read line; echo $line; kill -9 $(cat $STORE.pid); cat)
+        ls $STORE/tmp | wc -l; kiln system prune -af > /dev/null; ls $STORE/tmp | wc -l
+    "#;
+    for environment in [Environment::Root, Environment::SubIds, Environment::SingleId] {
+        let begun = std::time::Instant::now();
+        assert_eq!(place.run(environment, "022", script), "begun\n1\n0\n", "{environment:?}");
+        // Whoever still lived would hold the pipe open.
+        assert!(begun.elapsed() < std::time::Duration::from_secs(40), "{environment:?}");
+    }
+    place.assert_nothing_is_mounted();
+}
+
+/// A namespace of processes ends with its first one; without, kiln ends what is left.
+#[test]
+fn what_a_step_leaves_running_ends_with_it() {
+    let Some(place) = Place::new() else { return };
+    place.make_base();
+    // One in the same group of processes, which holds the pipe open; one of another group, and another user's.
+    let mark = place.path("").display().to_string();
+    let leaves = format!(
+        "FROM base\nRUN (sleep 100; echo late) & echo early; echo x > /x\n\
+         RUN busybox setsid su app -c 'sleep 100; : {mark}' <&- >&- 2>&- & sleep 1; echo x > /x\n"
+    );
+    place.write("leaves", &leaves);
+    let script = r#"
+        kiln load -q -i base.image > /dev/null
+        timeout 50 ./kiln --root $STORE build --progress=plain -f leaves context 2>&1 | sed -n 's/^.* \(early\|late\)$/\1/p'
+    "#;
+    for environment in [Environment::NoMounts, Environment::Root, Environment::SingleId] {
+        let begun = std::time::Instant::now();
+        assert_eq!(place.run(environment, "022", script), "early\n", "{environment:?}");
+        assert!(begun.elapsed() < std::time::Duration::from_secs(40), "{environment:?}");
+        let is_left = |process: &std::path::Path| {
+            let arguments = fs_err::read(process.join("cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&arguments).contains(&format!(": {mark}"))
+        };
+        let left = fs_err::read_dir("/proc").expect("listed").flatten().any(|entry| is_left(&entry.path()));
+        assert!(!left, "{environment:?}");
+    }
+    place.assert_nothing_is_mounted();
+}
+
 #[test]
 fn what_is_not_isolated_is_said_once() {
     let Some(place) = Place::new() else { return };

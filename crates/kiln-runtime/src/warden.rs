@@ -1,0 +1,173 @@
+//! A process that outlives kiln by a moment, to kill what kiln left running.
+//!
+//! The kernel kills a sandbox's first process when kiln dies, but forgets to as soon as that process changes its user or gains
+//! capabilities: `su` and `gosu` do, and so does every program with a set-user-ID bit. So another process of kiln's, the
+//! warden, gets a descriptor of each first process before that becomes the command. When its bell ends then kiln has ended,
+//! however that came, and it kills those that live; of what is in their namespaces nothing outlives them.
+//!
+//! A sandbox costs kiln one message and the warden nothing: messages wait in the socket until many have come, or the end.
+//!
+//! The warden holds nothing of kiln's but its ends of both: no lock, pipe, terminal or directory waits for it.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use kiln_sys::process::{self, Child, Launch, Lifetime, Namespaces, Starting};
+use kiln_sys::terminal;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::OFlags;
+use rustix::pipe::PipeFlags;
+
+use crate::init::CONTROL;
+use crate::launcher::{nothing, socket_pair};
+
+/// The name under which it is started.
+pub(crate) const NAME: &str = "kiln-warden";
+
+const KILL: i32 = 9;
+
+/// The warden of one kiln command, started with its first sandbox.
+#[derive(Debug, Default)]
+pub(crate) struct Warden(Mutex<Option<Post>>);
+
+impl Warden {
+    /// Begins to start it, unless it was before. Nothing waits for it.
+    pub(crate) fn begin(&self) -> io::Result<()> {
+        let mut post = self.post();
+        if post.is_none() {
+            *post = Some(Post::new()?);
+        }
+        Ok(())
+    }
+
+    /// From now on a process dies with this one.
+    pub(crate) fn watch(&self, pidfd: BorrowedFd<'_>) -> io::Result<()> {
+        let mut post = self.post();
+        let watched = post.as_mut().is_some_and(|post| post.watch(pidfd).is_ok());
+        if !watched {
+            // It was not started yet, or somebody killed it.
+            post.insert(Post::new()?).watch(pidfd)?;
+        }
+        Ok(())
+    }
+
+    fn post(&self) -> MutexGuard<'_, Option<Post>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A warden that was started. It ends when this is dropped, which [`wait_for_wardens`] waits for.
+#[derive(Debug)]
+struct Post {
+    /// By which it gets descriptors.
+    socket: OwnedFd,
+    /// A pipe that tells it to look for them, and whose end is kiln's.
+    bell: OwnedFd,
+    sent: usize,
+    process: Process,
+}
+
+/// So many descriptors wait for the warden at most; a socket holds more than a hundred.
+const UNREAD: usize = 32;
+
+#[derive(Debug)]
+enum Process {
+    Starting(Starting),
+    Runs(Child),
+    /// It could not be started.
+    None,
+}
+
+impl Post {
+    fn new() -> io::Result<Self> {
+        let (socket, far) = socket_pair()?;
+        let (hearing, bell) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        let (executable, _) = process::own_executable()?;
+        let [input, output, error] = nothing()?;
+        let launch = Launch {
+            executable,
+            arguments: vec![CString::from(c"kiln-warden")],
+            namespaces: Namespaces::default(),
+            cgroup: None,
+            descriptors: vec![input, output, error, far, hearing],
+            lifetime: Lifetime::ItsOwn,
+        };
+        Ok(Self { socket, bell, sent: 0, process: Process::Starting(launch.start()?) })
+    }
+
+    fn watch(&mut self, pidfd: BorrowedFd<'_>) -> io::Result<()> {
+        self.started()?;
+        terminal::send_with_descriptors(self.socket.as_fd(), b"!", &[pidfd])?;
+        self.sent += 1;
+        if self.sent.is_multiple_of(UNREAD) {
+            rustix::io::write(&self.bell, b"!")?;
+        }
+        Ok(())
+    }
+
+    /// Waits until it is a program of its own, which nothing that ends kiln ends.
+    fn started(&mut self) -> io::Result<()> {
+        if let Process::Starting(starting) = std::mem::replace(&mut self.process, Process::None) {
+            self.process = Process::Runs(starting.wait()?);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Post {
+    fn drop(&mut self) {
+        let _ = self.started();
+        if let Process::Runs(child) = std::mem::replace(&mut self.process, Process::None) {
+            ending().push(child);
+        }
+    }
+}
+
+/// Waits until the wardens of this process have ended that are not needed any more; to be called last. Who ends without that
+/// leaves them to process 1, which may be one that waits for nobody.
+pub fn wait_for_wardens() {
+    for warden in ending().drain(..) {
+        let _ = warden.wait();
+    }
+}
+
+/// Those that were told to end. That takes longer than most of what is still to be done then.
+fn ending() -> MutexGuard<'static, Vec<Child>> {
+    static ENDING: Mutex<Vec<Child>> = Mutex::new(Vec::new());
+    ENDING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the warden does. Its signals stay blocked, as they are in every process between its making and its program, so that
+/// none but a kill ends it.
+pub(crate) fn run() -> ! {
+    let (Ok(socket), Ok(bell)) = (process::inherited(CONTROL), process::inherited(CONTROL + 1)) else {
+        process::leave(125)
+    };
+    process::close_from(CONTROL + 2);
+    let _ = process::new_session();
+    let _ = rustix::process::chdir(c"/");
+    let _ = rustix::fs::fcntl_setfl(&socket, OFlags::NONBLOCK);
+    let mut watched: Vec<OwnedFd> = Vec::new();
+    loop {
+        let rang = rustix::io::read(&bell, &mut [0_u8; 16][..]);
+        watched.retain(|pidfd| lives(pidfd.as_fd()));
+        while let Ok((1, descriptors)) = terminal::receive_with_descriptors(socket.as_fd(), &mut [0_u8; 1]) {
+            watched.extend(descriptors);
+        }
+        if rang == Ok(0) {
+            break;
+        }
+    }
+    for pidfd in &watched {
+        let _ = process::send_signal(pidfd.as_fd(), KILL);
+    }
+    process::leave(0)
+}
+
+fn lives(pidfd: BorrowedFd<'_>) -> bool {
+    let mut polled = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    !matches!(rustix::event::poll(&mut polled, Some(&now)), Ok(1))
+}
