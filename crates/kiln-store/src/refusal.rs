@@ -62,10 +62,10 @@ fn systems_answer(path: &Path) -> Option<Error> {
 /// Why nothing can be written into a directory, if the file system is full.
 fn no_room(directory: &Path) -> Option<io::Error> {
     // The index of the log has as many at least.
-    static BYTES: [u8; 32 << 10] = [0; 32 << 10];
+    const BYTES: usize = 32 << 10;
     let directory = fs_err::File::open(directory).ok()?;
-    let tried =
-        kiln_sys::publish::unnamed_file(directory.as_fd()).and_then(|mut file| file.write_all(&BYTES));
+    let tried = kiln_sys::publish::unnamed_file(directory.as_fd())
+        .and_then(|mut file| file.write_all(&vec![0; BYTES]));
     tried.err().filter(is_full)
 }
 

@@ -12,13 +12,14 @@ const RESERVE: &str = "reserve";
 
 /// What is needed however small the database is: for its log and what that is moved to, for the log's index, for
 /// directories that grow, and for the layout that is written anew.
-const LEAST: u64 = 64 << 10;
+const LEAST: u64 = 48 << 10;
 
 /// Sets space aside in the store at `root`, or as much of it as there is room for. Removing all of 300 images, each of a build of
 /// its own, takes less than half of what the database has: the log gets each page that changes. So it grows with the database.
 pub(crate) fn make(root: &Path) {
-    let database = fs_err::metadata(root.join("kiln.db")).map_or(0, |found| found.len());
-    let wanted = LEAST + database;
+    let length = |name: &str| fs_err::metadata(root.join(name)).map_or(0, |found| found.len());
+    // Of a new one, nearly all is in the log.
+    let wanted = LEAST + length("kiln.db").max(length("kiln.db-wal"));
     let path = root.join(RESERVE);
     let Ok(file) = fs_err::OpenOptions::new().write(true).create(true).truncate(false).open(&path) else {
         return;

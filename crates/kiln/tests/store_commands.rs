@@ -223,7 +223,8 @@ fn a_store_that_cannot_be_opened_is_named_with_what_to_do() {
     fs_err::copy(&database, &kept).expect("copied");
     fs_err::write(&database, [b'x'; 8192]).expect("written");
     let told = format!(
-        "kiln: the store's database {} is damaged: {put_back}: file is not a database\n",
+        "kiln: the store's database {} is damaged: {put_back}: file is not a database: \
+         Error code 26: file is not a database\n",
         database.display()
     );
     kiln.check(&["images"], "", &told, 1);
@@ -234,7 +235,7 @@ fn a_store_that_cannot_be_opened_is_named_with_what_to_do() {
     kiln.check(&["images", "--format", "{{.Repository}}"], "app\n", "", 0);
 
     // Not to be read: root may read everything, so that another user asks there.
-    let closed = std::os::unix::fs::PermissionsExt::from_mode(0o0);
+    let closed = std::os::unix::fs::PermissionsExt::from_mode(0o000);
     fs_err::set_permissions(&database, closed).expect("closed");
     let mut command = kiln.command(&["images"]);
     if rustix::process::geteuid().is_root() {
