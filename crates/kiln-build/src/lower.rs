@@ -20,6 +20,8 @@ use crate::operation::{CopyKind, CopyOperation, CopySource, MountSource, Operati
 use crate::request::BuildRequest;
 use crate::stage::{PlannedHistory, Scope, StageState, absolute_destination, working_directory};
 
+/// How many ports the configs after each EXPOSE may have together: eight times as many as one config.
+const MOST_PORTS: usize = 8 * 3 * 65_536;
 /// Longest chain of ONBUILD triggers that is accepted from one base image.
 const MAX_TRIGGERS: usize = 1000;
 
@@ -75,6 +77,7 @@ pub(crate) fn lower(
         global_args,
         epoch,
         depth: 0,
+        ports: 0,
         graph: Graph::new(),
         stages: BTreeMap::new(),
         images: BTreeMap::new(),
@@ -114,6 +117,8 @@ struct Lowering<'a> {
     /// How many stages are being lowered, each for the one before.
     depth: usize,
     graph: Graph<Operation>,
+    /// How many ports EXPOSE left in configs so far.
+    ports: usize,
     /// Stages that are lowered to their end.
     stages: BTreeMap<usize, StageState>,
     /// Images of `--from` and `from=` that are no stages.
@@ -177,6 +182,7 @@ impl Lowering<'_> {
             Some(earlier) => {
                 self.stage(earlier, depth + 1)?;
                 let (state, triggers) = StageState::on_stage(&self.stages[&earlier]);
+                self.count_ports(&state, stage.span)?;
                 steps.total += triggers.iter().filter(|trigger| trigger_makes_layer(trigger)).count();
                 (state, triggers)
             }
@@ -269,6 +275,17 @@ impl Lowering<'_> {
         Ok(())
     }
 
+    /// Counts the ports that a config has after an EXPOSE, or begins a stage with. A few lines with ranges would else
+    /// fill the memory with configs and histories.
+    fn count_ports(&mut self, state: &StageState, span: Span) -> Result<()> {
+        self.ports += state.ports();
+        if self.ports <= MOST_PORTS {
+            return Ok(());
+        }
+        let message = format!("the configs after each EXPOSE have more than {MOST_PORTS} ports together");
+        Err(instruction_error(message, span))
+    }
+
     fn instruction(
         &mut self,
         state: &mut StageState,
@@ -292,7 +309,10 @@ impl Lowering<'_> {
         let applied = state.apply(&expanded.kind, &scope);
         self.global_args = global_args;
         if applied? {
-            return Ok(());
+            return match &expanded.kind {
+                Kind::Expose(_) => self.count_ports(state, instruction.span),
+                _ => Ok(()),
+            };
         }
         let shown = self.shown(state, instruction);
         let span = instruction.span.start..instruction.span.end;
@@ -580,6 +600,26 @@ mod tests {
         lint(&request(stages, &[]), &[]);
         // Only what is wanted is lint's to judge.
         lint(&request("FROM scratch\nCMD y\nFROM scratch\n", &[]), &[]);
+    }
+
+    /// A range of a few letters is many ports, and so is a stage on a stage that has them.
+    #[test]
+    fn ports_are_bounded_over_all_stages() {
+        let lowered = |file: &str| {
+            let request = request(file, &[]);
+            let parsed = kiln_dockerfile::parse(&request.dockerfile);
+            lower(&parsed.dockerfile, &request, &mut NoBases).map(|lowered| lowered.image)
+        };
+        let all = "EXPOSE 0-65535/udp\n";
+        let image = lowered(&format!("FROM scratch\n{}", all.repeat(5))).expect("few");
+        assert_eq!(image.config.exposed_ports.expect("ports").len(), 65_536);
+        let stages: String = (0..40).map(|number| format!("FROM s{number} AS s{}\n", number + 1)).collect();
+        for file in
+            [format!("FROM scratch\n{}", all.repeat(40)), format!("FROM scratch AS s0\n{all}{stages}")]
+        {
+            let error = lowered(&file).expect_err("too many");
+            assert!(error.to_string().contains("ports together"), "{error}");
+        }
     }
 
     /// Any name is an image of an architecture that is nobody's.

@@ -14,6 +14,8 @@ use crate::error::{Error, Result};
 
 /// The PATH of images that set none, as Docker's.
 pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The most ports that an EXPOSE may name: all of TCP, UDP and SCTP, and so many a config may have.
+const MOST_PORTS: usize = 3 * 65_536;
 /// The comment of history entries, as BuildKit's Dockerfile frontend writes it.
 const HISTORY_COMMENT: &str = "buildkit.dockerfile.v0";
 
@@ -102,6 +104,11 @@ impl StageState {
         state.lint = base.lint.on_stage();
         let triggers = state.image.config.on_build.take().unwrap_or_default();
         (state, triggers)
+    }
+
+    /// How many ports the config names.
+    pub(crate) fn ports(&self) -> usize {
+        self.image.config.exposed_ports.as_ref().map_or(0, BTreeMap::len)
     }
 
     /// The directory of relative paths.
@@ -261,10 +268,17 @@ fn note(configured: &mut HashMap<String, usize>, pair: &str, place: usize) {
     configured.entry(name.to_owned()).or_insert(place);
 }
 
+/// The ports of an EXPOSE. A range is short to write: what is more than any config may have is refused before the next
+/// one is spelt out.
 fn exposed(words: &[kiln_dockerfile::Word]) -> Result<Vec<String>> {
     let mut ports = Vec::new();
     for word in words {
         ports.extend(parse_port(&word.text)?);
+        if ports.len() > MOST_PORTS {
+            let message =
+                format!("EXPOSE names more than {MOST_PORTS} ports, all that TCP, UDP and SCTP have");
+            return Err(Error::Instruction { message, span: word.span, hint: None });
+        }
     }
     Ok(ports)
 }
@@ -351,6 +365,8 @@ mod tests {
         check(&["ENTRYPOINT [\"a\"]", "CMD [\"b\"]"], "Entrypoint", json!(["a"]));
         check(&["ENV A=1 B=2", "ENV A=$B"], "Env", json!(["A=2", "B=2"]));
         check(&["EXPOSE 80 90/udp"], "ExposedPorts", json!({"80/tcp": {}, "90/udp": {}}));
+        let error = changed(&[&format!("EXPOSE{}", " 0-65535".repeat(1000))]).expect_err("too many ports");
+        assert!(error.to_string().contains("more than 196608 ports"), "{error}");
         let test = json!({"Test": ["CMD", "true"], "Interval": 5_000_000_000_u64});
         check(&["HEALTHCHECK --interval=5s CMD [\"true\"]"], "Healthcheck", test);
         check(&["HEALTHCHECK NONE"], "Healthcheck", json!({"Test": ["NONE"]}));

@@ -3,13 +3,12 @@
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 
 use kiln_graph::{Context, Done, Given, Input, Preimage, Stop, Stream};
 use kiln_layer::index::Entry;
-use kiln_layer::{LayerContents, LayerIndex, LayerWriter, Outputs, RootView};
+use kiln_layer::{LayerIndex, LayerWriter, Outputs, RootView};
 use kiln_oci::{ChainId, DiffId};
-use kiln_store::{NewBlob, NewLayer, Store};
+use kiln_store::{NewBlob, NewLayer, StackContents};
 use kiln_sys::publish::begin_write_back;
 use kiln_sys::root::{Directory, Root};
 
@@ -32,18 +31,16 @@ const WRITE_BACK: u64 = 8 << 20;
 const SOURCE: &str = "source";
 
 /// A root in the store, opened layer by layer when a file is read.
-pub(crate) struct StoredRoot<'a> {
-    store: &'a Store,
-    layers: Vec<DiffId>,
+pub(crate) struct StoredRoot<'a, 'e> {
+    engine: &'a Engine<'e>,
     view: RootView,
-    opened: Vec<OnceLock<LayerContents>>,
+    contents: StackContents,
 }
 
-impl<'a> StoredRoot<'a> {
-    pub(crate) fn new(store: &'a Store, layers: Vec<DiffId>) -> Result<Self> {
-        let view = store.root_view(&layers)?;
-        let opened = layers.iter().map(|_| OnceLock::new()).collect();
-        Ok(Self { store, layers, view, opened })
+impl<'a, 'e> StoredRoot<'a, 'e> {
+    pub(crate) fn new(engine: &'a Engine<'e>, layers: Vec<DiffId>) -> Result<Self> {
+        let view = engine.store.root_view(&layers)?;
+        Ok(Self { engine, view, contents: StackContents::new(layers) })
     }
 
     pub(crate) fn tree(&self, name: &str) -> ImageTree<'_> {
@@ -51,22 +48,14 @@ impl<'a> StoredRoot<'a> {
     }
 }
 
-impl Contents for StoredRoot<'_> {
+impl Contents for StoredRoot<'_, '_> {
     fn open<'b>(
         &'b self,
         _view: &'b RootView,
         layer: usize,
         entry: Entry<'b>,
     ) -> Result<Box<dyn Read + Send + 'b>> {
-        let slot = &self.opened[layer];
-        let contents = match slot.get() {
-            Some(contents) => contents,
-            None => {
-                let contents = self.store.layer_contents(&self.layers, layer)?;
-                slot.get_or_init(|| contents)
-            }
-        };
-        Ok(contents.open(&entry)?)
+        self.contents.open(self.engine.store, || self.engine.lease(), (layer, &entry))
     }
 }
 
@@ -130,7 +119,7 @@ impl Engine<'_> {
         let mut roots = Vec::new();
         for position in operation.source_inputs() {
             let chain = inputs.clone().nth(position).map_or(ChainId::SCRATCH, |step| step.chain);
-            roots.push((position, StoredRoot::new(self.store, self.layers(chain)?)?));
+            roots.push((position, StoredRoot::new(self, self.layers(chain)?)?));
         }
         if roots.is_empty() {
             return self.with_source(operation.from, inputs, body);
@@ -154,10 +143,10 @@ impl Engine<'_> {
     ) -> Result<T> {
         match source {
             MountSource::Context => body(self.context()?),
-            MountSource::Empty => body(&StoredRoot::new(self.store, Vec::new())?.tree("an empty root")),
+            MountSource::Empty => body(&StoredRoot::new(self, Vec::new())?.tree("an empty root")),
             MountSource::Input(position) => {
                 let chain = inputs.nth(position).map_or(ChainId::SCRATCH, |step| step.chain);
-                let root = StoredRoot::new(self.store, self.layers(chain)?)?;
+                let root = StoredRoot::new(self, self.layers(chain)?)?;
                 body(&root.tree("the source stage or image"))
             }
         }
@@ -207,7 +196,7 @@ impl Engine<'_> {
         context: &Context<'_>,
     ) -> Result<DiffId> {
         let parent = inputs[0].chain;
-        let parent_root = StoredRoot::new(self.store, self.layers(parent)?)?;
+        let parent_root = StoredRoot::new(self, self.layers(parent)?)?;
         let parent_tree = parent_root.tree("the image");
         let scratch = Directory::open(self.lease()?.directory())?;
         self.with_sources(operation, inputs.iter().copied(), |source| {
@@ -237,7 +226,7 @@ impl Engine<'_> {
         parent: ChainId,
         context: &Context<'_>,
     ) -> Result<DiffId> {
-        let root = StoredRoot::new(self.store, self.layers(parent)?)?;
+        let root = StoredRoot::new(self, self.layers(parent)?)?;
         let tree = root.tree("the image");
         let mut writer = LayerWriter::new();
         let now = operation.epoch.unwrap_or_else(seconds);
@@ -282,7 +271,7 @@ impl Engine<'_> {
 
     /// Copies what a new cache mount with `from=` of a stage or image begins with.
     pub(crate) fn materialize_from(&self, chain: ChainId, path: &str, directory: &Path) -> Result<()> {
-        let root = StoredRoot::new(self.store, self.layers(chain)?)?;
+        let root = StoredRoot::new(self, self.layers(chain)?)?;
         let tree = root.tree("the source stage or image");
         let place = self.fresh_directory("copy")?;
         let mut selected = select_mount(path, &tree)?;

@@ -1,6 +1,7 @@
 //! Values with a syntax of their own: durations, sizes, booleans, signals, ports.
 
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::error::Error;
@@ -229,6 +230,12 @@ pub(crate) fn signal_names() -> impl Iterator<Item = &'static str> {
 /// # Errors
 /// [`Error::Port`]
 pub fn parse_port(text: &str) -> Result<Vec<String>, Error> {
+    let (ports, protocol) = port_range(text)?;
+    Ok(ports.map(|port| format!("{port}/{protocol}")).collect())
+}
+
+/// The ports that an EXPOSE word names, and their protocol: nothing is spelt out.
+pub(crate) fn port_range(text: &str) -> Result<(RangeInclusive<u16>, String), Error> {
     let fail = |reason: String| Error::Port { value: text.to_owned(), reason };
     let mut parts = text.rsplitn(3, ':');
     let container = parts.next().unwrap_or_default();
@@ -240,8 +247,8 @@ pub fn parse_port(text: &str) -> Result<Vec<String>, Error> {
     }
     let lower = protocol.to_lowercase();
     let protocol = match lower.as_str() {
-        "" => "tcp",
-        "tcp" | "udp" | "sctp" => &lower,
+        "" => "tcp".to_owned(),
+        "tcp" | "udp" | "sctp" => lower,
         _ => return Err(fail(format!("expected protocol tcp, udp or sctp, found {protocol}"))),
     };
     let address = ip.strip_prefix('[').and_then(|ip| ip.strip_suffix(']')).unwrap_or(ip);
@@ -256,7 +263,7 @@ pub fn parse_port(text: &str) -> Result<Vec<String>, Error> {
             return Err(fail(format!("ranges {ports} and {host} differ in length")));
         }
     }
-    Ok((start..=end).map(|port| format!("{port}/{protocol}")).collect())
+    Ok((start..=end, protocol))
 }
 
 fn parse_port_range(text: &str) -> Result<(u16, u16), String> {

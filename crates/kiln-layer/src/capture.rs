@@ -230,6 +230,7 @@ impl<'a> Scan<'a> {
     /// Looks at one name; a directory is to be visited next.
     fn item(&mut self, directory: &Directory, visit: &Visit<'a>, name: &OsStr) -> Result<Option<Visit<'a>>> {
         let path = path::join(&visit.path, name.as_bytes());
+        path::check(&path)?;
         let stat = directory.stat(name)?;
         let lower = match &visit.lower {
             Some(parent) => self.capture.lower.child(parent, name.as_bytes())?,

@@ -52,6 +52,22 @@ impl LayerContents {
         &self.index
     }
 
+    /// Whether everything that stands before this file in a compressed blob is decompressed to read it: no source has
+    /// it at hand.
+    ///
+    /// # Errors
+    /// When the index is damaged.
+    pub fn is_far(&self, entry: &Entry<'_>) -> Result<bool> {
+        if !self.sources.iter().all(|source| matches!(source, ContentSource::Blob(_))) {
+            return Ok(false);
+        }
+        let file = match entry.link_target() {
+            LinkTarget::Entry(target) => self.index.entry(target)?,
+            LinkTarget::None | LinkTarget::Lower => *entry,
+        };
+        Ok(file.size() > 0 && self.index.fact(file.number())?.is_none())
+    }
+
     /// Opens the content of a regular file of this layer, or of a hard link to one in it.
     ///
     /// # Errors

@@ -30,7 +30,7 @@ pub mod writer;
 pub use capture::{Capture, Changes, Owner, Owners, RecordedDevice, Stub, capture};
 pub use complete::{OpenLower, complete};
 pub use compression::Compression;
-pub use contents::{ContentSource, LayerContents};
+pub use contents::{ContentReader, ContentSource, LayerContents};
 pub use copy::{Copied, copy, note_copied};
 pub use diff::{Change, Difference, diff};
 pub use error::{Error, Result};

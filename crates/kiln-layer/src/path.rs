@@ -5,6 +5,8 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use crate::error::{EntryProblem, Error};
+
 /// The prefix of whiteouts in a layer's tar (OCI image-spec `layer.md`).
 pub const WHITEOUT: &[u8] = b".wh.";
 /// The name that makes a directory opaque in a layer's tar.
@@ -172,6 +174,29 @@ pub fn to_system(path: &[u8]) -> &Path {
     Path::new(OsStr::from_bytes(path))
 }
 
+/// The longest path of a file in a layer, in bytes: Linux's `PATH_MAX` without the zero.
+pub(crate) const LONGEST: usize = 4095;
+/// The longest name, in bytes: `NAME_MAX`.
+const LONGEST_NAME: usize = 255;
+/// How deep a file may be.
+const DEEPEST: usize = 1000;
+
+/// Refuses the path of what no layer may have: it could not be unpacked. Whatever reads or makes a layer asks here, so
+/// that what one takes the other takes, too.
+///
+/// # Errors
+/// [`EntryProblem::PathTooLong`] or [`EntryProblem::TooDeep`]
+pub(crate) fn check(path: &[u8]) -> Result<(), Error> {
+    let problem = if path.len() > LONGEST || components(path).any(|name| name.len() > LONGEST_NAME) {
+        EntryProblem::PathTooLong
+    } else if components(path).count() > DEEPEST {
+        EntryProblem::TooDeep
+    } else {
+        return Ok(());
+    };
+    Err(Error::Entry { path: shown(&path[..path.len().min(200)]), problem })
+}
+
 /// A path for people, always with a leading slash.
 pub fn shown(path: &[u8]) -> String {
     format!("/{}", String::from_utf8_lossy(path))
@@ -181,6 +206,20 @@ pub fn shown(path: &[u8]) -> String {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn paths_that_cannot_be_unpacked_are_refused() {
+        let name = |length: usize| "n".repeat(length);
+        let deep = |depth: usize| vec!["d"; depth].join("/");
+        let long = |last: usize| vec![name(254); 16].join("/") + "/" + &name(last);
+        for good in [name(255), deep(1000), long(15)] {
+            assert!(check(good.as_bytes()).is_ok(), "{good}");
+        }
+        for (bad, told) in [(name(256), "too long"), (deep(1001), "too deep"), (long(16), "too long")] {
+            let error = check(bad.as_bytes()).expect_err(&bad).to_string();
+            assert!(error.contains(told) && error.len() < 300, "{error}");
+        }
+    }
 
     #[test]
     fn directories_come_directly_before_their_content() {

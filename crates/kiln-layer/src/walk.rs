@@ -63,10 +63,6 @@ pub struct Walk {
     pub index: LayerIndex,
 }
 
-/// The longest path (`PATH_MAX` without its NUL) and name that the kernel takes.
-const LONGEST_PATH: usize = 4095;
-const LONGEST_NAME: usize = 255;
-const DEEPEST: usize = 1000;
 /// As many symbolic links as the kernel follows in one path.
 pub(crate) const LINKS: usize = 40;
 
@@ -178,7 +174,7 @@ impl Walker {
             if path::components(&cleaned).any(is_aufs) {
                 continue;
             }
-            check_length(&cleaned)?;
+            path::check(&cleaned)?;
             self.entry(&mut entry, &cleaned)?;
         }
         self.flush()?;
@@ -208,12 +204,12 @@ impl Walker {
         }
         let link = match kind {
             Kind::Symlink if entry.link.is_empty() => return Err(bad(EntryProblem::EmptyLink)),
-            Kind::Symlink if entry.link.len() > LONGEST_PATH => return Err(bad(EntryProblem::PathTooLong)),
+            Kind::Symlink if entry.link.len() > path::LONGEST => return Err(bad(EntryProblem::PathTooLong)),
             Kind::Symlink => std::mem::take(&mut entry.link),
             Kind::HardLink => {
                 let mut target = Vec::new();
                 path::clean(&entry.link, &mut target);
-                check_length(&target)?;
+                path::check(&target)?;
                 self.follow_parents(&target)?
             }
             _ => Vec::new(),
@@ -291,7 +287,7 @@ impl Walker {
             return Err(Error::Entry { path: path::shown(path), problem: EntryProblem::Loop });
         };
         let joined = path::join(&resolved, name);
-        check_length(&joined)?;
+        path::check(&joined)?;
         Ok(joined)
     }
 
@@ -370,18 +366,6 @@ impl Walker {
 /// Marks of AUFS itself (`.wh..wh.aufs`, `.wh..wh.plnk`), which mean nothing to anybody else.
 fn is_aufs(component: &[u8]) -> bool {
     component.starts_with(b".wh..wh.") && component != OPAQUE
-}
-
-fn check_length(path: &[u8]) -> Result<()> {
-    let problem = if path.len() > LONGEST_PATH || path::components(path).any(|name| name.len() > LONGEST_NAME)
-    {
-        EntryProblem::PathTooLong
-    } else if path::components(path).count() > DEEPEST {
-        EntryProblem::TooDeep
-    } else {
-        return Ok(());
-    };
-    Err(Error::Entry { path: path::shown(&path[..path.len().min(200)]), problem })
 }
 
 pub(crate) fn hash_zeros(content: &mut Content, mut length: u64) {

@@ -112,6 +112,7 @@ impl<'a> LayerWriter<'a> {
         if cleaned.is_empty() && !matches!(metadata.kind, Kind::Directory | Kind::Opaque) {
             return Err(bad(EntryProblem::RootNotDirectory));
         }
+        path::check(&cleaned)?;
         reduce(&mut metadata);
         self.entries.push(Pending { path: cleaned, metadata, source });
         Ok(())

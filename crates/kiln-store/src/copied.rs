@@ -100,7 +100,12 @@ impl Store {
 
     /// The contents of a layer in a form in which each file is found at once: its snapshot, or its tar, which is
     /// decompressed once and kept.
-    fn flat_contents(&self, lease: &Lease, layers: &[DiffId], position: usize) -> Result<LayerContents> {
+    pub(crate) fn flat_contents(
+        &self,
+        lease: &Lease,
+        layers: &[DiffId],
+        position: usize,
+    ) -> Result<LayerContents> {
         let layer = layers[position];
         let blobs = self.layer_blobs(layer)?;
         let has_files = self.index(layer)?.content_size() > 0;

@@ -98,11 +98,6 @@ impl Store {
         Ok(LayerContents::new(self.index(layer)?, sources))
     }
 
-    /// The contents of all layers of a stack.
-    pub fn contents(&self, layers: &[DiffId]) -> Result<Vec<LayerContents>> {
-        (0..layers.len()).map(|position| self.layer_contents(layers, position)).collect()
-    }
-
     /// Reads a small file of a root, symbolic links followed inside it; `None` if there is none, or it is no
     /// regular file.
     pub fn read_root_file(&self, view: &RootView, layers: &[DiffId], path: &[u8]) -> Result<Option<Vec<u8>>> {

@@ -15,6 +15,7 @@ use crate::layers::{OVERLAY, snapshot_key};
 use crate::lease::Lease;
 use crate::mount_points::GivenFiles;
 use crate::roots::Lowers;
+use crate::stack::StackContents;
 use crate::store::Ownership;
 
 /// How a root is put together.
@@ -185,7 +186,7 @@ impl Store {
             return Err(Error::Mismatch { what, expected: layer.0, found: walk.diff_id.0 });
         }
         if !walk.index.stands_alone() {
-            self.complete_snapshot(below, &walk.index, &root)?;
+            self.complete_snapshot(lease, below, &walk.index, &root)?;
         }
         self.publish_snapshot(lease, parent, &walk.index, &directory)?;
         self.snapshot_by_key(&key)?.ok_or(Error::NoLayer(layer))
@@ -194,13 +195,17 @@ impl Store {
     /// Gives a snapshot what its layer only implies: metadata of directories, files of lower layers that it links to.
     pub(crate) fn complete_snapshot(
         &self,
+        lease: &Lease,
         below: &[DiffId],
         index: &kiln_layer::LayerIndex,
         root: &Root,
     ) -> Result<()> {
         let view = self.root_view(below)?;
-        let contents = self.contents(below)?;
-        let open = |layer: usize, entry: &kiln_layer::index::Entry<'_>| contents[layer].open(entry);
+        let contents = StackContents::new(below.to_vec());
+        let open = |layer: usize, entry: &kiln_layer::index::Entry<'_>| {
+            let opened = contents.open::<Error>(self, || Ok(lease), (layer, entry));
+            opened.map_err(|error| kiln_layer::Error::Read(std::io::Error::other(error)))
+        };
         Ok(kiln_layer::complete(index, &view, &self.unpacking(root), &open)?)
     }
 

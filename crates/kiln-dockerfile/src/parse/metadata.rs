@@ -105,7 +105,7 @@ impl Parser<'_> {
         for word in &words {
             let plain =
                 word.text.chars().all(|ch| ch.is_ascii_alphanumeric() || matches!(ch, '/' | '-' | ':' | '.'));
-            if plain && let Err(error) = value::parse_port(&word.text) {
+            if plain && let Err(error) = value::port_range(&word.text) {
                 self.diagnostics.push(Diagnostic::error(error.to_string(), word.span));
             }
         }

@@ -8,4 +8,5 @@ mod repair;
 #[path = "../../../../tests/skipped.rs"]
 mod skipped;
 mod sources;
+mod stack;
 mod stale;

@@ -106,6 +106,15 @@ fn refusals_are_clear_and_change_nothing() {
             ">>> RUN echo out",
         ],
     );
+    // Nobody could unpack it, kiln least of all.
+    let name = "n".repeat(256);
+    for step in [
+        format!("WORKDIR /{name}"),
+        format!("COPY <<E /{name}\nx\nE"),
+        "RUN for i in 0 1 2 3; do for j in $(seq 251); do mkdir d && cd d || exit 1; done; done".to_owned(),
+    ] {
+        bench.refuses(Some(&format!("FROM bb\n{step}\n")), 1, &["its path is too "]);
+    }
     bench.refuses(Some("FROM bb\nRUN [\"/nosuch\"]\n"), 1, &["/nosuch", ">>> RUN [\"/nosuch\"]\n"]);
     bench.refuses(
         Some("FROM bb\nRUN echo not run > /first\nCOPY a[ /o/\n"),

@@ -265,10 +265,10 @@ fn write(directory: &Path, results: &Results) -> Result<()> {
 /// Writes the results and says where.
 fn publish(directory: &Path, results: &Results) -> Result<()> {
     write(directory, results)?;
-    if let Some(run) = results.runs.first() {
-        for complaint in missed::complaints(&missed::read(&repository())?, &budgets::verdicts(run)) {
-            println!("{complaint}");
-        }
+    let verdicts: Vec<_> =
+        results.runs.iter().filter(|run| page::is_roots(run)).flat_map(budgets::verdicts).collect();
+    for complaint in missed::complaints(&missed::read(&repository())?, &verdicts) {
+        println!("{complaint}");
     }
     say(&format!("wrote performance.md, performance.json and plots in {}", directory.display()));
     Ok(())

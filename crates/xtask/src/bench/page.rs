@@ -13,9 +13,17 @@ use super::workload::GROUPS;
 
 const ABOUT: &str = include_str!("about.md");
 
+/// Why a budget is missed: told once, for the first run that misses it.
+struct Reason<'a> {
+    text: &'a Text,
+    /// The number of the run that it was told for.
+    told: Option<usize>,
+}
+
 /// The page.
 pub(crate) fn render(results: &Results, texts: &[Text]) -> String {
     let mut page = format!("# Performance\n\n{}\n", ABOUT.trim_end());
+    let mut reasons: Vec<Reason<'_>> = texts.iter().map(|text| Reason { text, told: None }).collect();
     for (number, run) in results.runs.iter().enumerate() {
         let whose = if is_roots(run) { "" } else { ", by an ordinary user" };
         let heading = match results.runs.len() {
@@ -24,8 +32,7 @@ pub(crate) fn render(results: &Results, texts: &[Text]) -> String {
         };
         // Writing to a String does not fail.
         let _ = write!(page, "\n## {heading}\n\n");
-        // What is missed is explained once, for the first run.
-        section(&mut page, run, if number == 0 { texts } else { &[] });
+        section(&mut page, run, &mut reasons, number + 1);
     }
     let beside_peers: Vec<&Run> = results.runs.iter().filter(|run| run.engines.len() > 1).collect();
     if beside_peers.len() > 1 {
@@ -35,7 +42,7 @@ pub(crate) fn render(results: &Results, texts: &[Text]) -> String {
     page
 }
 
-fn section(page: &mut String, run: &Run, texts: &[Text]) {
+fn section(page: &mut String, run: &Run, reasons: &mut [Reason<'_>], number: usize) {
     table(page, &["", ""], run.machine.iter().map(|(name, value)| vec![name.clone(), value.clone()]));
     let engines: Vec<String> =
         run.engines.iter().map(|(name, version)| format!("{name} ({version})")).collect();
@@ -57,7 +64,7 @@ fn section(page: &mut String, run: &Run, texts: &[Text]) {
     }
     // Promises are about root and peers; the ordinary user's table stands for itself.
     if is_roots(run) {
-        promises(page, run, texts);
+        promises(page, run, reasons, number);
     }
     if !run.floors.is_empty() {
         page.push_str("\n### The machine's floor\n\n");
@@ -81,11 +88,11 @@ fn section(page: &mut String, run: &Run, texts: &[Text]) {
     doubts(page, run);
 }
 
-fn is_roots(run: &Run) -> bool {
+pub(crate) fn is_roots(run: &Run) -> bool {
     run.machine.iter().any(|(name, value)| name == "user" && value == ROOT)
 }
 
-fn promises(page: &mut String, run: &Run, texts: &[Text]) {
+fn promises(page: &mut String, run: &Run, reasons: &mut [Reason<'_>], number: usize) {
     page.push_str("\n### Budgets\n\n");
     let verdicts = budgets::verdicts(run);
     table(
@@ -97,21 +104,25 @@ fn promises(page: &mut String, run: &Run, texts: &[Text]) {
         }),
     );
     let missed = || verdicts.iter().filter(|verdict| !verdict.held);
-    if texts.is_empty() || missed().next().is_none() {
+    if missed().next().is_none() {
         return;
     }
     page.push_str("\n### Where a budget is missed\n");
-    for text in texts {
+    for reason in reasons.iter_mut() {
         let about: Vec<String> = missed()
-            .filter(|verdict| text.is_about(verdict))
+            .filter(|verdict| reason.text.is_about(verdict))
             .map(|verdict| format!("{}: {}, found {}", verdict.what, verdict.promised, verdict.found))
             .collect();
-        if !about.is_empty() {
-            let _ = write!(page, "\n- {}\n\n{}\n", about.join("\n- "), text.body);
+        if about.is_empty() {
+            continue;
         }
+        let told = reason.told.map(|earlier| format!("Why is told for run {earlier}."));
+        reason.told.get_or_insert(number);
+        let _ =
+            write!(page, "\n- {}\n\n{}\n", about.join("\n- "), told.as_deref().unwrap_or(&reason.text.body));
     }
     let silent: Vec<&str> = missed()
-        .filter(|verdict| !texts.iter().any(|text| text.is_about(verdict)))
+        .filter(|verdict| !reasons.iter().any(|reason| reason.text.is_about(verdict)))
         .map(|verdict| verdict.what.as_str())
         .collect();
     if !silent.is_empty() {
