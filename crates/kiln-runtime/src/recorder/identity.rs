@@ -154,7 +154,8 @@ impl Identity {
     /// Whether it may make these a file's owner; whether the file is its own is not looked at.
     pub(super) fn may_give(&self, uid: Option<u32>, gid: Option<u32>) -> bool {
         let own_group = |gid: u32| gid == self.gids.effective || self.groups.contains(&gid);
-        self.is_privileged() || (uid.is_none_or(|uid| uid == self.uids.effective) && gid.is_none_or(own_group))
+        self.is_privileged()
+            || (uid.is_none_or(|uid| uid == self.uids.effective) && gid.is_none_or(own_group))
     }
 
     /// Does one of the calls that set identifiers.
