@@ -67,7 +67,11 @@ pub fn build<W: Watcher>(
     let mut diagnostics = parsed.diagnostics;
     let refused = |diagnostics: &[Diagnostic]| -> std::result::Result<(), Box<BuildFailure>> {
         let errors = rendered(request, &source_text, diagnostics, Severity::Error);
-        if errors.is_empty() { Ok(()) } else { Err(fail(Error::Dockerfile(errors), None, None)) }
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(fail(Error::Dockerfile(errors.trim_end().to_owned()), None, None))
+        }
     };
     refused(&diagnostics)?;
     let lease = store.lease_late("build").map_err(|error| fail(error.into(), None, None))?;
@@ -84,6 +88,7 @@ pub fn build<W: Watcher>(
         before_reading: &|| Ok(lease.begin().map(drop)?),
         note: &|text: &str| watcher.note(text),
         works: &|| watcher.works(),
+        cancel: cancel.clone(),
         ..Engine::new(store, &lease, request)
     };
     let solved = run(&engine, &lowered, watcher, cancel);
@@ -168,7 +173,10 @@ fn plan(
     request: &BuildRequest,
 ) -> Result<Lowered> {
     let _span = kiln_trace::span("lower");
-    lower(dockerfile, request, &mut StoreBases { store, lease })
+    let lowered = lower(dockerfile, request, &mut StoreBases { store, lease })?;
+    // Better now than when all steps are done.
+    lowered.image.check_counts(lowered.history.len())?;
+    Ok(lowered)
 }
 
 /// Base images from the store.
@@ -281,6 +289,25 @@ mod tests {
             assert_eq!(solved.executions(), executed);
             let kept = engine.selections.lock().expect("not poisoned").len();
             assert_eq!(kept, 0, "with {executed} executions");
+        }
+    }
+
+    /// What could not be read again is not built.
+    #[test]
+    fn configs_beyond_all_bounds_are_refused_at_once() {
+        let lab = Lab::new().context(&[]);
+        let store = Store::open(&lab.host.path().join("store"), Ownership::SingleId).expect("a store");
+        let lease = store.lease_late("build").expect("a lease");
+        let variables: String = (0..10_000).map(|number| format!(" \\\n a{number}=x")).collect();
+        for (lines, told) in [
+            ("CMD [\"x\"]\n".repeat(10_001), "it has 10001 history entries; at most 10000"),
+            (format!("ENV{variables}\n"), "it has 10001 environment variables; at most 10000"),
+        ] {
+            let dockerfile = format!("FROM scratch\n{lines}");
+            let request = request(lab.context_path(), dockerfile.as_bytes());
+            let planned = plan(&store, &lease, &parse_traced(&request).dockerfile, &request);
+            let error = planned.map(drop).expect_err(told).to_string();
+            assert!(error.contains(told), "{error}");
         }
     }
 }

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use kiln_dockerfile::{IgnoreMatcher, IgnoreState};
+use kiln_graph::Cancel;
 use kiln_layer::{Kind, Metadata};
 use kiln_oci::{Digest, Hasher};
 use kiln_sys::root::{Directory, FileError, Root, Time};
@@ -22,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::examine::{Entries, Examined};
 use crate::filter::Filter;
 use crate::stat_cache::StatCache;
+use crate::stopping::Stopping;
 use crate::tree::{Below, Found, SourceTree, Stamp, split};
 
 /// How many threads walk and hash at most.
@@ -40,6 +42,8 @@ pub(crate) struct BuildContext<'a> {
     last: Mutex<Option<(Vec<u8>, Arc<Directory>)>>,
     /// What is to be done before files are read.
     before_reading: Option<BeforeReading<'a>>,
+    /// Ends reading.
+    cancel: Cancel,
 }
 
 /// Called whenever files of a context are about to be read, which may take long.
@@ -48,6 +52,8 @@ pub(crate) type BeforeReading<'a> = &'a (dyn Fn() -> Result<()> + Sync);
 /// What came of examining a path.
 enum Seen {
     Whole(Examined),
+    /// All but a directory that was gone when it was to be read; what was in it may have another name by now.
+    Partly(Examined),
     /// A file was gone, or had become something else, when it was to be read.
     Gone(Vec<u8>),
 }
@@ -73,12 +79,17 @@ impl<'a> BuildContext<'a> {
         let stat = root.directory().stat_self()?;
         let caches = caches.filter(|_| tells_changes(root.directory()));
         let cache = RwLock::new(StatCache::open(caches, (stat.st_dev, stat.st_ino)));
-        Ok(Self { root, ignore, cache, last: Mutex::new(None), before_reading: None })
+        Ok(Self { root, ignore, cache, last: Mutex::new(None), before_reading: None, cancel: Cancel::new() })
     }
 
     /// The same context, which calls `before_reading` first of all when contents have to be read for a digest.
     pub(crate) fn calling(self, before_reading: BeforeReading<'a>) -> Self {
         Self { before_reading: Some(before_reading), ..self }
+    }
+
+    /// The same context, no file of which is read on once `cancel` is set.
+    pub(crate) fn ending_with(self, cancel: &Cancel) -> Self {
+        Self { cancel: cancel.clone(), ..self }
     }
 
     /// Keeps what was learned of unchanged files for later builds. Losing a race with another build loses only speed.
@@ -186,6 +197,9 @@ impl<'a> BuildContext<'a> {
             let mut left = before.size;
             // Whatever comes after the size that it had shows in its size afterwards.
             while left > 0 {
+                if self.cancel.is_canceled() {
+                    return Err(Error::Canceled);
+                }
                 match file.read(buffer) {
                     Ok(0) => break,
                     Ok(length) => {
@@ -288,13 +302,17 @@ impl<'a> BuildContext<'a> {
         }
         let walk = Walk::new(self, path, self.ignore_state(path), filter, Purpose::Content);
         let mut walked = walk.run()?;
+        if walked.is_gone() {
+            return Ok(Seen::Gone(path.to_vec()));
+        }
         if let Some(gone) = self.hash_missing(path, &mut walked)? {
             return Ok(Seen::Gone(gone));
         }
         let _span = kiln_trace::span("hash directories");
         let digest = walked.digest(found.metadata.mode);
         let root = Box::new(Below { path: Box::default(), found, is_implied: false });
-        Ok(Seen::Whole(Examined { digest, links: walked.links(), entries: Entries::Walked(root, walked) }))
+        let seen = if walked.is_partial() { Seen::Partly } else { Seen::Whole };
+        Ok(seen(Examined { digest, links: walked.links(), entries: Entries::Walked(root, walked) }))
     }
 
     /// What an entry is; none for sockets.
@@ -381,7 +399,7 @@ impl SourceTree for BuildContext<'_> {
 
     fn open(&self, path: &[u8]) -> Result<(Box<dyn Read + Send + '_>, Option<Stamp>)> {
         let (file, stamp) = self.open_regular(path)?;
-        Ok((Box::new(file), Some(stamp)))
+        Ok((Box::new(Stopping::new(file, &self.cancel)), Some(stamp)))
     }
 
     fn stored_digest(&self, _path: &[u8]) -> Result<Option<Digest>> {
@@ -395,21 +413,22 @@ impl SourceTree for BuildContext<'_> {
         if !is_directory {
             return Ok(vec![root]);
         }
-        let walk = Walk::new(self, path, self.ignore_state(path), filter, Purpose::Entries);
-        Ok(walk.run()?.entries(root))
+        let walked = Walk::new(self, path, self.ignore_state(path), filter, Purpose::Entries).run()?;
+        Ok(if walked.is_gone() { Vec::new() } else { walked.entries(root) })
     }
 
     fn examine(&self, path: &[u8], filter: &Filter) -> Result<Examined> {
-        let mut last = Vec::new();
+        let mut last = Err(Error::Changed(self.shown(path)));
         for _ in 0..ATTEMPTS {
-            match self.examine_once(path, filter)? {
+            last = match self.examine_once(path, filter)? {
                 Seen::Whole(examined) => return Ok(examined),
-                Seen::Gone(gone) => last = gone,
-            }
+                Seen::Partly(examined) => Ok(examined),
+                Seen::Gone(gone) => Err(Error::Changed(self.shown(&gone))),
+            };
             // Its directory may be another one by now.
             *self.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
-        Err(Error::Changed(self.shown(&last)))
+        last
     }
 
     fn hides(&self, path: &[u8]) -> bool {
@@ -537,6 +556,40 @@ mod tests {
         let found =
             examine_changing(&lab, b"one", &|_| fs_err::remove_file(path(&lab, "one")).expect("removed"));
         assert_eq!(found.expect("examined"), [""; 0]);
+    }
+
+    #[test]
+    fn a_directory_that_moves_while_a_context_is_read_never_loses_what_is_in_it() {
+        use std::sync::atomic::AtomicBool;
+        let lab = Lab::new().context(&[("d/s/link", "->x"), ("d/one/", ""), ("d/two/", "")]);
+        let (context, ended) = (lab.open(), AtomicBool::new(false));
+        let (here, there) = (lab.context_path().join("d/s"), lab.context_path().join("d/t"));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ended.load(Ordering::Relaxed) {
+                    fs_err::rename(&here, &there).expect("moved");
+                    fs_err::rename(&there, &here).expect("moved back");
+                }
+            });
+            for _ in 0..500 {
+                let examined = context.examine(b"d", &Filter::default()).map(|it| it.entries.all());
+                let names = examined.map(|all| {
+                    all.iter()
+                        .map(|below| String::from_utf8_lossy(&below.path).into_owned())
+                        .collect::<Vec<_>>()
+                });
+                let is_whole = names.as_ref().is_ok_and(|names| {
+                    ["s", "t"].iter().all(|name| {
+                        names.iter().any(|found| found == name) == names.contains(&format!("{name}/link"))
+                    })
+                });
+                if !is_whole {
+                    ended.store(true, Ordering::Relaxed);
+                }
+                assert!(is_whole, "{names:?}");
+            }
+            ended.store(true, Ordering::Relaxed);
+        });
     }
 
     #[test]

@@ -70,6 +70,14 @@ struct Scratch {
     order: Vec<(u64, u64, usize)>,
 }
 
+/// What came of reading a directory.
+enum Read {
+    /// What is in it, and which of its entries are directories to be read, too, with their places.
+    Listed(Listing, Vec<(Task, usize)>),
+    /// It went away since its parent was read.
+    Gone,
+}
+
 /// Everything that was found below a directory.
 #[derive(Debug, Default)]
 pub(crate) struct Walked {
@@ -86,6 +94,8 @@ struct Listing {
     text: Vec<u8>,
     entries: Vec<Listed>,
     digests: Digests,
+    /// The directory went away before it was read, as if it had not been there when its parent was.
+    is_gone: bool,
 }
 
 /// How far the directory's digest is known.
@@ -167,38 +177,46 @@ impl<'a> Walk<'a> {
         let mut span = kiln_trace::span("walk context");
         let mut scratch = Scratch::default();
         while let Some(task) = self.next() {
-            let result = self.read(&task, &mut scratch);
-            let mut work = self.lock();
-            work.active -= 1;
-            match result {
-                Ok((mut listing, tasks)) => {
-                    span.count(listing.entries.len());
-                    let first = work.listings.len();
-                    for (task, entry) in tasks {
-                        let number = work.listings.len();
-                        work.listings.push(Listing::default());
-                        listing.entries[entry].more = More::Listing(number);
-                        work.pending.push(Task { number, ..task });
-                    }
-                    // The one pushed last is taken first: keep to the order of names.
-                    let pushed = work.listings.len() - first;
-                    let start = work.pending.len() - pushed;
-                    work.pending[start..].reverse();
-                    work.listings[task.number] = listing;
-                }
-                Err(error) => {
-                    work.failure.get_or_insert(error);
-                    work.pending.clear();
-                }
+            let read = self.read(&task, &mut scratch);
+            if let Ok(Read::Listed(listing, _)) = &read {
+                span.count(listing.entries.len());
             }
-            let (left, waiting) = (work.pending.len(), work.waiting);
-            let wakes = waiting > 0 && (left > 0 || work.active == 0);
-            drop(work);
-            if wakes {
-                self.changed.notify_all();
-            }
-            pending(left);
+            pending(self.note(&task, read));
         }
+    }
+
+    /// Notes what came of a task, and gives how many wait.
+    fn note(&self, task: &Task, read: Result<Read>) -> usize {
+        let mut work = self.lock();
+        work.active -= 1;
+        match read {
+            Ok(Read::Listed(mut listing, tasks)) => {
+                let first = work.listings.len();
+                for (task, entry) in tasks {
+                    let number = work.listings.len();
+                    work.listings.push(Listing::default());
+                    listing.entries[entry].more = More::Listing(number);
+                    work.pending.push(Task { number, ..task });
+                }
+                // The one pushed last is taken first: keep to the order of names.
+                let pushed = work.listings.len() - first;
+                let start = work.pending.len() - pushed;
+                work.pending[start..].reverse();
+                work.listings[task.number] = listing;
+            }
+            Ok(Read::Gone) => work.listings[task.number].is_gone = true,
+            Err(error) => {
+                work.failure.get_or_insert(error);
+                work.pending.clear();
+            }
+        }
+        let (left, waiting) = (work.pending.len(), work.waiting);
+        let wakes = waiting > 0 && (left > 0 || work.active == 0);
+        drop(work);
+        if wakes {
+            self.changed.notify_all();
+        }
+        left
     }
 
     fn next(&self) -> Option<Task> {
@@ -217,18 +235,20 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Reads one directory: its entries, and which of them are directories to be read, too, with their places.
-    fn read(&self, task: &Task, scratch: &mut Scratch) -> Result<(Listing, Vec<(Task, usize)>)> {
+    /// Reads one directory.
+    fn read(&self, task: &Task, scratch: &mut Scratch) -> Result<Read> {
         let mut listing = Listing { path: task.path.clone(), ..Listing::default() };
         let mut tasks = Vec::new();
         let from_root = join(&self.root, &task.path);
-        let mut directory = match self.context.root().open_directory(Path::new(OsStr::from_bytes(&from_root)))
-        {
-            // It went away since its parent was read.
-            Err(error) if is_missing(&error) && !task.path.is_empty() => return Ok((listing, tasks)),
-            directory => directory?,
+        let opened = self.context.root().open_directory(Path::new(OsStr::from_bytes(&from_root)));
+        let listed = opened.and_then(|mut directory| {
+            directory.list_sorted(&mut scratch.names)?;
+            Ok(directory)
+        });
+        let directory = match listed {
+            Err(error) if is_missing(&error) => return Ok(Read::Gone),
+            listed => listed?,
         };
-        directory.list_sorted(&mut scratch.names)?;
         listing.entries.reserve_exact(scratch.names.iter().len());
         listing.text.reserve_exact(scratch.names.text_size());
         let mut place = Place::new(self, task, from_root);
@@ -265,7 +285,7 @@ impl<'a> Walk<'a> {
             self.fill_in(&mut listing, &mut scratch.order);
             listing.sum(task.mode, tasks.is_empty() && !task.path.is_empty());
         }
-        Ok((listing, tasks))
+        Ok(Read::Listed(listing, tasks))
     }
 
     /// Asks the stat cache for the content of the files of a directory.
@@ -433,9 +453,24 @@ impl Walked {
         !self.has_entries(0)
     }
 
+    /// Whether the directory itself went away before it was read.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.went_away(0)
+    }
+
+    /// Whether directories are left out that went away before they were read.
+    pub(crate) fn is_partial(&self) -> bool {
+        self.listings.iter().any(|listing| listing.is_gone)
+    }
+
+    fn went_away(&self, number: usize) -> bool {
+        self.listings.get(number).is_some_and(|listing| listing.is_gone)
+    }
+
     fn has_entries(&self, number: usize) -> bool {
         self.listings.get(number).is_some_and(|listing| {
             listing.entries.iter().any(|listed| match listed.more {
+                More::Listing(below) if self.went_away(below) => false,
                 More::Listing(below) if listed.needs_below => self.has_entries(below),
                 _ => true,
             })
@@ -484,6 +519,7 @@ impl Walked {
         let mut count = 0;
         for (place, listed) in listing.entries.iter().enumerate() {
             let digest = match listed.more {
+                More::Listing(below) if self.went_away(below) => continue,
                 More::Listing(below) => {
                     let (digest, entries) = self.digest_of(below, listed.mode());
                     if listed.needs_below && entries == 0 {
@@ -536,6 +572,9 @@ impl Walked {
         let Some(listing) = self.listings.get(number) else { return };
         let length = path.len();
         for listed in &listing.entries {
+            if matches!(listed.more, More::Listing(below) if self.went_away(below)) {
+                continue;
+            }
             append(path, length, listing.name(listed));
             let at = below.len();
             let is_regular = listed.kind == Kind::Regular;
@@ -563,4 +602,62 @@ fn append(path: &mut Vec<u8>, length: usize, name: &[u8]) {
         path.push(b'/');
     }
     path.extend_from_slice(name);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::Lab;
+    use crate::tree::SourceTree as _;
+
+    #[test]
+    fn a_directory_that_goes_before_it_is_read_is_not_in_its_parent() {
+        let changes: [fn(&Path); 3] = [
+            |path| fs_err::remove_dir_all(path).expect("removed"),
+            |path| fs_err::rename(path, path.with_extension("moved")).expect("moved"),
+            |path| {
+                fs_err::remove_dir_all(path).expect("removed");
+                fs_err::write(path, "").expect("written");
+            },
+        ];
+        for change in changes {
+            let lab =
+                Lab::new().context(&[("d/s/link", "->x"), ("d/s/t/", ""), ("d/link", "->x"), ("d/e/", "")]);
+            let (context, filter) = (lab.open(), Filter::default());
+            let walk = || Walk::new(&context, b"d", IgnoreState::default(), &filter, Purpose::Content);
+            let begun = walk();
+            // The directory itself, as a thread reads it.
+            let task = begun.next().expect("a task");
+            begun.note(&task, begun.read(&task, &mut Scratch::default()));
+            change(&lab.context_path().join("d/s"));
+            let walked = begun.run().expect("walked");
+            assert!(walked.is_partial() && !walked.is_gone());
+            let root = || {
+                let found = context.find(b"d").expect("found").expect("there");
+                Below { path: Box::default(), found, is_implied: false }
+            };
+            let names: Vec<_> = walked
+                .entries(root())
+                .iter()
+                .map(|below| String::from_utf8_lossy(&below.path).into_owned())
+                .collect();
+            assert_eq!(names, ["", "e", "link"]);
+            for left in ["s", "s.moved"] {
+                let left = lab.context_path().join("d").join(left);
+                let _ = fs_err::remove_dir_all(&left).or_else(|_| fs_err::remove_file(&left));
+            }
+            let whole = walk().run().expect("walked");
+            assert!(!whole.is_partial());
+            assert_eq!(walked.digest(0o755), whole.digest(0o755), "as if it had not been there");
+        }
+    }
+
+    #[test]
+    fn a_walked_directory_that_goes_is_gone() {
+        let lab = Lab::new().context(&[("d/link", "->x")]);
+        let (context, filter) = (lab.open(), Filter::default());
+        let walk = Walk::new(&context, b"d", IgnoreState::default(), &filter, Purpose::Entries);
+        fs_err::remove_dir_all(lab.context_path().join("d")).expect("removed");
+        assert!(walk.run().expect("walked").is_gone());
+    }
 }

@@ -7,8 +7,8 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use kiln_graph::{
-    Claim, Context, Done, Earlier, Entry, Executor, Given, Identity, Input, Key, Preimage, Record, Records,
-    Stop, VertexId,
+    Cancel, Claim, Context, Done, Earlier, Entry, Executor, Given, Identity, Input, Key, Preimage, Record,
+    Records, Stop, VertexId,
 };
 use kiln_oci::{ChainId, DiffId, Digest};
 use kiln_remote::Client;
@@ -20,7 +20,7 @@ use crate::context::{BeforeReading, BuildContext};
 use crate::download::Fetched;
 use crate::error::{Error, Result};
 use crate::git::Commit;
-use crate::operation::{MountSource, Operation, ROOT, RunMountKind};
+use crate::operation::{CacheMount, MountSource, Operation, ROOT, RunMountKind};
 use crate::request::{BuildRequest, ContextKind, Executions};
 use crate::select::Selection;
 use crate::transfer::Form;
@@ -58,6 +58,8 @@ pub(crate) struct Engine<'a> {
     /// Tells something, and what was told.
     pub(crate) note: &'a (dyn Fn(&str) + Sync),
     pub(crate) noted: Mutex<HashSet<String>>,
+    /// Ends the build.
+    pub(crate) cancel: Cancel,
     /// Tells that something is about to be made.
     pub(crate) works: &'a (dyn Fn() + Sync),
     /// Whether the kernel has refused an overlay.
@@ -86,6 +88,7 @@ impl<'a> Engine<'a> {
             opened: OnceLock::new(),
             before_reading: &|| Ok(()),
             note: &|_: &str| {},
+            cancel: Cancel::new(),
             works: &|| {},
             noted: Mutex::default(),
             overlays_refused: AtomicBool::new(false),
@@ -113,7 +116,8 @@ impl Engine<'_> {
             // All of it will be read; where nothing is ever remembered, to look at it may take long, too.
             self.lease()?;
         }
-        Ok(self.opened.get_or_init(|| context.calling(self.before_reading)))
+        let context = context.calling(self.before_reading).ending_with(&self.cancel);
+        Ok(self.opened.get_or_init(|| context))
     }
 
     /// Tells something that holds for the whole build.
@@ -189,10 +193,15 @@ impl Records for Engine<'_> {
     fn claim(&self, key: &Key) -> Result<Claim<kiln_store::Claim>> {
         // What is claimed is executed next.
         self.lease()?;
-        match self.store.try_claim(&Digest::from_bytes(*key.as_bytes()))? {
-            Some(claim) => Ok(Claim::Owned(claim)),
-            None => Ok(Claim::Busy { holder: "another build".to_owned() }),
+        let key = Digest::from_bytes(*key.as_bytes());
+        if let Some(claim) = self.store.try_claim(&key)? {
+            return Ok(Claim::Owned(claim));
         }
+        let holder = match self.store.claim_holders(&key).first() {
+            Some(process) => format!("another build (process {process})"),
+            None => "another build".to_owned(),
+        };
+        Ok(Claim::Busy { holder })
     }
 
     fn wait(&self, _key: &Key, timeout: Duration) -> Result<()> {
@@ -262,9 +271,9 @@ impl Executor<Operation> for Engine<'_> {
                     let (source, path) = match &mount.kind {
                         RunMountKind::Bind { source, path, .. } => (*source, path),
                         // A cache's content is in no key; what a new one begins with is.
-                        RunMountKind::Cache { source: MountSource::Empty, .. }
+                        RunMountKind::Cache(CacheMount { source: MountSource::Empty, .. })
                         | RunMountKind::Tmpfs { .. } => continue,
-                        RunMountKind::Cache { source, path, .. } => (*source, path),
+                        RunMountKind::Cache(CacheMount { source, path, .. }) => (*source, path),
                     };
                     match self.mount_input(&mount.target, source, path, inputs)? {
                         Some(input) => keyed.push(input),

@@ -230,5 +230,15 @@ pub enum Error {
     Canceled,
 }
 
+impl Error {
+    /// How an operation stops for it.
+    pub(crate) fn stop(self) -> kiln_graph::Stop<Self> {
+        match self {
+            Self::Canceled => kiln_graph::Stop::Canceled,
+            error => kiln_graph::Stop::Failed(error),
+        }
+    }
+}
+
 /// The crate's result.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod build;
+mod caches;
 mod checksum;
 mod context;
 mod context_walk;
@@ -38,6 +39,7 @@ mod skipped;
 mod stage;
 mod staging;
 mod stat_cache;
+mod stopping;
 mod transfer;
 mod tree;
 mod unpack;

@@ -567,10 +567,11 @@ mod tests {
         let parsed = kiln_dockerfile::parse(&request.dockerfile);
         let lowered = lower(&parsed.dockerfile, &request, &mut NoBases).expect("lowered");
         let runs = lowered.graph.vertices().find_map(|(_, vertex)| match &vertex.operation {
-            Operation::Run(run) => Some(run.environment.clone()),
+            Operation::Run(run) => Some(&run.environment),
             _ => None,
         });
-        runs.expect("a RUN").into_iter().find(|(name, _)| name == "HTTP_PROXY").map(|(_, value)| value)
+        let found = runs.expect("a RUN").pairs().find(|(name, _)| *name == "HTTP_PROXY");
+        found.map(|(_, value)| value.to_owned())
     }
 
     /// Rule and line of what lint finds.
@@ -695,7 +696,31 @@ mod tests {
         assert!(start.elapsed() < std::time::Duration::from_secs(20), "{:?}", start.elapsed());
     }
 
-    /// A name that a base has more than once: the last one is read, the first one is set.
+    /// What steps see is there once, however many of them see it.
+    #[test]
+    fn steps_share_variables() {
+        const STEPS: usize = 1000;
+        let lines: String = (0..10 * STEPS)
+            .map(|number| format!("ENV a{number}=x\n{}", if number % 10 == 9 { "RUN [\"x\"]\n" } else { "" }))
+            .collect();
+        let request = request(&format!("FROM scratch\n{lines}"), &[]);
+        let parsed = kiln_dockerfile::parse(&request.dockerfile);
+        let lowered = lower(&parsed.dockerfile, &request, &mut NoBases).expect("lowered");
+        let runs: Vec<_> = lowered
+            .graph
+            .vertices()
+            .filter_map(|(_, vertex)| match &vertex.operation {
+                Operation::Run(run) => Some(&run.environment),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(runs.len(), STEPS);
+        assert_eq!(runs[STEPS - 1].pairs().count(), 1 + 10 * STEPS);
+        let settings = runs.iter().map(|run| &run.settings);
+        assert_eq!(crate::environment::tests::distinct(settings), 1 + 10 * STEPS);
+    }
+
+    /// A name that a base has more than once: the last one is read until it is set; of the config the first one is set.
     #[test]
     fn variables_that_bases_have_twice() {
         struct Bases;
@@ -710,7 +735,7 @@ mod tests {
         let parsed = kiln_dockerfile::parse(&request.dockerfile);
         let lowered = lower(&parsed.dockerfile, &request, &mut Bases).expect("lowered");
         let path = format!("PATH={}", crate::stage::DEFAULT_PATH);
-        let expect = ["A=3", "B=4", "A=2", "C=9", &path, "D=245", "N=C=6", "C=6=7", "C=6=8"];
+        let expect = ["A=3", "B=4", "A=2", "C=9", &path, "D=345", "N=C=6", "C=6=7", "C=6=8"];
         assert_eq!(lowered.image.config.env.expect("variables"), expect);
     }
 

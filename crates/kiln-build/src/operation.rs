@@ -4,6 +4,7 @@ use kiln_graph::{Operation as KeyOperation, Value};
 use kiln_oci::DiffId;
 
 use crate::checksum::Checksum;
+use crate::environment::Settings;
 use crate::git::GitAddress;
 use crate::request::NetworkMode;
 
@@ -31,8 +32,7 @@ pub(crate) const ROOT: &str = "root";
 #[derive(Clone, Debug)]
 pub(crate) struct RunOperation {
     pub(crate) arguments: Vec<String>,
-    /// Without proxy variables.
-    pub(crate) environment: Vec<(String, String)>,
+    pub(crate) environment: StepEnvironment,
     pub(crate) directory: String,
     pub(crate) user: String,
     pub(crate) network: NetworkMode,
@@ -41,6 +41,21 @@ pub(crate) struct RunOperation {
     /// A heredoc that begins with `#!`: name and content of a file under /dev/pipes.
     pub(crate) script: Option<(String, String)>,
     pub(crate) epoch: Option<i64>,
+}
+
+/// The variables of a RUN, shared with the other steps of its stage.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct StepEnvironment {
+    pub(crate) settings: Settings,
+    /// Proxy variables whose values were build arguments: they are in no key.
+    pub(crate) withheld: Vec<String>,
+}
+
+impl StepEnvironment {
+    /// Names and values, in order.
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.settings.pairs().into_iter().filter(|(name, _)| !self.withheld.iter().any(|known| known == name))
+    }
 }
 
 /// `RUN --security`.
@@ -61,23 +76,21 @@ pub(crate) struct RunMount {
 /// The kinds of `RUN --mount` that are built.
 #[derive(Clone, Debug)]
 pub(crate) enum RunMountKind {
-    Bind {
-        source: MountSource,
-        path: String,
-        access: Access,
-    },
-    Cache {
-        id: String,
-        sharing: CacheSharing,
-        source: MountSource,
-        path: String,
-        /// What a directory of its own begins with, where the Dockerfile says so.
-        owner: Option<CacheOwner>,
-        access: Access,
-    },
-    Tmpfs {
-        size: u64,
-    },
+    Bind { source: MountSource, path: String, access: Access },
+    Cache(CacheMount),
+    Tmpfs { size: u64 },
+}
+
+/// `RUN --mount=type=cache`.
+#[derive(Clone, Debug)]
+pub(crate) struct CacheMount {
+    pub(crate) id: String,
+    pub(crate) sharing: CacheSharing,
+    pub(crate) source: MountSource,
+    pub(crate) path: String,
+    /// What a directory of its own begins with, where the Dockerfile says so.
+    pub(crate) owner: Option<CacheOwner>,
+    pub(crate) access: Access,
 }
 
 /// `uid=`, `gid=` and `mode=` of a cache mount.
@@ -207,7 +220,7 @@ impl Operation {
 impl RunOperation {
     fn key_operation(&self, platform: &str, ownership: &str) -> KeyOperation {
         let mut environment: Vec<String> =
-            self.environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            self.environment.pairs().map(|(name, value)| format!("{name}={value}")).collect();
         environment.sort();
         let mounts: Vec<Value> = self.mounts.iter().map(RunMount::value).collect();
         let security = match self.security {
@@ -246,7 +259,7 @@ impl RunMount {
             RunMountKind::Bind { access: mode, .. } => {
                 Value::object([("kind", Value::from("bind")), target, access(*mode)])
             }
-            RunMountKind::Cache { id, sharing, owner, access: writable, path, .. } => {
+            RunMountKind::Cache(CacheMount { id, sharing, owner, access: writable, path, .. }) => {
                 let CacheOwner { uid, gid, mode } = owner.unwrap_or(CacheOwner::ROOT);
                 let sharing = match sharing {
                     CacheSharing::Shared => "shared",

@@ -3,34 +3,32 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use kiln_dockerfile::Variables as _;
-use kiln_graph::{Context, Stop, Stream as LogStream};
+use kiln_graph::{Cancel, Context, OnCancel, Stop, Stream as LogStream};
 use kiln_layer::{Kind, Owner, Owners, RecordedDevice, RootView};
-use kiln_oci::{ChainId, DiffId, Groups, UserSpec, find_user};
+use kiln_oci::{DiffId, Groups, UserSpec, find_user};
 use kiln_runtime::{
-    BindSource, Capabilities, Confinement, Finished, Isolation, LowerFile, LowerFiles, Mount, MountKind,
-    Network, OwnershipMode, ProvidedFile, RootSource, Running, Sandbox, Security, Stream, Streams,
+    BindSource, Capabilities, Confinement, Finished, Interrupt, Isolation, LowerFile, LowerFiles, Mount,
+    MountKind, Network, OwnershipMode, ProvidedFile, RootSource, Running, RuntimeError, Sandbox, Security,
+    Stream, Streams, start_interruptibly,
 };
-use kiln_store::{
-    CacheMountIdentity, CacheMountUse, GivenFiles, Ownership, PreparedRoot, RootForm, RootPart, RootWay,
-};
+use kiln_store::{GivenFiles, Ownership, PreparedRoot, RootForm, RootPart, RootWay};
 use kiln_sys::overlay::{Overlay, Upper};
 use kiln_sys::process::Credentials;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
+use crate::caches::Caches;
 use crate::engine::{Engine, Step};
 use crate::environment::Environment;
 use crate::error::{Error, Result};
-use crate::operation::{
-    Access, CacheOwner, CacheSharing, MountSource, RunMount, RunMountKind, RunOperation, SecurityMode,
-};
+use crate::operation::{Access, MountSource, RunMount, RunMountKind, RunOperation, SecurityMode};
 use crate::request::NetworkMode;
 
 /// The host name of RUN steps, which must not differ between machines.
@@ -59,19 +57,37 @@ pub(crate) fn execute(
     {
         engine.note_once(&format!("{COPIED}: {reason}"));
     }
-    let Begun { prepared, fresh, running, caches } = match begin(engine, operation, inputs, parent) {
+    let begun = match begin(engine, operation, inputs, parent, context) {
         Err(Error::Runtime(error)) if error.is_overlay_refused() && engine.root_way() == RootWay::Overlay => {
             engine.overlays_refused.store(true, Ordering::Relaxed);
             engine.note_once(&format!("{COPIED}: {error}"));
-            begin(engine, operation, inputs, parent)?
+            begin(engine, operation, inputs, parent, context).map_err(Error::stop)?
         }
-        begun => begun?,
+        begun => begun.map_err(Error::stop)?,
     };
     if engine.stood_on.contains(&context.vertex()) {
         engine.launcher.expect(confinement(engine, operation, isolation));
     }
-    // The command has begun to work meanwhile.
-    engine.lease()?.tidy();
+    // The command has begun to work meanwhile, and what it says is read, however much there is to remove.
+    let spent = engine.lease()?.tidy();
+    std::thread::scope(|scope| {
+        if let Some(spent) = spent {
+            scope.spawn(|| spent.remove());
+        }
+        end(engine, operation, inputs, &view, begun, context)
+    })
+}
+
+/// Follows a step to its end, and publishes its layer.
+fn end(
+    engine: &Engine<'_>,
+    operation: &RunOperation,
+    inputs: &[Step],
+    view: &RootView,
+    begun: Begun<'_>,
+    context: &Context<'_>,
+) -> std::result::Result<DiffId, Stop<Error>> {
+    let Begun { prepared, fresh, running, caches } = begun;
     let started = kiln_trace::span("run");
     let mut finished = follow(running, context)?;
     drop(started);
@@ -86,7 +102,7 @@ pub(crate) fn execute(
         let command = operation.arguments.join(" ");
         return Err(Stop::Failed(Error::Exit { command, status: i32::from(finished.exit.status()) }));
     }
-    let layer = publish(engine, operation, inputs, &prepared, &view, &mut finished, fresh)?;
+    let layer = publish(engine, operation, inputs, &prepared, view, &mut finished, fresh)?;
     engine.lease().map_err(Stop::Failed)?.discard(&prepared);
     Ok(layer)
 }
@@ -100,21 +116,22 @@ struct Parent<'a> {
 }
 
 /// A step that runs.
-struct Begun {
+struct Begun<'a> {
     prepared: PreparedRoot,
     /// Whose new files are.
     fresh: (u32, u32),
     running: Running,
     /// Held until it has ended.
-    caches: Vec<CacheMountUse>,
+    caches: Caches<'a>,
 }
 
-fn begin(
+fn begin<'a>(
     engine: &Engine<'_>,
     operation: &RunOperation,
     inputs: &[Step],
     parent: Parent<'_>,
-) -> Result<Begun> {
+    context: &'a Context<'a>,
+) -> Result<Begun<'a>> {
     let confinement = confinement(engine, operation, parent.isolation);
     engine.launcher.expect(confinement);
     let prepared = engine.store.prepare_root(
@@ -123,7 +140,7 @@ fn begin(
         engine.root_way(),
         given_files(operation),
     )?;
-    let mut caches = Vec::new();
+    let mut caches = Caches::new(context);
     let sandbox = sandbox(engine, operation, inputs, &prepared, parent, &mut caches)?;
     let fresh = (sandbox.process.credentials.uid, sandbox.process.credentials.gid);
     let streams = Streams { input: Stream::Null, output: Stream::Pipe, error: Stream::Pipe };
@@ -131,9 +148,41 @@ fn begin(
         OwnershipMode::Recorded => Some(lower_files(engine.store.root_view(parent.layers)?)),
         OwnershipMode::Kernel => None,
     };
-    let running = kiln_runtime::start(&sandbox, streams, below.as_ref(), &engine.launcher)
+    let interrupt = CancelBell::new(context.cancel())?;
+    let running = start_interruptibly(&sandbox, streams, below.as_ref(), &engine.launcher, &interrupt)
         .map_err(|error| failed_to_start(&operation.arguments, error))?;
     Ok(Begun { prepared, fresh, running, caches })
+}
+
+/// Ends the start of a step when the build is canceled.
+struct CancelBell<'a> {
+    cancel: &'a Cancel,
+    rung: Arc<OwnedFd>,
+    _ring: OnCancel,
+}
+
+impl<'a> CancelBell<'a> {
+    fn new(cancel: &'a Cancel) -> Result<Self> {
+        let rung = eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| {
+            Error::Runtime(RuntimeError::Process { operation: "make an event", source: errno.into() })
+        })?;
+        let rung = Arc::new(rung);
+        let bell = Arc::clone(&rung);
+        let ring = cancel.on_cancel(move || {
+            let _ = rustix::io::write(&*bell, &1_u64.to_ne_bytes());
+        });
+        Ok(Self { cancel, rung, _ring: ring })
+    }
+}
+
+impl Interrupt for CancelBell<'_> {
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        self.rung.as_fd()
+    }
+
+    fn is_interrupted(&self) -> bool {
+        self.cancel.is_canceled()
+    }
 }
 
 /// Whose files are that the step finds.
@@ -177,8 +226,9 @@ fn owner(ownership: &kiln_runtime::Ownership, stat: &rustix::fs::Stat) -> Option
     Some(Owner { uid: record.uid, gid: record.gid, device })
 }
 
-fn failed_to_start(arguments: &[String], error: kiln_runtime::RuntimeError) -> Error {
+fn failed_to_start(arguments: &[String], error: RuntimeError) -> Error {
     match error.status() {
+        _ if matches!(error, RuntimeError::Interrupted) => Error::Canceled,
         126 | 127 => {
             Error::NotStarted { command: arguments.join(" "), status: error.status().into(), source: error }
         }
@@ -192,7 +242,7 @@ fn sandbox(
     inputs: &[Step],
     prepared: &PreparedRoot,
     parent: Parent<'_>,
-    caches: &mut Vec<CacheMountUse>,
+    caches: &mut Caches<'_>,
 ) -> Result<Sandbox> {
     let Parent { view, isolation, .. } = parent;
     let root = match &prepared.form {
@@ -209,7 +259,7 @@ fn sandbox(
     if operation.security == SecurityMode::Insecure {
         sandbox.process.capabilities = Capabilities::ALL;
     }
-    take_caches(engine, operation, inputs, isolation, caches)?;
+    caches.take(engine, operation, inputs, isolation)?;
     for mount in &operation.mounts {
         let kind = mount_kind(engine, mount, inputs, (isolation, prepared.way()), caches)?;
         sandbox.mounts.push(Mount { kind, target: PathBuf::from(&mount.target) });
@@ -264,17 +314,21 @@ fn provided_files(engine: &Engine<'_>, operation: &RunOperation) -> Vec<Provided
     files
 }
 
-/// Lent variables first, so that the image's own win; then what BuildKit adds.
+/// The image's own, as BuildKit has them, then what is lent and is not there already, then what BuildKit adds.
 fn environment(engine: &Engine<'_>, operation: &RunOperation, user: &Groups) -> Vec<OsString> {
     let mut environment = Environment::default();
-    let around = engine.request.lent.environment.iter().cloned().chain(engine.request.proxies());
-    around.for_each(|(name, value)| environment.set(&name, &value));
-    operation.environment.iter().for_each(|(name, value)| environment.set(name, value));
-    if environment.get("HOME").is_none() {
-        environment.set("HOME", user.home.as_deref().unwrap_or("/"));
+    operation.environment.pairs().for_each(|(name, value)| environment.set(name, value));
+    let mut around = Environment::default();
+    let lent = engine.request.lent.environment.iter().cloned().chain(engine.request.proxies());
+    lent.for_each(|(name, value)| around.set(&name, &value));
+    let home = ("HOME", user.home.as_deref().unwrap_or("/"));
+    for (name, value) in around.settings().pairs().into_iter().chain([home]) {
+        if environment.get(name).is_none() {
+            environment.set(name, value);
+        }
     }
-    let pairs = environment.pairs().iter();
-    pairs.map(|(name, value)| OsString::from(format!("{name}={value}"))).collect()
+    let pairs = environment.settings();
+    pairs.pairs().into_iter().map(|(name, value)| OsString::from(format!("{name}={value}"))).collect()
 }
 
 /// The user of a step, from the image's own passwd and group.
@@ -308,153 +362,20 @@ fn mount_kind(
     mount: &RunMount,
     inputs: &[Step],
     (isolation, way): (Isolation, RootWay),
-    caches: &mut Vec<CacheMountUse>,
+    caches: &mut Caches<'_>,
 ) -> Result<MountKind> {
     match &mount.kind {
         RunMountKind::Tmpfs { size } => {
             Ok(MountKind::Tmpfs { size: (*size > 0).then_some(*size), mode: 0o1777 })
         }
         RunMountKind::Bind { source, path, access } => bind(engine, (*source, path), *access, inputs, way),
-        RunMountKind::Cache { id, sharing, source, path, owner, access } => {
-            let from = cache_source(engine, *source, inputs)?;
-            let wanted = WantedCache { id, sharing: *sharing, from, path, owner: *owner };
-            cache_mount(engine, &wanted, isolation, *access, caches)
-        }
+        RunMountKind::Cache(mount) => caches.mount(engine, mount, inputs, isolation),
     }
-}
-
-/// Takes all caches of a step, in an order that is the same in every step and process, so that no two wait for each other.
-fn take_caches(
-    engine: &Engine<'_>,
-    operation: &RunOperation,
-    inputs: &[Step],
-    isolation: Isolation,
-    caches: &mut Vec<CacheMountUse>,
-) -> Result<()> {
-    let mut wanted = Vec::new();
-    for mount in &operation.mounts {
-        if let RunMountKind::Cache { id, sharing, source, path, owner, access: _ } = &mount.kind {
-            let from = cache_source(engine, *source, inputs)?;
-            wanted.push(WantedCache { id, sharing: *sharing, from, path, owner: *owner });
-        }
-    }
-    wanted.sort_by_key(WantedCache::identity);
-    let same = |pair: &[WantedCache<'_>]| pair[0].identity() == pair[1].identity();
-    if isolation == Isolation::Chroot && wanted.windows(2).any(same) {
-        let what = "one cache at two places of a step, where nothing can be mounted,";
-        return Err(Error::Unsupported(what.to_owned()));
-    }
-    wanted.iter().try_for_each(|wanted| filled_cache(engine, wanted, isolation, caches).map(drop))
-}
-
-/// A cache mount as a step asks for it.
-struct WantedCache<'a> {
-    id: &'a str,
-    sharing: CacheSharing,
-    /// What a new one begins with.
-    from: Option<ChainId>,
-    /// In `from`, else in the cache.
-    path: &'a str,
-    owner: Option<CacheOwner>,
-}
-
-impl WantedCache<'_> {
-    /// Which directory it is: as in BuildKit, that of another base or owner is another one.
-    fn identity(&self) -> CacheMountIdentity {
-        let mut base = Vec::new();
-        if let Some(from) = self.from {
-            base.push(format!("from={from}"));
-            if self.owner.is_none() {
-                base.push(format!("source={}", self.path));
-            }
-        }
-        if let Some(CacheOwner { uid, gid, mode }) = self.owner {
-            base.push(format!("uid={uid},gid={gid},mode={mode:o}"));
-        }
-        CacheMountIdentity { id: self.id.to_owned(), base: base.join(",") }
-    }
-}
-
-/// What a cache mount begins with. A stage without layers is nothing.
-fn cache_source(engine: &Engine<'_>, source: MountSource, inputs: &[Step]) -> Result<Option<ChainId>> {
-    match source {
-        MountSource::Empty | MountSource::Context => Ok(None),
-        MountSource::Input(position) => {
-            let chain = inputs[position].chain;
-            Ok((!engine.layers(chain)?.is_empty()).then_some(chain))
-        }
-    }
-}
-
-fn cache_mount(
-    engine: &Engine<'_>,
-    wanted: &WantedCache<'_>,
-    isolation: Isolation,
-    access: Access,
-    caches: &mut Vec<CacheMountUse>,
-) -> Result<MountKind> {
-    let used = filled_cache(engine, wanted, isolation, caches)?;
-    let inside = if wanted.from.is_none() { wanted.path } else { "/" };
-    let is_whole = inside.trim_matches('/').is_empty();
-    Ok(MountKind::Bind {
-        source: match is_whole && isolation == Isolation::Chroot {
-            true => BindSource::Owned { path: used },
-            false => BindSource::Within { root: used, path: PathBuf::from(inside) },
-        },
-        read_only: access == Access::ReadOnly,
-        recursive: false,
-    })
-}
-
-/// Takes a cache mount for the time of the step, and makes what it begins with.
-fn filled_cache(
-    engine: &Engine<'_>,
-    wanted: &WantedCache<'_>,
-    isolation: Isolation,
-    caches: &mut Vec<CacheMountUse>,
-) -> Result<PathBuf> {
-    // A cache that is moved into a root is nobody else's meanwhile.
-    let alone = isolation == Isolation::Chroot && wanted.sharing == CacheSharing::Shared;
-    let sharing = match if alone { CacheSharing::Locked } else { wanted.sharing } {
-        CacheSharing::Shared => kiln_store::CacheMountSharing::Shared,
-        CacheSharing::Private => kiln_store::CacheMountSharing::Private,
-        CacheSharing::Locked => kiln_store::CacheMountSharing::Locked,
-    };
-    let identity = wanted.identity();
-    if let Some(held) = caches.iter().find(|held| *held.identity() == identity) {
-        // A step does not wait for itself.
-        return Ok(held.path().to_path_buf());
-    }
-    let mut used = engine.store.cache_mount(&identity, sharing)?;
-    while used.is_fresh() {
-        let directory = used.path().to_path_buf();
-        // What a step that was cut off had begun to fill is not trusted.
-        kiln_sys::root::Directory::open(&directory)?.clear()?;
-        match (wanted.from, wanted.owner) {
-            (Some(chain), None) => engine.materialize_from(chain, wanted.path, &directory)?,
-            (_, owner) => own(engine, &directory, owner.unwrap_or(CacheOwner::ROOT))?,
-        }
-        engine.store.cache_mount_is_filled(&used)?;
-        drop(used);
-        used = engine.store.cache_mount(&identity, sharing)?;
-    }
-    let directory = used.path().to_path_buf();
-    caches.push(used);
-    Ok(directory)
 }
 
 /// The primary group first: a process must not lose it by changing its effective one (CVE-2022-2990).
 fn all_groups(user: &Groups) -> Vec<u32> {
     std::iter::once(user.gid).chain(user.additional.iter().copied()).collect()
-}
-
-fn own(engine: &Engine<'_>, directory: &Path, owner: CacheOwner) -> Result<()> {
-    let error = |source| Error::File { action: "prepare", path: directory.display().to_string(), source };
-    // With one user there is nobody else to give it to, and whoever the step becomes may write.
-    let single = engine.store.ownership() == Ownership::SingleId;
-    let (uid, gid) = if single { (0, 0) } else { (owner.uid, owner.gid) };
-    std::os::unix::fs::chown(directory, Some(uid), Some(gid)).map_err(error)?;
-    fs_err::set_permissions(directory, std::fs::Permissions::from_mode(owner.mode)).map_err(error)
 }
 
 fn bind(

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use kiln_dockerfile::{
     Expander, Healthcheck as HealthcheckInstruction, Kind, StageLint, Surroundings, Variables as _, history,
-    parse_port, parse_signal,
+    parse_port, parse_signal, predefined::NON_ENVIRONMENT_ARGS,
 };
 use kiln_graph::VertexId;
 use kiln_oci::{Empty, Healthcheck, History, ImageConfig, Platform};
@@ -32,7 +32,7 @@ pub(crate) struct StageState {
     /// The image config so far; its history is the base's alone.
     pub(crate) image: ImageConfig,
     pub(crate) history: Vec<PlannedHistory>,
-    /// What RUN sees: ENV and ARG, the later one first found.
+    /// What RUN sees: ENV and ARG, of a name the later one.
     pub(crate) environment: Environment,
     /// Where in the config's Env each name stands first.
     configured: HashMap<String, usize>,
@@ -63,17 +63,13 @@ impl StageState {
         let config = &mut image.config;
         config.on_build = None;
         let environment = config.env.get_or_insert_default();
-        if !environment.iter().any(|pair| pair.starts_with("PATH=")) {
+        if !environment.iter().any(|pair| named(pair).0 == "PATH") {
             environment.push(format!("PATH={DEFAULT_PATH}"));
         }
-        let pairs = environment.iter().map(|pair| {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            (name.to_owned(), value.to_owned())
-        });
-        let pairs = pairs.collect();
         let mut configured = HashMap::new();
         environment.iter().enumerate().for_each(|(place, pair)| note(&mut configured, pair, place));
-        let mut state = Self { environment: pairs, configured, ..Self::empty(image) };
+        let mut state = Self { configured, ..Self::empty(image) };
+        state.read_config();
         if !state.image.config.working_dir.is_empty() {
             let directory = state.image.config.working_dir.clone();
             state.image.config.working_dir = String::new();
@@ -103,7 +99,18 @@ impl StageState {
         state.has_cmd = false;
         state.lint = base.lint.on_stage();
         let triggers = state.image.config.on_build.take().unwrap_or_default();
+        // As in BuildKit, so that what an ARG had hidden is back, and of what is there twice the last one counts.
+        state.read_config();
         (state, triggers)
+    }
+
+    /// Sets what the config sets.
+    fn read_config(&mut self) {
+        let config = self.image.config.env.as_deref().unwrap_or_default();
+        // Mostly it is just that already.
+        if !self.environment.settings().pairs().into_iter().eq(config.iter().map(|pair| named(pair))) {
+            config.iter().map(|pair| named(pair)).for_each(|(name, value)| self.environment.set(name, value));
+        }
     }
 
     /// How many ports the config names.
@@ -130,7 +137,7 @@ impl StageState {
     /// What lint knows of the stage.
     pub(crate) fn surroundings(&self) -> Surroundings<'_> {
         Surroundings {
-            environment: self.environment.pairs(),
+            environment: &self.environment,
             declared: &self.declared,
             own_shell: self.image.config.shell.as_ref().is_some_and(|shell| !shell.is_empty()),
         }
@@ -250,7 +257,7 @@ impl StageState {
                 (None, Some(default)) => Some(scope.expander.word(&default.text, &self.environment)?.text),
                 (None, None) => scope.global_args.get(name).map(str::to_owned),
             };
-            if let Some(value) = &value {
+            if let Some(value) = value.as_ref().filter(|_| !NON_ENVIRONMENT_ARGS.contains(&name.as_str())) {
                 self.environment.set(name, value);
             }
             self.build_args.push((name.clone(), value.clone()));
@@ -264,8 +271,12 @@ impl StageState {
 
 /// Notes where a name of the config's Env stands, unless it is there before.
 fn note(configured: &mut HashMap<String, usize>, pair: &str, place: usize) {
-    let name = pair.split('=').next().unwrap_or_default();
-    configured.entry(name.to_owned()).or_insert(place);
+    configured.entry(named(pair).0.to_owned()).or_insert(place);
+}
+
+/// Name and value of an entry of the config's Env.
+fn named(pair: &str) -> (&str, &str) {
+    pair.split_once('=').unwrap_or((pair, ""))
 }
 
 /// The ports of an EXPOSE. A range is short to write: what is more than any config may have is refused before the next

@@ -21,6 +21,7 @@ use crate::operation::{CopyOperation, MountSource, WorkdirOperation};
 use crate::request::CacheUse;
 use crate::route::RoutedTree;
 use crate::select::{Selection, select, select_mount};
+use crate::stopping::Stopping;
 use crate::tree::SourceTree;
 use crate::workdir::workdir;
 
@@ -55,7 +56,9 @@ impl Contents for StoredRoot<'_, '_> {
         layer: usize,
         entry: Entry<'b>,
     ) -> Result<Box<dyn Read + Send + 'b>> {
-        self.contents.open(self.engine.store, || self.engine.lease(), (layer, &entry))
+        let engine = self.engine;
+        let reader = self.contents.open(engine.store, || engine.lease(), (layer, &entry))?;
+        Ok(Box::new(Stopping::new(reader, &engine.cancel)))
     }
 }
 

@@ -100,7 +100,7 @@ pub use instruction::{
     Add, Arg, Check, CommandLine, Copy, Dockerfile, Healthcheck, InlineFile, Instruction, Kind, MetaArg,
     Network, Onbuild, Pair, PairForm, Run, Security, Stage, Transfer,
 };
-pub use lint::{Linter, StageLint, Surroundings};
+pub use lint::{Linter, Names, StageLint, Surroundings};
 pub use mount::{DeviceFlag, Mount, MountFlag, MountType, Sharing};
 pub use parse::{
     MAX_DIAGNOSTICS, MAX_LINE_BYTES, MAX_SOURCE_BYTES, Parsed, parse, parse_change, parse_checked,

@@ -134,11 +134,17 @@ impl StageLint {
     }
 }
 
+/// Names of variables, for whoever looks for a near one.
+pub trait Names: std::fmt::Debug {
+    /// All of them, in an order that is the same each time.
+    fn names(&self) -> Vec<&str>;
+}
+
 /// What an instruction finds.
 #[derive(Debug, Clone, Copy)]
 pub struct Surroundings<'a> {
     /// The variables that are set.
-    pub environment: &'a [(String, String)],
+    pub environment: &'a dyn Names,
     /// What ARGs of the stage declare, with or without a value.
     pub declared: &'a HashSet<String>,
     /// Whether SHELL was used, here or in the base: who chooses the shell means the shell form.
@@ -313,8 +319,7 @@ impl<'d> Linter<'d> {
             }
             let hints = self.findings.len() < HINTS;
             self.find(RULE, span, || {
-                let known = around.environment.iter().map(|(name, _)| name.as_str());
-                let near = if hints { suggest::near(name, known) } else { None };
+                let near = if hints { suggest::near(name, around.environment.names()) } else { None };
                 let near = near.map(|near| format!(", did you mean ${near}?"));
                 format!("the variable ${name} is not defined{}", near.unwrap_or_default())
             });

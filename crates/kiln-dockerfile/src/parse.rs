@@ -75,19 +75,19 @@ pub fn parse_checked(text: impl AsRef<[u8]>, check: Option<&str>) -> Parsed {
     let bytes = text.as_ref();
     let mut diagnostics = Vec::new();
     if bytes.len() > MAX_SOURCE_BYTES {
-        let message =
-            format!("the Dockerfile has {} bytes: expected at most {MAX_SOURCE_BYTES}", bytes.len());
-        return Parsed {
-            diagnostics: vec![Diagnostic::error(message, Span::default())],
-            ..Parsed::default()
-        };
+        return refused(format!("the Dockerfile has more than {MAX_SOURCE_BYTES} bytes"));
+    }
+    if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+        // As some editors and shells of Windows write it: every line of it would be wrong.
+        return refused("the Dockerfile is in UTF-16: expected UTF-8".to_owned());
     }
     let text = decode(bytes);
     let source = Source::new(&text);
     let mut directives = directive::read(&source, &mut diagnostics);
+    let of_directives = diagnostics.len();
     let mut parser = Parser { source: &source, escape: directives.escape, diagnostics };
     parser.check_utf8(bytes);
-    let (meta_args, stages) = parser.file(&directives);
+    let (meta_args, stages) = parser.file(&directives, of_directives);
     if let Some(check) = check {
         directives.check = Some(directive::Check::of_argument(check, &mut parser.diagnostics));
     }
@@ -103,6 +103,11 @@ pub fn parse_checked(text: impl AsRef<[u8]>, check: Option<&str>) -> Parsed {
         }
     }
     Parsed { dockerfile, diagnostics }
+}
+
+/// A file of which nothing is read.
+fn refused(message: String) -> Parsed {
+    Parsed { diagnostics: vec![Diagnostic::error(message, Span::default())], ..Parsed::default() }
 }
 
 /// Parses the trigger that a base image's `OnBuild` holds. It is one instruction of a stage; FROM and
@@ -244,14 +249,15 @@ impl Parser<'_> {
         self.diagnostics.push(Diagnostic::error(message, span));
     }
 
-    fn file(&mut self, directives: &Directives) -> (Vec<MetaArg>, Vec<Stage>) {
+    /// All instructions; `of_directives` tells how many diagnostics are the directives'.
+    fn file(&mut self, directives: &Directives, of_directives: usize) -> (Vec<MetaArg>, Vec<Stage>) {
         let directive_lines =
             [&directives.syntax, &directives.check.as_ref().map(|check| check.value.clone())];
         let directive_lines =
             directive_lines.iter().filter_map(|word| Some(word.as_ref()?.span.line)).max().unwrap_or(0);
         let mut reader = Reader::new(self.source, self.escape, directive_lines);
         let (mut meta_args, mut stages): (Vec<MetaArg>, Vec<Stage>) = (Vec::new(), Vec::new());
-        let (mut seen, mut stray) = (false, false);
+        let (mut seen, mut is_dockerfile, mut stray) = (false, false, false);
         while let Some(raw) = reader.next(&mut self.diagnostics) {
             seen = true;
             if self.diagnostics.len() > MAX_DIAGNOSTICS {
@@ -260,8 +266,11 @@ impl Parser<'_> {
                 stray = true;
                 break;
             }
+            let meant = meant(&raw.line.text);
+            is_dockerfile |= meant.is_some();
             match self.statement(raw) {
-                None => {}
+                // It says that there is no FROM; what comes after it says nothing new.
+                None => stray |= stages.is_empty() && meant == Some("from"),
                 Some(Statement::From(mut stage)) => {
                     stage.index = stages.len();
                     stages.push(*stage);
@@ -295,7 +304,19 @@ impl Parser<'_> {
         } else if stages.is_empty() && !stray {
             self.error("dockerfile contains no stages to build: expected at least one FROM", Span::default());
         }
+        if seen && !is_dockerfile {
+            self.tell_of_another_file(of_directives);
+        }
         (meta_args, stages)
+    }
+
+    /// A file of which nothing is an instruction, nor nearly one, is no Dockerfile: its first line tells as much as all of them.
+    fn tell_of_another_file(&mut self, of_directives: usize) {
+        let found = self.diagnostics.split_off(of_directives).into_iter();
+        if let Some(first) = found.min_by_key(|one| (one.span.line == 0, one.span.start)) {
+            let hint = "nothing in it is an instruction: it is no Dockerfile";
+            self.diagnostics.push(first.with_hint(Some(hint.to_owned())));
+        }
     }
 
     /// One instruction; `None` if it has errors that leave nothing of it.
@@ -523,6 +544,13 @@ impl Parser<'_> {
         }
         Ok(())
     }
+}
+
+/// The instruction that a line begins with, or nearly does.
+fn meant(line: &str) -> Option<&'static str> {
+    let word = line.split_whitespace().next().unwrap_or_default();
+    let named = |word: &str| KEYWORDS.into_iter().find(|known| known.eq_ignore_ascii_case(word));
+    named(word).or_else(|| named(&suggest::near(word, KEYWORDS)?))
 }
 
 fn unknown_instruction(keyword: &Word) -> Fault {

@@ -343,6 +343,31 @@ fn mistakes_are_found_all_at_once() {
         "RUN a\nRUN b\nFROM x\n",
         &["1:1 no build stage in current context: expected FROM or ARG, found RUN"],
     );
+    let no_dockerfile = "nothing in it is an instruction: it is no Dockerfile";
+    check_errors(
+        "<!DOCTYPE html>\n<html>\n<p>x\n",
+        &[&format!("1:1 unknown instruction: <!DOCTYPE [{no_dockerfile}]")],
+    );
+    check_errors(
+        "<html>\nRUN x\n",
+        &[
+            "1:1 unknown instruction: <html>",
+            "2:1 no build stage in current context: expected FROM or ARG, found RUN",
+        ],
+    );
+    let binary = parse(b"\xe9\0\x01\n\xe9\0\x01\n").diagnostics;
+    assert_eq!(binary.len(), 1, "{binary:?}");
+    // What comes below a FROM that is misspelt is no fault of its own; its faults are.
+    let lost = "1:1 unknown instruction: FORM [did you mean FROM?]";
+    check_errors("FORM x AS y\nRUN b\nCOPY --from=y a b\n", &[lost]);
+    check_errors("FORM x\nRNU b\nFROM y\n", &[lost, "2:1 unknown instruction: RNU [did you mean RUN?]"]);
+    check_errors(
+        "RNU b\nCOPY a b\nFROM y\n",
+        &[
+            "1:1 unknown instruction: RNU [did you mean RUN?]",
+            "2:1 no build stage in current context: expected FROM or ARG, found COPY",
+        ],
+    );
     check_errors(
         "FROM a b c d\n",
         &["1:8 FROM requires either one or three arguments: FROM <image> [AS <name>]"],
@@ -553,7 +578,7 @@ fn limits() {
     let long = |length: usize| format!("FROM scratch\nRUN {}\n", "x".repeat(length - 4));
     good(&long(65_535));
     check_errors(&long(65_536), &["2:1 line of 65537 bytes is longer than 65535"]);
-    let many = parse("x\n".repeat(100_000)).diagnostics;
+    let many = parse("FROM x\n".to_owned() + &"x\n".repeat(100_000)).diagnostics;
     assert_eq!(many.len(), kiln_dockerfile::MAX_DIAGNOSTICS + 2);
     assert!(many.last().is_some_and(|last| last.message.starts_with("too many diagnostics")));
     assert!(parse(vec![b' '; kiln_dockerfile::MAX_SOURCE_BYTES + 1]).has_errors());

@@ -22,9 +22,10 @@ impl<F: Fn(Duration, Event) + Sync> Events for F {
 /// Something happened to a vertex.
 ///
 /// A vertex that is executed gives `Missed`, `Started`, then `Completed`, `Failed` or `Canceled`. A vertex that
-/// is not gives `Cached`; `Restored`, or the events of an execution, follow if its data is gone and needed.
-/// All of that comes again when an input's result was replaced because its data had to be made again. `Log` and
-/// `Progress` come at any time.
+/// is not gives `Cached`, or `Restored` if its data was gone and needed. Where the data is gone and nothing has needed it,
+/// `Cached` comes at the end of a solve that went well.
+/// All of that comes again when an input's result was replaced because its data had to be made again. `Log`,
+/// `Progress`, `Waiting` and `Resumed` come at any time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
@@ -55,6 +56,18 @@ pub enum Event {
         vertex: VertexId,
         /// Who executes it, as far as is known
         holder: String,
+    },
+    /// The operation waits for something that others use.
+    Waiting {
+        /// The vertex
+        vertex: VertexId,
+        /// What it is, and who uses it as far as is known
+        awaited: String,
+    },
+    /// The operation has what it waited for, or waits no longer.
+    Resumed {
+        /// The vertex
+        vertex: VertexId,
     },
     /// The operation wrote something.
     Log {
@@ -112,6 +125,8 @@ impl Event {
             | Event::Started { vertex }
             | Event::Cached { vertex, .. }
             | Event::WaitingForOtherProcess { vertex, .. }
+            | Event::Waiting { vertex, .. }
+            | Event::Resumed { vertex }
             | Event::Log { vertex, .. }
             | Event::Progress { vertex, .. }
             | Event::Restored { vertex, .. }

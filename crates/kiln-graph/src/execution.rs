@@ -131,6 +131,16 @@ impl<'a> Context<'a> {
         self.emit(Event::Progress { vertex: self.vertex, current, total, unit });
     }
 
+    /// Says that the operation waits, for what and for whom. Again, it is for somebody else.
+    pub fn waits(&self, awaited: &str) {
+        self.emit(Event::Waiting { vertex: self.vertex, awaited: awaited.to_owned() });
+    }
+
+    /// Says that the operation no longer waits.
+    pub fn resumes(&self) {
+        self.emit(Event::Resumed { vertex: self.vertex });
+    }
+
     pub(crate) fn emit(&self, event: Event) {
         self.events.emit(self.elapsed(), event);
     }

@@ -6,6 +6,7 @@ use std::fmt;
 use kiln_oci::{Digest, Hasher};
 
 use crate::Value;
+use crate::value::Members;
 
 const OPERATION_MAGIC: &[u8] = b"kiln-operation-1\n";
 const KEY_MAGIC: &[u8] = b"kiln-key-1\n";
@@ -91,7 +92,7 @@ impl Operation {
 
     /// The canonical text, which is what is stored.
     pub fn to_text(&self) -> String {
-        Value::Object(self.members.clone()).to_string()
+        Members(&self.members).to_string()
     }
 
     /// SHA-256 over the magic and the canonical text.

@@ -46,11 +46,28 @@ struct Execution<R> {
 
 /// A vertex whose result is known.
 pub(crate) struct Known<R> {
-    pub(crate) identified: Identified,
+    pub(crate) key: Key,
+    /// Versions of the inputs whose results gave the key
+    pub(crate) versions: Vec<u32>,
     pub(crate) result: R,
-    pub(crate) present: bool,
+    pub(crate) data: Data,
     pub(crate) origin: Origin,
     pub(crate) duration: Duration,
+}
+
+/// Whether a result's data is there.
+pub(crate) enum Data {
+    /// It stays so, and the operation is not executed under this key any more: its preimage, which may be large, is not
+    /// kept.
+    Present,
+    /// If it cannot be restored the operation is executed again.
+    Gone(Preimage),
+}
+
+impl<R> Known<R> {
+    pub(crate) fn is_present(&self) -> bool {
+        matches!(self.data, Data::Present)
+    }
 }
 
 /// A vertex whose key is known.
@@ -189,7 +206,7 @@ impl<'g, O, R: Clone> Schedule<'g, O, R> {
     /// Of several vertices with one key the first executes and the others wait.
     fn admit(&mut self, id: VertexId, identified: Identified, miss: Miss) -> Option<Next<R>> {
         if self.executed.contains_key(&identified.key) {
-            self.adopt(id, identified);
+            self.adopt(id, identified.key, identified.versions);
             return None;
         }
         if let Some(twins) = self.executing.get_mut(&identified.key) {
@@ -255,14 +272,14 @@ impl<'g, O, R: Clone> Schedule<'g, O, R> {
     }
 
     fn know(&mut self, id: VertexId, known: Known<R>) {
-        if known.identified.versions != self.versions(id) {
+        if known.versions != self.versions(id) {
             return self.make_ready(id, Next::Identify { before: Before::Known(known) });
         }
-        let key = known.identified.key;
+        let key = known.key;
         if known.origin == Origin::Record && self.executed.get(&key).is_some_and(|twin| twin.vertex != id) {
-            return self.adopt(id, known.identified);
+            return self.adopt(id, key, known.versions);
         }
-        if !known.present && self.nodes[id.index()].wants_data {
+        if !known.is_present() && self.nodes[id.index()].wants_data {
             return self.make_ready(id, Next::Restore(known));
         }
         self.set(id, State::Known(known));
@@ -273,24 +290,24 @@ impl<'g, O, R: Clone> Schedule<'g, O, R> {
 
     /// Vertices that found a record before it was replaced get the new result, as later solves will.
     fn replace_record(&mut self, key: Key) {
-        let has_key =
-            |node: &Node<R>| matches!(&node.state, State::Known(known) if known.identified.key == key);
+        let has_key = |node: &Node<R>| matches!(&node.state, State::Known(known) if known.key == key);
         let twins: Vec<_> =
             self.graph.vertices().map(|(id, _)| id).filter(|id| has_key(&self.nodes[id.index()])).collect();
         for twin in twins {
             if let State::Known(known) = self.set(twin, State::Running) {
-                self.adopt(twin, known.identified);
+                self.adopt(twin, key, known.versions);
             }
         }
     }
 
     /// Gives the vertex the result that another one's execution of the same key had.
-    fn adopt(&mut self, id: VertexId, identified: Identified) {
-        let execution = &self.executed[&identified.key];
+    fn adopt(&mut self, id: VertexId, key: Key, versions: Vec<u32>) {
+        let execution = &self.executed[&key];
         let known = Known {
-            identified,
+            key,
+            versions,
             result: execution.result.clone(),
-            present: true,
+            data: Data::Present,
             origin: Origin::Vertex(execution.vertex),
             duration: execution.duration,
         };
@@ -306,7 +323,7 @@ impl<'g, O, R: Clone> Schedule<'g, O, R> {
     }
 
     fn is_present(&self, id: VertexId) -> bool {
-        self.known(id).is_some_and(|known| known.present)
+        self.known(id).is_some_and(Known::is_present)
     }
 
     /// Positions of all inputs.
@@ -318,7 +335,7 @@ impl<'g, O, R: Clone> Schedule<'g, O, R> {
     fn demand(&mut self, id: VertexId) {
         let node = &mut self.nodes[id.index()];
         node.wants_data = true;
-        if matches!(&node.state, State::Known(known) if !known.present)
+        if matches!(&node.state, State::Known(known) if !known.is_present())
             && let State::Known(known) = self.set(id, State::Running)
         {
             self.make_ready(id, Next::Restore(known));
@@ -333,7 +350,7 @@ impl<'g, O, R: Clone> Schedule<'g, O, R> {
             State::WaitingForData { inputs: wanted, .. } => {
                 wanted.iter().all(|&position| self.is_present(inputs[position].vertex))
             }
-            State::Known(known) => known.identified.versions != self.versions(id),
+            State::Known(known) => known.versions != self.versions(id),
             _ => false,
         };
         if come {
@@ -366,7 +383,7 @@ impl<'g, O, R: Clone> Schedule<'g, O, R> {
         inputs
             .filter_map(|input| {
                 let known = self.known(input.vertex)?;
-                Some(Given { role: &input.role, result: known.result.clone(), present: known.present })
+                Some(Given { role: &input.role, result: known.result.clone(), present: known.is_present() })
             })
             .collect()
     }

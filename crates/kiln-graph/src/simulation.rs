@@ -9,7 +9,7 @@ use kiln_oci::Digest;
 use proptest::prelude::*;
 
 use crate::memory::Memory;
-use crate::schedule::{Outcome, Schedule};
+use crate::schedule::{Known, Outcome, Schedule};
 use crate::step::Steps;
 use crate::{Cancel, Context, Graph, Key, NoCache, Vertex, VertexId};
 use toy::{Doing, Step, Toy};
@@ -65,8 +65,8 @@ fn simulate(
         }
     }
     assert!(!schedule.is_running());
-    assert!(targets.iter().all(|target| schedule.known(*target).is_some_and(|known| known.present)));
-    schedule.into_known().map(|known| known.map(|known| (known.identified.key, known.result))).collect()
+    assert!(targets.iter().all(|target| schedule.known(*target).is_some_and(Known::is_present)));
+    schedule.into_known().map(|known| known.map(|known| (known.key, known.result))).collect()
 }
 
 proptest! {

@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::schedule::{Known, Schedule, Task};
 use crate::step::{Step, Steps};
@@ -72,6 +72,8 @@ struct Solved<R> {
     key: Key,
     result: R,
     origin: Origin,
+    present: bool,
+    duration: Duration,
 }
 
 impl<R> Solution<R> {
@@ -162,6 +164,7 @@ where
     let workers = Workers {
         steps: Steps { graph: request.graph, executor, records, no_cache: &request.no_cache },
         events,
+        cancel,
         stop,
         began: Instant::now(),
         limit: request.parallelism.get(),
@@ -177,7 +180,14 @@ where
     std::thread::scope(|scope| workers.work(scope));
     drop(link);
     let shared = workers.shared.into_inner().unwrap_or_else(PoisonError::into_inner);
-    conclude(request, shared)
+    let solution = conclude(request, shared)?;
+    // Nothing has needed their data, and nothing will.
+    for (vertex, _) in request.graph.vertices() {
+        if let Some(&Solved { origin, duration: saved, present: false, .. }) = solution.solved(vertex) {
+            events.emit(workers.began.elapsed(), Event::Cached { vertex, origin, saved });
+        }
+    }
+    Ok(solution)
 }
 
 fn conclude<O, R: Clone, E: std::error::Error>(
@@ -191,12 +201,16 @@ fn conclude<O, R: Clone, E: std::error::Error>(
     if let Some(Failure { vertex, name, error }) = failures.next() {
         return Err(SolveError::Failed { vertex, name, error, others: failures.collect() });
     }
-    let is_there = |target: &VertexId| shared.schedule.known(*target).is_some_and(|known| known.present);
+    let is_there = |target: &VertexId| shared.schedule.known(*target).is_some_and(Known::is_present);
     if !request.targets.iter().all(is_there) {
         return Err(SolveError::Canceled);
     }
     let solved = shared.schedule.into_known().map(|known| {
-        known.map(|Known { identified, result, origin, .. }| Solved { key: identified.key, result, origin })
+        known.map(|known| {
+            let present = known.is_present();
+            let Known { key, result, origin, duration, .. } = known;
+            Solved { key, result, origin, present, duration }
+        })
     });
     Ok(Solution { solved: solved.collect() })
 }
@@ -204,6 +218,8 @@ fn conclude<O, R: Clone, E: std::error::Error>(
 struct Workers<'a, O, X: Executor<O>, S> {
     steps: Steps<'a, O, X, S>,
     events: &'a dyn Events,
+    /// The caller's token
+    cancel: &'a Cancel,
     /// Set by the caller's token and by the first failure
     stop: Cancel,
     began: Instant,
@@ -266,6 +282,11 @@ where
 
     fn end(&self, context: &Context<'_>, outcome: std::thread::Result<Step<X::Result, X::Error>>) {
         let vertex = context.vertex;
+        let outcome = match outcome {
+            // Whatever it says, it was interrupted.
+            Ok(Err(Stop::Failed(_))) if self.cancel.is_canceled() => Ok(Err(Stop::Canceled)),
+            outcome => outcome,
+        };
         match &outcome {
             Ok(Err(Stop::Failed(error))) => context.emit(Event::Failed { vertex, message: chain(error) }),
             Ok(Err(Stop::Canceled)) => context.emit(Event::Canceled { vertex }),

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::schedule::{Before, Identified, Known, Miss, Next, Outcome, Task};
+use crate::schedule::{Before, Data, Identified, Known, Miss, Next, Outcome, Task};
 use crate::{
     Claim, Context, Done, Earlier, Entry, Event, Executor, Given, Graph, Identity, Key, NoCache, Origin,
     Preimage, Reason, Record, Records, Stop, VertexId, reasons,
@@ -69,9 +69,9 @@ where
         let identified = Identified { key: preimage.key(), preimage, versions };
         let miss = match before {
             Before::Missed(before, miss) if before.key == identified.key => miss,
-            Before::Known(known) if known.identified.key == identified.key => {
+            Before::Known(known) if known.key == identified.key => {
                 self.settle(&known, context);
-                return Ok(Outcome::Unchanged(Known { identified, ..known }));
+                return Ok(Outcome::Unchanged(Known { versions: identified.versions, ..known }));
             }
             _ if self.no_cache.covers(vertex) => Miss::CacheDisabled,
             _ => match self.lookup(&identified.key)? {
@@ -94,10 +94,16 @@ where
             Some(result) => {
                 context.emit(Event::Restored { vertex, duration: start.elapsed() });
                 known.result = result;
-                known.present = true;
+                known.data = Data::Present;
                 Ok(Outcome::Unchanged(known))
             }
-            None => Ok(self.when_inputs_are_present(vertex, Next::Execute(known.identified, Miss::DataGone))),
+            None => {
+                let Data::Gone(preimage) = known.data else {
+                    unreachable!("what is present is not restored")
+                };
+                let identified = Identified { key: known.key, preimage, versions: known.versions };
+                Ok(self.when_inputs_are_present(vertex, Next::Execute(identified, Miss::DataGone)))
+            }
         }
     }
 
@@ -118,7 +124,7 @@ where
                     let origin = if claimed.waited { Origin::OtherProcess } else { Origin::Record };
                     let known = from_record(identified, record, origin);
                     self.found(&known, context);
-                    return Ok(Outcome::Executed { admitted: known.identified.key, known });
+                    return Ok(Outcome::Executed { admitted: known.key, known });
                 }
                 Some(_) => miss = Miss::DataGone,
                 None => miss = Miss::Unrecorded,
@@ -143,7 +149,8 @@ where
         let result = self.record(vertex, &identified, &result, duration, earlier)?;
         drop(claimed);
         context.emit(Event::Completed { vertex, duration });
-        let known = Known { identified, result, present: true, origin: Origin::Executed, duration };
+        let Identified { key, versions, .. } = identified;
+        let known = Known { key, versions, result, data: Data::Present, origin: Origin::Executed, duration };
         Ok(Outcome::Executed { admitted, known })
     }
 
@@ -183,15 +190,17 @@ where
         Ok(reasons(preimage, &failed(self.records.candidates(preimage))?))
     }
 
-    /// Tells of a result that needs no execution.
+    /// Tells of a result that needs no execution. Where its data is gone, that is not known yet.
     fn found(&self, known: &Known<X::Result>, context: &Context<'_>) {
-        let (vertex, origin, saved) = (context.vertex, known.origin, known.duration);
-        context.emit(Event::Cached { vertex, origin, saved });
+        if known.is_present() {
+            let (vertex, origin, saved) = (context.vertex, known.origin, known.duration);
+            context.emit(Event::Cached { vertex, origin, saved });
+        }
         self.settle(known, context);
     }
 
     fn settle(&self, known: &Known<X::Result>, context: &Context<'_>) {
-        if known.present {
+        if known.is_present() {
             self.executor.settled(self.operation(context.vertex), context);
         }
     }
@@ -241,5 +250,7 @@ fn failed<T, F, E: From<F>>(result: Result<T, F>) -> Result<T, Stop<E>> {
 
 fn from_record<R>(identified: Identified, record: Record<R>, origin: Origin) -> Known<R> {
     let Record { result, present, duration } = record;
-    Known { identified, result, present, origin, duration }
+    let Identified { key, preimage, versions } = identified;
+    let data = if present { Data::Present } else { Data::Gone(preimage) };
+    Known { key, versions, result, data, origin, duration }
 }

@@ -64,37 +64,48 @@ impl fmt::Display for Value {
                 }
                 f.write_char(']')
             }
-            Value::Object(members) => {
-                f.write_char('{')?;
-                for (position, (name, value)) in members.iter().enumerate() {
-                    if position > 0 {
-                        f.write_char(',')?;
-                    }
-                    write_text(f, name)?;
-                    write!(f, ":{value}")?;
-                }
-                f.write_char('}')
-            }
+            Value::Object(members) => Members(members).fmt(f),
         }
+    }
+}
+
+/// The members of an object, which are written as it is.
+pub(crate) struct Members<'a>(pub(crate) &'a BTreeMap<String, Value>);
+
+impl fmt::Display for Members<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_char('{')?;
+        for (position, (name, value)) in self.0.iter().enumerate() {
+            if position > 0 {
+                f.write_char(',')?;
+            }
+            write_text(f, name)?;
+            write!(f, ":{value}")?;
+        }
+        f.write_char('}')
     }
 }
 
 /// Escapes what RFC 8259 section 7 demands and nothing else, with the short form where there is one.
 fn write_text(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+    let is_escaped = |byte: &u8| matches!(byte, b'"' | b'\\' | ..b' ');
     f.write_char('"')?;
-    for character in text.chars() {
-        match character {
-            '"' => f.write_str("\\\"")?,
-            '\\' => f.write_str("\\\\")?,
-            '\n' => f.write_str("\\n")?,
-            '\r' => f.write_str("\\r")?,
-            '\t' => f.write_str("\\t")?,
-            '\u{8}' => f.write_str("\\b")?,
-            '\u{c}' => f.write_str("\\f")?,
-            control if control < ' ' => write!(f, "\\u{:04x}", u32::from(control))?,
-            other => f.write_char(other)?,
+    let mut rest = text;
+    while let Some(at) = rest.as_bytes().iter().position(is_escaped) {
+        f.write_str(&rest[..at])?;
+        match rest.as_bytes()[at] {
+            b'"' => f.write_str("\\\"")?,
+            b'\\' => f.write_str("\\\\")?,
+            b'\n' => f.write_str("\\n")?,
+            b'\r' => f.write_str("\\r")?,
+            b'\t' => f.write_str("\\t")?,
+            0x8 => f.write_str("\\b")?,
+            0xc => f.write_str("\\f")?,
+            control => write!(f, "\\u{control:04x}")?,
         }
+        rest = &rest[at + 1..];
     }
+    f.write_str(rest)?;
     f.write_char('"')
 }
 

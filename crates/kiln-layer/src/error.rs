@@ -32,7 +32,7 @@ pub enum Error {
         compression: &'static str,
     },
     /// The tar breaks its format.
-    #[error("damaged tar at byte {offset}: {problem}")]
+    #[error("{}: {problem}", if *offset == 0 { "no tar archive".to_owned() } else { format!("damaged tar at byte {offset}") })]
     Tar {
         /// Where the header or block starts in the uncompressed tar.
         offset: u64,

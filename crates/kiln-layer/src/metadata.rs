@@ -106,7 +106,7 @@ impl Metadata {
             gid: self.gid,
             size: self.size,
             device: self.device,
-            link: if self.kind == Kind::Symlink { &self.link } else { b"" },
+            link: &self.link,
         };
         let xattrs = self.xattrs.iter().map(|(name, value)| (name.as_slice(), value.as_slice()));
         content_digest(&hashed, xattrs, tail)
@@ -127,7 +127,7 @@ pub(crate) struct Hashed<'a> {
     pub(crate) size: u64,
     /// Device numbers.
     pub(crate) device: (u32, u32),
-    /// Target of a symbolic link.
+    /// What it links to; counts for symbolic links alone.
     pub(crate) link: &'a [u8],
 }
 
@@ -141,6 +141,13 @@ pub enum Tail<'a> {
     Children(&'a Children),
 }
 
+impl<'a> Tail<'a> {
+    /// Of what is no directory.
+    pub fn of(content: Option<&'a Digest>) -> Self {
+        content.map_or(Self::Nothing, Self::Content)
+    }
+}
+
 /// The children of a directory as they enter its digest.
 #[derive(Default)]
 pub struct Children {
@@ -152,6 +159,7 @@ impl Children {
     /// Adds the next child in order of name; the name is `prefix` and `name` together.
     pub fn add(&mut self, prefix: &[u8], name: &[u8], digest: &Digest) {
         self.count += 1;
+        self.bytes.reserve(4 + prefix.len() + name.len() + digest.as_bytes().len());
         self.bytes.extend_from_slice(&((prefix.len() + name.len()) as u32).to_le_bytes());
         self.bytes.extend_from_slice(prefix);
         self.bytes.extend_from_slice(name);
@@ -167,6 +175,7 @@ pub(crate) fn content_digest<'a>(
     xattrs: impl ExactSizeIterator<Item = (&'a [u8], &'a [u8])>,
     tail: &Tail<'_>,
 ) -> Digest {
+    let link = if hashed.kind == Kind::Symlink { hashed.link } else { b"" };
     let mut bytes = Vec::with_capacity(192);
     bytes.extend_from_slice(PREFIX);
     bytes.push(if hashed.kind == Kind::HardLink { Kind::Regular as u8 } else { hashed.kind as u8 });
@@ -174,10 +183,10 @@ pub(crate) fn content_digest<'a>(
         bytes.extend_from_slice(&number.to_le_bytes());
     }
     bytes.extend_from_slice(&hashed.size.to_le_bytes());
-    for number in [hashed.device.0, hashed.device.1, hashed.link.len() as u32] {
+    for number in [hashed.device.0, hashed.device.1, link.len() as u32] {
         bytes.extend_from_slice(&number.to_le_bytes());
     }
-    bytes.extend_from_slice(hashed.link);
+    bytes.extend_from_slice(link);
     bytes.extend_from_slice(&(xattrs.len() as u32).to_le_bytes());
     for (name, value) in xattrs {
         for text in [name, value] {

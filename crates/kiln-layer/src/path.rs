@@ -106,6 +106,16 @@ const STEPS: usize = 10_000;
 pub fn resolve<T: AsRef<[u8]>, E>(
     path: &[u8],
     limit: usize,
+    look: impl FnMut(&[u8], Position) -> Result<Option<T>, E>,
+) -> Result<Option<Vec<u8>>, E> {
+    resolve_counting(path, limit, &mut 0, look)
+}
+
+/// As [`resolve`]; `detour` is told how many components the targets of links add to the way.
+pub(crate) fn resolve_counting<T: AsRef<[u8]>, E>(
+    path: &[u8],
+    limit: usize,
+    detour: &mut u64,
     mut look: impl FnMut(&[u8], Position) -> Result<Option<T>, E>,
 ) -> Result<Option<Vec<u8>>, E> {
     let stacked = |path: &[u8]| components(path).map(<[u8]>::to_vec).rev().collect::<Vec<_>>();
@@ -135,7 +145,9 @@ pub fn resolve<T: AsRef<[u8]>, E>(
             return Ok(None);
         }
         resolved.truncate(if target.starts_with(b"/") { 0 } else { parent });
+        let before = pending.len();
         pending.extend(stacked(target));
+        *detour += (pending.len() - before) as u64;
     }
     Ok(Some(resolved))
 }

@@ -345,10 +345,7 @@ impl RootView {
         let metadata = self.metadata(node)?;
         if !node.is_directory() {
             let content = self.file(node)?.and_then(|resolved| resolved.entry.content());
-            return Ok(match content {
-                Some(content) => metadata.content_digest(&Tail::Content(&content)),
-                None => metadata.content_digest(&Tail::Nothing),
-            });
+            return Ok(metadata.content_digest(&Tail::of(content.as_ref())));
         }
         let mut children = Children::default();
         for child in self.children(node)? {

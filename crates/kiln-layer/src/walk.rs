@@ -29,11 +29,14 @@ pub struct Limits {
     pub bytes: u64,
     /// Entries.
     pub entries: u32,
+    /// Components of symbolic links' targets that entries are looked for along: the way of a single one may be long.
+    pub detours: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { bytes: 256 << 30, entries: 4_000_000 }
+        // Detours of 64 components for as many entries as there may be: a second or two.
+        Self { bytes: 256 << 30, entries: 4_000_000, detours: 1 << 28 }
     }
 }
 
@@ -144,8 +147,27 @@ struct Walker {
     batch_bytes: usize,
     /// The symbolic links of this layer so far: entries whose path goes through one belong where it leads.
     links: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// The directory that was looked for last: entries mostly come directory by directory.
+    last: Option<Followed>,
+    /// How many components the links' targets have added to the ways so far.
+    detours: u64,
     /// Bytes of files so far, holes included.
     content_bytes: u64,
+}
+
+/// Where the way to a directory led.
+struct Followed {
+    directory: Vec<u8>,
+    /// The same without symbolic links.
+    resolved: Vec<u8>,
+}
+
+impl Followed {
+    /// Whether a link that comes or goes at or below `path` may lead elsewhere. Where the way met none, only what is on it
+    /// counts.
+    fn depends_on(&self, path: &[u8]) -> bool {
+        self.resolved != self.directory || self.directory == path || path::is_below(&self.directory, path)
+    }
 }
 
 impl Walker {
@@ -158,6 +180,8 @@ impl Walker {
             batch: Vec::new(),
             batch_bytes: 0,
             links: BTreeMap::new(),
+            last: None,
+            detours: 0,
             content_bytes: 0,
         }
     }
@@ -260,7 +284,7 @@ impl Walker {
     }
 
     /// What an entry is in a layer, and where it belongs.
-    fn placed(&self, entry: &archive::Entry, cleaned: &[u8]) -> Result<(Kind, Vec<u8>)> {
+    fn placed(&mut self, entry: &archive::Entry, cleaned: &[u8]) -> Result<(Kind, Vec<u8>)> {
         let (parent, name) = split(cleaned);
         if name == OPAQUE {
             let mut inside = parent.to_vec();
@@ -277,34 +301,51 @@ impl Walker {
     }
 
     /// Replaces the symbolic links of this layer in the directories of `path`, inside the root. The last component stays.
-    fn follow_parents(&self, path: &[u8]) -> Result<Vec<u8>> {
+    fn follow_parents(&mut self, path: &[u8]) -> Result<Vec<u8>> {
         let (parent, name) = split(path);
         if self.links.is_empty() || parent.is_empty() {
             return Ok(path.strip_prefix(b"/").unwrap_or(path).to_vec());
         }
-        let look = |path: &[u8], _| Ok::<_, Error>(self.links.get(path));
-        let Some(resolved) = path::resolve(parent, LINKS, look)? else {
-            return Err(Error::Entry { path: path::shown(path), problem: EntryProblem::Loop });
+        let followed = match self.last.take_if(|last| last.directory == parent) {
+            Some(same) => same,
+            None => self.follow(parent, path)?,
         };
-        let joined = path::join(&resolved, name);
+        let joined = path::join(&followed.resolved, name);
+        self.last = Some(followed);
         path::check(&joined)?;
         Ok(joined)
+    }
+
+    /// Follows the way to a directory, for the entry at `path`.
+    fn follow(&mut self, directory: &[u8], path: &[u8]) -> Result<Followed> {
+        let look = |path: &[u8], _| Ok::<_, Error>(self.links.get(path));
+        let mut detour = 0;
+        let resolved = path::resolve_counting(directory, LINKS, &mut detour, look)?;
+        self.detours += detour;
+        if self.detours > self.limits.detours {
+            return Err(Error::Limit { what: "steps along symbolic links", limit: self.limits.detours });
+        }
+        let resolved =
+            resolved.ok_or_else(|| Error::Entry { path: path::shown(path), problem: EntryProblem::Loop })?;
+        Ok(Followed { directory: directory.to_vec(), resolved })
     }
 
     fn remember_links(&mut self, kind: Kind, path: &[u8], target: &[u8]) {
         if kind.is_mark() {
             return;
         }
+        let mut changed = true;
         if kind == Kind::Symlink {
             self.links.insert(path.to_vec(), target.to_vec());
-        } else if !self.links.is_empty() {
-            self.links.remove(path);
+        } else {
+            changed = self.links.remove(path).is_some();
         }
         if kind == Kind::HardLink
             && let Some(target) = self.links.get(target).cloned()
         {
             // Another name of a symbolic link is one, too.
             self.links.insert(path.to_vec(), target);
+            changed = true;
         }
         if kind != Kind::Directory && !self.links.is_empty() {
             // What is no directory has nothing below it any more.
@@ -314,7 +355,11 @@ impl Walker {
             {
                 let below = below.clone();
                 self.links.remove(&below);
+                changed = true;
             }
+        }
+        if changed {
+            self.last.take_if(|last| last.depends_on(path));
         }
     }
 
@@ -374,5 +419,44 @@ pub(crate) fn hash_zeros(content: &mut Content, mut length: u64) {
         let now = length.min(ZEROS.len() as u64) as usize;
         content.update(&ZEROS[..now]);
         length -= now as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1024))]
+
+        /// What is remembered of a way is what following it again would give.
+        #[test]
+        fn ways_that_are_remembered_are_true(
+            entries in prop::collection::vec(
+                (
+                    prop::sample::select(vec![
+                        Kind::Directory, Kind::Regular, Kind::Symlink, Kind::Symlink, Kind::HardLink, Kind::Whiteout,
+                    ]),
+                    "[ab](/[ab]){0,3}",
+                    "(/|\\.\\./|\\./)?([ab](/[ab]){0,2})?",
+                ),
+                0..24,
+            ),
+        ) {
+            let (_sender, chunks) = mpsc::sync_channel(1);
+            let mut walker = Walker::new(ChunkReader::new(chunks), Limits::default(), None);
+            for (kind, path, target) in &entries {
+                let (directory, _) = split(path.as_bytes());
+                let look = |path: &[u8], _| Ok::<_, Error>(walker.links.get(path));
+                let expect = path::resolve(directory, LINKS, look).expect("nothing fails");
+                let found = walker.follow_parents(path.as_bytes()).ok();
+                prop_assert_eq!(found.as_deref().map(|found| split(found).0), expect.as_deref());
+                if let Some(found) = found {
+                    walker.remember_links(*kind, &found, target.as_bytes());
+                }
+            }
+        }
     }
 }

@@ -18,7 +18,7 @@ use support::{Header, Tar, pax_records};
 const ROUNDS: u64 = 4_000;
 /// For one input, which is small and whose limits are.
 const PATIENCE: Duration = Duration::from_secs(10);
-const LIMITS: Limits = Limits { bytes: 16 << 20, entries: 10_000 };
+const LIMITS: Limits = Limits { bytes: 16 << 20, entries: 10_000, detours: 1 << 20 };
 
 fn seeds() -> Vec<Vec<u8>> {
     let sparse = [

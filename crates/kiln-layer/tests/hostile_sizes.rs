@@ -284,6 +284,42 @@ fn nothing_is_quadratic() {
     in_time(|| index(&again)).expect("walked");
 }
 
+/// Long ways along symbolic links: a layer may go a few of them, and the same one for any number of entries.
+#[test]
+fn ways_along_links_are_bounded() {
+    const MANY: usize = 5_000;
+    let _alone = alone();
+    // Each link leads to the next by 201 components, the last one to a directory.
+    let links = |count: usize| {
+        let link = |tar: Tar, number: usize| {
+            let target = "d/../".repeat(100) + &format!("s{}", number + 1);
+            tar.extended(b'K', target.as_bytes()).symlink("t", &format!("s{number}"))
+        };
+        (0..count).fold(Tar::new(), link).dir(&format!("s{count}"), 0o755)
+    };
+    let detours = |count: u64| Limits { detours: count, ..Limits::default() };
+    let once = 201 * 39;
+    let together = (0..MANY).fold(links(39), |tar, number| tar.file(&format!("s0/{number}"), b"")).end();
+    let walked = limited(&together, detours(once)).expect("one way");
+    assert!(walked.index.find(b"s39/4999").expect("read").is_some());
+    over(limited(&together, detours(once - 1)), "steps along symbolic links");
+    let apart = |directories: usize| {
+        (0..directories).fold(links(39), |tar, number| tar.file(&format!("s0/{number}/f"), b"")).end()
+    };
+    limited(&apart(10), detours(10 * once)).expect("ten ways");
+    over(limited(&apart(11), detours(10 * once)), "steps along symbolic links");
+    // A link that comes in between makes the same way another one.
+    let moved = links(39).file("s0/f", b"").dir("o", 0o755).symlink("o", "s39").file("s0/f", b"").end();
+    let walked = limited(&moved, detours(2 * once + 1)).expect("two ways");
+    assert!(walked.index.find(b"o/f").expect("read").is_some());
+    // Nobody counts the directories of a path that meets no link.
+    let deep = "d/".repeat(900);
+    let plain = (0..20).fold(Tar::new().symlink("d", "l"), |tar, number| {
+        tar.pax(&[("path", format!("{deep}f{number}").as_bytes())]).file("x", b"")
+    });
+    limited(&plain.end(), detours(0)).expect("no way along a link");
+}
+
 /// Links to what is as deep as can be, in a layer in which each directory above may have been replaced meanwhile.
 #[test]
 fn links_to_deep_places() {

@@ -322,7 +322,7 @@ fn views_follow_links_inside() {
 #[test]
 fn bombs_are_bounded() {
     use std::io::Read;
-    let limits = Limits { bytes: 1 << 20, entries: 100 };
+    let limits = Limits { bytes: 1 << 20, entries: 100, ..Limits::default() };
     let refused = |name: &str, bytes: &[u8]| {
         let error = walk(bytes, &Options { limits, unpack: None });
         assert!(error.is_err(), "{name} must be refused");

@@ -252,21 +252,29 @@ impl ImageConfig {
         if config.rootfs.kind != "layers" {
             return Err(invalid(format!("rootfs.type is {:?}, expected \"layers\"", config.rootfs.kind)));
         }
-        for (what, count, most) in config.counts() {
-            if count > most {
-                return Err(invalid(format!("it has {count} {what}; at most {most} are read")));
-            }
-        }
+        config.check_counts(0)?;
         Ok(config)
     }
 
+    /// Fails if it has far more of something than any image, or will have with `coming` more history entries: it could not be
+    /// read again.
+    pub fn check_counts(&self, coming: usize) -> Result<(), crate::DocumentError> {
+        for (what, count, most) in self.counts(coming) {
+            if count > most {
+                let reason = format!("it has {count} {what}; at most {most} are read");
+                return Err(DocumentError::Invalid { document: DOCUMENT, reason });
+            }
+        }
+        Ok(())
+    }
+
     /// What there is how often, and how often it may be.
-    fn counts(&self) -> [(&'static str, usize, usize); 10] {
+    fn counts(&self, coming: usize) -> [(&'static str, usize, usize); 10] {
         let list = |list: &Option<Vec<String>>| list.as_ref().map_or(0, Vec::len);
         let config = &self.config;
         [
             ("layers", self.rootfs.diff_ids.len(), MOST_LAYERS),
-            ("history entries", self.history.len(), MOST_ITEMS),
+            ("history entries", self.history.len() + coming, MOST_ITEMS),
             ("exposed ports", config.exposed_ports.as_ref().map_or(0, BTreeMap::len), MOST_PORTS),
             ("volumes", config.volumes.as_ref().map_or(0, BTreeMap::len), MOST_ITEMS),
             ("labels", config.labels.as_ref().map_or(0, BTreeMap::len), MOST_ITEMS),

@@ -44,10 +44,12 @@ impl Digest {
 
     /// The 64 hexadecimal digits alone, as used in file names.
     pub fn hex(&self) -> String {
-        use fmt::Write as _;
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let digit = |value: u8| char::from(DIGITS[usize::from(value)]);
         let mut text = String::with_capacity(64);
         for byte in self.0 {
-            let _ = write!(text, "{byte:02x}");
+            text.push(digit(byte >> 4));
+            text.push(digit(byte & 15));
         }
         text
     }

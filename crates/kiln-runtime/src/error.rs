@@ -2,6 +2,8 @@
 
 use std::io;
 
+use crate::launch::Exit;
+
 /// An error of the runtime.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
@@ -22,7 +24,7 @@ pub enum RuntimeError {
         source: io::Error,
     },
     /// There is no such command in the root. Docker's status for it is 127.
-    #[error("{command}: command not found")]
+    #[error("{}: command not found", if command.is_empty() { "\"\"" } else { command })]
     CommandNotFound {
         /// As it was given.
         command: String,
@@ -36,8 +38,20 @@ pub enum RuntimeError {
         source: io::Error,
     },
     /// The process died before it became the command.
-    #[error("the sandbox's first process died while it was set up")]
-    Died,
+    #[error("the sandbox's first process {} while it was set up", how(*exit))]
+    Died {
+        /// How.
+        exit: Exit,
+    },
+    /// The process that was to become the command came upon a fault of kiln's own.
+    #[error("the sandbox's first process {message}")]
+    Panicked {
+        /// Where, and what it said: a verb phrase.
+        message: String,
+    },
+    /// The start was given up, as [`crate::Interrupt`] wanted.
+    #[error("the start of the sandbox was interrupted")]
+    Interrupted,
     /// The process cannot be waited for, signalled or fed.
     #[error("{operation}: {source}")]
     Process {
@@ -46,6 +60,13 @@ pub enum RuntimeError {
         /// The kernel's answer.
         source: io::Error,
     },
+}
+
+fn how(exit: Exit) -> String {
+    match exit {
+        Exit::Code(code) => format!("ended with status {code}"),
+        Exit::Signal(signal) => format!("was killed by signal {signal}"),
+    }
 }
 
 impl RuntimeError {

@@ -1,5 +1,6 @@
 //! Running a command for someone who watches: keys go in, output comes out, signals and the window's size are handed on.
 
+use std::cell::RefCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use kiln_sys::terminal::{self, RawMode, Signals};
@@ -8,10 +9,11 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use crate::error::RuntimeError;
-use crate::launch::{Finished, Running, Signaller, Stream, Streams, start};
+use crate::launch::{Exit, Finished, Interrupt, Running, Signaller, Stream, Streams, start_interruptibly};
 use crate::launcher::Launcher;
-use crate::recorder::LowerFiles;
+use crate::recorder::{LowerFiles, Ownership};
 use crate::sandbox::{Sandbox, Terminal};
+use crate::target::Stubs;
 
 /// Who watches. All three may be the same terminal.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +42,8 @@ const WINDOW: i32 = 28;
 const PATIENCE: usize = 3;
 
 /// Starts a sandbox in the foreground and waits for its end. Until then this process's signals are handed to the
-/// command, and the third `SIGINT`, `SIGTERM` or `SIGQUIT` kills it.
+/// command, and the third `SIGINT`, `SIGTERM` or `SIGQUIT` kills it. Before there is a command the first of these, or
+/// `SIGHUP`, ends it all, as if it had killed the command.
 ///
 /// # Errors
 /// As [`start`] and [`Running::wait`], and when the terminal cannot be handled.
@@ -73,7 +76,13 @@ pub fn run_in_foreground(
         error: duplicate(watcher.error).map_err(failed("pass standard error"))?,
     };
     let signals = Signals::take_over(&HANDED_ON).map_err(failed("take over signals"))?;
-    let mut running = start(&sandbox, streams, below, launcher)?;
+    let early = Early { signals: &signals, came: RefCell::default() };
+    let started = start_interruptibly(&sandbox, streams, below, launcher, &early);
+    if let (Err(RuntimeError::Interrupted), Some(signal)) = (&started, early.end()) {
+        let (stubs, ownership) = (Stubs::default(), Ownership::default());
+        return Ok(Finished { exit: Exit::Signal(signal), stubs, notes: Vec::new(), ownership });
+    }
+    let mut running = started?;
     let raw = if watcher.own_terminal && watcher.interactive && watched {
         Some(RawMode::enter(watcher.input).map_err(failed("put the terminal into raw mode"))?)
     } else {
@@ -81,9 +90,34 @@ pub fn run_in_foreground(
     };
     let mut exchange =
         Exchange::new(&mut running, watcher).map_err(failed("follow the command's terminal"))?;
+    exchange.hand_on(&early.came.take());
     exchange.follow(&running, &signals);
     drop(raw);
     running.wait()
+}
+
+/// Signals that come before there is a command to hand them to.
+struct Early<'a> {
+    signals: &'a Signals,
+    came: RefCell<Vec<i32>>,
+}
+
+impl Early<'_> {
+    /// The first that asks for the end.
+    fn end(&self) -> Option<i32> {
+        self.came.borrow().iter().copied().find(|signal| [HUP, INT, QUIT, TERM].contains(signal))
+    }
+}
+
+impl Interrupt for Early<'_> {
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        self.signals.descriptor()
+    }
+
+    fn is_interrupted(&self) -> bool {
+        self.came.borrow_mut().extend(self.signals.pending());
+        self.end().is_some()
+    }
 }
 
 /// What flows between the watcher and the command.
@@ -148,7 +182,7 @@ impl<'a> Exchange<'a> {
                 self.pass_keys();
             }
             if signalled {
-                self.hand_on(signals);
+                self.hand_on(&signals.pending());
             }
             if ended {
                 self.show();
@@ -201,8 +235,8 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    fn hand_on(&mut self, signals: &Signals) {
-        for signal in signals.pending() {
+    fn hand_on(&mut self, signals: &[i32]) {
+        for &signal in signals {
             if signal == WINDOW {
                 if let (Some(terminal), Ok(size)) = (&self.terminal, terminal::size(self.watcher.input)) {
                     let _ = terminal::set_size(terminal.as_fd(), size);

@@ -43,9 +43,21 @@ pub fn init_if_asked() {
 
 fn run() -> ! {
     let Ok(control) = process::inherited(CONTROL) else { process::leave(125) };
+    // As long as this process lives: a panic may come whenever.
+    let control: &'static OwnedFd = Box::leak(Box::new(control));
+    std::panic::set_hook(Box::new(|panic| {
+        // There is nobody on standard error before there is a command.
+        let _ = terminal::send_with_descriptors(control.as_fd(), &panicked(panic).encode(), &[]);
+        process::leave(125)
+    }));
     let Err(Failure(report)) = begin(control.as_fd());
     let _ = terminal::send_with_descriptors(control.as_fd(), &report.encode(), &[]);
     process::leave(125)
+}
+
+fn panicked(panic: &std::panic::PanicHookInfo<'_>) -> Report {
+    // "panicked at FILE:LINE:COLUMN:", and what it says on the next line.
+    Report::Panicked { message: panic.to_string().replace('\n', " ") }
 }
 
 /// Never returns but with a failure.

@@ -7,7 +7,9 @@ use std::thread::JoinHandle;
 
 use kiln_sys::process::{self, Child, Ended};
 use kiln_sys::terminal;
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::error::RuntimeError;
 use crate::init;
@@ -220,6 +222,15 @@ fn exit_of(ended: Ended) -> Exit {
     }
 }
 
+/// Says whether the start of a sandbox is to be given up, which mostly takes milliseconds, but waits for disks and servers
+/// that what is mounted may be on.
+pub trait Interrupt {
+    /// Readable when there may be reason to.
+    fn descriptor(&self) -> BorrowedFd<'_>;
+    /// Whether there is. Asked when the descriptor is readable, which it is not for ever unless there is.
+    fn is_interrupted(&self) -> bool;
+}
+
 /// Sets a sandbox up and starts its command. When this returns, the command's program runs.
 ///
 /// `below` tells the owners of files that were there before, where owners are recorded. `launcher` must outlive the command and
@@ -233,6 +244,30 @@ pub fn start(
     streams: Streams,
     below: Option<&LowerFiles>,
     launcher: &Launcher,
+) -> Result<Running, RuntimeError> {
+    start_unless(sandbox, streams, below, launcher, None)
+}
+
+/// As [`start`], but gives up as soon as `interrupt` wants that.
+///
+/// # Errors
+/// As [`start`], and [`RuntimeError::Interrupted`].
+pub fn start_interruptibly(
+    sandbox: &Sandbox,
+    streams: Streams,
+    below: Option<&LowerFiles>,
+    launcher: &Launcher,
+    interrupt: &dyn Interrupt,
+) -> Result<Running, RuntimeError> {
+    start_unless(sandbox, streams, below, launcher, Some(interrupt))
+}
+
+fn start_unless(
+    sandbox: &Sandbox,
+    streams: Streams,
+    below: Option<&LowerFiles>,
+    launcher: &Launcher,
+    interrupt: Option<&dyn Interrupt>,
 ) -> Result<Running, RuntimeError> {
     let _span = kiln_trace::span("mount and start");
     let set_up = |step: &str| {
@@ -277,7 +312,7 @@ pub fn start(
     let begin = |running: &mut Running, control: OwnedFd| -> Result<(), (Told, RuntimeError)> {
         let told = hand_over(control.as_fd(), &description, &ends.near)
             .map_err(|source| (Told::Unread, set_up("pass the sandbox's description")(source)))?;
-        follow(running, sandbox, below, &control, told)
+        follow(running, sandbox, below, (&control, interrupt), told)
     };
     match begin(&mut running, control) {
         // It waited for long, and was killed for want of memory, perhaps; or it lacked what there is again now.
@@ -312,12 +347,15 @@ fn follow(
     running: &mut Running,
     sandbox: &Sandbox,
     below: Option<&LowerFiles>,
-    control: &OwnedFd,
+    (control, interrupt): (&OwnedFd, Option<&dyn Interrupt>),
     mut told: Told,
 ) -> Result<(), (Told, RuntimeError)> {
     let mut message = vec![0_u8; 256 * 1024];
     let mut ready = false;
     loop {
+        if interrupt.is_some_and(|interrupt| is_given_up(control.as_fd(), interrupt)) {
+            return Err((Told::Read, RuntimeError::Interrupted));
+        }
         let (length, descriptors) = match terminal::receive_with_descriptors(control.as_fd(), &mut message) {
             Err(error) if is_hang_up(&error) && told == Told::Read => {
                 told = Told::Unread;
@@ -329,10 +367,41 @@ fn follow(
             Ok(received) => received,
         };
         if length == 0 {
-            return if ready { Ok(()) } else { Err((told, RuntimeError::Died)) };
+            return if ready { Ok(()) } else { Err((told, died(running))) };
         }
         ready |= heed(running, sandbox, below, control, (&message[..length], descriptors))
             .map_err(|error| (told, error))?;
+    }
+}
+
+/// Waits for a report or the end of the init, unless there is reason to give up before.
+fn is_given_up(control: BorrowedFd<'_>, interrupt: &dyn Interrupt) -> bool {
+    let descriptor = interrupt.descriptor();
+    loop {
+        let mut polled = [
+            PollFd::from_borrowed_fd(control, PollFlags::IN),
+            PollFd::from_borrowed_fd(descriptor, PollFlags::IN),
+        ];
+        match poll(&mut polled, None) {
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            // The report is waited for without it.
+            Err(_) => return false,
+        }
+        if !polled[1].revents().is_empty() && interrupt.is_interrupted() {
+            return true;
+        }
+        if !polled[0].revents().is_empty() {
+            return false;
+        }
+    }
+}
+
+/// How the init ended, which has closed its socket.
+fn died(running: &Running) -> RuntimeError {
+    match running.child.wait() {
+        Ok(ended) => RuntimeError::Died { exit: exit_of(ended) },
+        Err(source) => RuntimeError::Process { operation: "wait for the init", source },
     }
 }
 
@@ -344,13 +413,17 @@ fn heed(
     control: &OwnedFd,
     (message, descriptors): (&[u8], Vec<OwnedFd>),
 ) -> Result<bool, RuntimeError> {
-    let report = Report::decode(message).map_err(|_| RuntimeError::Died)?;
+    let garbled = || RuntimeError::Process {
+        operation: "read the init's report",
+        source: io::ErrorKind::InvalidData.into(),
+    };
+    let report = Report::decode(message).map_err(|_| garbled())?;
     let mut descriptors = descriptors.into_iter();
     match report {
         Report::Terminal => running.terminal = descriptors.next(),
         Report::Listener => {
             let failed = |source| RuntimeError::Process { operation: "start recording owners", source };
-            let listener = descriptors.next().ok_or(RuntimeError::Died)?;
+            let listener = descriptors.next().ok_or_else(garbled)?;
             let (pid, ended) = (running.child.pid(), running.child.pidfd());
             let recorder = Recorder::new(sandbox, below.cloned(), listener, pid, ended).map_err(failed)?;
             running.recorder = Some(recorder.run().map_err(failed)?);
@@ -373,6 +446,7 @@ fn heed(
             return Err(RuntimeError::SetUp { step, detail, source });
         }
         Report::NotFound { command } => return Err(RuntimeError::CommandNotFound { command }),
+        Report::Panicked { message } => return Err(RuntimeError::Panicked { message }),
         Report::NotExecutable { command, errno } => {
             let source = io::Error::from_raw_os_error(errno);
             return Err(RuntimeError::CommandNotExecutable { command, source });

@@ -124,7 +124,8 @@ pub(crate) struct Init(Option<(Starting, OwnedFd)>);
 impl Init {
     /// Waits until it runs.
     pub(crate) fn started(mut self) -> Result<(Child, OwnedFd), RuntimeError> {
-        let (starting, control) = self.0.take().ok_or(RuntimeError::Died)?;
+        let taken = || RuntimeError::Launch { source: io::ErrorKind::NotFound.into() };
+        let (starting, control) = self.0.take().ok_or_else(taken)?;
         let child = starting.wait().map_err(|source| RuntimeError::Launch { source })?;
         Ok((child, control))
     }

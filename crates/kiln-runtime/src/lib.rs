@@ -32,7 +32,9 @@ pub use cgroup::CommandCgroup;
 pub use error::RuntimeError;
 pub use foreground::{Foreground, run_in_foreground};
 pub use init::init_if_asked;
-pub use launch::{Exit, Finished, Running, Signaller, Stream, Streams, run, start};
+pub use launch::{
+    Exit, Finished, Interrupt, Running, Signaller, Stream, Streams, run, start, start_interruptibly,
+};
 pub use launcher::Launcher;
 pub use machine::{Availability, Cgroups, Machine, capabilities_of_this_machine};
 pub use recorder::{Birth, DeviceNode, LowerFile, LowerFiles, Ownership, Record};

@@ -18,6 +18,8 @@ pub(crate) enum Report {
     NotFound { command: String },
     /// The command cannot be executed.
     NotExecutable { command: String, errno: i32 },
+    /// The init is wrong: where, and what it said.
+    Panicked { message: String },
 }
 
 wire_enum!(Report {
@@ -27,4 +29,5 @@ wire_enum!(Report {
     3 => Failed { step, errno, detail },
     4 => NotFound { command },
     5 => NotExecutable { command, errno },
+    6 => Panicked { message },
 });

@@ -1,8 +1,9 @@
 //! Directories of `RUN --mount=type=cache`.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use kiln_sys::lock::{Lock, Sharing};
+use kiln_sys::lock::{Lock, Sharing, holders};
 use rusqlite::params;
 
 use crate::Store;
@@ -80,8 +81,23 @@ impl CacheMountUse {
     }
 }
 
+/// A cache mount that others hold.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheMountBusy<'a> {
+    lock: &'a Path,
+}
+
+impl CacheMountBusy<'_> {
+    /// The processes that hold it just now, this one perhaps among them; those of another PID namespace cannot be told.
+    pub fn holders(&self) -> Vec<u32> {
+        holders(self.lock)
+    }
+}
+
 impl Store {
     /// Takes a cache mount for use, making it if there is none. Its identity never becomes a path.
+    ///
+    /// As long as others hold it `wait` is called again and again; it waits a moment, or breaks off, and then there is `None`.
     ///
     /// One that is not filled yet ([`CacheMountUse::is_fresh`]) is the caller's alone, whatever `sharing` says: it is to
     /// be emptied, filled, reported with [`Store::cache_mount_is_filled`] and taken anew.
@@ -89,26 +105,38 @@ impl Store {
         &self,
         identity: &CacheMountIdentity,
         sharing: CacheMountSharing,
-    ) -> Result<CacheMountUse> {
+        mut wait: impl FnMut(&CacheMountBusy<'_>) -> ControlFlow<()>,
+    ) -> Result<Option<CacheMountUse>> {
         let mut sibling = 0;
         loop {
             // Private ones that are in use get siblings. Files of one ownership mode are not another one's.
             let (path, filled) = self.cache_directory(&identity.name(self.ownership().name(), sibling))?;
             let lock_path = path.with_extension("lock");
-            let lock = match sharing {
-                CacheMountSharing::Private => Lock::try_acquire(&lock_path, Sharing::Exclusive)?,
-                CacheMountSharing::Shared if filled => Some(Lock::acquire(&lock_path, Sharing::Shared)?),
-                _ => Some(Lock::acquire(&lock_path, Sharing::Exclusive)?),
+            let busy = CacheMountBusy { lock: &lock_path };
+            let wanted = match sharing {
+                CacheMountSharing::Shared if filled => Sharing::Shared,
+                _ => Sharing::Exclusive,
             };
-            let Some(lock) = lock else {
-                sibling += 1;
-                continue;
+            let lock = loop {
+                match Lock::try_acquire(&lock_path, wanted)? {
+                    Some(lock) => break Some(lock),
+                    None if sharing == CacheMountSharing::Private => {
+                        sibling += 1;
+                        break None;
+                    }
+                    None if wait(&busy).is_break() => return Ok(None),
+                    // Whoever filled it may share it, and has it for long.
+                    None if !filled && self.is_filled(&path)? => break None,
+                    None => {}
+                }
             };
+            let Some(lock) = lock else { continue };
             if !path.is_dir() {
                 // It was collected between look-up and lock.
                 self.forget_cache_directory(&path)?;
             } else if filled || !self.is_filled(&path)? {
-                return Ok(CacheMountUse { identity: identity.clone(), path, fresh: !filled, _lock: lock });
+                let identity = identity.clone();
+                return Ok(Some(CacheMountUse { identity, path, fresh: !filled, _lock: lock }));
             }
             // Else somebody filled it while this process waited: take it as it is now.
         }
@@ -171,6 +199,12 @@ mod tests {
     use super::*;
     use crate::store::Ownership;
 
+    /// Takes what nobody holds.
+    fn take(store: &Store, identity: &CacheMountIdentity, sharing: CacheMountSharing) -> CacheMountUse {
+        let taken = store.cache_mount(identity, sharing, |_| ControlFlow::Break(()));
+        taken.unwrap().expect("nobody holds it")
+    }
+
     fn plain(id: &str) -> CacheMountIdentity {
         CacheMountIdentity { id: id.to_owned(), base: String::new() }
     }
@@ -188,7 +222,7 @@ mod tests {
             .flat_map(|identity| {
                 [(identity, CacheMountSharing::Locked), (identity, CacheMountSharing::Private)]
             })
-            .map(|(identity, sharing)| store.cache_mount(identity, sharing).unwrap())
+            .map(|(identity, sharing)| take(&store, identity, sharing))
             .collect();
         let paths: std::collections::BTreeSet<&Path> = used.iter().map(CacheMountUse::path).collect();
         assert_eq!(paths.len(), used.len());
@@ -207,15 +241,15 @@ mod tests {
     fn a_mount_whose_filling_was_cut_off_is_filled_again() {
         let host = tempfile::tempdir().unwrap();
         let store = Store::open(&host.path().join("store"), Ownership::Root).unwrap();
-        let cut_off = store.cache_mount(&plain("id"), CacheMountSharing::Shared).unwrap();
+        let cut_off = take(&store, &plain("id"), CacheMountSharing::Shared);
         assert!(cut_off.is_fresh());
         drop(cut_off);
-        let used = store.cache_mount(&plain("id"), CacheMountSharing::Shared).unwrap();
+        let used = take(&store, &plain("id"), CacheMountSharing::Shared);
         assert!(used.is_fresh());
         store.cache_mount_is_filled(&used).unwrap();
         drop(used);
-        let first = store.cache_mount(&plain("id"), CacheMountSharing::Shared).unwrap();
-        let second = store.cache_mount(&plain("id"), CacheMountSharing::Shared).unwrap();
+        let first = take(&store, &plain("id"), CacheMountSharing::Shared);
+        let second = take(&store, &plain("id"), CacheMountSharing::Shared);
         assert!(!first.is_fresh() && first.path() == second.path());
     }
 
@@ -228,9 +262,51 @@ mod tests {
         store
             .collect(&crate::Collection { cache: crate::CacheToRemove::Unused, ..Default::default() })
             .unwrap();
-        let used = store.cache_mount(&plain("id"), CacheMountSharing::Shared).unwrap();
+        let used = take(&store, &plain("id"), CacheMountSharing::Shared);
         store.forget_cache_directory(&first).unwrap();
         store.collect(&crate::Collection::default()).unwrap();
         assert!(used.path().is_dir());
+    }
+
+    #[test]
+    fn one_that_is_held_is_waited_for_until_the_wait_is_broken_off() {
+        let host = tempfile::tempdir().unwrap();
+        let store = Store::open(&host.path().join("store"), Ownership::Root).unwrap();
+        let mut held = Some(take(&store, &plain("id"), CacheMountSharing::Locked));
+        store.cache_mount_is_filled(held.as_ref().unwrap()).unwrap();
+        for sharing in [CacheMountSharing::Locked, CacheMountSharing::Shared] {
+            let mut waits = 0;
+            let given_up = store.cache_mount(&plain("id"), sharing, |busy| {
+                waits += 1;
+                assert_eq!(busy.holders(), [std::process::id()]);
+                if waits == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+            assert!(given_up.unwrap().is_none());
+            assert_eq!(waits, 3);
+        }
+        let directory = held.as_ref().unwrap().path().to_path_buf();
+        let taken = store.cache_mount(&plain("id"), CacheMountSharing::Locked, |_| {
+            held = None;
+            ControlFlow::Continue(())
+        });
+        assert_eq!(taken.unwrap().unwrap().path(), directory);
+    }
+
+    #[test]
+    fn who_fills_one_keeps_nobody_from_sharing_it() {
+        let host = tempfile::tempdir().unwrap();
+        let store = Store::open(&host.path().join("store"), Ownership::Root).unwrap();
+        let mut first = Some(take(&store, &plain("id"), CacheMountSharing::Shared));
+        assert!(first.as_ref().unwrap().is_fresh());
+        let mut waits = 0;
+        let second = store.cache_mount(&plain("id"), CacheMountSharing::Shared, |_| {
+            waits += 1;
+            store.cache_mount_is_filled(first.as_ref().unwrap()).unwrap();
+            first = None;
+            first = Some(take(&store, &plain("id"), CacheMountSharing::Shared));
+            if waits == 1 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        let second = second.unwrap().expect("shared with the first");
+        assert!(!second.is_fresh() && second.path() == first.unwrap().path());
     }
 }

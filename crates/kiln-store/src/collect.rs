@@ -101,6 +101,8 @@ pub struct Collected {
     pub cache_mounts: Vec<String>,
     /// Bytes of blobs, unpacked files, indexes and cache mounts that are gone.
     pub bytes: u64,
+    /// Why some of their files stay in the store's `trash`: they belong to identifiers that are this user's no longer.
+    pub not_removed: Option<String>,
 }
 
 /// Rows that went; their files follow.
@@ -156,7 +158,7 @@ impl Store {
             self.remove_cache_mounts(collection.until, &mut collected)?;
         }
         self.database.write(Durability::Relaxed, |t| self.sweep(t))?;
-        self.empty_trash()?;
+        collected.not_removed = self.empty_trash()?;
         self.forget_what_is_only_remembered(collection.cache)?;
         self.sweep_layout()?;
         self.write_layout()?;
@@ -378,9 +380,20 @@ impl Store {
         }
     }
 
-    fn empty_trash(&self) -> Result<()> {
+    /// Removes what is in the trash; gives the first reason why something may not be. The rest goes all the same: what
+    /// stays must not keep every later collection from its end.
+    fn empty_trash(&self) -> Result<Option<String>> {
         let trash = kiln_sys::root::Directory::open(&self.root().join("trash"))?;
-        Ok(trash.clear()?)
+        let mut not_removed = None;
+        for item in trash.list()? {
+            match trash.remove_all(&item.name) {
+                Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                    not_removed.get_or_insert_with(|| format!("{error}: {}", error.source));
+                }
+                result => result?,
+            }
+        }
+        Ok(not_removed)
     }
 
     /// Bytes of the build cache: layers that no image has.

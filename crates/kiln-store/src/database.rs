@@ -11,6 +11,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, Transaction, Trans
 
 use crate::error::{Error, Result};
 use crate::layers::snapshot_is_source;
+use crate::refusal::{failed, refused};
 
 /// "kiln".
 const APPLICATION_ID: i64 = 0x6b69_6c6e;
@@ -39,7 +40,11 @@ impl Durability {
     }
 }
 
-/// Pages in the log before they are moved into the database: 256 KiB. Every command that comes alone reads the log, which takes
+/// Bytes of a page of a database that is made. There are some thirty tables and indexes, most of which hold little, and each has
+/// pages of its own; with half of it, a store of 1,000 images is read noticeably slower.
+const PAGE: u32 = 2048;
+
+/// Pages in the log before they are moved into the database. Every command that comes alone reads the log, which takes
 /// some microseconds for each page, and moving some milliseconds.
 const LOG_PAGES: i64 = 64;
 
@@ -102,27 +107,27 @@ impl Database {
             written: Mutex::default(),
             _closing: closing,
         };
-        database.prepare().map_err(|error| database.name_full_disk(error))?;
+        database.prepare()?;
         Ok(database)
     }
 
     fn connect(path: &Path) -> Result<Connection> {
-        let connection = Connection::open(path).map_err(Error::database("open kiln.db"))?;
-        connection.busy_timeout(BUSY_TIMEOUT).map_err(Error::database("set the busy timeout"))?;
+        let connection = Connection::open(path).map_err(refused(path, "open kiln.db"))?;
+        connection.busy_timeout(BUSY_TIMEOUT).map_err(refused(path, "set the busy timeout"))?;
         connection.set_prepared_statement_cache_capacity(128);
         // Every command is the last to close: a checkpoint there, and a new log in the next one, would cost each four
         // fsyncs. The log stays, and is short enough to be read again at once.
         connection
             .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
-            .map_err(Error::database("keep the log"))?;
+            .map_err(refused(path, "keep the log"))?;
         // Else a query whose plan might depend on a bound value is planned again each time that a value is bound.
         connection
             .set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)
-            .map_err(Error::database("keep plans"))?;
+            .map_err(refused(path, "keep plans"))?;
         for (config, on) in
             [(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, true), (DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)]
         {
-            connection.set_db_config(config, on).map_err(Error::database("set up the connection"))?;
+            connection.set_db_config(config, on).map_err(refused(path, "set up the connection"))?;
         }
         Ok(connection)
     }
@@ -130,8 +135,8 @@ impl Database {
     fn prepare(&self) -> Result<()> {
         let connection = self.lock();
         let pragma = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-        let version = pragma("user_version").map_err(Error::database("read the schema version"))?;
-        let application = pragma("application_id").map_err(Error::database("read the application ID"))?;
+        let version = pragma("user_version").map_err(failed(&connection, "read the schema version"))?;
+        let application = pragma("application_id").map_err(failed(&connection, "read the application ID"))?;
         if application != 0 && application != APPLICATION_ID || application == 0 && version != 0 {
             return Err(Error::NotKiln { path: self.path.clone(), found: application });
         }
@@ -150,15 +155,18 @@ impl Database {
     /// again inside.
     fn create_or_upgrade(&self) -> Result<()> {
         let mut connection = self.lock();
-        switch_to_wal(&connection).map_err(Error::database("switch to WAL"))?;
+        // Without effect on a database that is there.
+        let page = connection.pragma_update(None, "page_size", PAGE);
+        page.map_err(failed(&connection, "set the size of pages"))?;
+        switch_to_wal(&connection).map_err(failed(&connection, "switch to WAL"))?;
         let transaction = connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
-            .map_err(Error::database("begin"))?;
+            .map_err(refused(&self.path, "begin"))?;
         let version: i64 = transaction
             .pragma_query_value(None, "user_version", |row| row.get(0))
-            .map_err(Error::database("read the schema version"))?;
+            .map_err(refused(&self.path, "read the schema version"))?;
         match version {
-            0 => transaction.execute_batch(SCHEMA).map_err(Error::database("make the schema"))?,
+            0 => transaction.execute_batch(&statements()).map_err(refused(&self.path, "make the schema"))?,
             1 => upgrade_from_1(&transaction, &self.path.with_file_name("index"))?,
             _ => return Ok(()),
         }
@@ -166,8 +174,8 @@ impl Database {
             .execute_batch(&format!(
                 "PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={SCHEMA_VERSION};"
             ))
-            .map_err(Error::database("write the schema version"))?;
-        transaction.commit().map_err(Error::database("commit the schema"))?;
+            .map_err(refused(&self.path, "write the schema version"))?;
+        transaction.commit().map_err(refused(&self.path, "commit the schema"))?;
         if version > 0 {
             // What the log grew by is room that a collection may need. Who reads meanwhile keeps it, which is no harm.
             let _ = connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)");
@@ -189,7 +197,7 @@ impl Database {
         let _span = kiln_trace::span(durability.span());
         let mut connection = self.lock();
         self.set_up(&connection, durability)?;
-        Self::transact(&mut connection, body).map_err(|error| self.name_full_disk(error))
+        self.transact(&mut connection, body)
     }
 
     /// Makes the next commit as durable as it must be. Checkpoints, which come with commits, always sync.
@@ -198,40 +206,31 @@ impl Database {
         if written.is_none() {
             connection
                 .pragma_update_and_check(None, "wal_autocheckpoint", LOG_PAGES, |_| Ok(()))
-                .map_err(Error::database("limit the log"))?;
+                .map_err(failed(connection, "limit the log"))?;
         }
         if *written != Some(durability) {
             let synchronous = match durability {
                 Durability::Relaxed => "PRAGMA synchronous=NORMAL",
                 Durability::Durable => "PRAGMA synchronous=FULL",
             };
-            connection.execute_batch(synchronous).map_err(Error::database("set how durable commits are"))?;
+            connection
+                .execute_batch(synchronous)
+                .map_err(failed(connection, "set how durable commits are"))?;
             *written = Some(durability);
         }
         Ok(())
     }
 
-    /// SQLite says that "the database or disk is full": the file is named, and the system's error is behind it.
-    fn name_full_disk(&self, error: Error) -> Error {
-        match error {
-            Error::Database { .. } if error.is_full_disk() => Error::File {
-                action: "write",
-                path: self.path.clone(),
-                source: std::io::ErrorKind::StorageFull.into(),
-            },
-            other => other,
-        }
-    }
-
     fn transact<T>(
+        &self,
         connection: &mut Connection,
         body: impl FnOnce(&Transaction<'_>) -> Result<T>,
     ) -> Result<T> {
         let transaction = connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
-            .map_err(Error::database("begin"))?;
+            .map_err(refused(&self.path, "begin"))?;
         let value = body(&transaction)?;
-        transaction.commit().map_err(Error::database("commit"))?;
+        transaction.commit().map_err(refused(&self.path, "commit"))?;
         Ok(value)
     }
 
@@ -243,8 +242,8 @@ impl Database {
         read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<Option<T>> {
         let connection = self.lock();
-        let mut statement = connection.prepare_cached(sql).map_err(Error::database("prepare a query"))?;
-        statement.query_row(parameters, read).optional().map_err(Error::database("read a row"))
+        let mut statement = connection.prepare_cached(sql).map_err(failed(&connection, "prepare a query"))?;
+        statement.query_row(parameters, read).optional().map_err(failed(&connection, "read a row"))
     }
 
     /// All rows.
@@ -257,6 +256,14 @@ impl Database {
         let connection = self.lock();
         all(&connection, sql, parameters, read)
     }
+}
+
+/// The schema without its comments, which SQLite would keep, and read whenever the database is opened.
+fn statements() -> String {
+    SCHEMA
+        .lines()
+        .map(|line| line.split("--").next().unwrap_or_default().trim_end().to_owned() + "\n")
+        .collect()
 }
 
 /// Waits for other processes that do the same: SQLite itself does not here, lest two of them wait for each other.
@@ -281,7 +288,7 @@ fn upgrade_from_1(t: &Connection, indexes: &Path) -> Result<()> {
         "ALTER TABLE layers ADD COLUMN snapshot_is_source INTEGER NOT NULL DEFAULT 0; \
          UPDATE layers SET snapshot_is_source = writer <> 0;",
     )
-    .map_err(Error::database("upgrade the schema"))?;
+    .map_err(failed(t, "upgrade the schema"))?;
     for layer in all(t, "SELECT diff_id FROM layers WHERE writer = 0", [], |row| digest(row, 0))? {
         let path = indexes.join(layer.hex());
         // One that is gone or damaged is no source. What cannot be read today may be tomorrow.
@@ -304,9 +311,9 @@ pub(crate) fn all<T>(
     parameters: impl rusqlite::Params,
     read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
 ) -> Result<Vec<T>> {
-    let mut statement = connection.prepare_cached(sql).map_err(Error::database("prepare a query"))?;
-    let rows = statement.query_map(parameters, read).map_err(Error::database("query"))?;
-    rows.collect::<rusqlite::Result<_>>().map_err(Error::database("read rows"))
+    let mut statement = connection.prepare_cached(sql).map_err(failed(connection, "prepare a query"))?;
+    let rows = statement.query_map(parameters, read).map_err(failed(connection, "query"))?;
+    rows.collect::<rusqlite::Result<_>>().map_err(failed(connection, "read rows"))
 }
 
 /// One statement in a transaction; returns how many rows changed.
@@ -315,8 +322,9 @@ pub(crate) fn execute(
     sql: &str,
     parameters: impl rusqlite::Params,
 ) -> Result<usize> {
-    let mut statement = transaction.prepare_cached(sql).map_err(Error::database("prepare a statement"))?;
-    statement.execute(parameters).map_err(Error::database("write a row"))
+    let mut statement =
+        transaction.prepare_cached(sql).map_err(failed(transaction, "prepare a statement"))?;
+    statement.execute(parameters).map_err(failed(transaction, "write a row"))
 }
 
 /// Reads a digest column.

@@ -4,8 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use kiln_oci::{DiffId, Digest, DigestError, DocumentError, ReferenceError};
-use rusqlite::ErrorCode;
-use rusqlite::ffi::SQLITE_IOERR_SHMSIZE;
+
+use crate::refusal::is_full;
 
 /// An error of the store. Each variant names the operation's subject.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +41,25 @@ pub enum Error {
         action: &'static str,
         /// SQLite's answer.
         source: rusqlite::Error,
+    },
+    /// `kiln.db` is damaged, or something else, or gone while there are layers.
+    #[error(
+        "the store's database {} {found}: put back a copy of it, or move {} away and load, import or build the images again",
+        path.display(), path.parent().unwrap_or(path).display()
+    )]
+    LostDatabase {
+        /// The file.
+        path: PathBuf,
+        /// What is there instead, such as `is empty`.
+        found: &'static str,
+        /// SQLite's answer.
+        source: Option<rusqlite::Error>,
+    },
+    /// Something else has the name of a file that the store writes.
+    #[error("{} is no file, and kiln writes one there: remove it", path.display())]
+    InTheWay {
+        /// What is there.
+        path: PathBuf,
     },
     /// The store was written by a newer kiln.
     #[error("the store at {} has schema version {found}; this kiln knows {known}: use a newer kiln, or another --root", path.display())]
@@ -169,19 +188,9 @@ impl Error {
 
     /// Whether there was no room for what was written.
     pub(crate) fn is_full_disk(&self) -> bool {
-        let full = |error: &io::Error| {
-            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-        };
         match self {
-            Self::File { source, .. } => full(source),
-            Self::Path(error) => full(&error.source),
-            Self::Database { source, .. } => {
-                let code = source.sqlite_error();
-                // The index of the log is made as long as it must be before it is mapped.
-                code.is_some_and(|code| {
-                    code.code == ErrorCode::DiskFull || code.extended_code == SQLITE_IOERR_SHMSIZE
-                })
-            }
+            Self::File { source, .. } => is_full(source),
+            Self::Path(error) => is_full(&error.source),
             _ => false,
         }
     }
@@ -189,10 +198,6 @@ impl Error {
     pub(crate) fn file(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
         move |source| Self::File { action, path, source }
-    }
-
-    pub(crate) fn database(action: &'static str) -> impl FnOnce(rusqlite::Error) -> Self {
-        move |source| Self::Database { action, source }
     }
 
     pub(crate) fn archive(archive: &str, reason: impl Into<String>) -> Self {

@@ -159,6 +159,8 @@ impl Store {
         for _ in 0..MOST_TRIES {
             let marks = self.make_durable(&layers, &documents)?;
             if let Some((published, shown)) = self.publish_durable(images, &marks)? {
+                // The database may have grown.
+                crate::reserve::make(self.root());
                 if shown {
                     self.write_layout()?;
                 }
@@ -411,31 +413,8 @@ impl Store {
             .filter(|name| name.digest.is_none())
             .filter(|name| matches!(self.find_name(name), Ok(Some(found)) if found == id));
         let layers = self.image(id)?.config.rootfs.diff_ids;
-        let (gone, last) = self.database.write(Durability::Durable, |t| {
-            let names =
-                all(t, "SELECT name FROM tags WHERE image = ?1 ORDER BY name", [id.0.as_bytes()], |row| {
-                    row.get::<_, String>(0)
-                })?;
-            if by_name.is_none() && names.len() > 1 && !force {
-                return Err(Error::SeveralNames(id.0.short()));
-            }
-            let gone: Vec<String> = match &by_name {
-                Some(name) => vec![name.to_string()],
-                None => names.clone(),
-            };
-            let last = names.iter().all(|name| gone.contains(name));
-            for name in &gone {
-                // Another process may have moved the name since it was looked up.
-                execute(
-                    t,
-                    "DELETE FROM tags WHERE name = ?1 AND image = ?2",
-                    params![name, id.0.as_bytes()],
-                )?;
-            }
-            if last {
-                execute(t, "DELETE FROM images WHERE id = ?1", [id.0.as_bytes()])?;
-            }
-            Ok((gone, last))
+        let (gone, last) = self.with_reserve(|| {
+            self.database.write(Durability::Durable, |t| remove_names(t, id, by_name.as_ref(), force))
         })?;
         let mut removed = Vec::new();
         for name in gone {
@@ -448,10 +427,35 @@ impl Store {
             let own = layers.iter().rev().filter(|layer| gone.contains(layer));
             removed.extend(own.map(|layer| Removed::Layer(*layer)));
         } else {
-            self.write_layout_for(id)?;
+            self.with_reserve(|| self.write_layout_for(id))?;
         }
         Ok(removed)
     }
+}
+
+/// Removes one name of an image, or all, and the image with its last one. Gives the names, and whether it was the last.
+fn remove_names(
+    t: &Connection,
+    id: ImageId,
+    by_name: Option<&Reference>,
+    force: bool,
+) -> Result<(Vec<String>, bool)> {
+    let names = all(t, "SELECT name FROM tags WHERE image = ?1 ORDER BY name", [id.0.as_bytes()], |row| {
+        row.get::<_, String>(0)
+    })?;
+    if by_name.is_none() && names.len() > 1 && !force {
+        return Err(Error::SeveralNames(id.0.short()));
+    }
+    let gone = by_name.map_or_else(|| names.clone(), |name| vec![name.to_string()]);
+    let last = names.iter().all(|name| gone.contains(name));
+    for name in &gone {
+        // Another process may have moved the name since it was looked up.
+        execute(t, "DELETE FROM tags WHERE name = ?1 AND image = ?2", params![name, id.0.as_bytes()])?;
+    }
+    if last {
+        execute(t, "DELETE FROM images WHERE id = ?1", [id.0.as_bytes()])?;
+    }
+    Ok((gone, last))
 }
 
 fn layers_of(t: &Connection, id: ImageId) -> Result<Vec<DiffId>> {

@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::layers::NewLayer;
 use crate::lease::Lease;
 use crate::store::Ownership;
+use crate::tar_mounts::is_small;
 
 impl Store {
     /// Imports a tar, in any compression, as the one layer of an image. `config` has the platform and what
@@ -55,6 +56,8 @@ impl Store {
         if layer.index.tar_size() == 0 {
             return Err(Error::Empty);
         }
+        // What is damaged of what is there does not stay for what has just come.
+        self.drop_what_is_gone(layer.index.diff_id())?;
         let diff_id = self.publish_layer(lease, ChainId::SCRATCH, layer)?;
         config.rootfs.diff_ids = vec![diff_id];
         config.created.clone_from(&history.created);
@@ -66,14 +69,13 @@ impl Store {
 
     /// A plain tar in a regular file is walked where it is and not stored a second time: its frames are kept in the
     /// index, so that snapshot and index give it back byte for byte. `None` where that cannot be done, or where the tar
-    /// itself can be mounted.
+    /// itself is mounted instead of being unpacked.
     fn import_in_place(&self, lease: &Lease, input: &File) -> Result<Option<NewLayer>> {
         let read = |source| Error::File { action: "read", path: "the archive".into(), source };
         let before = input.metadata().map_err(read)?;
         let mut first = [0; 512];
         if self.ownership() != Ownership::Root
             || !self.keeps_snapshots()
-            || self.mounts_tars()
             || !before.is_file()
             || (&*input).stream_position().map_err(read)? != 0
         {
@@ -81,6 +83,9 @@ impl Store {
         }
         let length = input.read_at(&mut first, 0).map_err(read)?;
         if Compression::detect(&first[..length]) != Compression::Plain {
+            return Ok(None);
+        }
+        if self.mounts_tars() && !is_unpacked_anyway(input, before.len())? {
             return Ok(None);
         }
         let directory = lease.fresh_path("unpack");
@@ -103,4 +108,16 @@ impl Store {
             snapshot: Some(directory),
         }))
     }
+}
+
+/// Whether the layer that a tar in a file is would be unpacked also where tars are mounted.
+fn is_unpacked_anyway(input: &File, length: u64) -> Result<bool> {
+    let read = |source| Error::File { action: "read", path: "the archive".into(), source };
+    // Its files can be no larger than itself.
+    if !is_small(length, 0) {
+        return Ok(false);
+    }
+    let index = kiln_layer::walk(input.try_clone().map_err(read)?, &Options::default())?.index;
+    (&*input).rewind().map_err(read)?;
+    Ok(is_small(index.content_size(), index.entry_count()))
 }

@@ -6,9 +6,11 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use kiln_layer::{LayerIndex, RootView};
+use kiln_layer::{Kind, LayerIndex, RootView};
 use kiln_oci::{ChainId, DiffId, Digest};
+use kiln_sys::root::{Directory, Root};
 use rusqlite::{Connection, params};
+use rustix::fs::FileType;
 
 use crate::Store;
 use crate::database::{Durability, all, execute, now};
@@ -231,13 +233,15 @@ impl Store {
     /// Looks whether the files of a layer are there and as long as they should be. Those that are not are trusted no more,
     /// as if a power cut had torn them, so that what comes takes their place; says whether there were any.
     pub(crate) fn drop_what_is_gone(&self, layer: DiffId) -> Result<bool> {
-        if self.gone(&self.database.lock(), layer)?.is_empty() {
+        let torn = self.torn_snapshots(layer)?;
+        if torn.is_empty() && self.gone(&self.database.lock(), layer)?.is_empty() {
             return Ok(false);
         }
         self.indexes.lock().unwrap_or_else(|e| e.into_inner()).remove(&layer);
         self.database.write(Durability::Relaxed, |t| {
             // Another process may have brought them meanwhile.
-            let gone = self.gone(t, layer)?;
+            let mut gone = self.gone(t, layer)?;
+            gone.snapshots.extend(torn);
             if gone.index {
                 execute(
                     t,
@@ -253,6 +257,30 @@ impl Store {
             }
             Ok(!gone.is_empty())
         })
+    }
+
+    /// Where snapshots are the only source of a layer: those of this ownership that lack a file, or have one of another size.
+    fn torn_snapshots(&self, layer: DiffId) -> Result<Vec<String>> {
+        let ids = self.database.all(
+            "SELECT s.id FROM snapshots s JOIN layers l USING (diff_id) WHERE s.diff_id = ?1 AND s.ownership = ?3 \
+             AND (s.boot IS NULL OR s.boot = ?2) AND l.snapshot_is_source AND NOT EXISTS \
+               (SELECT 1 FROM layer_blobs x JOIN blobs b ON b.digest = x.blob \
+                WHERE x.diff_id = s.diff_id AND (b.boot IS NULL OR b.boot = ?2))",
+            params![layer.0.as_bytes(), self.boot, self.ownership().name()],
+            |row| row.get::<_, String>(0),
+        )?;
+        if ids.is_empty() {
+            return Ok(ids);
+        }
+        // Without an index nobody knows; that it is gone is found out elsewhere.
+        let Ok(index) = self.index(layer) else { return Ok(Vec::new()) };
+        let mut torn = Vec::new();
+        for id in ids {
+            if !holds_files(&self.root().join(OVERLAY).join(&id).join("diff"), &index)? {
+                torn.push(id);
+            }
+        }
+        Ok(torn)
     }
 
     fn gone(&self, t: &Connection, layer: DiffId) -> Result<Gone> {
@@ -474,8 +502,11 @@ const GONE: &str = "gone";
 
 /// Whether a file is certainly not there: an error of the disk says nothing about it.
 fn is_gone(path: &std::path::Path) -> bool {
-    let absent = [std::io::ErrorKind::NotFound, std::io::ErrorKind::NotADirectory];
-    fs_err::symlink_metadata(path).is_err_and(|error| absent.contains(&error.kind()))
+    fs_err::symlink_metadata(path).is_err_and(|error| is_absence(error.kind()))
+}
+
+fn is_absence(error: std::io::ErrorKind) -> bool {
+    matches!(error, std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
 }
 
 /// Whether a file is certainly gone, or of another size.
@@ -484,6 +515,42 @@ fn is_torn(path: &std::path::Path, size: i64) -> bool {
         Ok(found) => !found.is_file() || found.len() != size.unsigned_abs(),
         Err(_) => is_gone(path),
     }
+}
+
+/// Whether a directory holds the regular files of a layer, as far as their sizes tell.
+fn holds_files(directory: &std::path::Path, index: &LayerIndex) -> Result<bool> {
+    let root = match Root::open(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        root => root?,
+    };
+    // What one directory holds comes together.
+    let mut parent: Option<(&std::path::Path, Directory)> = None;
+    for entry in index.tree() {
+        let entry = entry?;
+        if entry.kind() != Kind::Regular {
+            continue;
+        }
+        let path = kiln_layer::path::to_system(entry.path());
+        let above = path.parent().unwrap_or(std::path::Path::new(""));
+        let known = parent.take().filter(|(path, _)| *path == above);
+        let opened = known.map_or_else(|| Ok((above, root.open_parent(path)?.0)), Ok);
+        let found = opened.and_then(|(_, directory)| {
+            let (_, directory) = parent.insert((above, directory));
+            directory.stat(path.file_name().unwrap_or_default())
+        });
+        match found {
+            Ok(found) => {
+                let is_file = FileType::from_raw_mode(found.st_mode) == FileType::RegularFile;
+                if !is_file || found.st_size.unsigned_abs() != entry.size() {
+                    return Ok(false);
+                }
+            }
+            Err(error) if is_absence(error.kind()) => return Ok(false),
+            // An error of the disk says nothing about it.
+            Err(_) => {}
+        }
+    }
+    Ok(true)
 }
 
 fn has_size(path: &std::path::Path, size: i64) -> bool {

@@ -140,7 +140,12 @@ impl Store {
 
     fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let directory = kiln_sys::root::Directory::open(self.root())?;
-        Ok(kiln_sys::publish::write_over(&directory, name.as_ref(), bytes, 0o600)?)
+        kiln_sys::publish::write_over(&directory, name.as_ref(), bytes, 0o600).map_err(|error| {
+            match error.kind() {
+                std::io::ErrorKind::IsADirectory => Error::InTheWay { path: self.root().join(name) },
+                _ => Error::Path(error),
+            }
+        })
     }
 
     /// Writes the layout anew if the image is shown in it.

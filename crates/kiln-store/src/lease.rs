@@ -4,6 +4,8 @@
 //! between; the collector then removes the row and the directory.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use kiln_oci::{ChainId, DiffId, Digest, ImageId};
 use kiln_sys::lock::{Lock, Sharing};
 use kiln_sys::overlay::TarMount;
+use kiln_sys::root::Directory;
 use rusqlite::{Connection, params};
 
 use crate::Store;
@@ -34,10 +37,36 @@ pub struct Lease {
     pub(crate) mounted: Mutex<HashMap<DiffId, TarMount>>,
     /// Where the snapshots of leased layers are, by the chain that each one ends: nothing moves them.
     pub(crate) snapshots: Mutex<HashMap<ChainId, SnapshotPaths>>,
-    /// Files that nothing needs any more, to be removed when there is time.
-    spent: Mutex<Vec<PathBuf>>,
+    /// What nothing needs any more, to be removed when there is time.
+    spent: Mutex<Vec<Discarded>>,
     /// Released last: once it is free, the collector may sweep the directory.
     lock: Option<Lock>,
+}
+
+/// What is discarded, in the lease's directory.
+#[derive(Debug)]
+enum Discarded {
+    /// What the kernel made of an overlay's work directory.
+    Work(PathBuf),
+    /// Files of a step, of any number.
+    Files(PathBuf),
+}
+
+/// Discarded files that are still to be removed, which may take long.
+#[derive(Debug)]
+pub struct Spent {
+    directory: Directory,
+    names: Vec<OsString>,
+}
+
+impl Spent {
+    /// Removes them. What cannot be removed goes with the lease.
+    pub fn remove(self) {
+        let _span = kiln_trace::span("remove discarded files");
+        for name in &self.names {
+            let _ = self.directory.remove_all(name);
+        }
+    }
 }
 
 /// Something that a lease keeps.
@@ -169,29 +198,42 @@ impl Lease {
         let mut spent = self.spent.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         match &root.form {
             RootForm::Overlay { overlay, upper } => {
-                spent.push(upper.clone());
-                spent.extend(overlay.upper.as_ref().map(|upper| upper.work.clone()));
+                spent.push(Discarded::Files(upper.clone()));
+                spent.extend(overlay.upper.as_ref().map(|upper| Discarded::Work(upper.work.clone())));
             }
-            RootForm::Copy { directory, .. } => spent.push(directory.clone()),
+            RootForm::Copy { directory, .. } => spent.push(Discarded::Files(directory.clone())),
         }
     }
 
-    /// Removes what was discarded. To be called while there is something to wait for; what stays goes with the lease.
-    pub fn tidy(&self) {
-        let spent =
+    /// Removes what was discarded and is quickly removed, and gives back what may not be. To be called while there is
+    /// something to wait for; what stays goes with the lease.
+    #[must_use = "what is given back is still there"]
+    pub fn tidy(&self) -> Option<Spent> {
+        let discarded =
             std::mem::take(&mut *self.spent.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
-        let Ok(directory) = kiln_sys::root::Directory::open(&self.directory) else { return };
-        for path in spent.iter().filter(|path| path.parent() == Some(&self.directory)) {
-            if let Some(name) = path.file_name() {
-                let _ = directory.remove_all(name);
+        let directory = Directory::open(&self.directory).ok()?;
+        let mut names = Vec::new();
+        for discarded in discarded {
+            let (Discarded::Work(path) | Discarded::Files(path)) = &discarded;
+            let Some(name) = path.file_name().filter(|_| path.parent() == Some(&self.directory)) else {
+                continue;
+            };
+            match (&discarded, directory.remove_directory(name)) {
+                (Discarded::Work(_), Err(_)) => drop(directory.remove_all(name)),
+                // It mostly became the layer's, or is empty.
+                (Discarded::Files(_), Err(error)) if error.kind() == ErrorKind::DirectoryNotEmpty => {
+                    names.push(name.to_owned());
+                }
+                _ => {}
             }
         }
+        (!names.is_empty()).then_some(Spent { directory, names })
     }
 
     /// Lets go of everything that was leased and removes the files of unfinished work.
     fn clear(&self) -> Result<()> {
         // Files first: on a full disk they are what makes room for the rows' change.
-        let directory = kiln_sys::root::Directory::open(&self.directory)?;
+        let directory = Directory::open(&self.directory)?;
         for entry in fs_err::read_dir(&self.directory).map_err(Error::file("list", &self.directory))? {
             let name = entry.map_err(Error::file("list", &self.directory))?.file_name();
             if name != LOCK {
@@ -214,7 +256,7 @@ impl Drop for Lease {
             .database
             .write(Durability::Relaxed, |t| execute(t, "DELETE FROM leases WHERE id = ?1", [&self.id]));
         if let (Some(parent), Some(name)) = (self.directory.parent(), self.directory.file_name()) {
-            let _ = kiln_sys::root::Directory::open(parent).and_then(|parent| parent.remove_all(name));
+            let _ = Directory::open(parent).and_then(|parent| parent.remove_all(name));
         }
         drop(self.lock.take());
     }

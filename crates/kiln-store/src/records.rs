@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kiln_oci::{ChainId, DiffId, Digest};
-use kiln_sys::lock::{Lock, Sharing};
+use kiln_sys::lock::{Lock, Sharing, holders};
 use rusqlite::{Connection, params};
 
 use crate::Store;
@@ -201,6 +201,11 @@ impl Store {
     pub fn try_claim(&self, key: &Digest) -> Result<Option<Claim>> {
         let lock = Lock::try_acquire(&self.claim_path("", key), Sharing::Exclusive)?;
         Ok(lock.map(|lock| Claim { _lock: lock }))
+    }
+
+    /// The processes that work on a key, as far as they can be told.
+    pub fn claim_holders(&self, key: &Digest) -> Vec<u32> {
+        holders(&self.claim_path("", key))
     }
 
     /// Waits until nobody makes the files of a layer ready, and claims that. A thread may hold a claim of a key of the

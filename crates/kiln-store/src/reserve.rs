@@ -10,17 +10,25 @@ use crate::error::{Error, Result};
 /// A file that gives its space.
 const RESERVE: &str = "reserve";
 
-/// How many bytes it has; less where there is no room for as many.
-const SIZES: [u64; 4] = [1 << 20, 768 << 10, 512 << 10, 256 << 10];
+/// What is needed however small the database is: for its log and what that is moved to, for the log's index, for
+/// directories that grow, and for the layout that is written anew.
+const LEAST: u64 = 64 << 10;
 
-/// Sets space aside in the store at `root`. Where there is none, none is set aside.
+/// Sets space aside in the store at `root`, or as much of it as there is room for. Removing all of 300 images, each of a build of
+/// its own, takes less than half of what the database has: the log gets each page that changes. So it grows with the database.
 pub(crate) fn make(root: &Path) {
+    let database = fs_err::metadata(root.join("kiln.db")).map_or(0, |found| found.len());
+    let wanted = LEAST + database;
     let path = root.join(RESERVE);
-    let Ok(file) = fs_err::File::create_new(&path) else { return };
-    let fits = |bytes| rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes).is_ok();
-    if !SIZES.into_iter().any(fits) {
-        let _ = fs_err::remove_file(&path);
+    let Ok(file) = fs_err::OpenOptions::new().write(true).create(true).truncate(false).open(&path) else {
+        return;
+    };
+    if file.metadata().is_ok_and(|found| found.len() >= wanted) {
+        return;
     }
+    let fits =
+        |part: u64| rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, wanted * part / 4).is_ok();
+    let _ = (1..=4).rev().any(fits);
 }
 
 /// Gives the space back.

@@ -67,7 +67,8 @@ CREATE TABLE images (
   created   INTEGER NOT NULL,         -- `created` of the config
   stored    INTEGER NOT NULL          -- when it came into this store
 ) WITHOUT ROWID;
-CREATE INDEX images_chain ON images (chain_id);
+-- Rows of this table hold configs: what a list tells is read from the index, which in older stores has no more than the chain.
+CREATE INDEX images_chain ON images (chain_id, created, size);
 
 CREATE TABLE image_layers (
   image    BLOB NOT NULL REFERENCES images (id) ON DELETE CASCADE,

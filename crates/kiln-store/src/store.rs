@@ -12,6 +12,7 @@ use rusqlite::Connection;
 use crate::database::{Database, Durability, all, execute};
 use crate::error::{Error, Result};
 use crate::mount_points;
+use crate::refusal::failed;
 use crate::waiting::Tell;
 
 /// Who owns the files of a snapshot.
@@ -55,7 +56,11 @@ impl Store {
     pub fn open(root: &Path, ownership: Ownership) -> Result<Self> {
         let _span = kiln_trace::span("open store");
         let database_path = root.join("kiln.db");
-        let is_new = !database_path.exists();
+        let found = fs_err::metadata(&database_path).map(|found| found.len());
+        let is_new = found.is_err();
+        if !found.is_ok_and(|length| length > 0) {
+            refuse_lost_database(root, &database_path, is_new)?;
+        }
         if is_new {
             create_directories(root)?;
         } else {
@@ -90,6 +95,19 @@ impl Store {
         self.ownership
     }
 
+    /// Does what gives room in the end. Where it finds none, it may take what is set aside.
+    pub(crate) fn with_reserve<T>(&self, work: impl Fn() -> Result<T>) -> Result<T> {
+        match work() {
+            Err(error) if error.is_full_disk() => {
+                crate::reserve::release(&self.root)?;
+                let done = work();
+                crate::reserve::make(&self.root);
+                done
+            }
+            done => done,
+        }
+    }
+
     /// Makes everything that was written before durable: one `syncfs`.
     pub(crate) fn sync(&self) -> Result<()> {
         let _span = kiln_trace::span("sync file system");
@@ -102,7 +120,7 @@ impl Store {
     pub(crate) fn marks(&self) -> Result<Marks> {
         let connection = self.database.lock();
         // One transaction: a layer that is published meanwhile is in none of the tables, or in all.
-        let t = connection.unchecked_transaction().map_err(Error::database("begin"))?;
+        let t = connection.unchecked_transaction().map_err(failed(&connection, "begin"))?;
         let mut marks = Marks::default();
         for (table, column) in MARKED {
             let sql = format!("SELECT {column}, created FROM {table} WHERE boot = ?1");
@@ -192,6 +210,18 @@ const DIRECTORIES: [&str; 10] = [
     "mounts",
     "downloads",
 ];
+
+/// Refuses to make a database where there are layers: the next collection would remove all that it does not know.
+fn refuse_lost_database(root: &Path, path: &Path, is_gone: bool) -> Result<()> {
+    let mut layers = fs_err::read_dir(root.join("index")).into_iter().flatten();
+    match layers.next() {
+        None => Ok(()),
+        Some(_) => {
+            let found = if is_gone { "is gone" } else { "is empty" };
+            Err(Error::LostDatabase { path: path.to_path_buf(), found, source: None })
+        }
+    }
+}
 
 /// Refuses a directory that something else is in: it would be closed to everybody else.
 fn refuse_foreign(root: &Path) -> Result<()> {

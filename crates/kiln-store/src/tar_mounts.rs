@@ -26,6 +26,11 @@ use crate::store::Ownership;
 /// all processes share the pages of its programs, while each mount has its own.
 const SMALL: (u64, u32) = (16 << 20, 1024);
 
+/// Whether a foreign layer with so many bytes of files and so many entries is unpacked also where its tar can be mounted.
+pub(crate) fn is_small(bytes: u64, entries: u32) -> bool {
+    bytes <= SMALL.0 && entries <= SMALL.1
+}
+
 /// Where the images are, by boot.
 pub(crate) const MOUNTS: &str = "mounts";
 
@@ -101,7 +106,7 @@ impl Store {
         }
         let index = self.index(layer)?;
         let is_foreign = index.writer_version().is_none();
-        if is_foreign && index.content_size() <= SMALL.0 && index.entry_count() <= SMALL.1 {
+        if is_foreign && is_small(index.content_size(), index.entry_count()) {
             return Ok(None);
         }
         let Some(metadata) = self.metadata_image(lease, &index)? else { return Ok(None) };

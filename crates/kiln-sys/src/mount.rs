@@ -148,7 +148,8 @@ impl FilesystemContext {
     }
 }
 
-/// Makes a filesystem from parameters and mounts it detached.
+/// Makes a filesystem from parameters and mounts it detached. In `/proc/mounts` its source has the name of its type, as with
+/// other engines, where the kernel would say `none`.
 ///
 /// # Errors
 /// The kernel's refusal, with its log.
@@ -158,6 +159,7 @@ pub fn filesystem(
     attributes: Attributes,
 ) -> Result<OwnedFd, FilesystemRefused> {
     let context = FilesystemContext::open(kind)?;
+    context.set("source", kind)?;
     for (key, value) in parameters {
         if value.is_empty() {
             context.set_flag(key)?;

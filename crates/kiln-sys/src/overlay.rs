@@ -1,6 +1,7 @@
 //! Overlay mounts with every option given, and any number of lowers up to the kernel's 500.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags};
@@ -121,6 +122,7 @@ impl Overlay {
 
     fn mount_new(&self, names: &Names, attributes: Attributes) -> Result<OwnedFd, FilesystemRefused> {
         let context = FilesystemContext::open("overlay")?;
+        context.set("source", "overlay")?;
         let _directory = names.enter()?;
         for lower in &names.lowers {
             context.set("lowerdir+", lower)?;
@@ -263,7 +265,9 @@ impl Names {
         let upper = overlay.upper.as_ref();
         let mut paths =
             overlay.lowers.iter().chain(upper.iter().flat_map(|upper| [&upper.upper, &upper.work]));
-        if paths.all(|path| path.is_absolute() && path.as_os_str().len() < LONGEST_PARAMETER) {
+        // The kernel takes a backslash for the mark of what follows it.
+        let is_plain = |path: &[u8]| path.len() < LONGEST_PARAMETER && !path.contains(&b'\\');
+        if paths.all(|path| path.is_absolute() && is_plain(path.as_os_str().as_bytes())) {
             return Ok(Self {
                 lowers: overlay.lowers.clone(),
                 upper: upper.map(|upper| (upper.upper.clone(), upper.work.clone())),
@@ -383,6 +387,18 @@ mod tests {
                 assert_eq!(entries(&overlay.mount(Attributes::default()).expect("mounts")), lowers);
                 let overlay = self::overlay(&holder.join(format!("old{lowers}")), lowers);
                 assert_eq!(entries(&overlay.mount_old(Attributes::default()).expect("mounts")), lowers);
+            }
+        });
+    }
+
+    #[test]
+    fn any_name_of_a_directory_will_do() {
+        in_own_namespace(|holder| {
+            for name in ["back\\slash", "comma,colon:", "new\nline", "\\"] {
+                let lowers = overlay(&holder.join(name), 3);
+                assert_eq!(entries(&lowers.mount(Attributes::default()).expect(name)), 3);
+                let single = Overlay { upper: None, ..overlay(&holder.join(name).join("other"), 2) };
+                assert_eq!(entries(&single.mount(Attributes::default()).expect(name)), 2);
             }
         });
     }

@@ -12,7 +12,7 @@ use kiln_layer::{Compression, Options, Ownership, Unpack, Whiteouts, walk};
 use kiln_remote::{Answer, Client, Download};
 use kiln_store::Lease;
 use kiln_sys::root::Root;
-use rustix::fs::FileType;
+use rustix::fs::{AtFlags, FileType};
 use rustix::io::Errno;
 
 use crate::failure::{Failure, Kind};
@@ -21,6 +21,7 @@ use crate::session::{self, Files};
 /// How much is looked at to tell an archive from a Dockerfile.
 const PEEK: u64 = 64 << 10;
 const STANDARD_INPUT: &str = "-";
+const NOWHERE: &str = "it is a symbolic link to nothing in its directory";
 
 /// A context that is at hand, and the Dockerfile and ignore file that belong to it.
 pub(crate) struct Inputs {
@@ -263,11 +264,12 @@ fn dockerfile_in(root: &Root, path: &Path, shown: &str) -> Result<(Vec<u8>, Path
         let is_missing = error.kind() == io::ErrorKind::NotFound;
         let failure = no_dockerfile(shown).caused_by(error);
         match root.resolve_link(path) {
-            Ok(_) if root.resolve(path).is_err() => {
-                failure.hint("it is a symbolic link to nothing in its directory")
-            }
+            Ok(_) if root.resolve(path).is_err() => failure.hint(NOWHERE),
             Err(_) if is_missing => failure.hint("-f names another file, or - for standard input"),
-            _ => failure,
+            _ => match rustix::fs::statat(root.directory(), path, AtFlags::empty()) {
+                Ok(found) => not_regular(FileType::from_raw_mode(found.st_mode), failure, shown),
+                Err(_) => failure,
+            },
         }
     };
     let small =
@@ -279,6 +281,17 @@ fn dockerfile_in(root: &Root, path: &Path, shown: &str) -> Result<(Vec<u8>, Path
         _ => {
             read_in(root, path).map(|bytes| (bytes, path.to_path_buf())).map_err(|error| failed(error).into())
         }
+    }
+}
+
+/// Says what stands in a Dockerfile's place.
+fn not_regular(kind: FileType, failure: Failure, shown: &str) -> Failure {
+    match kind {
+        FileType::RegularFile => failure,
+        FileType::Directory => failure.hint(format!("-f names the file itself, as in -f {shown}/Dockerfile")),
+        FileType::Fifo => no_dockerfile(&format!("{shown}: it is a pipe"))
+            .hint(format!("standard input can be one: kiln build -f - CONTEXT < {shown}")),
+        _ => no_dockerfile(&format!("{shown}: it is no regular file")),
     }
 }
 
@@ -310,7 +323,13 @@ fn ignore_in(root: &Root, path: &Path) -> Result<Option<Vec<u8>>> {
         return Ok(None);
     }
     let shown = || format!("cannot read {}", root.directory().name().join(path).display());
-    let bytes = read_in(root, path).with_context(shown)?;
+    let bytes = read_in(root, path).map_err(|error| {
+        let failure = Failure::new(Kind::Input, shown()).caused_by(error);
+        match root.resolve(path) {
+            Ok(_) => failure,
+            Err(_) => failure.hint(NOWHERE),
+        }
+    })?;
     if bytes.len() > MAX_SOURCE_BYTES {
         let message = format!("{}: it has more than {MAX_SOURCE_BYTES} bytes", shown());
         return Err(Failure::new(Kind::Input, message).into());

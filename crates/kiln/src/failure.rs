@@ -188,7 +188,7 @@ pub(crate) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a s
     candidates
         .into_iter()
         .map(|candidate| (strsim::osa_distance(&word.to_lowercase(), &candidate.to_lowercase()), candidate))
-        .filter(|(distance, candidate)| *distance <= candidate.chars().count().div_ceil(3))
+        .filter(|(distance, candidate)| *distance <= (candidate.chars().count() / 3).max(1))
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }
@@ -291,6 +291,8 @@ mod tests {
         check("tag", Some("Tag"));
         check("Sise", Some("Size"));
         check("Nope", None);
+        check("Tab", Some("Tag"));
+        check("Bib", None);
         check("", None);
     }
 }

@@ -34,7 +34,11 @@ pub(crate) fn open_as(root: Option<&Path>, ownership: Ownership) -> Result<Store
         Some(root) => std::path::absolute(root)?,
         None => default_root()?,
     };
-    let store = Store::open(&root, ownership)?;
+    if root.is_file() {
+        let message = format!("the store {} is no directory", root.display());
+        return Err(Failure::new(Kind::Input, message).hint("--root and KILN_ROOT name it").into());
+    }
+    let store = Store::open(&root, ownership).map_err(|error| not_opened(&root, error))?;
     store.tell_waits(|wait| {
         // Nobody is left to tell if standard error is gone.
         let _ = writeln!(std::io::stderr(), "kiln: {}", told(wait));
@@ -43,6 +47,20 @@ pub(crate) fn open_as(root: Option<&Path>, ownership: Ownership) -> Result<Store
         store.never_mount_tars();
     }
     Ok(store)
+}
+
+/// A store that this user may not use gets a hint.
+fn not_opened(root: &Path, error: kiln_store::Error) -> anyhow::Error {
+    let error = anyhow::Error::from(error);
+    let refused = |error: &std::io::Error| error.kind() == std::io::ErrorKind::PermissionDenied;
+    if !error.chain().any(|cause| cause.downcast_ref().is_some_and(refused)) {
+        return error;
+    }
+    let hint = format!(
+        "the store at {} must be this user's own with all its files; --root or KILN_ROOT names another place",
+        root.display()
+    );
+    Failure::new(Kind::World, error.to_string()).caused_by(error).hint(hint).into()
 }
 
 /// Whom a command waits for.

@@ -112,7 +112,8 @@ fn significant(value: f64, digits: i32) -> String {
     if value == 0.0 {
         return "0".to_owned();
     }
-    let whole_digits = value.log10().floor() as i32 + 1;
+    // Without a logarithm: it would be the only use of the system's library of mathematics, which takes time to load.
+    let whole_digits = 1 + [10.0, 100.0, 1000.0].into_iter().filter(|power| value >= *power).count() as i32;
     let decimals = usize::try_from(digits - whole_digits).unwrap_or(0);
     let text = if whole_digits > digits {
         let step = 10f64.powi(whole_digits - digits);

@@ -61,8 +61,11 @@ impl Events for Watch {
             GraphEvent::Started { vertex, .. } => Event::Started { step: step(vertex) },
             GraphEvent::Cached { vertex, .. } => Event::Cached { step: step(vertex) },
             GraphEvent::WaitingForOtherProcess { vertex, holder, .. } => {
-                Event::Waiting { step: step(vertex), holder }
+                let awaited = format!("{holder}, which executes the same step");
+                Event::Waiting { step: step(vertex), awaited }
             }
+            GraphEvent::Waiting { vertex, awaited } => Event::Waiting { step: step(vertex), awaited },
+            GraphEvent::Resumed { vertex } => Event::Resumed { step: step(vertex) },
             GraphEvent::Log { vertex, bytes, .. } => Event::Log { step: step(vertex), bytes },
             GraphEvent::Progress { vertex, current, total, unit } => {
                 let unit = match unit {

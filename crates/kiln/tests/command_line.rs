@@ -93,6 +93,22 @@ fn refusals() {
     "#);
 }
 
+/// The environment's store is no word of the command line: one that names no command shows the help.
+#[test]
+fn a_store_in_the_environment_is_no_command() {
+    let place = tempfile::tempdir().expect("a directory");
+    for (words, shown) in [
+        (&[][..], "Usage: kiln [OPTIONS] <COMMAND>"),
+        (&["image"], "Usage: kiln image [OPTIONS] <COMMAND>"),
+        (&["--timings"], "kiln: no command is named\n"),
+    ] {
+        let mut kiln = Command::new(env!("CARGO_BIN_EXE_kiln"));
+        let output = kiln.args(words).env("KILN_ROOT", place.path()).output().expect("kiln starts");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(told.contains(shown), "{words:?}: {told}");
+    }
+}
+
 #[test]
 fn help() {
     insta::assert_snapshot!(kiln(&[]), @r#"
@@ -185,9 +201,8 @@ fn help() {
               Show only IDs
 
           --root <DIR>
-              Directory of the store [default: /var/lib/kiln as root, else $XDG_DATA_HOME/kiln]
-              
-              [env: KILN_ROOT]
+              Directory of the store [default: /var/lib/kiln as root, else $XDG_DATA_HOME/kiln] [env:
+              KILN_ROOT]
 
           --timings
               Tell on standard error where the time went, by phase and by thread
@@ -235,6 +250,16 @@ fn what_cannot_be_read_is_named_once() {
     let place = tempfile::tempdir().expect("a directory");
     fs_err::create_dir(place.path().join("directory")).expect("made");
     fs_err::write(place.path().join("empty"), "").expect("written");
+    fs_err::write(place.path().join("text"), "text").expect("written");
+    fs_err::write(place.path().join("utf16"), b"\xff\xfeF\0R\0O\0M\0").expect("written");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        place.path().join("pipe"),
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::from_raw_mode(0o600),
+        0,
+    )
+    .expect("made");
     for (words, status, told) in [
         (
             &["import", "directory"][..],
@@ -252,6 +277,79 @@ fn what_cannot_be_read_is_named_once() {
              hint: `kiln import` makes an image of a root file system\n",
         ),
         (
+            &["images", "--root", "empty"],
+            1,
+            "kiln: the store PLACE/empty is no directory\nhint: --root and KILN_ROOT name it\n",
+        ),
+        (
+            &["images", "--root", ""],
+            125,
+            "kiln: --root <DIR> needs a value\nhint: `kiln images --help` tells more\n",
+        ),
+        (
+            &["import", "text"],
+            1,
+            "kiln: cannot import text: no tar archive: ends in the middle of an entry\n",
+        ),
+        (
+            &["load", "-i", "text"],
+            1,
+            "kiln: cannot load text: no tar archive: ends in the middle of an entry\n",
+        ),
+        (
+            &["build", "-f", "directory", "."],
+            1,
+            "kiln: cannot read the Dockerfile directory: Is a directory (os error 21)\n\
+             hint: -f names the file itself, as in -f directory/Dockerfile\n",
+        ),
+        (
+            &["build", "-f", "pipe", "."],
+            1,
+            "kiln: cannot read the Dockerfile pipe: it is a pipe\n\
+             hint: standard input can be one: kiln build -f - CONTEXT < pipe\n",
+        ),
+        (
+            &["build", "-f", "/dev/null", "."],
+            1,
+            "kiln: cannot read the Dockerfile /dev/null: it is no regular file\n",
+        ),
+        (
+            &["build", "-f", "empty", "."],
+            1,
+            "kiln: cannot build empty: error: the Dockerfile cannot be empty\n",
+        ),
+        (
+            &["build", "-f", "utf16", "."],
+            1,
+            "kiln: cannot build utf16: error: the Dockerfile is in UTF-16: expected UTF-8\n",
+        ),
+        (
+            &["build", "-t", "UP", "."],
+            1,
+            "kiln: cannot use \"UP\" as a name: invalid reference format: repository name (UP) must be lowercase\n",
+        ),
+        (
+            &["import", "text", ""],
+            1,
+            "kiln: cannot use \"\" as a name: invalid reference format: \"\" is not [registry/]repository[:tag][@digest]\n",
+        ),
+        (
+            &["save", "-o", "directory", "x"],
+            1,
+            "kiln: cannot save to directory: Is a directory (os error 21)\n\
+             hint: --format oci-dir makes a directory, which must be empty or not there\n",
+        ),
+        (
+            &["save", "--format", "oci-dir", "-o", "text", "x"],
+            1,
+            "kiln: cannot save to text: Not a directory (os error 20)\n",
+        ),
+        (
+            &["save", "--format", "oci-dir", "-o", ".", "x"],
+            1,
+            "kiln: cannot save to .: Directory not empty (os error 39)\n",
+        ),
+        (
             &["images", "--filter", "dangling"],
             125,
             "kiln: invalid filter 'dangling': bad format of filter (expected name=value)\n",
@@ -260,7 +358,9 @@ fn what_cannot_be_read_is_named_once() {
         let mut kiln = Command::new(env!("CARGO_BIN_EXE_kiln"));
         kiln.args(words).env("KILN_ROOT", place.path().join("store")).current_dir(place.path());
         let output = kiln.output().expect("kiln starts");
-        assert_eq!(String::from_utf8_lossy(&output.stderr), told, "{words:?}");
+        let here = place.path().display().to_string();
+        let found = String::from_utf8_lossy(&output.stderr).replace(&here, "PLACE");
+        assert_eq!(found, told, "{words:?}");
         assert_eq!(output.status.code(), Some(status), "{words:?}");
     }
 }

@@ -17,11 +17,14 @@ struct Disk {
 impl Disk {
     /// `None` where nothing can be mounted.
     fn new(mebibytes: u32) -> Option<Self> {
+        Self::with(&format!("size={mebibytes}m"))
+    }
+
+    fn with(limits: &str) -> Option<Self> {
         let directory = tempfile::tempdir().expect("a directory");
         let disk = directory.path().join("disk");
         fs_err::create_dir(&disk).expect("made");
-        let script =
-            format!("mount -t tmpfs -o size={mebibytes}m,mode=0700 kiln-test \"$0\" && echo up && exec cat");
+        let script = format!("mount -t tmpfs -o {limits},mode=0700 kiln-test \"$0\" && echo up && exec cat");
         let holder = Command::new("unshare")
             .args(["--mount", "--propagation", "private", "sh", "-c", &script])
             .arg(&disk)
@@ -78,6 +81,17 @@ impl Disk {
             fs_err::OpenOptions::new().append(true).create(true).open(self.on_disk("filler")).expect("made");
         let block = [1; 4096];
         while std::io::Write::write_all(&mut file, &block).is_ok() {}
+    }
+
+    /// Lets something else make all the files that there can be.
+    fn take_all_names(&self) {
+        let directory = self.on_disk("files");
+        fs_err::create_dir_all(&directory).expect("made");
+        for number in 0.. {
+            if fs_err::File::create(directory.join(number.to_string())).is_err() {
+                break;
+            }
+        }
     }
 
     fn names(&self) -> Vec<String> {
@@ -250,6 +264,53 @@ fn a_store_that_needs_room_to_be_opened_gets_it() {
         let checked = disk.succeed(&["system", "check"]);
         assert!(checked.ends_with(": no fault\n"), "{checked}");
     }
+}
+
+#[test]
+fn an_image_can_be_removed_where_there_is_no_room() {
+    let Some(disk) = Disk::new(12) else { return };
+    disk.context(1, 3000);
+    disk.succeed(&["build", "-q", "-t", "kept:1", "context"]);
+    disk.succeed(&["tag", "kept:1", "kept:2"]);
+    // The log of the database has room in itself.
+    let no_room = |number: u32| {
+        disk.take_the_rest();
+        let (_, told, status) = disk.kiln(&["tag", "kept:1", &format!("kept:{number}-{}", "x".repeat(100))]);
+        (status != 0).then_some(told)
+    };
+    let told = (3..10_000).find_map(no_room);
+    is_clear(&told.expect("no room"), &disk);
+    assert!(disk.succeed(&["rmi", "kept:2"]).contains("Untagged: kept:2\n"));
+    disk.take_the_rest();
+    assert!(disk.succeed(&["rmi", "-f", "kept:1"]).contains("Untagged: kept:1\n"));
+    for name in disk.names() {
+        disk.succeed(&["rmi", &name]);
+    }
+    disk.succeed(&["system", "prune", "-f"]);
+    let checked = disk.succeed(&["system", "check"]);
+    assert_eq!(checked, "0 images, 0 layers, 0 blobs: no fault\n");
+    fs_err::remove_file(disk.on_disk("filler")).expect("removed");
+    disk.succeed(&["build", "-q", "-t", "kept:2", "context"]);
+}
+
+/// A copy of a store may lack the index of the log, which is a file to be made then.
+#[test]
+fn a_file_system_without_a_name_left_is_full() {
+    let Some(disk) = Disk::with("size=12m,nr_inodes=1000") else { return };
+    disk.context(1, 64);
+    disk.succeed(&["build", "-q", "-t", "kept:1", "context"]);
+    fs_err::remove_file(disk.on_disk("store/kiln.db-shm")).expect("removed");
+    disk.take_all_names();
+    assert_eq!(disk.names(), ["kept:1"], "the index takes the name of the reserve");
+    disk.take_all_names();
+    fs_err::remove_file(disk.on_disk("store/kiln.db-shm")).expect("removed");
+    disk.take_all_names();
+    let (_, told, status) = disk.kiln(&["images"]);
+    assert_eq!(status, 1, "{told}");
+    is_clear(&told, &disk);
+    fs_err::remove_dir_all(disk.on_disk("files")).expect("removed");
+    disk.succeed(&["system", "prune", "-af"]);
+    assert!(disk.names().is_empty());
 }
 
 /// Makes the store one of schema version 1, which a command before this one has written.

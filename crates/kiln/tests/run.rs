@@ -103,6 +103,33 @@ fn a_command_runs_as_docker_runs_it() {
     assert_eq!(bench.leases(), 0);
 }
 
+/// Docker warns of other processors, for which there may be an emulator, and takes no image of another system.
+#[test]
+fn images_of_other_machines_are_told_apart() {
+    let Some(bench) = Bench::new() else { return };
+    let inspect =
+        bench.kiln("inspect").args(["-f", "{{index .RootFS.Layers 0}}", "bb"]).output().expect("kiln");
+    let layer = String::from_utf8_lossy(&inspect.stdout).trim().to_owned();
+    let place = bench.directory.path();
+    for (os, architecture, status, told) in [
+        ("linux", "s390x", 0, "kiln: warning: far is for linux/s390x, this machine is linux/"),
+        ("plan9", "amd64", 125, "cannot run a container: far is for plan9/amd64, this machine is linux/"),
+    ] {
+        let config = format!(
+            r#"{{"os":"{os}","architecture":"{architecture}","rootfs":{{"type":"layers","diff_ids":["{layer}"]}}}}"#
+        );
+        fs_err::write(place.join("c.json"), config).expect("written");
+        let manifest = r#"[{"Config":"c.json","RepoTags":["far"],"Layers":["image.tar"]}]"#;
+        fs_err::write(place.join("manifest.json"), manifest).expect("written");
+        let mut tar = Command::new("tar");
+        tar.arg("-C").arg(place).arg("-cf").arg(place.join("far.tar"));
+        assert!(tar.args(["manifest.json", "c.json", "image.tar"]).status().expect("tar").success());
+        let loaded = bench.kiln("load").arg("-i").arg(place.join("far.tar")).output().expect("kiln");
+        assert!(loaded.status.success(), "{loaded:?}");
+        bench.check(&["far", "true"], status, "", told);
+    }
+}
+
 /// CVE-2024-40635: a number that wraps to that of root.
 #[test]
 fn users_beyond_the_largest_are_refused() {

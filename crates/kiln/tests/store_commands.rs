@@ -1,5 +1,9 @@
 //! The whole program on a small store: what it prints, its exit status, and kills at any moment.
 
+mod patience;
+#[path = "../../../tests/skipped.rs"]
+mod skipped;
+
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -8,8 +12,7 @@ use kiln_layer::{Kind, Metadata, tar};
 use kiln_store::{Ownership, Store};
 use serde_json::json;
 
-/// How long anything may take on a machine with much else to do.
-const PATIENCE: Duration = Duration::from_secs(60);
+use patience::{PATIENCE, until};
 
 struct Fixture {
     directory: tempfile::TempDir,
@@ -201,6 +204,61 @@ fn a_check_says_how_to_repair() {
     assert_eq!(kiln.run(&["system", "prune", "-f"]).2, 0);
     kiln.check(&["load", "-i", "app.tar"], "Loaded image: app:1\n", "", 0);
     kiln.check(&["system", "check"], "1 image, 1 layer, 3 blobs: no fault\n", "", 0);
+}
+
+#[test]
+fn a_store_that_cannot_be_opened_is_named_with_what_to_do() {
+    let kiln = Fixture::new();
+    kiln.check(&["load", "-i", "app.tar"], "Loaded image: app:1\n", "", 0);
+    let (root, database) = (kiln.path("store"), kiln.path("store/kiln.db"));
+    let put_back = format!(
+        "put back a copy of it, or move {} away and load, import or build the images again",
+        root.display()
+    );
+    // All of it is in the database.
+    let connection = rusqlite::Connection::open(&database).expect("opened");
+    connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").expect("moved");
+    drop(connection);
+    let (mode, kept) = (fs_err::metadata(&database).expect("read").permissions(), kiln.path("kept.db"));
+    fs_err::copy(&database, &kept).expect("copied");
+    fs_err::write(&database, [b'x'; 8192]).expect("written");
+    let told = format!(
+        "kiln: the store's database {} is damaged: {put_back}: file is not a database\n",
+        database.display()
+    );
+    kiln.check(&["images"], "", &told, 1);
+    fs_err::write(&database, "").expect("written");
+    let told = format!("kiln: the store's database {} is empty: {put_back}\n", database.display());
+    kiln.check(&["system", "prune", "-af"], "", &told, 1);
+    fs_err::copy(&kept, &database).expect("copied");
+    kiln.check(&["images", "--format", "{{.Repository}}"], "app\n", "", 0);
+
+    // Not to be read: root may read everything, so that another user asks there.
+    let closed = std::os::unix::fs::PermissionsExt::from_mode(0o0);
+    fs_err::set_permissions(&database, closed).expect("closed");
+    let mut command = kiln.command(&["images"]);
+    if rustix::process::geteuid().is_root() {
+        let nobody = Some(65_534);
+        for path in [kiln.directory.path(), &root] {
+            fs_err::os::unix::fs::chown(path, nobody, nobody).expect("given");
+        }
+        std::os::unix::process::CommandExt::uid(&mut command, 65_534);
+    }
+    let Ok(output) = command.output() else {
+        // Of a directory that is root's alone.
+        return skipped::skipped("needs a program that everybody may run");
+    };
+    let told = format!(
+        "kiln: cannot open {}: Permission denied (os error 13)\n\
+         hint: the store at {} must be this user's own with all its files; --root or KILN_ROOT names another place\n",
+        database.display(),
+        root.display()
+    );
+    assert_eq!(
+        (String::from_utf8_lossy(&output.stderr).as_ref(), output.status.code()),
+        (told.as_str(), Some(1))
+    );
+    fs_err::set_permissions(&database, mode).expect("opened");
 }
 
 /// An image of 24 MB that was built, so that saving it takes a while.
@@ -444,16 +502,6 @@ fn list(directory: &Path, found: &mut Vec<(std::path::PathBuf, std::time::System
         }
     }
     found.sort();
-}
-
-/// Waits until something is so.
-#[track_caller]
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < PATIENCE, "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 fn is_empty(directory: &Path) -> bool {

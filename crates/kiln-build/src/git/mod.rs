@@ -57,7 +57,7 @@ impl Engine<'_> {
     ) -> std::result::Result<Identity, Stop<Error>> {
         let place = self.fresh_directory("git")?;
         let git = self.git_in(address, &place, context);
-        let commit = git.resolve().map_err(stopped)?;
+        let commit = git.resolve().map_err(Error::stop)?;
         let identity = Preimage { operation: key, inputs: vec![input(address, &commit)] };
         self.commits.lock().unwrap_or_else(|e| e.into_inner()).insert(context.vertex(), commit);
         Ok(Identity::Known(identity))
@@ -74,9 +74,9 @@ impl Engine<'_> {
         let known = self.commits.lock().unwrap_or_else(|e| e.into_inner()).remove(&context.vertex());
         let commit = match known {
             Some(commit) => commit,
-            None => git.resolve().map_err(stopped)?,
+            None => git.resolve().map_err(Error::stop)?,
         };
-        let directory = git.check_out(&commit).map_err(stopped)?;
+        let directory = git.check_out(&commit).map_err(Error::stop)?;
         let tree = BuildContext::open(&directory, b"", None)?;
         let mut writer = LayerWriter::new();
         for below in tree.walk(b"", &Filter::default())? {
@@ -115,13 +115,6 @@ fn input(address: &GitAddress, commit: &Commit) -> Input {
         selector.push_str(&format!("\n{reference}\n{}", kiln_remote::shown(&address.remote)));
     }
     Input { name: "commit".to_owned(), digest: Digest::of(selector.as_bytes()), selector }
-}
-
-fn stopped(error: Error) -> Stop<Error> {
-    match error {
-        Error::Canceled => Stop::Canceled,
-        error => Stop::Failed(error),
-    }
 }
 
 #[cfg(test)]

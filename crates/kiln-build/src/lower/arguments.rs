@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kiln_dockerfile::{Dockerfile, Expander, Linter, Variables as _};
+use kiln_dockerfile::{Dockerfile, Expander, Linter, Names as _, Variables as _};
 use kiln_oci::{Platform, Reference};
 
 use crate::environment::Environment;
@@ -20,8 +20,7 @@ pub(super) fn lint_stages(
 ) {
     let declared =
         dockerfile.meta_args.iter().flat_map(|meta| &meta.items).map(|item| item.name.text.as_str());
-    let known: BTreeSet<&str> =
-        declared.chain(global_args.pairs().iter().map(|(name, _)| name.as_str())).collect();
+    let known: BTreeSet<&str> = declared.chain(global_args.names()).collect();
     let none = BTreeMap::new();
     let mut defaults = default_args(dockerfile, request, &none, target);
     let have_defaults = declare_meta_args(dockerfile, &none, expander, &mut defaults).is_ok();

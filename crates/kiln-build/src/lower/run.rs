@@ -1,13 +1,15 @@
 //! RUN: its command, and what it mounts.
 
-use kiln_dockerfile::{Instruction, Mount, MountType, Sharing, Span, clean_path, history, predefined};
+use kiln_dockerfile::{
+    Instruction, Mount, MountType, Sharing, Span, Variables as _, clean_path, history, predefined,
+};
 use kiln_graph::VertexId;
 
 use super::{LoweredStep, Lowering, instruction_error};
 use crate::error::{Error, Result};
 use crate::operation::{
-    Access, CacheOwner, CacheSharing, MountSource, Operation, RunMount, RunMountKind, RunOperation,
-    SecurityMode,
+    Access, CacheMount, CacheOwner, CacheSharing, MountSource, Operation, RunMount, RunMountKind,
+    RunOperation, SecurityMode, StepEnvironment,
 };
 use crate::request::{Entitlement, NetworkMode};
 use crate::stage::{StageState, absolute};
@@ -44,16 +46,15 @@ impl Lowering<'_> {
         }
         let program = run.program(&state.shell());
         let text = history::run(&program.arguments, &state.build_args, &state.environment);
-        let pairs = state.environment.pairs().iter();
-        let environment = pairs
-            .filter(|(name, value)| {
-                // RUN gets what was given with --build-arg all the same; a Dockerfile's own value is a value like any.
-                let declared = state.declared.contains(name);
-                let given = self.request.build_args.get(name) == Some(value);
-                !(declared && given && predefined::is_proxy_arg(name))
-            })
-            .cloned()
-            .collect();
+        // RUN gets what was given with --build-arg all the same; a Dockerfile's own value is a value like any.
+        let is_given = |(name, value): &(&String, &String)| {
+            state.declared.contains(*name)
+                && predefined::is_proxy_arg(name)
+                && state.environment.get(name) == Some(value)
+        };
+        let withheld = self.request.build_args.iter().filter(is_given).map(|(name, _)| name.clone());
+        let environment =
+            StepEnvironment { settings: state.environment.settings(), withheld: withheld.collect() };
         let operation = RunOperation {
             arguments: program.arguments,
             environment,
@@ -117,7 +118,7 @@ fn run_mount(state: &StageState, mount: &Mount, source: MountSource, span: Span)
     let kind = match mount.mount_type {
         MountType::Bind => RunMountKind::Bind { source, path, access },
         MountType::Tmpfs => RunMountKind::Tmpfs { size: mount.size_limit.unsigned_abs() },
-        MountType::Cache => RunMountKind::Cache {
+        MountType::Cache => RunMountKind::Cache(CacheMount {
             // As in BuildKit, a relative target stays one in the id.
             id: mount.id.clone().filter(|id| !id.is_empty()).unwrap_or_else(|| clean_path(&mount.target)),
             sharing: match mount.sharing {
@@ -130,7 +131,7 @@ fn run_mount(state: &StageState, mount: &Mount, source: MountSource, span: Span)
             owner: (path == "/").then(|| cache_owner(mount)).flatten(),
             path,
             access,
-        },
+        }),
         MountType::Secret | MountType::Ssh => {
             return Err(Error::Unsupported(format!("RUN --mount=type={}", mount.mount_type.name())));
         }

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::error::{EntryProblem, Error, Result};
 use crate::facts;
-use crate::metadata::{Children, Hashed, Kind, Tail, Time, Xattr, content_digest, mark_digest};
+use crate::metadata::{Children, Hashed, Kind, Metadata, Tail, Time, Xattr, content_digest, mark_digest};
 use crate::path::{self, OPAQUE, WHITEOUT, is_below, split};
 
 const NONE: u32 = u32::MAX;
@@ -53,20 +53,6 @@ struct Record {
     device: (u32, u32),
     content_offset: u64,
     content: Digest,
-}
-
-impl Record {
-    fn hashed<'a>(&self, link: &'a [u8]) -> Hashed<'a> {
-        Hashed {
-            kind: self.kind,
-            mode: self.mode,
-            uid: self.uid,
-            gid: self.gid,
-            size: self.size,
-            device: self.device,
-            link,
-        }
-    }
 }
 
 /// What is known of the layer once its stream has ended.
@@ -409,32 +395,21 @@ impl Builder {
 
     /// Of anything but a hard link within the layer, which is the file it names.
     fn entry_digest(&self, record: &Record) -> Digest {
-        let link = if record.kind == Kind::Symlink { self.text(record.link) } else { b"" };
-        let tail = match record.kind {
-            Kind::Regular | Kind::HardLink => Tail::Content(&record.content),
-            _ => Tail::Nothing,
-        };
-        content_digest(&record.hashed(link), self.xattrs(record), &tail)
+        let is_file = matches!(record.kind, Kind::Regular | Kind::HardLink);
+        self.record_digest(record, &Tail::of(is_file.then_some(&record.content)))
+    }
+
+    fn record_digest(&self, record: &Record, tail: &Tail<'_>) -> Digest {
+        let Record { kind, mode, uid, gid, size, device, .. } = *record;
+        let link = self.text(record.link);
+        content_digest(&Hashed { kind, mode, uid, gid, size, device, link }, self.xattrs(record), tail)
     }
 
     fn directory_digest(&self, number: Option<u32>, children: &Children) -> Digest {
+        let tail = Tail::Children(children);
         match number {
-            Some(number) => {
-                let record = &self.records[number as usize];
-                content_digest(&record.hashed(b""), self.xattrs(record), &Tail::Children(children))
-            }
-            None => {
-                let implied = Hashed {
-                    kind: Kind::Directory,
-                    mode: 0o755,
-                    uid: 0,
-                    gid: 0,
-                    size: 0,
-                    device: (0, 0),
-                    link: b"",
-                };
-                content_digest(&implied, std::iter::empty(), &Tail::Children(children))
-            }
+            Some(number) => self.record_digest(&self.records[number as usize], &tail),
+            None => Metadata::implied_directory().content_digest(&tail),
         }
     }
 

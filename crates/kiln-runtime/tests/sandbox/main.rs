@@ -22,6 +22,9 @@ use fixture::Fixture;
 type Case = (&'static str, fn(&Fixture));
 
 fn main() {
+    if std::env::args_os().next().is_some_and(|name| name == "kiln-init") {
+        waiting::spoil();
+    }
     kiln_runtime::init_if_asked();
     let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
     let arranged = devices::Hierarchies::ALL
@@ -47,6 +50,9 @@ fn main() {
     };
     if std::env::args().any(|argument| argument == "--endless") {
         return confinement::endless(&fixture);
+    }
+    if std::env::args().any(|argument| argument == "--expecting") {
+        return waiting::endless(&fixture);
     }
     let cases = match arranged {
         Some((_, hierarchies)) => {

@@ -3,6 +3,7 @@
 mod archives;
 mod fixture;
 mod keeping;
+mod lost;
 mod mounted;
 mod repair;
 #[path = "../../../../tests/skipped.rs"]

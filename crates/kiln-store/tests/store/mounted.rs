@@ -1,6 +1,6 @@
 //! Layers that are mounted where their tar is. Needs root and a kernel that can; says so and skips elsewhere.
 
-use kiln_oci::{ChainId, DiffId, Digest};
+use kiln_oci::{ChainId, DiffId, Digest, History, ImageConfig, Platform};
 use kiln_store::{
     CacheToRemove, Collection, GivenFiles, ImagesToRemove, Lease, Ownership, PreparedRoot, RootForm, RootWay,
     Store, Unpacking,
@@ -171,4 +171,31 @@ fn unpacking_can_be_asked_for() {
     assert!(!fixture.store.mounts_tars());
     let (_, layer) = fixture.image("hello\n", Some("app:1"));
     assert!(fixture.store.find_snapshot(ChainId::SCRATCH, layer).unwrap().is_some());
+}
+
+/// A small layer is unpacked anyway; what is imported need not have the tar, too.
+#[test]
+fn a_small_import_is_stored_once_and_a_large_one_as_its_tar() {
+    let Some((directory, store)) = mounting() else { return };
+    let lease = store.lease("test").unwrap();
+    let many = archive(&(0..2000).map(|name| (name.to_string(), Ok(Vec::new()))).collect::<Vec<_>>());
+    for (tar, blobs, is_unpacked) in
+        [(layer("small"), 0, true), (layer(&large()), 1, false), (many, 1, false)]
+    {
+        let path = directory.path().join("input.tar");
+        fs_err::write(&path, &tar).unwrap();
+        let input = fs_err::File::open(&path).unwrap().into_file();
+        let config = ImageConfig::scratch(&Platform::host());
+        store.import(&lease, input, config, History::default(), None).unwrap();
+        let diff_id = DiffId(Digest::of(&tar));
+        assert_eq!(store.layer_blobs(diff_id).unwrap().len(), blobs);
+        let snapshot = store.find_snapshot(ChainId::SCRATCH, diff_id).unwrap();
+        assert_eq!(snapshot.is_some(), is_unpacked);
+        // As it came.
+        let (mut file, _) = store.open_layer(&lease, &[], diff_id).unwrap();
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut file, &mut bytes).unwrap();
+        assert!(bytes == tar);
+    }
+    assert_eq!(store.check().unwrap().faults, []);
 }

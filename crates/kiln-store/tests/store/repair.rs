@@ -1,7 +1,7 @@
 //! Files of the store that are gone, cut off or changed: nothing bad goes out, and an archive brings them back.
 
 use kiln_layer::Compression;
-use kiln_oci::Digest;
+use kiln_oci::{ChainId, Digest};
 use kiln_store::{ArchiveForm, CacheToRemove, Collection, Error, Fault, LoadEvent, Saving, Store, Unpacking};
 
 use crate::fixture::{Fixture, image_of, layer, oci};
@@ -139,4 +139,51 @@ fn what_is_changed_is_not_compressed() {
     let how = Saving { compression: Compression::Zstd, ..PLAIN };
     assert!(matches!(fixture.save(Some(ArchiveForm::Oci), &how), Err(Error::Damaged { .. })));
     assert_eq!(blobs(&fixture.again()).len(), 1);
+}
+
+/// Of a layer that is stored as its files alone: damage to those.
+#[test]
+fn an_import_and_a_load_bring_back_files_that_are_gone_or_cut_off() {
+    let tar = layer("hello\n");
+    let damages: [Damage; 4] = [
+        gone,
+        cut_off,
+        |path| {
+            let link = path.with_file_name("elsewhere");
+            fs_err::rename(path, &link).unwrap();
+            fs_err::os::unix::fs::symlink(&link, path).unwrap();
+        },
+        |path| fs_err::remove_dir_all(path.parent().unwrap()).unwrap(),
+    ];
+    for by_load in [false, true] {
+        for damage in damages {
+            let fixture = Fixture::new();
+            let lease = fixture.store.lease("test").unwrap();
+            fs_err::write(fixture.path("archive.tar"), image_of(&[&tar])).unwrap();
+            // Where owners cannot be given away, an import keeps the tar: a step's layer is stored so everywhere.
+            let (_, layer) = fixture.image("hello\n", Some("app:1"));
+            if !fixture.store.layer_blobs(layer).unwrap().is_empty() {
+                return;
+            }
+            let files = || fixture.again().find_snapshot(ChainId::SCRATCH, layer).unwrap();
+            let before = files().unwrap().diff;
+            damage(&before.join("hello"));
+            assert_eq!(fixture.again().check().unwrap().faults.len(), 1);
+            drop(lease);
+            if by_load {
+                assert_eq!(fixture.load_again(&fixture.again()), [false]);
+                assert_eq!(files(), None);
+            } else {
+                fixture.image("hello\n", Some("app:1"));
+                assert_ne!(files().unwrap().diff, before);
+            }
+            assert_eq!(fixture.again().check().unwrap().faults, []);
+            fixture.save(Some(ArchiveForm::Docker), &PLAIN).unwrap();
+            // What is whole is not made again.
+            let now = files();
+            assert_eq!(fixture.load_again(&fixture.again()), [true]);
+            fixture.image("hello\n", Some("app:1"));
+            assert!(now.is_none() || files() == now);
+        }
+    }
 }

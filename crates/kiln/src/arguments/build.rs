@@ -19,8 +19,8 @@ Examples:
   kiln build -t app https://example.com/context.tar.gz
   kiln build -t app https://example.com/repository.git#main:docker
 
-The image ID goes to --iidfile, and to standard output with -q; progress goes to standard error, and at its end the ID of
-an image without a name.
+The image ID goes to --iidfile, and to standard output with -q; progress goes
+to standard error, and at its end the ID of an image without a name.
 
 A context github.com/USER/REPOSITORY is read from https://github.com, unless
 there is such a directory.

@@ -18,7 +18,7 @@ Examples:
 Filters: dangling=true|false, label=NAME[=VALUE], before=IMAGE, since=IMAGE, reference=PATTERN, until=TIME.
 Fields: .ID .Repository .Tag .Digest .CreatedSince .CreatedAt .Size .VirtualSize .SharedSize .UniqueSize .Containers")]
 pub(crate) struct List {
-    /// Show images that only serve as parents too
+    /// Show images that only serve as parents too, of which kiln makes none
     #[arg(short, long)]
     pub(crate) all: bool,
 
@@ -220,7 +220,7 @@ pub(crate) struct Remove {
     #[arg(short, long)]
     pub(crate) force: bool,
 
-    /// Keep parents without a name
+    /// Keep parents without a name, of which kiln makes none
     #[arg(long)]
     pub(crate) no_prune: bool,
 
@@ -303,7 +303,7 @@ pub(crate) enum Compression {
 #[command(after_long_help = "\
 Examples:
   kiln import rootfs.tar.gz base:1
-  kiln import --change ENV=A=b rootfs.tar base
+  kiln import --change 'ENV A=b' rootfs.tar base
   tar c -C rootfs . | kiln import - base")]
 pub(crate) struct Import {
     /// Dockerfile instruction to apply: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, USER, VOLUME, WORKDIR and the like; may be repeated

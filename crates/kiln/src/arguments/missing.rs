@@ -34,7 +34,6 @@ pub(super) fn flag(path: &str, flag: &str) -> Option<&'static str> {
         ("run", "-p" | "--publish" | "-P" | "--network" | "--net") => {
             "a container sees the machine's network: its ports are the machine's"
         }
-        ("rmi" | "rm", "--no-prune") => PRUNE,
         _ => return None,
     })
 }

@@ -8,7 +8,7 @@ pub(crate) mod run;
 pub(crate) mod switches;
 pub(crate) mod system;
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
@@ -68,17 +68,9 @@ pub(crate) struct Arguments {
 /// Flags that may stand at every command, and before it.
 #[derive(Debug, Args)]
 struct Everywhere {
-    /// Directory of the store [default: /var/lib/kiln as root, else $XDG_DATA_HOME/kiln]
-    #[arg(
-        long,
-        global = true,
-        value_name = "DIR",
-        env = "KILN_ROOT",
-        hide_env_values = true,
-        display_order = 900,
-        value_parser = clap::builder::OsStringValueParser::new(),
-    )]
-    root: Option<OsString>,
+    /// Directory of the store [default: /var/lib/kiln as root, else $XDG_DATA_HOME/kiln] [env: KILN_ROOT]
+    #[arg(long, global = true, value_name = "DIR", display_order = 900)]
+    root: Option<PathBuf>,
 
     /// Tell on standard error where the time went, by phase and by thread
     #[arg(long, global = true, display_order = 901)]
@@ -96,7 +88,16 @@ struct Everywhere {
 impl Arguments {
     /// The store's directory, if one was named. An empty KILN_ROOT names none.
     pub(crate) fn root(&self) -> Option<&Path> {
-        self.everywhere.root.as_deref().filter(|root| !root.is_empty()).map(Path::new)
+        self.everywhere.root.as_deref()
+    }
+
+    /// The same, with the store that the environment names if the command line names none. clap is not asked to do this: with
+    /// the variable set a line without a command would not be an empty one to it.
+    #[expect(clippy::disallowed_methods, reason = "the binary reads the environment")]
+    fn with_environment(mut self) -> Self {
+        let named = || std::env::var_os("KILN_ROOT").filter(|root| !root.is_empty()).map(PathBuf::from);
+        self.everywhere.root = self.everywhere.root.or_else(named);
+        self
     }
 
     /// Whether to tell where the time went.
@@ -193,7 +194,14 @@ pub(crate) enum SystemCommand {
 pub(crate) struct DocumentFormat {
     /// Print through a Go template, or `json` for one line of JSON
     #[arg(short, long, value_name = "TEMPLATE")]
-    pub(crate) format: Option<String>,
+    format: Option<String>,
+}
+
+impl DocumentFormat {
+    /// What was asked for: an empty text is nothing, as in Docker.
+    pub(crate) fn asked(&self) -> Option<&str> {
+        self.format.as_deref().filter(|format| !format.is_empty())
+    }
 }
 
 /// `--format` of commands that print rows.
@@ -201,7 +209,14 @@ pub(crate) struct DocumentFormat {
 pub(crate) struct RowFormat {
     /// Print rows through a Go template: `table` (the default), `table TEMPLATE`, `json` or `TEMPLATE`
     #[arg(long, value_name = "TEMPLATE")]
-    pub(crate) format: Option<String>,
+    format: Option<String>,
+}
+
+impl RowFormat {
+    /// What was asked for: an empty text is nothing, as in Docker.
+    pub(crate) fn asked(&self) -> Option<&str> {
+        self.format.as_deref().filter(|format| !format.is_empty())
+    }
 }
 
 #[cfg(test)]
@@ -289,6 +304,19 @@ mod tests {
         assert!(seen > 12, "{seen} variables");
     }
 
+    /// What a shell makes of a line without escapes.
+    fn words(line: &str) -> Vec<String> {
+        let (mut words, mut quoted) = (vec![String::new()], false);
+        for c in line.chars() {
+            match c {
+                '\'' => quoted = !quoted,
+                ' ' if !quoted => words.push(String::new()),
+                c => words.last_mut().expect("a word").push(c),
+            }
+        }
+        words
+    }
+
     /// The examples in long help are command lines that parse.
     #[test]
     fn examples_parse() {
@@ -300,10 +328,16 @@ mod tests {
                     let line = line.split_once("| kiln ").map_or(line, |(_, rest)| rest);
                     let line = line.strip_prefix("kiln ").unwrap_or(line);
                     let line = line.split_once("   ").map_or(line, |(line, _)| line);
-                    let words = line.split([' ']).take_while(|word| !matches!(*word, "|" | ">" | "<"));
-                    let words: Vec<&str> = std::iter::once("kiln").chain(words).collect();
-                    if let Err(error) = switches::parse(&words) {
-                        panic!("{line}: {error}");
+                    let words =
+                        words(line).into_iter().take_while(|w| !matches!(w.as_str(), "|" | ">" | "<"));
+                    let words: Vec<String> = std::iter::once("kiln".to_owned()).chain(words).collect();
+                    let command = match switches::parse(&words) {
+                        Ok(arguments) => arguments.command,
+                        Err(error) => panic!("{line}: {error}"),
+                    };
+                    if let Command::Import(import) = command {
+                        let platform = kiln_oci::Platform::host();
+                        kiln_build::apply_changes(&platform, &import.change).expect(line);
                     }
                     *seen += 1;
                 }
@@ -342,7 +376,8 @@ mod tests {
         let root = |words: &[&str]| switches::parse(words).unwrap().root().map(Path::to_owned);
         assert_eq!(root(&["kiln", "--root", "/a", "images"]).as_deref(), Some(Path::new("/a")));
         assert_eq!(root(&["kiln", "images", "--root=/a"]).as_deref(), Some(Path::new("/a")));
-        assert_eq!(root(&["kiln", "--root=", "images"]), None);
+        // An empty variable in a script is no wish for the default.
+        assert!(switches::parse(&["kiln", "--root=", "images"]).is_err());
     }
 
     #[test]
@@ -471,6 +506,7 @@ mod tests {
             &["--root", "build", "image", "lss", "rm"],
             "kiln: unknown command 'image lss': did you mean 'ls'?\nhint: `kiln image --help` lists the commands\n",
         );
+        check(&["--foo"], "kiln: unknown flag: --foo\nhint: `kiln --help` lists the flags\n");
         check(&["--root=/x"], "kiln: no command is named\nhint: `kiln --help` lists the commands\n");
         check(
             &["load", "a.tar"],

@@ -85,7 +85,7 @@ fn parse_plainly(words: &[&OsStr]) -> Result<Arguments, Stop> {
 
 fn parse_with(command: Command, words: &[&OsStr]) -> clap::error::Result<Arguments> {
     let matches = with_values(command).try_get_matches_from(words)?;
-    Arguments::from_arg_matches(&matches)
+    Arguments::from_arg_matches(&matches).map(Arguments::with_environment)
 }
 
 fn with_values(command: Command) -> Command {

@@ -11,7 +11,7 @@ use kiln_build::{
     NetworkMode,
 };
 use kiln_graph::Cancel;
-use kiln_oci::{Platform, Reference};
+use kiln_oci::Platform;
 use kiln_store::Store;
 
 use crate::arguments::build::Build;
@@ -132,11 +132,7 @@ fn of(inputs: &Inputs, request: BuildRequest) -> BuildRequest {
 
 /// What the command line asks for, without a context.
 fn request(arguments: &Build) -> Result<BuildRequest> {
-    let names = arguments
-        .tag
-        .iter()
-        .map(|name| Ok(name.parse::<Reference>()?.or_latest()))
-        .collect::<Result<Vec<_>>>()?;
+    let names = arguments.tag.iter().map(|name| super::new_name(name)).collect::<Result<Vec<_>>>()?;
     let network = match arguments.network.as_str() {
         "default" => NetworkMode::Default,
         "none" => NetworkMode::None,
@@ -231,6 +227,7 @@ fn explain(request: &BuildRequest, failure: BuildFailure, failed: &[FailedStep])
         shown.push_str(&excerpt::source(&Source { file: &request.dockerfile_name, text, lines }));
     }
     let kind = match &failure.error {
+        BuildError::Runtime(kiln_runtime::RuntimeError::Panicked { .. }) => Kind::Bug,
         BuildError::Store(_)
         | BuildError::Layer(_)
         | BuildError::Path(_)

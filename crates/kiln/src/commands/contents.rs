@@ -11,6 +11,8 @@ use kiln_layer::view::Node;
 use kiln_layer::{Change, Kind as FileKind, RootView};
 use kiln_oci::DiffId;
 use kiln_store::{Lease, Leased, Store};
+use rustix::fs::Mode;
+use rustix::io::Errno;
 
 use crate::arguments::image::{Cat, Diff, Files as List, Unpack};
 use crate::failure::{Failure, Kind};
@@ -153,16 +155,17 @@ pub(crate) fn unpack(root: Option<&Path>, arguments: &Unpack) -> Result<u8> {
     let store = session::open(root, Files::Touched)?;
     let lease = store.lease("unpack")?;
     let layers = leased_layers(&store, &lease, &arguments.image)?;
-    let made = match fs_err::create_dir(&directory) {
+    let cannot = || Failure::new(Kind::Input, format!("cannot unpack into {}", directory.display()));
+    let made = match rustix::fs::mkdir(&directory, Mode::from_raw_mode(0o777)) {
         Ok(()) => true,
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+        Err(Errno::EXIST) if !directory.is_dir() => return Err(cannot().caused_by(Errno::NOTDIR).into()),
+        Err(Errno::EXIST) => {
             if fs_err::read_dir(&directory)?.next().is_some() {
-                let message = format!("cannot unpack into {}: it is not empty", directory.display());
-                return Err(Failure::new(Kind::Input, message).into());
+                return Err(cannot().caused_by(Errno::NOTEMPTY).into());
             }
             false
         }
-        Err(error) => return Err(error.into()),
+        Err(error) => return Err(cannot().caused_by(error).into()),
     };
     let unpacked = store.unpack_layers(&lease, &layers, &directory);
     if unpacked.is_err() {

@@ -19,7 +19,7 @@ use crate::units::Clock;
 pub(crate) fn run(root: Option<&Path>, arguments: &Arguments) -> Result<u8> {
     let store = session::open(root, Files::Touched)?;
     let usage = listing(&store.disk_usage()?);
-    let format = arguments.format.format.as_deref();
+    let format = arguments.format.asked();
     let text = match arguments.verbose {
         true => usage.details(format, &Clock::system()),
         false => usage.summary(format),

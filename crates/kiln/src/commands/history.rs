@@ -16,7 +16,7 @@ use crate::units::Clock;
 /// Shows how an image came to be, the newest step first.
 pub(crate) fn run(root: Option<&Path>, arguments: &History) -> Result<u8> {
     let style = HistoryStyle {
-        format: arguments.format.format.as_deref(),
+        format: arguments.format.asked(),
         quiet: arguments.quiet,
         full: arguments.no_trunc,
         human: arguments.human,

@@ -22,7 +22,7 @@ pub(crate) fn run(root: Option<&Path>, arguments: &List) -> Result<u8> {
     wanted.extend(arguments.reference.iter().map(|pattern| format!("reference={pattern}")));
     let filters = ImageFilters::read(&wanted, &clock).map_err(Failure::from)?;
     let style = ImagesStyle {
-        format: arguments.format.format.as_deref(),
+        format: arguments.format.asked(),
         quiet: arguments.quiet,
         digests: arguments.digests,
         full: arguments.no_trunc,

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
-use kiln_oci::{History, Platform, Reference};
+use kiln_oci::{History, Platform};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
@@ -20,7 +20,7 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Import) -> Result<u8> {
     let platform = Platform::host();
     let config = kiln_build::apply_changes(&platform, &arguments.change)?;
     let name = match &arguments.reference {
-        Some(name) => Some(name.parse::<Reference>()?.or_latest()),
+        Some(name) => Some(super::new_name(name)?),
         None => None,
     };
     let stdin = std::io::stdin();

@@ -24,12 +24,12 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Arguments) -> Result<u8> {
         Some(ObjectKind::Image) => "image",
         Some(ObjectKind::Container) => "container",
     };
-    show(root, arguments.format.format.as_deref(), &arguments.names, missing)
+    show(root, arguments.format.asked(), &arguments.names, missing)
 }
 
 /// `image inspect`.
 pub(crate) fn image(root: Option<&Path>, arguments: &InspectImage) -> Result<u8> {
-    show(root, arguments.format.format.as_deref(), &arguments.images, "image")
+    show(root, arguments.format.asked(), &arguments.images, "image")
 }
 
 fn show(root: Option<&Path>, format: Option<&str>, names: &[String], missing: &str) -> Result<u8> {

@@ -20,9 +20,10 @@ mod version;
 use std::io::Write as _;
 
 use anyhow::Result;
+use kiln_oci::Reference;
 
 use crate::arguments::{Arguments, Command, ImageCommand, SystemCommand};
-use crate::failure::{Convention, report};
+use crate::failure::{Convention, Failure, Kind, report};
 
 /// What a command was, for those who report its failure.
 pub(crate) fn convention(command: &Command) -> Convention {
@@ -60,6 +61,19 @@ pub(crate) fn dispatch(arguments: &Arguments) -> Result<u8> {
         Command::Info(info) | Command::System(SystemCommand::Info(info)) => info::run(root, info),
         Command::Version(version) => version::show(version),
     }
+}
+
+/// A name that an image is to get: nobody chooses a digest.
+fn new_name(text: &str) -> Result<Reference> {
+    let name: Reference = text.parse().map_err(|error: kiln_oci::ReferenceError| {
+        Failure::new(Kind::Input, format!("cannot use {text:?} as a name")).caused_by(error)
+    })?;
+    if name.digest.is_some() {
+        let message =
+            format!("cannot use {text:?} as a name: refusing to create a tag with a digest reference");
+        return Err(Failure::new(Kind::Input, message).into());
+    }
+    Ok(name.or_latest())
 }
 
 /// Tells of every failure of a command that goes on after one; the exit status is 0 if there is none, else 1.

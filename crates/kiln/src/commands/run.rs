@@ -6,12 +6,13 @@ use std::path::Path;
 
 use anyhow::Result;
 use kiln_container::{Entrypoint, Request, Variable, Volume, parse_volume};
-use kiln_oci::{ImageId, Reference};
+use kiln_oci::{ImageId, Platform, Reference};
 use kiln_runtime::Foreground;
 use kiln_store::Store;
 
 use crate::arguments::run::Run;
 use crate::failure::{Failure, Kind};
+use crate::progress::log::sanitise;
 use crate::session::{self, Commands};
 
 /// Runs a command in a new container and ends with its status.
@@ -29,8 +30,10 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Run) -> Result<u8> {
         let failure = Failure::new(Kind::World, format!("cannot run a container as this user: {reason}"));
         return Err(failure.status(125).hint(session::REMEDY).into());
     }
+    let image = image(&store, arguments.image())?;
+    look_at_platform(&store, image, arguments.image())?;
     let request = Request {
-        image: image(&store, arguments.image())?,
+        image,
         command: arguments.command().to_vec(),
         entrypoint: match arguments.entrypoint.as_deref() {
             None => Entrypoint::Image,
@@ -63,13 +66,38 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Run) -> Result<u8> {
     Ok(ended.exit.status())
 }
 
+/// Refuses an image of another system, and warns of one for other processors: an emulator may be there for it.
+fn look_at_platform(store: &Store, image: ImageId, name: &str) -> Result<()> {
+    let config = store.image(image)?.config;
+    let host = Platform::host();
+    let told = || {
+        format!(
+            "{name} is for {}/{}, this machine is {}/{}",
+            config.os, config.architecture, host.os, host.architecture
+        )
+    };
+    if !config.os.is_empty() && config.os != host.os {
+        return Err(Failure::new(Kind::Input, format!("cannot run a container: {}", told()))
+            .status(125)
+            .into());
+    }
+    if !config.architecture.is_empty() && config.architecture != host.architecture {
+        writeln!(std::io::stderr(), "kiln: warning: {}", sanitise(told().as_bytes()))?;
+    }
+    Ok(())
+}
+
 fn image(store: &Store, name: &str) -> Result<ImageId> {
     if let Some(id) = store.find(name)? {
         return Ok(id);
     }
     let wanted = match name.parse::<Reference>() {
         Ok(reference) => format!("the name {} and the ID {name}", reference.or_latest()),
-        Err(_) => format!("the ID {name}"),
+        Err(_) if is_id(name) => format!("the ID {name}"),
+        Err(error) => {
+            let message = format!("{name:?} is neither a name nor an ID");
+            return Err(Failure::new(Kind::Input, message).caused_by(error).into());
+        }
     };
     let message =
         format!("unable to find image {name:?}: looked for {wanted} in the store {}", store.root().display());
@@ -77,6 +105,12 @@ fn image(store: &Store, name: &str) -> Result<ImageId> {
     Err(failure
         .hint("`kiln images` lists what is there; `kiln load`, `kiln import` and `kiln build` add to it")
         .into())
+}
+
+/// Whether a text may be the beginning of an ID.
+fn is_id(text: &str) -> bool {
+    let hex = text.strip_prefix("sha256:").unwrap_or(text);
+    !hex.is_empty() && hex.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 #[expect(clippy::disallowed_methods, reason = "the binary knows where it stands")]

@@ -8,6 +8,7 @@ use std::path::Path;
 use anyhow::Result;
 use kiln_graph::Cancel;
 use kiln_store::{ArchiveForm as Form, Error, Saving};
+use rustix::io::Errno;
 
 use crate::arguments::image::{ArchiveForm, Compression, Save};
 use crate::failure::{Failure, Kind};
@@ -26,6 +27,9 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Save) -> Result<u8> {
         return Err(Failure::new(Kind::Usage, "refusing to write an archive to a terminal")
             .hint("name a file with -o, or redirect standard output")
             .into());
+    }
+    if let Some(path) = output {
+        can_be_saved_to(path, arguments.format)?;
     }
     let compression = match arguments.compression {
         Compression::None => kiln_layer::Compression::Plain,
@@ -53,6 +57,23 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Save) -> Result<u8> {
     };
     saved.map_err(|error| explain(error, output))?;
     Ok(0)
+}
+
+/// Whether an archive or a directory can get this name: it gets it when it is complete, which may take long.
+fn can_be_saved_to(path: &Path, format: ArchiveForm) -> Result<()> {
+    let cannot = Failure::new(Kind::Input, format!("cannot save to {}", path.display()));
+    let hint = "--format oci-dir makes a directory, which must be empty or not there";
+    Err(match (format, path.is_dir()) {
+        (ArchiveForm::OciDir, true) if fs_err::read_dir(path)?.next().is_some() => {
+            cannot.caused_by(Errno::NOTEMPTY)
+        }
+        (ArchiveForm::OciDir, false) if path.exists() => cannot.caused_by(Errno::NOTDIR),
+        (ArchiveForm::DockerArchive | ArchiveForm::OciArchive, true) => {
+            cannot.caused_by(Errno::ISDIR).hint(hint)
+        }
+        _ => return Ok(()),
+    }
+    .into())
 }
 
 fn explain(error: Error, output: Option<&Path>) -> Failure {

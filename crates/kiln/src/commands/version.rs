@@ -16,7 +16,7 @@ pub(crate) fn show(arguments: &Version) -> Result<u8> {
     let (os, arch) = (std::env::consts::OS, architecture());
     let engine = json!({ "Version": version, "Os": os, "Arch": arch });
     let mut out = std::io::stdout().lock();
-    match arguments.format.format.as_deref() {
+    match arguments.format.asked() {
         None | Some("") => write!(out, "kiln:\n Version:  {version}\n OS/Arch:  {os}/{arch}\n")?,
         Some(format) => {
             let template = if format == "json" { "{{json .}}" } else { format };

@@ -53,13 +53,20 @@ impl Layout {
     /// The template does not parse, or a row does not have what it asks for.
     pub(crate) fn render<R: Row>(&self, rows: &[R]) -> Result<String, TemplateFailure> {
         let template = Template::rows(self.template(), R::SUBJECT)?;
+        let looked_at = rows.first().map(|row| looked_at(row, &template)).unwrap_or_default();
         let mut body = String::new();
         for row in rows {
-            let mut fields = row.fields();
+            let mut fields = Fields::only(&looked_at);
+            row.fill(&mut fields);
             if matches!(self, Self::Table(_)) {
-                fields.iter_mut().for_each(|(_, text)| *text = one_cell(text));
+                fields.found.iter_mut().for_each(|(_, text)| one_cell(text));
             }
-            body.push_str(&template.render(&record(fields))?);
+            let rendered = match template.render(&record(fields.found)) {
+                // The failure tells all the fields that there are.
+                Err(TemplateFailure::Field { .. }) => template.render(&record(all_fields(row))),
+                rendered => rendered,
+            };
+            body.push_str(&rendered?);
             body.push('\n');
         }
         match self {
@@ -80,8 +87,41 @@ pub(crate) trait Row {
     /// The column header of each field that has one.
     const HEADERS: &'static [(&'static str, &'static str)];
 
-    /// Every field with its text.
-    fn fields(&self) -> Vec<(&'static str, String)>;
+    /// Adds every field, in order of names.
+    fn fill(&self, fields: &mut Fields<'_>);
+}
+
+/// Takes the fields of a row. The text of one that is not wanted is not made.
+pub(crate) struct Fields<'a> {
+    /// All, if there is no list.
+    wanted: Option<&'a [&'static str]>,
+    found: Vec<(&'static str, String)>,
+}
+
+impl<'a> Fields<'a> {
+    fn only(wanted: &'a [&'static str]) -> Self {
+        Self { wanted: Some(wanted), found: Vec::with_capacity(wanted.len()) }
+    }
+
+    /// Adds a field.
+    pub(crate) fn add(&mut self, name: &'static str, text: impl FnOnce() -> String) {
+        if self.wanted.is_none_or(|wanted| wanted.contains(&name)) {
+            self.found.push((name, text()));
+        }
+    }
+}
+
+/// Every field of a row with its text.
+pub(crate) fn all_fields(row: &impl Row) -> Vec<(&'static str, String)> {
+    let mut fields = Fields { wanted: None, found: Vec::new() };
+    row.fill(&mut fields);
+    fields.found
+}
+
+/// The fields that a template may look at.
+fn looked_at(row: &impl Row, template: &Template) -> Vec<&'static str> {
+    let names = all_fields(row).into_iter().map(|(name, _)| name);
+    names.filter(|name| template.may_look_at(name)).collect()
 }
 
 /// The fields as a template's data.
@@ -107,7 +147,10 @@ fn unescape(template: &str) -> String {
 }
 
 /// Keeps a value inside its cell and away from the terminal's controls: image configs are not ours.
-fn one_cell(text: &str) -> String {
+fn one_cell(text: &mut String) {
+    if !text.contains(char::is_control) {
+        return;
+    }
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -116,7 +159,7 @@ fn one_cell(text: &str) -> String {
             c => out.push(c),
         }
     }
-    out
+    *text = out;
 }
 
 #[cfg(test)]
@@ -129,8 +172,10 @@ mod tests {
         const SUBJECT: &'static str = "a pair";
         const HEADERS: &'static [(&'static str, &'static str)] = &[("Name", "NAME"), ("Size", "SIZE")];
 
-        fn fields(&self) -> Vec<(&'static str, String)> {
-            vec![("Name", self.0.to_owned()), ("Size", self.1.to_owned()), ("Hidden", "h".to_owned())]
+        fn fill(&self, fields: &mut Fields<'_>) {
+            fields.add("Name", || self.0.to_owned());
+            fields.add("Size", || self.1.to_owned());
+            fields.add("Hidden", || "h".to_owned());
         }
     }
 
@@ -216,7 +261,7 @@ mod tests {
             "template parsing error: template: :1: function \"nope\" not defined",
         );
         let near = Template::rows("{{.Nmae}}", "a pair").unwrap();
-        let failure = near.render(&record(Pair("a", "b").fields())).unwrap_err();
+        let failure = near.render(&record(all_fields(&Pair("a", "b")))).unwrap_err();
         assert_eq!(failure.hint().unwrap(), "did you mean .Name? a pair has .Hidden, .Name and .Size");
     }
 
@@ -244,7 +289,7 @@ mod tests {
             "json .",
         ] {
             let rendered = Template::rows(&format!("{{{{{call}}}}}"), "a pair")
-                .and_then(|t| t.render(&record(Pair("a", "b").fields())));
+                .and_then(|t| t.render(&record(all_fields(&Pair("a", "b")))));
             assert!(rendered.is_ok(), "{call}: {rendered:?}");
         }
     }

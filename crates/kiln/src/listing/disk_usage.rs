@@ -5,7 +5,7 @@ use serde_json::{Map, Value as Json};
 
 use super::images::{Image, ImageRow};
 use crate::format::template::TemplateFailure;
-use crate::format::{Defaults, Layout, Row, render_document};
+use crate::format::{Defaults, Fields, Layout, Row, all_fields, render_document};
 use crate::units::{Clock, human_size, short_id, short_size};
 
 /// One kind of thing that takes space.
@@ -75,8 +75,8 @@ impl DiskUsage {
         let mut entries: Vec<&CacheEntry> = self.cache_list.iter().collect();
         entries.sort_by(|a, b| (a.last_used, &a.id).cmp(&(b.last_used, &b.id)));
         let table = matches!(format, None | Some("table"));
-        let images: Vec<ImageRow> =
-            self.image_list.iter().map(|image| ImageRow::new(image.clone(), !table, clock)).collect();
+        let images: Vec<ImageRow<'_>> =
+            self.image_list.iter().map(|image| ImageRow { image, full: !table, clock }).collect();
         let cache: Vec<CacheRow<'_>> =
             entries.into_iter().map(|entry| CacheRow { entry, full: !table, clock }).collect();
         match format {
@@ -108,7 +108,7 @@ impl DiskUsage {
 
 fn list<R: Row>(rows: &[R]) -> Json {
     let object = |row: &R| {
-        Json::Object(row.fields().into_iter().map(|(name, text)| (name.to_owned(), text.into())).collect())
+        Json::Object(all_fields(row).into_iter().map(|(name, text)| (name.to_owned(), text.into())).collect())
     };
     rows.iter().map(object).collect()
 }
@@ -130,21 +130,19 @@ impl Row for UsageRow {
         ("Reclaimable", "RECLAIMABLE"),
     ];
 
-    fn fields(&self) -> Vec<(&'static str, String)> {
+    fn fill(&self, fields: &mut Fields<'_>) {
         let Usage { count, active, size, reclaimable } = self.usage;
-        let mut free = human_size(reclaimable);
-        if self.share
-            && let Some(percent) = (u128::from(reclaimable) * 100).checked_div(u128::from(size))
-        {
-            free.push_str(&format!(" ({percent}%)"));
-        }
-        vec![
-            ("Active", active.to_string()),
-            ("Reclaimable", free),
-            ("Size", human_size(size)),
-            ("TotalCount", count.to_string()),
-            ("Type", self.kind.to_owned()),
-        ]
+        fields.add("Active", || active.to_string());
+        fields.add("Reclaimable", || {
+            let free = human_size(reclaimable);
+            match (u128::from(reclaimable) * 100).checked_div(u128::from(size)) {
+                Some(percent) if self.share => format!("{free} ({percent}%)"),
+                _ => free,
+            }
+        });
+        fields.add("Size", || human_size(size));
+        fields.add("TotalCount", || count.to_string());
+        fields.add("Type", || self.kind.to_owned());
     }
 }
 
@@ -169,25 +167,23 @@ impl Row for CacheRow<'_> {
         ("Description", "DESCRIPTION"),
     ];
 
-    fn fields(&self) -> Vec<(&'static str, String)> {
+    fn fill(&self, fields: &mut Fields<'_>) {
         let CacheEntry { id, parents, kind, description, size, created, last_used, uses, in_use, shared } =
             self.entry;
         let cut = |id: &str| if self.full { id.to_owned() } else { short_id(id).to_owned() };
         let mark = if *in_use { "*" } else { "" };
-        vec![
-            ("CacheType", kind.clone()),
-            ("CreatedAt", self.clock.full(*created)),
-            ("CreatedSince", self.clock.since(*created)),
-            ("Description", description.clone()),
-            ("ID", format!("{}{mark}", cut(id))),
-            ("InUse", in_use.to_string()),
-            ("LastUsedAt", last_used.map(|time| self.clock.full(time)).unwrap_or_default()),
-            ("LastUsedSince", last_used.map(|time| self.clock.since(time)).unwrap_or_default()),
-            ("Parent", cut(&parents.join(", "))),
-            ("Shared", shared.to_string()),
-            ("Size", short_size(*size)),
-            ("UsageCount", uses.to_string()),
-        ]
+        fields.add("CacheType", || kind.clone());
+        fields.add("CreatedAt", || self.clock.full(*created));
+        fields.add("CreatedSince", || self.clock.since(*created));
+        fields.add("Description", || description.clone());
+        fields.add("ID", || format!("{}{mark}", cut(id)));
+        fields.add("InUse", || in_use.to_string());
+        fields.add("LastUsedAt", || last_used.map(|time| self.clock.full(time)).unwrap_or_default());
+        fields.add("LastUsedSince", || last_used.map(|time| self.clock.since(time)).unwrap_or_default());
+        fields.add("Parent", || cut(&parents.join(", ")));
+        fields.add("Shared", || shared.to_string());
+        fields.add("Size", || short_size(*size));
+        fields.add("UsageCount", || uses.to_string());
     }
 }
 

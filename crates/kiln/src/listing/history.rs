@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use crate::format::{Defaults, Layout, Row};
+use crate::format::{Defaults, Fields, Layout, Row};
 use crate::units::{Clock, ellipsis, short_id, short_size};
 
 /// Columns of CREATED BY unless everything is wanted.
@@ -89,15 +89,13 @@ impl Row for StepRow {
         ("Comment", "COMMENT"),
     ];
 
-    fn fields(&self) -> Vec<(&'static str, String)> {
-        vec![
-            ("Comment", self.comment.clone()),
-            ("CreatedAt", self.at.clone()),
-            ("CreatedBy", self.created_by.clone()),
-            ("CreatedSince", self.since.clone()),
-            ("ID", self.id.clone()),
-            ("Size", self.size.clone()),
-        ]
+    fn fill(&self, fields: &mut Fields<'_>) {
+        fields.add("Comment", || self.comment.clone());
+        fields.add("CreatedAt", || self.at.clone());
+        fields.add("CreatedBy", || self.created_by.clone());
+        fields.add("CreatedSince", || self.since.clone());
+        fields.add("ID", || self.id.clone());
+        fields.add("Size", || self.size.clone());
     }
 }
 

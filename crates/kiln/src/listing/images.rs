@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use crate::format::{Defaults, Layout, Row};
+use crate::format::{Defaults, Fields, Layout, Row};
 use crate::units::{Clock, human_size, short_id, short_size};
 
 /// What stands for a tag, a repository or a digest that is not there.
@@ -60,8 +60,8 @@ impl ImagesStyle<'_> {
     }
 
     /// The rows, ready to be laid out.
-    pub(crate) fn rows(&self, images: &[Image], clock: &Clock) -> Vec<ImageRow> {
-        images.iter().map(|image| ImageRow::new(image.clone(), self.full, clock)).collect()
+    pub(crate) fn rows<'r>(&self, images: &'r [Image], clock: &'r Clock) -> Vec<ImageRow<'r>> {
+        images.iter().map(|image| ImageRow { image, full: self.full, clock }).collect()
     }
 }
 
@@ -80,25 +80,16 @@ const TABLE_WITH_DIGESTS: &str = image_table!("{{.Digest}}\t");
 const RAW: &str = "repository: {{.Repository}}\ntag: {{.Tag}}\nimage_id: {{.ID}}\ncreated_at: {{.CreatedAt}}\nvirtual_size: {{.Size}}\n";
 const RAW_WITH_DIGESTS: &str = "repository: {{.Repository}}\ntag: {{.Tag}}\ndigest: {{.Digest}}\nimage_id: {{.ID}}\ncreated_at: {{.CreatedAt}}\nvirtual_size: {{.Size}}\n";
 
-/// An image with its texts.
-#[derive(Debug, Clone)]
-pub(crate) struct ImageRow {
-    image: Image,
-    full: bool,
-    since: String,
-    at: String,
+/// An image, as it is shown.
+#[derive(Debug)]
+pub(crate) struct ImageRow<'a> {
+    pub(crate) image: &'a Image,
+    /// Leaves the ID as long as it is.
+    pub(crate) full: bool,
+    pub(crate) clock: &'a Clock,
 }
 
-impl ImageRow {
-    /// `full` leaves the ID as long as it is.
-    pub(crate) fn new(image: Image, full: bool, clock: &Clock) -> Self {
-        let since = image.created.map(|time| clock.since(time)).unwrap_or_default();
-        let at = image.created.map(|time| clock.seconds(time)).unwrap_or_default();
-        Self { image, full, since, at }
-    }
-}
-
-impl Row for ImageRow {
+impl Row for ImageRow<'_> {
     const SUBJECT: &'static str = "an image";
     const HEADERS: &'static [(&'static str, &'static str)] = &[
         ("ID", "IMAGE ID"),
@@ -114,23 +105,21 @@ impl Row for ImageRow {
         ("UniqueSize", "UNIQUE SIZE"),
     ];
 
-    fn fields(&self) -> Vec<(&'static str, String)> {
-        let Image { id, repository, tag, digest, size, shared, containers, .. } = &self.image;
-        let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| NONE.to_owned());
+    fn fill(&self, fields: &mut Fields<'_>) {
+        let Image { id, repository, tag, digest, created, size, shared, containers } = self.image;
+        let or_none = |text: &Option<String>| text.as_deref().unwrap_or(NONE).to_owned();
         let or_unknown = |text: Option<String>| text.unwrap_or_else(|| "N/A".to_owned());
-        vec![
-            ("Containers", or_unknown(containers.map(|count| count.to_string()))),
-            ("CreatedAt", self.at.clone()),
-            ("CreatedSince", self.since.clone()),
-            ("Digest", or_none(digest)),
-            ("ID", if self.full { id.clone() } else { short_id(id).to_owned() }),
-            ("Repository", or_none(repository)),
-            ("SharedSize", or_unknown(shared.map(human_size))),
-            ("Size", short_size(*size)),
-            ("Tag", or_none(tag)),
-            ("UniqueSize", or_unknown(shared.map(|shared| human_size(size.saturating_sub(shared))))),
-            ("VirtualSize", human_size(*size)),
-        ]
+        fields.add("Containers", || or_unknown(containers.map(|count| count.to_string())));
+        fields.add("CreatedAt", || created.map(|time| self.clock.seconds(time)).unwrap_or_default());
+        fields.add("CreatedSince", || created.map(|time| self.clock.since(time)).unwrap_or_default());
+        fields.add("Digest", || or_none(digest));
+        fields.add("ID", || if self.full { id.clone() } else { short_id(id).to_owned() });
+        fields.add("Repository", || or_none(repository));
+        fields.add("SharedSize", || or_unknown(shared.map(human_size)));
+        fields.add("Size", || short_size(*size));
+        fields.add("Tag", || or_none(tag));
+        fields.add("UniqueSize", || or_unknown(shared.map(|shared| human_size(size.saturating_sub(shared)))));
+        fields.add("VirtualSize", || human_size(*size));
     }
 }
 
@@ -188,7 +177,7 @@ mod tests {
             ImagesStyle { format: Some("table {{.Repository}}\\t{{.Size}}"), ..Default::default() },
             "REPOSITORY   SIZE\n<none>       7.8MB\nmulti        4.42MB\ndebian       164MB\nbusybox      4.42MB\n",
         );
-        let empty: [ImageRow; 0] = [];
+        let empty: [ImageRow<'_>; 0] = [];
         let text = ImagesStyle::default().layout().render(&empty).unwrap();
         assert_eq!(text, "REPOSITORY   TAG       IMAGE ID   CREATED   SIZE\n");
     }
@@ -218,7 +207,8 @@ mod tests {
     fn json() {
         let clock = Clock { now: "2026-11-21T06:15:42Z".parse().unwrap(), zone: TimeZone::UTC };
         let style = ImagesStyle { format: Some("json"), full: true, ..Default::default() };
-        let rows = style.rows(&[image(None, "3eab6f0a198a", "2026-11-21T06:15:42Z", 7_797_760)], &clock);
+        let images = [image(None, "3eab6f0a198a", "2026-11-21T06:15:42Z", 7_797_760)];
+        let rows = style.rows(&images, &clock);
         let expect = format!(
             r#"{{"Containers":"N/A","CreatedAt":"2026-11-21 06:15:42 +0000 UTC","CreatedSince":"Less than a second ago","Digest":"\u003cnone\u003e","ID":"sha256:3eab6f0a198a{}","Repository":"\u003cnone\u003e","SharedSize":"N/A","Size":"7.8MB","Tag":"\u003cnone\u003e","UniqueSize":"N/A","VirtualSize":"7.798MB"}}"#,
             "0".repeat(52)

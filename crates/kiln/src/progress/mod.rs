@@ -30,12 +30,14 @@ pub(crate) type StepId = u64;
 pub(crate) enum Event {
     /// There is such a step. Comes before anything else about it.
     Named { step: StepId, name: String },
-    /// It is being executed. May follow `Cached`, when the result is needed and gone.
+    /// It is being executed. May follow `Cached`, when what it is made from had to be made again.
     Started { step: StepId },
     /// Its result was known.
     Cached { step: StepId },
-    /// Somebody else executes the same and is waited for.
-    Waiting { step: StepId, holder: String },
+    /// Others are waited for: `awaited` says for what, and who they are.
+    Waiting { step: StepId, awaited: String },
+    /// It goes on after that.
+    Resumed { step: StepId },
     /// It wrote something, to either of its streams; may end anywhere.
     Log { step: StepId, bytes: Vec<u8> },
     /// It got further in one of its tasks.

@@ -184,7 +184,7 @@ mod tests {
             (301, Event::Completed { step: 1 }),
             (302, Event::Cached { step: 2 }),
             (303, Event::Started { step: 3 }),
-            (304, Event::Waiting { step: 4, holder: "process 12".to_owned() }),
+            (304, Event::Waiting { step: 4, awaited: "process 12, which executes the same step".to_owned() }),
             log(426, 3, "before\n\x1b[31merr"),
             log(427, 3, " or\x1b[0m\n"),
             (500, Event::Failed { step: 3, message: "process \"/bin/sh -c echo before; exit 7\" did not complete successfully: exit code: 7".to_owned() }),
@@ -209,6 +209,27 @@ mod tests {
         #4 waiting for process 12, which executes the same step
         #4 CANCELED
         "#);
+    }
+
+    #[test]
+    fn a_step_that_waits_for_a_while() {
+        let awaited = |text: &str| text.to_owned();
+        let text = play(vec![
+            named(1, "[1/1] RUN x"),
+            (0, Event::Started { step: 1 }),
+            (1000, Event::Waiting { step: 1, awaited: awaited("cache mount k, held by process 12") }),
+            (3000, Event::Waiting { step: 1, awaited: awaited("cache mount k, held by \x1b[31mprocess 13") }),
+            (4000, Event::Resumed { step: 1 }),
+            log(4100, 1, "a\n"),
+            (4200, Event::Completed { step: 1 }),
+        ]);
+        insta::assert_snapshot!(text, @r"
+        #1 [1/1] RUN x
+        #1 waiting for cache mount k, held by process 12
+        #1 waiting for cache mount k, held by process 13
+        #1 4.100 a
+        #1 DONE 4.2s
+        ");
     }
 
     #[test]

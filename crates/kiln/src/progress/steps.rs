@@ -33,7 +33,7 @@ pub(super) struct Step {
 pub(super) enum State {
     Unseen,
     Running,
-    Waiting { holder: String },
+    Waiting { awaited: String },
     Cached,
     Done { took: Duration },
     Failed { took: Duration, message: String },
@@ -93,12 +93,13 @@ impl Steps {
                 step.began = at;
                 news.push(News::Began);
             }
-            Event::Waiting { holder, .. } => {
-                let holder = sanitise(holder.as_bytes());
+            Event::Waiting { awaited, .. } => {
+                let awaited = sanitise(awaited.as_bytes());
                 news.push(News::Began);
-                news.push(News::Lines(vec![format!("waiting for {holder}, which executes the same step")]));
-                step.state = State::Waiting { holder };
+                news.push(News::Lines(vec![format!("waiting for {awaited}")]));
+                step.state = State::Waiting { awaited };
             }
+            Event::Resumed { .. } => step.state = State::Running,
             Event::Log { bytes, .. } => {
                 let lines = step.lines.take(&bytes);
                 news.extend(step.keep(lines, at));
@@ -245,6 +246,7 @@ impl Event {
             | Self::Started { step }
             | Self::Cached { step }
             | Self::Waiting { step, .. }
+            | Self::Resumed { step }
             | Self::Log { step, .. }
             | Self::Progress { step, .. }
             | Self::Completed { step }

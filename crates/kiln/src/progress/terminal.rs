@@ -65,7 +65,12 @@ impl Display for Terminal {
 
     fn finish(&mut self, steps: &Steps, now: Duration) -> String {
         let size = (self.size)();
-        self.paint(&picture(steps, now, Room::Unlimited), size)
+        // Where there was no step there is nothing to show: a build that is refused, or one of the config alone.
+        match steps.counts() {
+            (_, 0) if self.painted.is_empty() => String::new(),
+            (_, 0) => self.paint(&[], size),
+            _ => self.paint(&picture(steps, now, Room::Unlimited), size),
+        }
     }
 }
 
@@ -126,9 +131,10 @@ enum Room {
 fn picture(steps: &Steps, now: Duration, room: Room) -> Vec<Line> {
     let (over, all) = steps.counts();
     let finished = if matches!(room, Room::Unlimited) && over == all && over > 0 { " FINISHED" } else { "" };
+    let counts = if all > 0 { format!(" ({over}/{all}){finished}") } else { String::new() };
     let head = Line {
         tone: Tone::Head,
-        text: format!("[+] Building {:.1}s ({over}/{all}){finished}", now.as_secs_f64()),
+        text: format!("[+] Building {:.1}s{counts}", now.as_secs_f64()),
         right: String::new(),
     };
     let begun: Vec<&Step> = steps.begun().map(|(_, step)| step).collect();
@@ -173,8 +179,8 @@ fn block(step: &Step, now: Duration, log_lines: usize) -> Vec<Line> {
     };
     let right = format!("{:.1}s", step.took(now).as_secs_f64());
     let mut lines = vec![Line { tone, text: format!(" => {mark}{}", step.name), right }];
-    if let State::Waiting { holder } = &step.state {
-        lines.push(faint(format!(" => => {holder} executes the same step")));
+    if let State::Waiting { awaited } = &step.state {
+        lines.push(faint(format!(" => => for {awaited}")));
     }
     let task_tone = if step.is_over() { Tone::Done } else { Tone::Running };
     lines.extend(step.tasks.iter().map(|task| Line {
@@ -357,7 +363,10 @@ mod tests {
         build.apply(210, Event::Cached { step: 2 });
         build.begin(300, 3, "[2/3] RUN apt-get update && apt-get install -y a-very-long-package-name");
         build.apply(310, Event::Named { step: 4, name: "[other 2/2] RUN make".to_owned() });
-        build.apply(310, Event::Waiting { step: 4, holder: "process 12".to_owned() });
+        build.apply(
+            310,
+            Event::Waiting { step: 4, awaited: "process 12, which executes the same step".to_owned() },
+        );
         for line in 1..=9 {
             build.log(400, 3, &format!("\x1b[32mline {line}\x1b[0m\n"));
         }
@@ -375,8 +384,10 @@ mod tests {
          => => # line 9
          => => # 20%
          => WAITING [other 2/2] RUN make                       1.2s
-         => => process 12 executes the same step
+         => => for process 12, which executes the same step
         ");
+        build.apply(1550, Event::Resumed { step: 4 });
+        assert!(build.draw(1550).contains(" => [other 2/2] RUN make "), "it goes on");
         build.apply(1600, Event::Failed { step: 3, message: "exit code: 100".to_owned() });
         build.apply(1600, Event::Cancelled { step: 4 });
         insta::assert_snapshot!(build.finish(1600), @r"
@@ -387,6 +398,14 @@ mod tests {
          => ERROR [2/3] RUN apt-get update && apt-get install  1.3s
          => CANCELED [other 2/2] RUN make                      1.3s
         ");
+    }
+
+    #[test]
+    fn a_build_without_steps_leaves_nothing() {
+        let mut refused = Fixture::new(60, 24);
+        assert_eq!(refused.terminal.finish(&refused.steps, Duration::from_millis(5)), "");
+        insta::assert_snapshot!(refused.draw(100), @"[+] Building 0.1s");
+        assert_eq!(refused.finish(200), "");
     }
 
     #[test]

@@ -2,14 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 
+use crate::patience::until;
 use crate::skipped::skipped;
-
-/// How long anything may take on a machine with much else to do.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Programs of the base image.
 const PROGRAMS: [&str; 17] = [
@@ -194,16 +191,6 @@ impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-}
-
-/// Waits until something is so.
-#[track_caller]
-pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < PATIENCE, "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -3,6 +3,7 @@
 use std::process::Output;
 
 use crate::bench::{Bench, text};
+use crate::patience::until;
 
 fn build(bench: &Bench, dockerfile: &str) -> Output {
     bench.write("Dockerfile", dockerfile);
@@ -69,4 +70,34 @@ fn a_step_does_not_wait_for_itself() {
             format!("FROM bb\nRUN {mount},target=/x {mount},target=/y touch /x/f && echo at $(find /y)\n");
         assert!(said(&bench, &step).contains("at /y /y/f"), "{sharing}");
     }
+}
+
+/// Each would hold what the other one waits for, if they took their caches in the order in which they name them.
+#[test]
+fn steps_with_the_same_caches_in_another_order_do_not_wait_for_each_other() {
+    let Some(bench) = Bench::new() else { return };
+    said(&bench, "FROM bb\nRUN --mount=type=cache,id=c,target=/c touch /c/mark\n");
+    let cache = bench.cache().expect("a cache mount");
+    let lock = fs_err::File::open(cache.with_extension("lock")).expect("opened");
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).expect("locked");
+    let mounts = |ids: [&str; 3]| {
+        ids.map(|id| format!("--mount=type=cache,sharing=locked,id={id},target=/caches/{id}")).join(" ")
+    };
+    let (forth, back) = (mounts(["a", "c", "b"]), mounts(["b", "c", "a"]));
+    bench.write(
+        "Dockerfile",
+        &format!(
+            "FROM bb AS forth\nRUN {forth} touch /forth\nFROM bb AS back\nRUN {back} touch /back\n\
+             FROM bb\nCOPY --from=forth /forth /\nCOPY --from=back /back /\n"
+        ),
+    );
+    let mut build = bench.start("build");
+    let own = format!("waiting for cache mount c, held by process {}\n", std::process::id());
+    let other = "waiting for cache mount a, held by another step of this build\n";
+    until("both steps wait", || {
+        let told = bench.read("build.err");
+        told.contains(&own) && told.contains(other)
+    });
+    drop(lock);
+    assert!(build.wait().success(), "{}", bench.read("build.err"));
 }

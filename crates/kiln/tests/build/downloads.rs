@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use rustix::process::{Signal, kill_process};
 
-use crate::bench::{Bench, PATIENCE, text, until};
+use crate::bench::{Bench, text};
+use crate::patience::{PATIENCE, until};
 use crate::web::{Page, Web};
 
 const OLD: &str = "Last-Modified: Sun, 09 Sep 2001 01:46:40 GMT";

@@ -68,3 +68,39 @@ fn what_is_there_for_mounts_is_in_no_layer() {
         );
     }
 }
+
+/// After a pruning, records tell of results whose layers are gone.
+#[test]
+fn only_what_does_not_run_is_shown_as_cached() {
+    let Some(bench) = Bench::new() else { return };
+    let build = |dockerfile: &str| {
+        bench.write("Dockerfile", dockerfile);
+        let words = ["build", "--progress=plain", "-t", "app", "-f", "Dockerfile", "context"];
+        let built = bench.run("store", &words);
+        assert!(built.status.success(), "{built:?}");
+        text(&built.stderr)
+    };
+    let prune = || assert!(bench.run("store", &["system", "prune", "-f"]).status.success());
+    let is_cached = |told: &str, step: &str| {
+        let named = told.lines().find(|line| line.ends_with(step)).unwrap_or_else(|| panic!("{told}"));
+        let number = named.split(' ').next().unwrap();
+        let has = |end: &str| told.lines().any(|line| line.starts_with(&format!("{number} {end}")));
+        assert!(has("CACHED") != has("DONE"), "{step}: {told}");
+        has("CACHED")
+    };
+    // The stage's own layer is no image's, and nothing needs it.
+    let stages = "FROM bb AS a\nRUN echo a > /a\nFROM bb\nCOPY --from=a /a /a\n";
+    build(stages);
+    prune();
+    let told = build(stages);
+    assert!(is_cached(&told, "RUN echo a > /a") && is_cached(&told, "COPY --from=a /a /a"), "{told}");
+    // All is needed for what is new.
+    let steps = "FROM bb\nRUN echo b > /b\nRUN echo c > /c\n";
+    build(steps);
+    assert!(bench.run("store", &["rmi", "app"]).status.success());
+    prune();
+    let told = build(&format!("{steps}RUN echo d > /d\n"));
+    assert!(!told.contains("CACHED"), "{told}");
+    let told = build(&format!("{steps}RUN echo d > /d\n"));
+    assert_eq!(told.matches("CACHED").count(), 3, "{told}");
+}

@@ -10,6 +10,8 @@ mod hostile;
 mod kills;
 mod layers;
 mod mounted;
+#[path = "../patience/mod.rs"]
+mod patience;
 mod recipe;
 mod refusals;
 mod repositories;

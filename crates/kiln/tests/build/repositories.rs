@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use rustix::process::{Signal, kill_process, kill_process_group};
 
-use crate::bench::{Bench, PATIENCE, text, until};
+use crate::bench::{Bench, text};
+use crate::patience::{PATIENCE, until};
 use crate::web::{Page, Web};
 
 /// Files of a bench served by git-daemon, until it is dropped.

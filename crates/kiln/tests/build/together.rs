@@ -1,11 +1,13 @@
 //! Several builds on one store, and builds that are ended from outside.
 
+use std::path::Path;
 use std::process::ExitStatus;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
-use crate::bench::{Bench, PATIENCE, until};
+use crate::bench::{Bench, Running};
+use crate::patience::{PATIENCE, until};
 
 fn succeeded(bench: &Bench, name: &str, status: ExitStatus) -> String {
     assert!(status.success(), "{name}: {status}\n{}", bench.read(&format!("{name}.err")));
@@ -54,7 +56,11 @@ fn a_build_takes_over_from_one_that_was_killed() {
     let mut killed = bench.start("killed");
     until("the first build is in its step", || bench.log().ends_with("begun\n"));
     let mut other = bench.start("other");
-    until("the second build says that it waits", || bench.read("other.err").contains("another build"));
+    let told = format!(
+        "another build (process {}), which executes the same step",
+        killed.process().as_raw_nonzero()
+    );
+    until("the second build says for whom it waits", || bench.read("other.err").contains(&told));
     kill_process(killed.process(), Signal::KILL).expect("killed");
     killed.wait();
     until("the second build is in the step", || bench.log().ends_with("begun\nbegun\n"));
@@ -107,4 +113,117 @@ fn an_interrupt_ends_a_step_at_once() {
     fs_err::write(bench.cache().expect("a cache mount").join("go"), "").expect("written");
     succeeded(&bench, "build", bench.start("build").wait());
     assert_eq!(bench.log(), "first\nbegun\nbegun\nbegun\nended\n");
+}
+
+/// A build whose one step holds the cache `k` and says `begun` in it, until there is `go` in it.
+fn holding(bench: &Bench, name: &str, marker: &str) -> Running {
+    bench.write(
+        "Dockerfile",
+        &format!(
+            "FROM bb\nRUN --mount=type=cache,id=k,target=/c,sharing=locked : {marker}; echo begun >> /c/log; \
+             while [ ! -e /c/go ]; do sleep 0.05; done; echo ended >> /c/log\n"
+        ),
+    );
+    let before = bench.log();
+    let build = bench.start(name);
+    until("the step holds the cache", || bench.log() == format!("{before}begun\n"));
+    build
+}
+
+#[test]
+fn a_step_says_for_whom_it_waits_and_takes_the_cache_of_one_who_died() {
+    let Some(bench) = Bench::new() else { return };
+    let marker = format!("holds-{}", std::process::id());
+    let mut holder = holding(&bench, "holder", &marker);
+    let told = format!("waiting for cache mount k, held by process {}\n", holder.process().as_raw_nonzero());
+    bench.write(
+        "Dockerfile",
+        "FROM bb\nRUN --mount=type=cache,id=k,target=/c,sharing=locked echo waited >> /c/log\n",
+    );
+    for interrupted in [true, false] {
+        let mut waiter = bench.start("waiter");
+        until("the second build says for whom it waits", || bench.read("waiter.err").contains(&told));
+        if interrupted {
+            let start = Instant::now();
+            kill_process(waiter.process(), Signal::INT).expect("interrupted");
+            let status = waiter.wait();
+            assert!(start.elapsed() < PATIENCE / 4, "{:?}", start.elapsed());
+            assert_eq!(status.code(), Some(130), "{}", bench.read("waiter.err"));
+            assert_eq!(bench.leases(), 1, "that of the build that holds the cache");
+        } else {
+            kill_process(holder.process(), Signal::KILL).expect("killed");
+            holder.wait();
+            succeeded(&bench, "waiter", waiter.wait());
+        }
+    }
+    assert_eq!(bench.log(), "begun\nwaited\n");
+    bench.assert_nothing_goes_on(&marker);
+}
+
+/// The init that waits for a build's next step.
+fn init_of(build: Pid) -> Option<Pid> {
+    let parent = format!("PPid:\t{}\n", build.as_raw_nonzero());
+    let entries = fs_err::read_dir("/proc").expect("read").flatten();
+    let is_init = |place: &Path| {
+        fs_err::read(place.join("cmdline")).is_ok_and(|line| line.starts_with(b"kiln-init\0"))
+            && fs_err::read_to_string(place.join("status")).is_ok_and(|status| status.contains(&parent))
+    };
+    let found = entries.map(|entry| entry.path()).find(|place| is_init(place))?;
+    Pid::from_raw(found.file_name()?.to_str()?.parse().ok()?)
+}
+
+#[test]
+fn an_interrupt_ends_a_build_whose_next_step_does_not_get_started() {
+    let Some(bench) = Bench::new() else { return };
+    let marker = format!("stopped-{}", std::process::id());
+    bench.write(
+        "Dockerfile",
+        &format!(
+            "FROM bb\n\
+             RUN --mount=type=cache,target=/c echo begun >> /c/log; while [ ! -e /c/go ]; do sleep 0.05; done\n\
+             RUN : {marker}\n"
+        ),
+    );
+    let mut build = bench.start("build");
+    until("the build is in its first step", || bench.log() == "begun\n");
+    // What is to become the second step waits already, and is stopped by somebody.
+    let mut init = None;
+    until("the next init waits", || {
+        init = init_of(build.process());
+        init.is_some()
+    });
+    kill_process(init.expect("found"), Signal::STOP).expect("stopped");
+    fs_err::write(bench.cache().expect("a cache mount").join("go"), "").expect("written");
+    until("the second step begins", || bench.read("build.err").contains(" 3/3] RUN"));
+    std::thread::sleep(Duration::from_millis(200));
+    let start = Instant::now();
+    kill_process(build.process(), Signal::INT).expect("interrupted");
+    let status = build.wait();
+    assert!(start.elapsed() < PATIENCE / 4, "{:?}", start.elapsed());
+    assert_eq!(status.code(), Some(130), "{}", bench.read("build.err"));
+    bench.assert_nothing_goes_on(&marker);
+    assert!(fs_err::symlink_metadata(format!("/proc/{}", init.expect("found").as_raw_nonzero())).is_err());
+    assert_eq!(bench.leases(), 0);
+}
+
+/// After the first step, when the build listens for interrupts. The file has no bytes on the disk, and would be read for
+/// minutes.
+#[test]
+fn an_interrupt_ends_the_reading_of_a_large_file() {
+    let Some(bench) = Bench::new() else { return };
+    bench.write("context/large", "");
+    let large = fs_err::OpenOptions::new().write(true).open(bench.path("context/large")).expect("opened");
+    large.file().set_len(1 << 40).expect("made large");
+    bench.write("Dockerfile", "FROM bb\nRUN echo x > /first\nCOPY large /x\n");
+    let mut build = bench.start("build");
+    until("the build reads", || bench.read("build.err").contains("2/3] RUN"));
+    std::thread::sleep(Duration::from_millis(700));
+    let start = Instant::now();
+    kill_process(build.process(), Signal::INT).expect("interrupted");
+    let status = build.wait();
+    assert!(start.elapsed() < PATIENCE / 4, "{:?}", start.elapsed());
+    let told = bench.read("build.err");
+    assert_eq!(status.code(), Some(130), "{told}");
+    assert_eq!(told.lines().filter(|line| line.starts_with("kiln: ")).count(), 1, "{told}");
+    assert_eq!(bench.leases(), 0);
 }

@@ -9,9 +9,7 @@ use rustix::process::{Pid, Signal};
 use rustix::termios::{LocalModes, Winsize};
 
 use crate::environment::{Environment, Place};
-
-/// How long anything may take on a machine with much else to do.
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::patience::{PATIENCE, until};
 
 /// A place with the image `base` in root's store.
 fn place() -> Option<Place> {
@@ -41,15 +39,6 @@ impl Place {
             })
         });
         self.assert_nothing_is_mounted();
-    }
-}
-
-#[track_caller]
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < PATIENCE, "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -2,6 +2,8 @@
 
 mod environment;
 mod foreground;
+#[path = "../patience/mod.rs"]
+mod patience;
 mod refused;
 mod same;
 #[path = "../../../../tests/skipped.rs"]
