@@ -119,6 +119,7 @@ pub(crate) fn namespace_configuration() -> Configuration {
 
 /// Becomes whoever may own the files of layers and run commands, as far as this machine lets.
 fn enter() -> Result<(Ownership, Commands)> {
+    let _span = kiln_trace::span("enter user namespace");
     let entered = enter_user_namespace(&namespace_configuration())?;
     let ownership = ownership_in(&entered);
     let commands = match (Isolation::best(), entered) {

@@ -14,23 +14,48 @@ use crate::machine::{self, run, say, target_directory};
 struct StandIn {
     name: &'static str,
     packages: &'static str,
-    /// What makes it like the original besides.
+    /// Lines of a Dockerfile that make it like the original besides.
     also: &'static str,
 }
 
-const STAND_INS: [StandIn; 4] = [
+const STAND_INS: [StandIn; 7] = [
     StandIn {
         name: "python",
         packages: "python3-pip python-is-python3",
-        also: "rm /usr/lib/python3*/EXTERNALLY-MANAGED",
+        also: "RUN rm /usr/lib/python3*/EXTERNALLY-MANAGED\n",
     },
-    StandIn { name: "golang", packages: "golang-go", also: "true" },
-    StandIn { name: "node", packages: "nodejs npm", also: "true" },
-    StandIn { name: "debian", packages: "ca-certificates", also: "true" },
+    StandIn { name: "golang", packages: "golang-go", also: "" },
+    StandIn { name: "node", packages: "nodejs npm", also: "" },
+    StandIn { name: "debian", packages: "ca-certificates", also: "" },
+    StandIn { name: "alpine", packages: "ca-certificates", also: APK },
+    StandIn {
+        name: "maven",
+        packages: "maven openjdk-17-jdk-headless libsurefire-java libmaven-antrun-plugin-java \
+                   libmaven-assembly-plugin-java libmaven-clean-plugin-java libmaven-compiler-plugin-java \
+                   libmaven-dependency-plugin-java libmaven-deploy-plugin-java libmaven-install-plugin-java \
+                   libmaven-jar-plugin-java libmaven-resources-plugin-java libmaven-site-plugin-java",
+        also: MAVEN,
+    },
+    StandIn { name: "openjdk", packages: "openjdk-17-jre-headless", also: "" },
 ];
 
+/// `apk add`, done by apt-get: of what lessons add, the names are the same.
+const APK: &str = r#"COPY --chmod=755 <<'END' /usr/local/bin/apk
+#!/bin/sh
+[ "$1" = add ] && shift || exit 1
+[ "$1" != --no-cache ] || shift
+apt-get update -qq && exec apt-get install -qq -y --no-install-recommends "$@"
+END
+"#;
+
+/// Maven takes everything from Debian's packages.
+const MAVEN: &str = "COPY <<END /root/.m2/settings.xml
+<settings><localRepository>/usr/share/maven-repo</localRepository><offline>true</offline></settings>
+END
+";
+
 /// What lessons copy into their images: small programs that use what is installed.
-const CONTEXT: [(&str, &str); 8] = [
+const CONTEXT: [(&str, &str); 10] = [
     ("requirements.txt", "six==1.16.0\n"),
     ("app.py", "import six\nprint('six', six.__version__)\n"),
     ("go.mod", "module lesson\n\ngo 1.19\n"),
@@ -42,7 +67,40 @@ const CONTEXT: [(&str, &str); 8] = [
     ("server.js", "console.log('ms', require('ms')('1s'))\n"),
     ("app.js", "console.log('ms', require('ms')('1s'))\n"),
     ("hello.txt", "hello\n"),
+    ("pom.xml", PROJECT),
+    (
+        "src/main/java/lesson/App.java",
+        "package lesson;\n\npublic class App {\n    public static void main(String[] words) {\n        \
+         System.out.println(\"java\");\n    }\n}\n",
+    ),
 ];
+
+/// A Java program as Maven describes it. The version is that of Debian's package: Maven would ask for another one.
+const PROJECT: &str = r#"<project>
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>lesson</groupId>
+  <artifactId>lesson</artifactId>
+  <version>1.0</version>
+  <properties>
+    <maven.compiler.source>17</maven.compiler.source>
+    <maven.compiler.target>17</maven.compiler.target>
+  </properties>
+  <build>
+    <plugins>
+      <plugin>
+        <artifactId>maven-jar-plugin</artifactId>
+        <configuration>
+          <archive><manifest><mainClass>lesson.App</mainClass></manifest></archive>
+        </configuration>
+      </plugin>
+      <plugin>
+        <artifactId>maven-site-plugin</artifactId>
+        <version>3.12.1</version>
+      </plugin>
+    </plugins>
+  </build>
+</project>
+"#;
 
 /// Builds every Dockerfile of the pages below a directory, and runs what comes out.
 pub(crate) fn run_lessons(directory: &Path) -> Result<()> {
@@ -59,7 +117,9 @@ pub(crate) fn run_lessons(directory: &Path) -> Result<()> {
     let context = place.join("lesson");
     std::fs::create_dir_all(&context)?;
     for (name, text) in CONTEXT {
-        std::fs::write(context.join(name), text)?;
+        let file = context.join(name);
+        std::fs::create_dir_all(file.parent().unwrap_or(&context))?;
+        std::fs::write(file, text)?;
     }
     let mut rows = Vec::new();
     for lesson in &lessons {
@@ -174,7 +234,7 @@ fn make_stand_in(kiln: &Kiln, context: &Path, stand_in: &StandIn) -> Result<()> 
     let image = format!("stand-in-{}", stand_in.name);
     let StandIn { packages, also, .. } = stand_in;
     let mut dockerfile = format!(
-        "FROM {BASE}\nRUN apt-get update && apt-get install -y --no-install-recommends {packages} && {also}\n"
+        "FROM {BASE}\nRUN apt-get update && apt-get install -y --no-install-recommends {packages}\n{also}"
     );
     build_from(kiln, &dockerfile, &image, context)?;
     if stand_in.name == "node" && !context.join("package-lock.json").exists() {

@@ -40,9 +40,11 @@ pub(crate) enum Call {
     GetResUid,
     GetResGid,
     GetGroups,
+    Control,
+    SetCapabilities,
 }
 
-const NAMES: [(&str, Call); 39] = [
+const NAMES: [(&str, Call); 41] = [
     ("chown", Call::Chown),
     ("lchown", Call::Lchown),
     ("fchown", Call::Fchown),
@@ -82,6 +84,8 @@ const NAMES: [(&str, Call); 39] = [
     ("getresuid", Call::GetResUid),
     ("getresgid", Call::GetResGid),
     ("getgroups", Call::GetGroups),
+    ("prctl", Call::Control),
+    ("capset", Call::SetCapabilities),
 ];
 
 impl Call {
@@ -115,6 +119,11 @@ impl Call {
     pub(super) fn makes(self) -> bool {
         use Call::{Mkdir, MkdirAt, Open, OpenAt, Symlink, SymlinkAt};
         matches!(self, Open | OpenAt | Mkdir | MkdirAt | Symlink | SymlinkAt)
+    }
+
+    /// Whether it may decide what the caller keeps when it becomes another one.
+    pub(super) fn keeps(self) -> bool {
+        matches!(self, Self::Control | Self::SetCapabilities)
     }
 
     /// Whether the caller is another one afterwards.

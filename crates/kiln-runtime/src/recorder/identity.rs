@@ -23,6 +23,10 @@ impl Ids {
         [self.real, self.effective, self.saved].contains(&id)
     }
 
+    fn hold_root(&self) -> bool {
+        self.holds(0)
+    }
+
     fn set(&mut self, id: u32, privileged: bool) -> Result<(), Errno> {
         if privileged {
             *self = Self::all(id);
@@ -77,7 +81,37 @@ pub(super) struct Identity {
     pub(super) uids: Ids,
     pub(super) gids: Ids,
     pub(super) groups: Vec<u32>,
+    /// What it does not lose with root, if it asked for that.
+    pub(super) kept: Option<Kept>,
 }
+
+/// Capabilities that outlive a change from root to another user (`PR_SET_KEEPCAPS`, capabilities(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Kept {
+    /// The program that asked, by device and inode: the next one has none of it.
+    pub(super) program: (u64, u64),
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// It is root, and asked.
+    Asked,
+    /// It is another user, and may take them up again.
+    Permitted,
+    /// It has.
+    Raised,
+}
+
+/// Capabilities as `capset` is given them, of these alone: owners, groups and users.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) effective: u32,
+    pub(super) permitted: u32,
+}
+
+/// `CAP_CHOWN`, `CAP_SETGID`, `CAP_SETUID`.
+const OF_INTEREST: u32 = 1 | 1 << 6 | 1 << 7;
 
 impl Identity {
     pub(super) fn of(credentials: &Credentials) -> Self {
@@ -85,22 +119,49 @@ impl Identity {
             uids: Ids::all(credentials.uid),
             gids: Ids::all(credentials.gid),
             groups: credentials.groups.clone(),
+            kept: None,
         }
     }
 
-    pub(super) fn is_root(&self) -> bool {
-        self.uids.effective == 0
+    /// Whether it may give files away and become another user.
+    pub(super) fn is_privileged(&self) -> bool {
+        self.uids.effective == 0 || self.kept.is_some_and(|kept| kept.stage == Stage::Raised)
+    }
+
+    /// Does `prctl(PR_SET_KEEPCAPS)`.
+    pub(super) fn ask(&mut self, keep: bool, program: (u64, u64)) {
+        match self.kept {
+            None if keep && self.uids.hold_root() => {
+                self.kept = Some(Kept { program, stage: Stage::Asked });
+            }
+            Some(Kept { stage: Stage::Asked, .. }) if !keep => self.kept = None,
+            _ => {}
+        }
+    }
+
+    /// Does `capset`, for who is not root any more.
+    pub(super) fn set_capabilities(&mut self, wanted: Wanted) {
+        let Some(kept) = self.kept.as_mut().filter(|kept| kept.stage != Stage::Asked) else { return };
+        if wanted.permitted & OF_INTEREST == 0 {
+            self.kept = None;
+        } else if wanted.effective & OF_INTEREST == 0 {
+            kept.stage = Stage::Permitted;
+        } else {
+            kept.stage = Stage::Raised;
+        }
     }
 
     /// Whether it may make these a file's owner; whether the file is its own is not looked at.
     pub(super) fn may_give(&self, uid: Option<u32>, gid: Option<u32>) -> bool {
         let own_group = |gid: u32| gid == self.gids.effective || self.groups.contains(&gid);
-        self.is_root() || (uid.is_none_or(|uid| uid == self.uids.effective) && gid.is_none_or(own_group))
+        self.is_privileged()
+            || (uid.is_none_or(|uid| uid == self.uids.effective) && gid.is_none_or(own_group))
     }
 
     /// Does one of the calls that set identifiers.
     pub(super) fn change(&mut self, call: Call, arguments: [Option<u32>; 6]) -> Result<i64, Errno> {
-        let privileged = self.is_root();
+        let privileged = self.is_privileged();
+        let had_root = self.uids.hold_root();
         let [first, second, third, ..] = arguments;
         let changed = match call {
             Call::SetUid => self.uids.set(first.ok_or(Errno::INVAL)?, privileged),
@@ -113,6 +174,9 @@ impl Identity {
             Call::SetFsGid => return Ok(self.gids.set_filesystem(first, privileged)),
             _ => Err(Errno::NOSYS),
         };
+        if let Some(kept) = self.kept.as_mut().filter(|_| had_root && !self.uids.hold_root()) {
+            kept.stage = Stage::Permitted;
+        }
         changed.map(|()| 0)
     }
 }
@@ -151,11 +215,41 @@ mod tests {
     fn a_saved_identifier_can_be_taken_up_again() {
         let mut identity = root();
         assert_eq!(call(&mut identity, Call::SetResUid, &[-1, 5, -1]), Ok(0));
-        assert!(!identity.is_root());
+        assert!(!identity.is_privileged());
         assert_eq!(call(&mut identity, Call::SetUid, &[0]), Ok(0));
         assert_eq!(identity.uids, Ids::all(0));
         assert_eq!(call(&mut identity, Call::SetReUid, &[7, 8]), Ok(0));
         assert_eq!(identity.uids, Ids { real: 7, effective: 8, saved: 8, filesystem: 8 });
+    }
+
+    #[test]
+    fn capabilities_can_be_kept() {
+        // What setpriv does: the user first, then the group.
+        let none = Wanted { effective: 0, permitted: 0 };
+        let all = Wanted { effective: u32::MAX, permitted: u32::MAX };
+        let lowered = Wanted { effective: 1 << 10, ..all };
+        let mut identity = root();
+        identity.set_capabilities(none);
+        identity.ask(true, (1, 2));
+        assert_eq!(call(&mut identity, Call::SetResUid, &[6, 6, 6]), Ok(0));
+        assert_eq!(call(&mut identity, Call::SetResGid, &[12, 12, 12]), Err(Errno::PERM));
+        identity.set_capabilities(all);
+        assert_eq!(call(&mut identity, Call::SetResGid, &[12, 12, 12]), Ok(0));
+        assert!(identity.may_give(Some(0), Some(0)));
+        identity.set_capabilities(lowered);
+        assert_eq!(call(&mut identity, Call::SetUid, &[0]), Err(Errno::PERM));
+        identity.set_capabilities(all);
+        identity.set_capabilities(none);
+        identity.set_capabilities(all);
+        assert_eq!(call(&mut identity, Call::SetUid, &[0]), Err(Errno::PERM));
+        for asked in [&[true, false][..], &[]] {
+            let mut identity = root();
+            asked.iter().for_each(|keep| identity.ask(*keep, (1, 2)));
+            assert_eq!(call(&mut identity, Call::SetUid, &[6]), Ok(0));
+            identity.ask(true, (1, 2));
+            identity.set_capabilities(all);
+            assert_eq!(call(&mut identity, Call::SetGid, &[12]), Err(Errno::PERM));
+        }
     }
 
     #[test]

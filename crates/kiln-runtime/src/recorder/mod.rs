@@ -29,7 +29,7 @@ use crate::sandbox::{RootSource, Sandbox};
 use crate::target::open_below;
 pub(crate) use calls::Call;
 use calls::Width;
-use identity::Identity;
+use identity::{Identity, Wanted};
 pub use ownership::{Birth, DeviceNode, Ownership, Record};
 pub use shown::{LowerFile, LowerFiles};
 
@@ -171,6 +171,11 @@ impl Scene {
             return Answer::Continue;
         };
         self.find_expected(Some(notification.pid));
+        if call.keeps() {
+            // The kernel does it as well.
+            let _ = self.note_kept(notification, call);
+            return Answer::Continue;
+        }
         if call.asks_for_status() || call.names() || call.makes() {
             let answer = if call.makes() {
                 self.expect(notification, call)
@@ -251,7 +256,7 @@ impl Scene {
             _ => (AT_FDCWD, self.text(notification, first)?, second, third),
         };
         let identity = self.identity(notification.pid);
-        if !identity.is_root() {
+        if !identity.is_privileged() {
             return Err(Errno::PERM);
         }
         let umask = self.status_field(notification.pid, "Umask:", 8).unwrap_or(0o022);
@@ -320,6 +325,34 @@ impl Scene {
         Ok(value)
     }
 
+    /// Notes what a caller keeps of root when it becomes another user.
+    fn note_kept(&mut self, notification: &Notification, call: Call) -> Result<(), Errno> {
+        let [_, second, ..] = notification.arguments;
+        let before = self.identity(notification.pid);
+        let mut identity = before.clone();
+        if call == Call::Control {
+            identity.ask(second != 0, self.program(notification.pid)?);
+        } else {
+            // The first two words of `struct __user_cap_data_struct`, the same for 32 and for 64 bits.
+            let mut words = [0; 8];
+            self.read(notification, second, &mut words)?;
+            let [effective, permitted] =
+                [0, 4].map(|at| u32::from_le_bytes([words[at], words[at + 1], words[at + 2], words[at + 3]]));
+            identity.set_capabilities(Wanted { effective, permitted });
+        }
+        if identity != before {
+            let started = self.started(notification.pid).ok_or(Errno::SRCH)?;
+            self.identities.insert(notification.pid, (started, identity));
+        }
+        Ok(())
+    }
+
+    /// The program that a process runs, by device and inode.
+    fn program(&self, process: u32) -> Result<(u64, u64), Errno> {
+        let found = rustix::fs::statat(&self.proc, format!("{process}/exe"), AtFlags::empty())?;
+        Ok((found.st_dev, found.st_ino))
+    }
+
     /// Whom a caller pretends to be: itself, its process, or the nearest ancestor that changed.
     fn identity(&self, caller: u32) -> Identity {
         let mut process = caller;
@@ -330,7 +363,11 @@ impl Scene {
             if let Some((started, identity)) = self.identities.get(&process)
                 && self.started(process) == Some(*started)
             {
-                return identity.clone();
+                let mut identity = identity.clone();
+                if identity.kept.is_some_and(|kept| self.program(caller) != Ok(kept.program)) {
+                    identity.kept = None;
+                }
+                return identity;
             }
             let leader = self.status_field(process, "Tgid:", 10).unwrap_or(0) as u32;
             let next = if leader == process {

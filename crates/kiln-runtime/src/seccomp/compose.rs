@@ -44,6 +44,8 @@ const CREATE: u32 = 0o100;
 const FILE_TYPE: u32 = 0o170_000;
 const CHARACTER_DEVICE: u32 = 0o020_000;
 const BLOCK_DEVICE: u32 = 0o060_000;
+/// `PR_SET_KEEPCAPS`
+const KEEP_CAPABILITIES: u32 = 8;
 
 /// A call's numbering, and its number without a mark.
 pub(super) fn numbering(architecture: u32, number: u32) -> Option<(Numbering, u32)> {
@@ -171,6 +173,9 @@ fn decide(action: Action) -> Vec<Instruction> {
         ],
         Check::Creates(number) => {
             vec![load(argument(number.into())), test(IF_ANY_BIT, CREATE, 1, 0), allow, give(Action::Notify)]
+        }
+        Check::Keeps => {
+            vec![load(argument(0)), test(IF_EQUAL, KEEP_CAPABILITIES, 1, 0), allow, give(Action::Notify)]
         }
     }
 }

@@ -44,6 +44,8 @@ enum Check {
     DeviceMode(u8),
     /// The argument of this number has `O_CREAT`: the recorder answers.
     Creates(u8),
+    /// Argument 0 is `PR_SET_KEEPCAPS`: the recorder answers.
+    Keeps,
 }
 
 const EPERM: u16 = 1;
@@ -170,6 +172,7 @@ fn recorded(name: &str) -> Option<Action> {
         "mknodat" => Some(Action::Check(Check::DeviceMode(2))),
         "open" => Some(Action::Check(Check::Creates(1))),
         "openat" => Some(Action::Check(Check::Creates(2))),
+        "prctl" => Some(Action::Check(Check::Keeps)),
         _ if crate::recorder::Call::named(name).is_some() => Some(Action::Notify),
         _ => None,
     }
@@ -332,6 +335,8 @@ mod tests {
         check(AUDIT_X86_64, 133, &[0, 0o020_644], NOTIFY);
         check(AUDIT_X86_64, 259, &[0, 0, 0o060_644], NOTIFY);
         check(AUDIT_X86_64, 90, &[], ALLOW); // chmod
+        check(AUDIT_X86_64, 157, &[15], ALLOW); // prctl: a thread's name
+        check(AUDIT_X86_64, 157, &[8, 1], NOTIFY);
     }
 
     #[test]

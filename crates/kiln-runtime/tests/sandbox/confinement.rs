@@ -42,15 +42,16 @@ fn filter_installed(fixture: &Fixture) {
     assert_eq!(run(&sandbox).expect("starts").output, "NoNewPrivs:\t1\n");
 }
 
-/// Compiles a program without a library for the given width, or says why not.
-fn compile(fixture: &Fixture, name: &str, width: &str) -> Option<PathBuf> {
+/// Compiles a program without a library with these flags, or says why not.
+pub(crate) fn compile(fixture: &Fixture, name: &str, flags: &[&str]) -> Option<PathBuf> {
     let directory = fixture.empty("program");
     let source = directory.join("program.c");
     fs_err::write(&source, include_str!("calls.c")).expect("write");
     fs_err::create_dir(directory.join("bin")).expect("make");
     let program = directory.join("bin").join(name);
     let compiler = Command::new("gcc")
-        .args([width, "-nostdlib", "-static", "-ffreestanding", "-fno-stack-protector", "-O1", "-o"])
+        .args(flags)
+        .args(["-nostdlib", "-static", "-ffreestanding", "-fno-stack-protector", "-O1", "-o"])
         .args([&program, &source])
         .output();
     match compiler {
@@ -74,7 +75,7 @@ fn calls(fixture: &Fixture, width: &str) -> Option<String> {
         println!("SKIPPED: the program's calls are written for x86");
         return None;
     }
-    let directory = compile(fixture, "calls", width)?;
+    let directory = compile(fixture, "calls", &[width])?;
     let ran = run(&fixture.root(&[&directory]).shell("calls; echo $?")).expect("starts");
     Some(ran.output)
 }

@@ -10,6 +10,7 @@ use kiln_sys::namespace::UserNamespace;
 use rustix::fs::{Mode, OFlags};
 
 use crate::Case;
+use crate::confinement::compile;
 use crate::fixture::{Fixture, run};
 
 pub(crate) const CASES: &[Case] = &[
@@ -17,6 +18,7 @@ pub(crate) const CASES: &[Case] = &[
     ("owners_are_shown", shown),
     ("devices_are_made_or_recorded", devices),
     ("dropped_privileges_stay_dropped", dropped),
+    ("capabilities_are_kept_by_who_asks", kept),
 ];
 
 /// A file's owner and mode in an upper directory, whoever keeps them.
@@ -80,6 +82,19 @@ fn dropped(fixture: &Fixture) {
         "touch /tmp/x; id -u; id -G; su ann -c 'id -u; id -g; chown 0 /tmp/x || echo refused'; id -u";
     let ran = run(&fixture.shell(script)).expect("starts");
     assert_eq!(ran.output, "0\n0\n1000\n1000\nrefused\n0\n", "{}", ran.error);
+}
+
+fn kept(fixture: &Fixture) {
+    if !cfg!(target_arch = "x86_64") {
+        println!("SKIPPED: the program's calls are written for x86");
+        return;
+    }
+    let Some(directory) = compile(fixture, "keep", &["-m64", "-DKEEP"]) else { return };
+    // What it executes at last, as user 6 and group 12, has nothing of what it kept.
+    let script = "echo 'id -u; id -g; chown 5 /tmp || echo refused' > /last; keep 2> /dev/null";
+    let ran = run(&fixture.root(&[&directory]).shell(script)).expect("starts");
+    let expect = "get ok\nkeep ok\nuser ok\ngroup -1\nraise ok\ngroup ok\nlower ok\ngroup -1\nraise ok\n6\n12\nrefused\n";
+    assert_eq!(ran.output, expect, "{}", ran.error);
 }
 
 fn shown(fixture: &Fixture) {

@@ -14,6 +14,10 @@ const PROGRAMS: [&str; 17] = [
     "stat", "touch", "true", "[",
 ];
 
+pub(crate) fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
 pub(crate) struct Bench {
     directory: tempfile::TempDir,
 }
@@ -21,9 +25,18 @@ pub(crate) struct Bench {
 impl Bench {
     /// A store with the image `bb`, or `None` where that cannot be had.
     pub(crate) fn new() -> Option<Self> {
-        let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).is_file());
-        let (Some(busybox), true) = (busybox, rustix::process::geteuid().is_root()) else {
+        if !is_root() {
             skipped("needs root and busybox-static");
+            return None;
+        }
+        Self::of_anyone()
+    }
+
+    /// The same for tests that an ordinary user can run, too.
+    pub(crate) fn of_anyone() -> Option<Self> {
+        let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).is_file());
+        let Some(busybox) = busybox else {
+            skipped("needs busybox-static");
             return None;
         };
         let bench = Self { directory: tempfile::tempdir().expect("a temporary directory") };
@@ -38,11 +51,30 @@ impl Bench {
             fs_err::os::unix::fs::symlink("busybox", root.join("bin").join(name)).expect("linked");
         }
         let tar = bench.path("image.tar");
-        let made = Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&tar).arg(".").status();
-        assert!(made.expect("tar").success());
+        let mut pack = Command::new("tar");
+        pack.arg("-C").arg(&root).args(["--owner=0", "--group=0", "-cf"]).arg(&tar).arg(".");
+        assert!(pack.status().expect("tar").success());
         let imported = bench.kiln("store", &["import", "image.tar", "bb"]).output().expect("kiln");
         assert!(imported.status.success(), "{imported:?}");
+        if !is_root() && !bench.run("store", &["run", "--rm", "bb", "true"]).status.success() {
+            skipped("needs root or user namespaces");
+            return None;
+        }
         Some(bench)
+    }
+
+    /// Removes a store, if it is there.
+    pub(crate) fn remove_store(&self, name: &str) {
+        let store = self.path(name);
+        if !store.exists() {
+            return;
+        }
+        // Files of subordinate identifiers can be removed by kiln alone.
+        if !is_root() {
+            let pruned = self.run(name, &["system", "prune", "-af"]);
+            assert!(pruned.status.success(), "{pruned:?}");
+        }
+        fs_err::remove_dir_all(&store).expect("removed");
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

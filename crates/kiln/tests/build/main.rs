@@ -1,4 +1,4 @@
-//! `build` as a whole, over a base image of one static program. Needs root, and busybox of Debian's busybox-static at
+//! `build` as a whole, over a base image of one static program. Needs root (all but one), and busybox of Debian's busybox-static at
 //! /bin/busybox or /usr/bin/busybox; says so where it is skipped.
 
 mod bench;
