@@ -19,7 +19,7 @@ const LEAST: u64 = 48 << 10;
 pub(crate) fn make(root: &Path) {
     let length = |name: &str| fs_err::metadata(root.join(name)).map_or(0, |found| found.len());
     // Of a new one, nearly all is in the log.
-    let wanted = LEAST + length("kiln.db").max(length("kiln.db-wal"));
+    let wanted = LEAST + length("kiln.db").max(length("kiln.db-wal")) / 4 * 3;
     let path = root.join(RESERVE);
     let Ok(file) = fs_err::OpenOptions::new().write(true).create(true).truncate(false).open(&path) else {
         return;
