@@ -389,11 +389,12 @@ fn is_given_up(control: BorrowedFd<'_>, interrupt: &dyn Interrupt) -> bool {
             // The report is waited for without it.
             Err(_) => return false,
         }
-        if !polled[1].revents().is_empty() && interrupt.is_interrupted() {
-            return true;
-        }
+        // What is said comes first: it may be that the command has begun, to whom the request goes then.
         if !polled[0].revents().is_empty() {
             return false;
+        }
+        if !polled[1].revents().is_empty() && interrupt.is_interrupted() {
+            return true;
         }
     }
 }
