@@ -7,6 +7,8 @@ use crate::init::status_of;
 
 /// Waits until the command has ended, and ends like it.
 pub(crate) fn collect(command: i32, signals: &Signals) -> ! {
+    // What a panic says until now goes where nobody listens any more.
+    drop(std::panic::take_hook());
     // The command lives in descriptors of its own; this process needs none but the signals'.
     drop(process::inherited(crate::init::CONTROL));
     let _ = process::die_with_parent();

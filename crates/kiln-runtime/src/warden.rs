@@ -13,15 +13,17 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use kiln_sys::process::{self, Child, Launch, Lifetime, Namespaces, Starting};
 use kiln_sys::terminal;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 
 use crate::init::CONTROL;
-use crate::launcher::{nothing, socket_pair};
+use crate::launcher::{is_hang_up, nothing, socket_pair};
 
 /// The name under which it is started.
 pub(crate) const NAME: &str = "kiln-warden";
@@ -45,12 +47,17 @@ impl Warden {
     /// From now on a process dies with this one.
     pub(crate) fn watch(&self, pidfd: BorrowedFd<'_>) -> io::Result<()> {
         let mut post = self.post();
-        let watched = post.as_mut().is_some_and(|post| post.watch(pidfd).is_ok());
-        if !watched {
-            // It was not started yet, or somebody killed it.
-            post.insert(Post::new()?).watch(pidfd)?;
+        if let Some(post) = post.as_mut()
+            && post.started().is_ok()
+        {
+            match post.watch(pidfd) {
+                Err(error) if is_hang_up(&error) => {}
+                // Another one in its place would end it, and with it all that it watches.
+                watched => return watched,
+            }
         }
-        Ok(())
+        // It was not begun yet, or could not be started; or somebody killed it.
+        post.insert(Post::new()?).watch(pidfd)
     }
 
     fn post(&self) -> MutexGuard<'_, Option<Post>> {
@@ -71,6 +78,10 @@ struct Post {
 
 /// So many descriptors wait for the warden at most; a socket holds more than a hundred.
 const UNREAD: usize = 32;
+
+/// How often, and after how long, a descriptor is sent again that could not be sent because so many are on their way.
+const ATTEMPTS: usize = 100;
+const PAUSE: Duration = Duration::from_millis(10);
 
 #[derive(Debug)]
 enum Process {
@@ -99,11 +110,22 @@ impl Post {
 
     fn watch(&mut self, pidfd: BorrowedFd<'_>) -> io::Result<()> {
         self.started()?;
-        terminal::send_with_descriptors(self.socket.as_fd(), b"!", &[pidfd])?;
-        self.sent += 1;
-        if self.sent.is_multiple_of(UNREAD) {
-            rustix::io::write(&self.bell, b"!")?;
+        let mut attempts = 0;
+        while let Err(error) = terminal::send_with_descriptors(self.socket.as_fd(), b"!", &[pidfd]) {
+            // A user may have so many descriptors on their way, in all sockets of all processes.
+            if error.raw_os_error() != Some(Errno::TOOMANYREFS.raw_os_error()) || attempts == ATTEMPTS {
+                return Err(error);
+            }
+            attempts += 1;
+            self.ring()?;
+            std::thread::sleep(PAUSE);
         }
+        self.sent += 1;
+        if self.sent.is_multiple_of(UNREAD) { self.ring() } else { Ok(()) }
+    }
+
+    fn ring(&self) -> io::Result<()> {
+        rustix::io::write(&self.bell, b"!")?;
         Ok(())
     }
 
