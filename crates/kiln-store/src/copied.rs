@@ -15,6 +15,7 @@ use crate::Store;
 use crate::error::{Error, Result};
 use crate::layers::{NewBlob, NewLayer};
 use crate::lease::Lease;
+use crate::stack::StackContents;
 
 impl Store {
     /// Why no unpacked layers can be kept here for overlays, if so: an overlay keeps no whiteouts of another one, and who
@@ -87,12 +88,12 @@ impl Store {
         layers: &[DiffId],
         copy: impl FnOnce(kiln_layer::OpenLower<'_>) -> kiln_layer::Result<T> + Send,
     ) -> Result<T> {
-        let contents = (0..layers.len()).map(|position| self.flat_contents(lease, layers, position));
-        let contents = contents.collect::<Result<Vec<_>>>()?;
-        let outcome = std::thread::scope(|scope| {
-            let work = || copy(&|layer: usize, entry: &Entry<'_>| contents[layer].open(entry));
-            scope.spawn(work).join()
-        });
+        let contents = StackContents::new(layers.to_vec());
+        let open = |layer: usize, entry: &Entry<'_>| {
+            let opened = contents.open::<Error>(self, || Ok(lease), (layer, entry));
+            opened.map_err(|error| kiln_layer::Error::Read(io::Error::other(error)))
+        };
+        let outcome = std::thread::scope(|scope| scope.spawn(|| copy(&open)).join());
         match outcome {
             Ok(outcome) => Ok(outcome?),
             Err(panic) => std::panic::resume_unwind(panic),

@@ -166,7 +166,11 @@ impl Database {
             .pragma_query_value(None, "user_version", |row| row.get(0))
             .map_err(refused(&self.path, "read the schema version"))?;
         match version {
-            0 => transaction.execute_batch(&statements()).map_err(refused(&self.path, "make the schema"))?,
+            0 => {
+                // What it had may be in a log that is gone.
+                crate::store::refuse_lost_database(&self.path, "has no tables")?;
+                transaction.execute_batch(&statements()).map_err(refused(&self.path, "make the schema"))?;
+            }
             1 => upgrade_from_1(&transaction, &self.path.with_file_name("index"))?,
             _ => return Ok(()),
         }

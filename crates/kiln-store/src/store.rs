@@ -59,7 +59,7 @@ impl Store {
         let found = fs_err::metadata(&database_path).map(|found| found.len());
         let is_new = found.is_err();
         if !found.is_ok_and(|length| length > 0) {
-            refuse_lost_database(root, &database_path, is_new)?;
+            refuse_lost_database(&database_path, if is_new { "is gone" } else { "is empty" })?;
         }
         if is_new {
             create_directories(root)?;
@@ -212,14 +212,11 @@ const DIRECTORIES: [&str; 10] = [
 ];
 
 /// Refuses to make a database where there are layers: the next collection would remove all that it does not know.
-fn refuse_lost_database(root: &Path, path: &Path, is_gone: bool) -> Result<()> {
-    let mut layers = fs_err::read_dir(root.join("index")).into_iter().flatten();
+pub(crate) fn refuse_lost_database(path: &Path, found: &'static str) -> Result<()> {
+    let mut layers = fs_err::read_dir(path.with_file_name("index")).into_iter().flatten();
     match layers.next() {
         None => Ok(()),
-        Some(_) => {
-            let found = if is_gone { "is gone" } else { "is empty" };
-            Err(Error::LostDatabase { path: path.to_path_buf(), found, source: None })
-        }
+        Some(_) => Err(Error::LostDatabase { path: path.to_path_buf(), found, source: None }),
     }
 }
 

@@ -60,6 +60,22 @@ fn a_database_that_is_none_is_refused_with_a_remedy() {
     }
 }
 
+/// In a young store nearly everything is in the log.
+#[test]
+fn a_database_without_its_log_is_refused() {
+    let fixture = Fixture::new();
+    fixture.image("kept", Some("kept:1"));
+    let Fixture { directory: _directory, store } = fixture;
+    let (root, ownership) = (store.root().to_path_buf(), store.ownership());
+    drop(store);
+    for name in ["kiln.db-wal", "kiln.db-shm"] {
+        fs_err::remove_file(root.join(name)).unwrap();
+    }
+    let error = Store::open(&root, ownership).err().expect("refused");
+    assert!(matches!(&error, Error::LostDatabase { .. }), "{}", told(&error));
+    assert!(fs_err::read_dir(root.join("index")).unwrap().next().is_some());
+}
+
 #[test]
 fn directories_in_the_place_of_files_are_named() {
     for name in ["index.json", "oci-layout"] {
