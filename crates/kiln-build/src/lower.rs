@@ -18,10 +18,10 @@ use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::operation::{CopyKind, CopyOperation, CopySource, MountSource, Operation, ROOT, WorkdirOperation};
 use crate::request::BuildRequest;
-use crate::stage::{PlannedHistory, Scope, StageState, absolute_destination, working_directory};
+use crate::stage::{MOST_PORTS, PlannedHistory, Scope, StageState, absolute_destination, working_directory};
 
 /// How many ports the configs after each EXPOSE may have together: eight times as many as one config.
-const MOST_PORTS: usize = 8 * 3 * 65_536;
+const MOST_PORTS_TOGETHER: usize = 8 * MOST_PORTS;
 /// Longest chain of ONBUILD triggers that is accepted from one base image.
 const MAX_TRIGGERS: usize = 1000;
 
@@ -279,10 +279,11 @@ impl Lowering<'_> {
     /// fill the memory with configs and histories.
     fn count_ports(&mut self, state: &StageState, span: Span) -> Result<()> {
         self.ports += state.ports();
-        if self.ports <= MOST_PORTS {
+        if self.ports <= MOST_PORTS_TOGETHER {
             return Ok(());
         }
-        let message = format!("the configs after each EXPOSE have more than {MOST_PORTS} ports together");
+        let message =
+            format!("the configs after each EXPOSE have more than {MOST_PORTS_TOGETHER} ports together");
         Err(instruction_error(message, span))
     }
 

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 /// The PATH of images that set none, as Docker's.
 pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The most ports that an EXPOSE may name: all of TCP, UDP and SCTP, and so many a config may have.
-const MOST_PORTS: usize = 3 * 65_536;
+pub(crate) const MOST_PORTS: usize = 3 * 65_536;
 /// The comment of history entries, as BuildKit's Dockerfile frontend writes it.
 const HISTORY_COMMENT: &str = "buildkit.dockerfile.v0";
 

@@ -181,11 +181,11 @@ impl Engine<'_> {
             Err(Error::Changed(_)) => {
                 let again = self.with_sources(operation, inputs.iter().copied(), selected)?;
                 preimage = came_from(&preimage, &again);
-                self.copy_once(operation, again, inputs, None, context)?
+                self.copy_once(operation, again, inputs, None, context)
             }
-            Err(Error::Canceled) => return Err(Stop::Canceled),
-            copied => copied?,
+            copied => copied,
         };
+        let layer = layer.map_err(Error::stop)?;
         Ok(Done { result: self.made(inputs[0].chain, layer), preimage: Some(preimage) })
     }
 

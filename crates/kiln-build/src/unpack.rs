@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use kiln_layer::archive::{Archive, Entry, EntryType, Piece};
-use kiln_layer::path::{OPAQUE, WHITEOUT, clean, is_below};
+use kiln_layer::path::{DEEPEST, LONGEST, LONGEST_NAME, OPAQUE, WHITEOUT, clean, is_below};
 use kiln_layer::{Compression, Kind, Metadata};
 use kiln_oci::{Digest, Hasher};
 use kiln_sys::publish::create_temporary;
@@ -22,10 +22,6 @@ use crate::staging::{Bytes, Making, Staged, Staging};
 use crate::tree::{Found, LastLink, SourceTree, join, split};
 
 const BUFFER: usize = 256 << 10;
-/// As the kernel has them.
-const LONGEST_PATH: usize = 4095;
-const LONGEST_NAME: usize = 255;
-const DEEPEST: usize = 1000;
 /// The most that one archive may unpack to, in bytes and entries.
 const MOST_BYTES: u64 = 256 << 30;
 const MOST_ENTRIES: usize = 4_000_000;
@@ -319,7 +315,7 @@ impl Unpacking<'_, '_> {
 
     fn check_length(&self, entry: &Entry, name: &[u8]) -> Result<()> {
         let components = || kiln_layer::path::components(name);
-        if name.len() > LONGEST_PATH || components().any(|name| name.len() > LONGEST_NAME) {
+        if name.len() > LONGEST || components().any(|name| name.len() > LONGEST_NAME) {
             return Err(self.refused(entry, "its path is too long"));
         }
         if components().count() > DEEPEST {
@@ -367,7 +363,7 @@ impl Unpacking<'_, '_> {
             Kind::Symlink if entry.link.is_empty() => {
                 return Err(self.refused(entry, "a link without a target"));
             }
-            Kind::Symlink if entry.link.len() > LONGEST_PATH => {
+            Kind::Symlink if entry.link.len() > LONGEST => {
                 return Err(self.refused(entry, "its link is too long"));
             }
             Kind::Symlink => {

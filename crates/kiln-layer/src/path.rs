@@ -187,11 +187,11 @@ pub fn to_system(path: &[u8]) -> &Path {
 }
 
 /// The longest path of a file in a layer, in bytes: Linux's `PATH_MAX` without the zero.
-pub(crate) const LONGEST: usize = 4095;
+pub const LONGEST: usize = 4095;
 /// The longest name, in bytes: `NAME_MAX`.
-const LONGEST_NAME: usize = 255;
+pub const LONGEST_NAME: usize = 255;
 /// How deep a file may be.
-const DEEPEST: usize = 1000;
+pub const DEEPEST: usize = 1000;
 
 /// Refuses the path of what no layer may have: it could not be unpacked. Whatever reads or makes a layer asks here, so
 /// that what one takes the other takes, too.

@@ -198,7 +198,6 @@ impl Walker {
             if path::components(&cleaned).any(is_aufs) {
                 continue;
             }
-            path::check(&cleaned)?;
             self.entry(&mut entry, &cleaned)?;
         }
         self.flush()?;
@@ -287,6 +286,7 @@ impl Walker {
     fn placed(&mut self, entry: &archive::Entry, cleaned: &[u8]) -> Result<(Kind, Vec<u8>)> {
         let (parent, name) = split(cleaned);
         if name == OPAQUE {
+            path::check(parent)?;
             let mut inside = parent.to_vec();
             inside.extend_from_slice(b"/x");
             return Ok((Kind::Opaque, split(&self.follow_parents(&inside)?).0.to_vec()));
@@ -295,8 +295,11 @@ impl Walker {
             if matches!(hidden, b"" | b"." | b"..") {
                 return Err(Error::Entry { path: path::shown(cleaned), problem: EntryProblem::Whiteout });
             }
-            return Ok((Kind::Whiteout, self.follow_parents(&path::join(parent, hidden))?));
+            let hidden = path::join(parent, hidden);
+            path::check(&hidden)?;
+            return Ok((Kind::Whiteout, self.follow_parents(&hidden)?));
         }
+        path::check(cleaned)?;
         Ok((entry.kind_in_layer(), self.follow_parents(cleaned)?))
     }
 
