@@ -16,6 +16,8 @@ fn main() {
     let parts: Option<Vec<String>> = ["libgcc_eh.a", "libgcc.a"].into_iter().map(part).collect();
     // Where there are none, the shared library does.
     let Some(parts) = parts else { return };
+    // Another compiler may come, with its parts elsewhere.
+    parts.iter().for_each(|part| println!("cargo:rerun-if-changed={}", part.trim_matches('"')));
     // rustc asks the linker for `-lgcc_s`, which finds this script before the library: it names the parts of the same.
     let directory = PathBuf::from(variable("OUT_DIR"));
     let script = format!("GROUP ( {} )\n", parts.join(" "));

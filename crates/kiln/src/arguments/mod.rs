@@ -86,13 +86,13 @@ struct Everywhere {
 }
 
 impl Arguments {
-    /// The store's directory, if one was named. An empty KILN_ROOT names none.
+    /// The store's directory, if one was named.
     pub(crate) fn root(&self) -> Option<&Path> {
         self.everywhere.root.as_deref()
     }
 
     /// The same, with the store that the environment names if the command line names none. clap is not asked to do this: with
-    /// the variable set a line without a command would not be an empty one to it.
+    /// the variable set a line without a command would not be an empty one to it. An empty variable names none.
     #[expect(clippy::disallowed_methods, reason = "the binary reads the environment")]
     fn with_environment(mut self) -> Self {
         let named = || std::env::var_os("KILN_ROOT").filter(|root| !root.is_empty()).map(PathBuf::from);

@@ -17,7 +17,7 @@ pub(crate) fn show(arguments: &Version) -> Result<u8> {
     let engine = json!({ "Version": version, "Os": os, "Arch": arch });
     let mut out = std::io::stdout().lock();
     match arguments.format.asked() {
-        None | Some("") => write!(out, "kiln:\n Version:  {version}\n OS/Arch:  {os}/{arch}\n")?,
+        None => write!(out, "kiln:\n Version:  {version}\n OS/Arch:  {os}/{arch}\n")?,
         Some(format) => {
             let template = if format == "json" { "{{json .}}" } else { format };
             let document = json!({ "Client": engine, "Server": engine });
