@@ -49,11 +49,16 @@ pub fn try_lock_byte(file: &File, offset: u64) -> io::Result<bool> {
 
 /// The processes that hold a lock on the file at `path`, as far as `/proc/locks` shows them: none of other PID namespaces.
 pub fn holders(path: &Path) -> Vec<u32> {
-    let (Ok(stat), Ok(locks)) = (rustix::fs::lstat(path), fs_err::read_to_string("/proc/locks")) else {
-        return Vec::new();
+    /// The list comes in pieces: a lock that is let go between two of them hides another one from a look.
+    const LOOKS: usize = 4;
+    let look = || {
+        let (Ok(stat), Ok(locks)) = (rustix::fs::lstat(path), fs_err::read_to_string("/proc/locks")) else {
+            return Vec::new();
+        };
+        let device = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+        listed(&locks, device, stat.st_ino)
     };
-    let device = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
-    listed(&locks, device, stat.st_ino)
+    (0..LOOKS).map(|_| look()).find(|found| !found.is_empty()).unwrap_or_default()
 }
 
 /// Who holds a lock on a file, from the lines of `/proc/locks` (proc_locks(5)): `1: FLOCK ADVISORY WRITE 12 08:01:345 0 EOF`,
