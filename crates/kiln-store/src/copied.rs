@@ -89,10 +89,7 @@ impl Store {
         copy: impl FnOnce(kiln_layer::OpenLower<'_>) -> kiln_layer::Result<T> + Send,
     ) -> Result<T> {
         let contents = StackContents::new(layers.to_vec());
-        let open = |layer: usize, entry: &Entry<'_>| {
-            let opened = contents.open::<Error>(self, || Ok(lease), (layer, entry));
-            opened.map_err(|error| kiln_layer::Error::Read(io::Error::other(error)))
-        };
+        let open = |layer: usize, entry: &Entry<'_>| contents.open_for_layers(self, lease, (layer, entry));
         let outcome = std::thread::scope(|scope| scope.spawn(|| copy(&open)).join());
         match outcome {
             Ok(outcome) => Ok(outcome?),

@@ -203,8 +203,7 @@ impl Store {
         let view = self.root_view(below)?;
         let contents = StackContents::new(below.to_vec());
         let open = |layer: usize, entry: &kiln_layer::index::Entry<'_>| {
-            let opened = contents.open::<Error>(self, || Ok(lease), (layer, entry));
-            opened.map_err(|error| kiln_layer::Error::Read(std::io::Error::other(error)))
+            contents.open_for_layers(self, lease, (layer, entry))
         };
         Ok(kiln_layer::complete(index, &view, &self.unpacking(root), &open)?)
     }

@@ -1,5 +1,6 @@
 //! The files of a stack of layers, whatever form each layer is in.
 
+use std::io;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -59,6 +60,17 @@ impl StackContents {
             contents = once(&opened.flat, || flat(lease()?))?;
         }
         Ok(contents.open(entry).map_err(Error::from)?)
+    }
+
+    /// The same for those who unpack and copy layers, and know nothing of a store.
+    pub(crate) fn open_for_layers(
+        &self,
+        store: &Store,
+        lease: &Lease,
+        file: (usize, &Entry<'_>),
+    ) -> kiln_layer::Result<ContentReader<'_>> {
+        let opened = self.open::<Error>(store, || Ok(lease), file);
+        opened.map_err(|error| kiln_layer::Error::Read(io::Error::other(error)))
     }
 }
 
