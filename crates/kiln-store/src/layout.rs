@@ -72,7 +72,8 @@ impl Store {
     /// A manifest by which the layout shows an image.
     fn shown_manifest(&self, image: ImageId) -> Result<Option<NewManifest>> {
         self.database.one(
-            "SELECT media_type, bytes FROM manifests WHERE image = ?1 ORDER BY digest LIMIT 1",
+            "SELECT m.media_type, m.bytes FROM manifests m LEFT JOIN blobs b ON b.digest = m.digest \
+             WHERE m.image = ?1 ORDER BY b.created DESC, m.digest LIMIT 1",
             [image.0.as_bytes()],
             |row| Ok(NewManifest { media_type: row.get(0)?, bytes: row.get(1)? }),
         )
@@ -92,7 +93,8 @@ impl Store {
         // Sizes come from the blobs: reading them off the manifests' own bytes takes ten times as long.
         let mut rows = self.database.all(
             "SELECT m.digest, m.media_type, b.size, t.name FROM tags t JOIN manifests m ON m.image = t.image \
-             JOIN blobs b ON b.digest = m.digest ORDER BY t.name, m.digest",
+             JOIN blobs b ON b.digest = m.digest \
+             ORDER BY t.name, t.manifest IS NOT m.digest, b.created DESC, m.digest",
             [],
             |row| {
                 Ok((
@@ -103,7 +105,8 @@ impl Store {
                 ))
             },
         )?;
-        // An image that came with several manifests is shown with one, so that each name stands for one thing.
+        // An image that came with several manifests is shown with one, that of the name or the last, so that each name stands
+        // for one thing.
         rows.dedup_by(|next, row| next.3 == row.3);
         let manifests = rows
             .into_iter()

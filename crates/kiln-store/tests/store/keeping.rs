@@ -44,7 +44,7 @@ fn a_lease_keeps_what_it_holds() {
 fn images_go_by_their_names() {
     let fixture = Fixture::new();
     let (id, layer) = fixture.image("one", Some("one:1"));
-    fixture.store.tag(id, &"two:2".parse().unwrap()).unwrap();
+    fixture.store.tag(&id.to_string(), &"two:2".parse().unwrap()).unwrap();
     let error = fixture.store.remove_image(&id.0.short(), false).unwrap_err().to_string();
     assert!(error.contains("must be forced"), "{error}");
     assert_eq!(fixture.store.remove_image("one:1", false).unwrap(), [Removed::Untagged("one:1".to_owned())]);
