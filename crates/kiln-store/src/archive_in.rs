@@ -207,7 +207,7 @@ impl Store {
                 Some(manifest) if self.manifest_holds(&manifest, &config)? => Some(manifest),
                 _ => None,
             };
-            let came_as = manifest.as_ref().map(|manifest| Digest::of(&manifest.bytes));
+            let came_as = manifest.as_ref().map(NewManifest::digest);
             images.push(NewImage { config_bytes, manifest, names, came_as });
         }
         let names: Vec<_> = images.iter().map(|image| image.names.clone()).collect();
@@ -242,7 +242,10 @@ impl Store {
                 known,
             });
             // Under the manifest that the image came with stands the layer as it came, not as it was here before.
-            let as_it_came = source.descriptor.as_ref().map_or(Ok(true), |as_named| self.has_layer_as(*layer, as_named))?;
+            let as_it_came = source
+                .descriptor
+                .as_ref()
+                .map_or(Ok(true), |as_named| self.has_layer_as(*layer, as_named))?;
             if known && as_it_came {
                 self.remember_chain(parent, *layer)?;
             } else {

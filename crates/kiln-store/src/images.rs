@@ -96,7 +96,12 @@ impl Store {
             return Ok(id);
         }
         let id = ImageId(Digest::of(config_bytes));
-        let image = NewImage { config_bytes: config_bytes.to_vec(), manifest: None, names: names.to_vec(), came_as: None };
+        let image = NewImage {
+            config_bytes: config_bytes.to_vec(),
+            manifest: None,
+            names: names.to_vec(),
+            came_as: None,
+        };
         self.publish(&[image])?;
         Ok(id)
     }
@@ -110,8 +115,9 @@ impl Store {
         manifest: Option<NewManifest>,
         names: &[Reference],
     ) -> Result<ImageId> {
-        let came_as = manifest.as_ref().map(|manifest| Digest::of(&manifest.bytes));
-        let image = NewImage { config_bytes: config_bytes.to_vec(), manifest, names: names.to_vec(), came_as };
+        let came_as = manifest.as_ref().map(NewManifest::digest);
+        let image =
+            NewImage { config_bytes: config_bytes.to_vec(), manifest, names: names.to_vec(), came_as };
         self.publish_all_shown(lease, vec![image])?;
         Ok(ImageId(Digest::of(config_bytes)))
     }
@@ -156,7 +162,7 @@ impl Store {
         for image in images {
             layers.extend(ImageConfig::parse(&image.config_bytes)?.rootfs.diff_ids);
             if let Some(manifest) = &image.manifest {
-                documents.extend([Digest::of(&manifest.bytes), image.id().0]);
+                documents.extend([manifest.digest(), image.id().0]);
             }
         }
         for _ in 0..MOST_TRIES {

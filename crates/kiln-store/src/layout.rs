@@ -23,6 +23,12 @@ pub(crate) struct NewManifest {
     pub(crate) bytes: Vec<u8>,
 }
 
+impl NewManifest {
+    pub(crate) fn digest(&self) -> Digest {
+        Digest::of(&self.bytes)
+    }
+}
+
 impl Store {
     /// Keeps an image's config and manifest as blobs, so that the layout shows it once it is published.
     pub(crate) fn put_documents(&self, lease: &Lease, config: &[u8], manifest: &NewManifest) -> Result<()> {
@@ -39,7 +45,7 @@ impl Store {
     /// Whether config and manifest are there as blobs, written to the end, and the manifest is known.
     pub(crate) fn has_documents(&self, image: ImageId, manifest: &NewManifest) -> Result<bool> {
         let connection = self.database.lock();
-        let digest = Digest::of(&manifest.bytes);
+        let digest = manifest.digest();
         let sql = "SELECT 1 FROM manifests WHERE digest = ?1";
         Ok(!all(&connection, sql, [digest.as_bytes()], |_| Ok(()))?.is_empty()
             && self.blob_is_whole(&connection, &digest)?
@@ -164,7 +170,7 @@ fn familiar(name: &str) -> String {
 }
 
 pub(crate) fn insert_manifest(t: &Connection, image: ImageId, manifest: &NewManifest) -> Result<()> {
-    let digest = Digest::of(&manifest.bytes);
+    let digest = manifest.digest();
     execute(
         t,
         "INSERT INTO manifests VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING",

@@ -6,7 +6,7 @@ use kiln_store::{Collection, Error, Fault, GivenFiles, LoadEvent, RootWay, Unpac
 use crate::fixture::{Fixture, archive, image_of, layer};
 
 impl Fixture {
-    fn import(&self, tar: &[u8]) -> Result<(), Error> {
+    pub(crate) fn import(&self, tar: &[u8]) -> Result<(), Error> {
         let path = self.path("input.tar");
         fs_err::write(&path, tar).unwrap();
         let input = fs_err::File::open(&path).unwrap().into_file();
