@@ -131,9 +131,10 @@ impl Post {
 
     /// Waits until it is a program of its own, which nothing that ends kiln ends.
     fn started(&mut self) -> io::Result<()> {
-        if let Process::Starting(starting) = std::mem::replace(&mut self.process, Process::None) {
-            self.process = Process::Runs(starting.wait()?);
-        }
+        self.process = match std::mem::replace(&mut self.process, Process::None) {
+            Process::Starting(starting) => Process::Runs(starting.wait()?),
+            known => known,
+        };
         Ok(())
     }
 }
