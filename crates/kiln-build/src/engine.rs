@@ -305,7 +305,7 @@ impl Engine<'_> {
             Operation::Git(address) => return self.git_identity(address, fixed, context),
             Operation::Run(run) => {
                 for (mount, source, path) in run.keyed_mounts() {
-                    match self.mount_input(&mount.target, source, path, inputs)? {
+                    match self.mount_input(&mount.target, source, path, inputs, context)? {
                         Some(input) => keyed.push(input),
                         None => {
                             let MountSource::Input(position) = source else { continue };
