@@ -58,7 +58,7 @@ pub(crate) struct Engine<'a> {
     /// Tells something, and what was told.
     pub(crate) note: &'a (dyn Fn(&str) + Sync),
     pub(crate) noted: Mutex<HashSet<String>>,
-    /// Ends the build.
+    /// Set by an interrupt and by the first step that fails: ends what goes on.
     pub(crate) cancel: Cancel,
     /// Tells that something is about to be made.
     pub(crate) works: &'a (dyn Fn() + Sync),
@@ -253,6 +253,43 @@ impl Executor<Operation> for Engine<'_> {
         inputs: &[Given<'_, Step>],
         context: &Context<'_>,
     ) -> std::result::Result<Identity, Stop<Error>> {
+        self.identity(operation, inputs, context).map_err(ended)
+    }
+
+    fn settled(&self, operation: &Operation, context: &Context<'_>) {
+        if let Operation::Copy(_) = operation {
+            // Of many files it takes much memory.
+            let _unused =
+                self.selections.lock().unwrap_or_else(PoisonError::into_inner).remove(&context.vertex());
+        }
+    }
+
+    fn execute(
+        &self,
+        operation: &Operation,
+        preimage: &Preimage,
+        inputs: &[Given<'_, Step>],
+        context: &Context<'_>,
+    ) -> std::result::Result<Done<Step>, Stop<Error>> {
+        self.carry_out(operation, preimage, inputs, context).map_err(ended)
+    }
+}
+
+/// How an operation ended that was told to end while it read or waited: that is no failure.
+fn ended(stop: Stop<Error>) -> Stop<Error> {
+    match stop {
+        Stop::Failed(error) => error.stop(),
+        Stop::Canceled => Stop::Canceled,
+    }
+}
+
+impl Engine<'_> {
+    fn identity(
+        &self,
+        operation: &Operation,
+        inputs: &[Given<'_, Step>],
+        context: &Context<'_>,
+    ) -> std::result::Result<Identity, Stop<Error>> {
         let fixed = operation.key_operation(&self.platform, self.store.ownership().name());
         let mut keyed = Vec::new();
         if let Some(root) = inputs.first() {
@@ -268,7 +305,7 @@ impl Executor<Operation> for Engine<'_> {
             Operation::Git(address) => return self.git_identity(address, fixed, context),
             Operation::Run(run) => {
                 for (mount, source, path) in run.keyed_mounts() {
-                    match self.mount_input(&mount.target, source, path, inputs)? {
+                    match self.mount_input(&mount.target, source, path, inputs, context)? {
                         Some(input) => keyed.push(input),
                         None => {
                             let MountSource::Input(position) = source else { continue };
@@ -281,15 +318,7 @@ impl Executor<Operation> for Engine<'_> {
         Ok(Identity::Known(Preimage { operation: fixed, inputs: keyed }))
     }
 
-    fn settled(&self, operation: &Operation, context: &Context<'_>) {
-        if let Operation::Copy(_) = operation {
-            // Of many files it takes much memory.
-            let _unused =
-                self.selections.lock().unwrap_or_else(PoisonError::into_inner).remove(&context.vertex());
-        }
-    }
-
-    fn execute(
+    fn carry_out(
         &self,
         operation: &Operation,
         preimage: &Preimage,

@@ -44,6 +44,7 @@ mod stopping;
 mod transfer;
 mod tree;
 mod unpack;
+mod wait;
 mod workdir;
 
 pub use build::{BuildFailure, Built, Watcher, build};

@@ -339,7 +339,7 @@ impl Store {
         if let Some((root, _)) = &snapshot
             && !walk.index.stands_alone()
         {
-            self.complete_snapshot(lease, below, &walk.index, root)?;
+            self.complete_snapshot(lease.into(), below, &walk.index, root)?;
         }
         let blob = NewBlob {
             path: path.to_path_buf(),

@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::layers::{NewBlob, NewLayer};
 use crate::lease::Lease;
 use crate::stack::StackContents;
+use crate::waiting::Working;
 
 impl Store {
     /// Why no unpacked layers can be kept here for overlays, if so: an overlay keeps no whiteouts of another one, and who
@@ -55,7 +56,7 @@ impl Store {
     }
 
     /// Copies the root of a stack of layers into a fresh directory.
-    pub(crate) fn copy_root(&self, lease: &Lease, layers: &[DiffId]) -> Result<(PathBuf, Copied)> {
+    pub(crate) fn copy_root(&self, lease: Working<'_>, layers: &[DiffId]) -> Result<(PathBuf, Copied)> {
         let view = self.root_view(layers)?;
         let path = lease.fresh_directory("root")?;
         let root = Root::open(&path)?;
@@ -69,7 +70,13 @@ impl Store {
 
     /// Copies a file or directory of a root, symbolic links followed inside it; `None` if it is not there. What the copy is
     /// called is no name of the root's.
-    pub fn copy_part(&self, lease: &Lease, layers: &[DiffId], path: &[u8]) -> Result<Option<PathBuf>> {
+    pub fn copy_part<'a>(
+        &self,
+        lease: impl Into<Working<'a>>,
+        layers: &[DiffId],
+        path: &[u8],
+    ) -> Result<Option<PathBuf>> {
+        let lease = lease.into();
         const NAME: &str = "part";
         let view = self.root_view(layers)?;
         let Some(node) = view.resolve(path)? else { return Ok(None) };
@@ -84,7 +91,7 @@ impl Store {
     /// Copies on a thread of its own, whose umask is nobody else's.
     fn copying<T: Send>(
         &self,
-        lease: &Lease,
+        lease: Working<'_>,
         layers: &[DiffId],
         copy: impl FnOnce(kiln_layer::OpenLower<'_>) -> kiln_layer::Result<T> + Send,
     ) -> Result<T> {
@@ -101,7 +108,7 @@ impl Store {
     /// decompressed once and kept.
     pub(crate) fn flat_contents(
         &self,
-        lease: &Lease,
+        lease: Working<'_>,
         layers: &[DiffId],
         position: usize,
     ) -> Result<LayerContents> {

@@ -127,7 +127,7 @@ impl Store {
         }
         let snapshot = (!self.mounts_tars()).then_some(directory);
         if snapshot.is_some() && !walk.index.stands_alone() {
-            self.complete_snapshot(lease, &[], &walk.index, &root)?;
+            self.complete_snapshot(lease.into(), &[], &walk.index, &root)?;
         }
         Ok(Some(NewLayer { index: walk.index, blob: Some(blob), snapshot }))
     }

@@ -20,6 +20,7 @@ use crate::lease::Lease;
 use crate::snapshots::{PreparedRoot, RootForm, RootWay};
 use crate::store::Ownership;
 use crate::tar_mounts::Place;
+use crate::waiting::Working;
 
 /// The largest file that is read whole, such as passwd: 16 MiB (CVE-2024-9676: larger ones are an attack).
 const MAX_WHOLE_FILE: u64 = 16 << 20;
@@ -112,13 +113,14 @@ impl Store {
 
     /// What makes up `path` of a root, symbolic links followed inside it: directories or the file of snapshots, or a
     /// copy. `None` if it is not there.
-    pub fn root_part(
+    pub fn root_part<'a>(
         &self,
-        lease: &Lease,
+        lease: impl Into<Working<'a>>,
         layers: &[DiffId],
         path: &[u8],
         way: RootWay,
     ) -> Result<Option<RootPart>> {
+        let lease = lease.into();
         if way == RootWay::Copy {
             return Ok(self.copy_part(lease, layers, path)?.map(RootPart::Copy));
         }

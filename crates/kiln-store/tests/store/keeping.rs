@@ -331,7 +331,7 @@ fn a_collection_that_waits_says_for_whom() {
     let late = fixture.store.lease_late("build").unwrap();
     for (awaited, name) in [(Awaited::LookUp, "look.lock"), (Awaited::Collection, "collect.lock")] {
         let held = match awaited {
-            Awaited::LookUp => None,
+            Awaited::LookUp | Awaited::Files => None,
             Awaited::Collection => Some(Lock::acquire(&root.join(name), Sharing::Exclusive).unwrap()),
         };
         let processes = kiln_sys::lock::holders(&root.join(name));

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
+use kiln_sys::lock::{Lock, Sharing};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::bench::{Bench, Running};
@@ -226,4 +227,43 @@ fn an_interrupt_ends_the_reading_of_a_large_file() {
     assert_eq!(status.code(), Some(130), "{told}");
     assert_eq!(told.lines().filter(|line| line.starts_with("kiln: ")).count(), 1, "{told}");
     assert_eq!(bench.leases(), 0);
+}
+
+#[test]
+fn who_waits_for_files_of_a_layer_says_for_whom() {
+    let Some(bench) = Bench::new() else { return };
+    let run = |words: &[&str]| {
+        let done = bench.run("store", words);
+        assert!(done.status.success(), "{done:?}");
+    };
+    run(&["save", "-o", "bb.tar", "bb"]);
+    bench.remove_store("store");
+    run(&["load", "--no-unpack", "-q", "-i", "bb.tar"]);
+    bench.write("Dockerfile", "FROM bb\nRUN true\n");
+    // Whichever of the locks they ask for, this process has it.
+    let claims = bench.path("store/claims");
+    let first = claims.join("files-000");
+    let held = Lock::acquire(&first, Sharing::Exclusive).expect("locked");
+    for number in 1..4096 {
+        fs_err::hard_link(&first, claims.join(format!("files-{number:03x}"))).expect("linked");
+    }
+    let own = std::process::id();
+    let told = format!("waiting for files of a layer, made ready by process {own}\n");
+    let mut build = bench.start("build");
+    until("the build says for whom it waits", || bench.read("build.err").contains(&told));
+    let start = Instant::now();
+    kill_process(build.process(), Signal::INT).expect("interrupted");
+    let status = build.wait();
+    assert!(start.elapsed() < PATIENCE / 4, "{:?}", start.elapsed());
+    assert_eq!(status.code(), Some(130), "{}", bench.read("build.err"));
+    assert_eq!(bench.leases(), 0);
+
+    let told =
+        format!("kiln: waiting for another command that makes files of a layer ready: process {own}\n");
+    let errors = fs_err::File::create(bench.path("run.err")).expect("made");
+    let mut command = bench.kiln("store", &["run", "--rm", "bb", "true"]);
+    let mut command = command.stderr(errors.into_parts().0).spawn().expect("kiln");
+    until("the command says for whom it waits", || bench.read("run.err").contains(&told));
+    drop(held);
+    assert!(command.wait().expect("waited").success());
 }
