@@ -42,6 +42,15 @@ impl Environment {
 }
 
 impl Settings {
+    /// Whether they are the very same, up to the same place of one row.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (Some(own), Some(other)) => Arc::ptr_eq(own, other),
+            (None, None) => true,
+            _ => false,
+        }
+    }
+
     /// Names and values, each name where it was set last.
     pub(crate) fn pairs(&self) -> Vec<(&str, &str)> {
         let mut seen = HashSet::new();
