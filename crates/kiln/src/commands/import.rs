@@ -61,6 +61,6 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Import) -> Result<u8> {
     let id = store
         .import(&lease, input, config, history, name.as_ref())
         .with_context(|| format!("cannot import {shown}"))?;
-    writeln!(std::io::stdout(), "{id}")?;
+    writeln!(crate::output::output(), "{id}")?;
     Ok(0)
 }
