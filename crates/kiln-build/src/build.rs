@@ -177,6 +177,7 @@ fn plan(
     let lowered = lower(dockerfile, request, &mut StoreBases { store, lease })?;
     // Better now than when all steps are done.
     lowered.image.check_counts(lowered.history.len())?;
+    lowered.image.check_size(lowered.history.iter().map(|plan| plan.entry.created_by.len()).sum())?;
     Ok(lowered)
 }
 
@@ -390,6 +391,10 @@ mod tests {
         for (lines, told) in [
             ("CMD [\"x\"]\n".repeat(10_001), "it has 10001 history entries; at most 10000"),
             (format!("ENV{variables}\n"), "it has 10001 environment variables; at most 10000"),
+            (
+                format!("ENV A={}\n{}", "x".repeat(50_000), "LABEL a=$A$A\n".repeat(50)),
+                "at most 4194304 are read",
+            ),
         ] {
             let dockerfile = format!("FROM scratch\n{lines}");
             let request = request(lab.context_path(), dockerfile.as_bytes());

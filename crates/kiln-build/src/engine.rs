@@ -20,7 +20,7 @@ use crate::context::{BeforeReading, BuildContext};
 use crate::download::Fetched;
 use crate::error::{Error, Result};
 use crate::git::Commit;
-use crate::operation::{MountSource, Operation, ROOT};
+use crate::operation::{ENVIRONMENT, KeyedEnvironment, MountSource, Operation, ROOT};
 use crate::request::{BuildRequest, ContextKind, Executions};
 use crate::select::Selection;
 use crate::transfer::Form;
@@ -30,6 +30,8 @@ const FEW_ENTRIES: usize = 16;
 
 /// How many records a miss is compared with.
 const CANDIDATES: u32 = 32;
+/// How many bytes of other operations' texts a miss is compared with.
+const MOST_COMPARED: usize = 1 << 20;
 
 /// What an operation gives: a root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +51,8 @@ pub(crate) struct Engine<'a> {
     pub(crate) lease: &'a LateLease<'a>,
     pub(crate) request: &'a BuildRequest,
     pub(crate) platform: String,
+    /// What keys say of RUNs' variables.
+    pub(crate) environments: KeyedEnvironment,
     /// Vertices whose layers a RUN will stand on.
     pub(crate) stood_on: HashSet<VertexId>,
     /// The context, opened when it is first looked at.
@@ -84,6 +88,7 @@ impl<'a> Engine<'a> {
             lease,
             request,
             platform: request.platform.to_string(),
+            environments: KeyedEnvironment::default(),
             stood_on: HashSet::new(),
             opened: OnceLock::new(),
             before_reading: &|| Ok(()),
@@ -175,19 +180,26 @@ impl Records for Engine<'_> {
     }
 
     fn candidates(&self, preimage: &Preimage) -> Result<Vec<Preimage>> {
-        let operation = &preimage.operation;
-        let records = self.store.nearest_records(&operation.digest(), operation.name(), CANDIDATES)?;
-        let read = |record: CacheRecord| {
-            let text = String::from_utf8(record.operation_json).ok()?;
-            let operation = kiln_graph::Operation::parse(&text).ok()?;
-            let inputs = record
-                .inputs
-                .into_iter()
+        let digest = preimage.operation.digest();
+        let mut compared = 0;
+        let mut candidates = Vec::new();
+        for record in self.store.nearest_records(&digest, preimage.operation.name(), CANDIDATES)? {
+            let inputs = record.inputs.into_iter();
+            let inputs: Vec<_> = inputs
                 .map(|input| Input { name: input.name, selector: input.selector, digest: input.digest })
                 .collect();
-            Some(Preimage { operation, inputs })
-        };
-        Ok(records.into_iter().filter_map(read).collect())
+            let operation = if record.operation == digest {
+                Some(preimage.operation.clone())
+            } else if inputs == preimage.inputs && compared < MOST_COMPARED {
+                let text = self.store.operation(&record.operation)?.unwrap_or_default();
+                compared += text.len();
+                String::from_utf8(text).ok().and_then(|text| kiln_graph::Operation::parse(&text).ok())
+            } else {
+                None
+            };
+            candidates.extend(operation.map(|operation| Preimage { operation, inputs }));
+        }
+        Ok(candidates)
     }
 
     fn claim(&self, key: &Key) -> Result<Claim<kiln_store::Claim>> {
@@ -220,11 +232,13 @@ impl Records for Engine<'_> {
             Some(layer) => self.store.layer(layer)?.map_or(0, |layer| layer.files_size),
             None => 0,
         };
+        let (text, shared) = entry.preimage.operation.text_and_place(ENVIRONMENT);
         let record = CacheRecord {
             key: Digest::from_bytes(*entry.key.as_bytes()),
             operation: entry.preimage.operation.digest(),
             operation_name: entry.preimage.operation.name().to_owned(),
-            operation_json: entry.preimage.operation.to_text().into_bytes(),
+            operation_json: text.into_bytes(),
+            shared,
             inputs: inputs.collect(),
             parent: root.map_or(ChainId::SCRATCH, |root| ChainId(root.digest)),
             result: entry.result.chain,
@@ -290,7 +304,8 @@ impl Engine<'_> {
         inputs: &[Given<'_, Step>],
         context: &Context<'_>,
     ) -> std::result::Result<Identity, Stop<Error>> {
-        let fixed = operation.key_operation(&self.platform, self.store.ownership().name());
+        let fixed =
+            operation.key_operation(&self.platform, self.store.ownership().name(), &self.environments);
         let mut keyed = Vec::new();
         if let Some(root) = inputs.first() {
             keyed.push(Input { name: ROOT.to_owned(), selector: String::new(), digest: root.result.chain.0 });
@@ -423,5 +438,52 @@ mod tests {
             Step { chain: ChainId::SCRATCH.with(layer), layer: Some(layer), created: i64::from(number) }
         };
         kiln_graph::contract::records(open, result);
+    }
+
+    /// Many steps with many variables: what they have in common is stored once, and a miss is compared only with what can
+    /// explain it.
+    #[test]
+    fn steps_with_many_variables_stay_small() {
+        const STEPS: u8 = 100;
+        let directory = tempfile::tempdir().expect("a directory");
+        let request = request(directory.path().to_path_buf(), b"");
+        let store = Store::open(&directory.path().join("store"), Ownership::SingleId).expect("a store");
+        let lease = store.lease_late("test").expect("a lease");
+        let engine = Engine::new(&store, &lease, &request);
+        let preimage = |argument: &str, last: &str, root: u8| {
+            let variables = (0..2_000).map(|number| format!("variable{number}=value{number}"));
+            let variables: Vec<_> = variables.chain([last.to_owned()]).collect();
+            let digest = Digest::from_bytes([root; 32]);
+            Preimage {
+                operation: kiln_graph::Operation::new("run", 1, "linux/amd64")
+                    .with("arguments", vec![argument])
+                    .with(ENVIRONMENT, variables),
+                inputs: vec![Input { name: ROOT.to_owned(), selector: String::new(), digest }],
+            }
+        };
+        let result = Step { chain: ChainId::SCRATCH, layer: None, created: 0 };
+        let record = |preimage: &Preimage| {
+            let entry = Entry {
+                key: preimage.key(),
+                preimage,
+                result: &result,
+                duration: Duration::ZERO,
+                earlier: Earlier::Kept,
+                name: "RUN",
+                span: None,
+            };
+            engine.record(entry).expect("recorded");
+        };
+        (0..STEPS).for_each(|number| record(&preimage(&number.to_string(), "A=1", number)));
+        let size = |name: &str| fs_err::metadata(store.root().join(name)).map_or(0, |found| found.len());
+        let one = preimage("0", "A=1", 0).operation.to_text().len() as u64;
+        let all = size("kiln.db") + size("kiln.db-wal");
+        assert!(all < u64::from(STEPS) * one / 4, "{all} bytes for {STEPS} operations of {one} bytes each");
+        // The same root with another variable: one record explains that, the others have nothing to say.
+        let missed = preimage("7", "A=2", 7);
+        // Of so many only the newest are looked at.
+        record(&preimage("7", "A=1", 7));
+        assert_eq!(engine.candidates(&missed).expect("candidates"), [preimage("7", "A=1", 7)]);
+        assert_eq!(engine.candidates(&preimage("new", "A=1", 200)).expect("candidates"), []);
     }
 }

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use kiln_dockerfile::{Names, Variables};
 
-/// Names and values, found by name at once however many there are.
+/// Names and values, found by name at once however many there are. Clones share them until one is changed.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Environment {
     settings: Settings,
-    values: HashMap<Arc<str>, Arc<str>>,
+    values: Arc<HashMap<Arc<str>, Arc<str>>>,
 }
 
 /// All settings up to some place.
@@ -30,9 +30,14 @@ impl Environment {
     pub(crate) fn set(&mut self, name: &str, value: &str) {
         let known = self.values.get_key_value(name).map(|(known, _)| Arc::clone(known));
         let (name, value) = (known.unwrap_or_else(|| Arc::from(name)), Arc::<str>::from(value));
-        self.values.insert(Arc::clone(&name), Arc::clone(&value));
+        Arc::make_mut(&mut self.values).insert(Arc::clone(&name), Arc::clone(&value));
         let before = std::mem::take(&mut self.settings);
         self.settings = Settings(Some(Arc::new(Setting { name, value, before })));
+    }
+
+    /// How many names are set.
+    pub(crate) fn len(&self) -> usize {
+        self.values.len()
     }
 
     /// What is set now, to be kept.
@@ -42,6 +47,15 @@ impl Environment {
 }
 
 impl Settings {
+    /// Whether they are the very same, up to the same place of one row.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (Some(own), Some(other)) => Arc::ptr_eq(own, other),
+            (None, None) => true,
+            _ => false,
+        }
+    }
+
     /// Names and values, each name where it was set last.
     pub(crate) fn pairs(&self) -> Vec<(&str, &str)> {
         let mut seen = HashSet::new();

@@ -5,10 +5,11 @@ mod arguments;
 mod run;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use kiln_dockerfile::{
     CopySource as StageSource, Diagnostic, Dockerfile, Expander, IgnoreMatcher, Instruction, Kind, Linter,
-    SourceKind, Span, Stage, clean_path, glob_match, has_wildcards, history, source_kind,
+    SourceKind, Span, Stage, StageNames, clean_path, glob_match, has_wildcards, history, source_kind,
 };
 use kiln_graph::{Graph, Vertex, VertexId};
 use kiln_oci::{ImageConfig, Platform, Reference};
@@ -20,8 +21,11 @@ use crate::operation::{CopyKind, CopyOperation, CopySource, MountSource, Operati
 use crate::request::BuildRequest;
 use crate::stage::{MOST_PORTS, PlannedHistory, Scope, StageState, absolute_destination, working_directory};
 
-/// How many ports the configs after each EXPOSE may have together: eight times as many as one config.
+/// How many ports EXPOSE may name, and stages begin with, together: eight times as many as one config may have.
 const MOST_PORTS_TOGETHER: usize = 8 * MOST_PORTS;
+/// About how many bytes may be kept of all stages: more than a hundred of 10,000 instructions each. With variables, a few lines are
+/// gigabytes, and so are many stages on a long one.
+const MOST_BYTES_TOGETHER: usize = 512 << 20;
 /// Longest chain of ONBUILD triggers that is accepted from one base image.
 const MAX_TRIGGERS: usize = 1000;
 
@@ -62,6 +66,15 @@ pub(crate) fn lower(
     request: &BuildRequest,
     bases: &mut dyn Bases,
 ) -> Result<Lowered> {
+    lower_within(MOST_BYTES_TOGETHER, dockerfile, request, bases)
+}
+
+fn lower_within(
+    most_bytes: usize,
+    dockerfile: &Dockerfile,
+    request: &BuildRequest,
+    bases: &mut dyn Bases,
+) -> Result<Lowered> {
     let target = dockerfile.target_stage(request.target.as_deref())?;
     let expander = Expander::new(dockerfile.directives.escape);
     let mut global_args = default_args(dockerfile, request, &request.build_args, target);
@@ -71,6 +84,7 @@ pub(crate) fn lower(
     lint_stages(&mut linter, dockerfile, request, expander, &global_args, target);
     let mut lowering = Lowering {
         dockerfile,
+        names: StageNames::of(dockerfile),
         request,
         bases,
         expander,
@@ -78,6 +92,8 @@ pub(crate) fn lower(
         epoch,
         depth: 0,
         ports: 0,
+        bytes: 0,
+        most_bytes,
         graph: Graph::new(),
         stages: BTreeMap::new(),
         images: BTreeMap::new(),
@@ -89,7 +105,7 @@ pub(crate) fn lower(
     lowering.stage(target, 0)?;
     let mut state = lowering.stages.remove(&target).unwrap_or_else(|| unreachable_stage(request));
     if !request.labels.is_empty() {
-        let labels = state.image.config.labels.get_or_insert_default();
+        let labels = Arc::make_mut(&mut state.image).config.labels.get_or_insert_default();
         labels.extend(request.labels.iter().map(|(name, value)| (name.clone(), value.clone())));
     }
     let mut findings = lowering.linter.into_findings();
@@ -97,8 +113,8 @@ pub(crate) fn lower(
     Ok(Lowered {
         graph: lowering.graph,
         target: state.vertex,
-        image: state.image,
-        history: state.history,
+        image: Arc::unwrap_or_clone(state.image),
+        history: Arc::unwrap_or_clone(state.history),
         findings,
     })
 }
@@ -109,6 +125,7 @@ fn unreachable_stage(request: &BuildRequest) -> StageState {
 
 struct Lowering<'a> {
     dockerfile: &'a Dockerfile,
+    names: StageNames<'a>,
     request: &'a BuildRequest,
     bases: &'a mut dyn Bases,
     expander: Expander,
@@ -117,8 +134,11 @@ struct Lowering<'a> {
     /// How many stages are being lowered, each for the one before.
     depth: usize,
     graph: Graph<Operation>,
-    /// How many ports EXPOSE left in configs so far.
+    /// How many ports EXPOSE named, and stages began with, so far.
     ports: usize,
+    /// About how many bytes are kept of stages so far.
+    bytes: usize,
+    most_bytes: usize,
     /// Stages that are lowered to their end.
     stages: BTreeMap<usize, StageState>,
     /// Images of `--from` and `from=` that are no stages.
@@ -170,7 +190,7 @@ impl Lowering<'_> {
             ));
         }
         let platform = self.stage_platform(stage)?;
-        let earlier = self.dockerfile.base_stage(index, &base);
+        let earlier = self.names.base_stage(index, &base);
         let is_image = earlier.is_none() && base != "scratch";
         let mut steps = Steps {
             stage: stage.display_name(),
@@ -182,7 +202,11 @@ impl Lowering<'_> {
             Some(earlier) => {
                 self.stage(earlier, depth + 1)?;
                 let (state, triggers) = StageState::on_stage(&self.stages[&earlier]);
-                self.count_ports(&state, stage.span)?;
+                self.count_ports(state.ports(), stage.span)?;
+                if !stage.instructions.is_empty() || !triggers.is_empty() {
+                    // What it changes is no longer shared.
+                    self.count_bytes(state.bytes, stage.span)?;
+                }
                 steps.total += triggers.iter().filter(|trigger| trigger_makes_layer(trigger)).count();
                 (state, triggers)
             }
@@ -191,7 +215,11 @@ impl Lowering<'_> {
                 image.config.working_dir = "/".to_owned();
                 (StageState::new(image), Vec::new())
             }
-            None => self.on_image(stage, &base, &platform, &mut steps)?,
+            None => {
+                let (state, triggers) = self.on_image(stage, &base, &platform, &mut steps)?;
+                self.count_bytes(state.bytes, stage.span)?;
+                (state, triggers)
+            }
         };
         self.triggers(&mut state, index, &triggers, &mut steps, stage.span)?;
         for instruction in &stage.instructions {
@@ -275,19 +303,44 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    /// Counts the ports that a config has after an EXPOSE, or begins a stage with. A few lines with ranges would else
+    /// Counts the ports that an EXPOSE names, or that a stage begins with. A few lines with ranges would else
     /// fill the memory with configs and histories.
-    fn count_ports(&mut self, state: &StageState, span: Span) -> Result<()> {
-        self.ports += state.ports();
+    fn count_ports(&mut self, ports: usize, span: Span) -> Result<()> {
+        self.ports += ports;
         if self.ports <= MOST_PORTS_TOGETHER {
             return Ok(());
         }
-        let message =
-            format!("the configs after each EXPOSE have more than {MOST_PORTS_TOGETHER} ports together");
+        let message = format!("EXPOSE and stages' bases name more than {MOST_PORTS_TOGETHER} ports together");
+        Err(instruction_error(message, span))
+    }
+
+    /// Counts what is kept.
+    fn count_bytes(&mut self, bytes: usize, span: Span) -> Result<()> {
+        self.bytes += bytes;
+        if self.bytes <= self.most_bytes {
+            return Ok(());
+        }
+        let most = self.most_bytes >> 20;
+        let message = format!(
+            "with variables filled in, the stages that are wanted take more than {most} MiB together"
+        );
         Err(instruction_error(message, span))
     }
 
     fn instruction(
+        &mut self,
+        state: &mut StageState,
+        stage: usize,
+        instruction: &Instruction,
+        steps: &mut Steps,
+    ) -> Result<()> {
+        let (bytes, exposed) = (state.bytes, state.exposed);
+        self.step(state, stage, instruction, steps)?;
+        self.count_ports(state.exposed - exposed, instruction.span)?;
+        self.count_bytes(state.bytes - bytes, instruction.span)
+    }
+
+    fn step(
         &mut self,
         state: &mut StageState,
         stage: usize,
@@ -310,12 +363,11 @@ impl Lowering<'_> {
         let applied = state.apply(&expanded.kind, &scope);
         self.global_args = global_args;
         if applied? {
-            return match &expanded.kind {
-                Kind::Expose(_) => self.count_ports(state, instruction.span),
-                _ => Ok(()),
-            };
+            return Ok(());
         }
         let shown = self.shown(state, instruction);
+        let filled_in = expanded.lookups.iter().map(|lookup| lookup.expansion.text.len());
+        self.count_bytes(shown.len() + filled_in.sum::<usize>(), instruction.span)?;
         let span = instruction.span.start..instruction.span.end;
         let (operation, inputs, text) = match &expanded.kind {
             Kind::Run(run) => self.run(state, stage, run, &expanded.mounts, instruction)?,
@@ -323,7 +375,7 @@ impl Lowering<'_> {
             Kind::Add(add) => self.add(state, add)?,
             Kind::Workdir(path) => {
                 let path = working_directory(state.directory(), &path.text);
-                state.image.config.working_dir = path.clone();
+                Arc::make_mut(&mut state.image).config.working_dir = path.clone();
                 let text = history::workdir(&path);
                 if path == "/" {
                     state.commit(text, None, self.epoch);
@@ -427,7 +479,7 @@ impl Lowering<'_> {
                                ARG from global scope as a workaround";
                 return Err(instruction_error(message.to_owned(), word.span));
             }
-            let source = self.dockerfile.copy_source(&word.text)?;
+            let source = self.names.copy_source(&word.text)?;
             inputs.push(("source".to_owned(), self.source(stage, source, word.span)?));
             from = MountSource::Input(1);
         }
@@ -613,6 +665,9 @@ mod tests {
             lower(&parsed.dockerfile, &request, &mut NoBases).map(|lowered| lowered.image)
         };
         let all = "EXPOSE 0-65535/udp\n";
+        let each: String = (1..=5_000).map(|port| format!("EXPOSE {port}\n")).collect();
+        let image = lowered(&format!("FROM scratch\n{each}")).expect("few");
+        assert_eq!(image.config.exposed_ports.expect("ports").len(), 5_000);
         let image = lowered(&format!("FROM scratch\n{}", all.repeat(5))).expect("few");
         assert_eq!(image.config.exposed_ports.expect("ports").len(), 65_536);
         let stages: String = (0..40).map(|number| format!("FROM s{number} AS s{}\n", number + 1)).collect();
@@ -622,6 +677,37 @@ mod tests {
             let error = lowered(&file).expect_err("too many");
             assert!(error.to_string().contains("ports together"), "{error}");
         }
+    }
+
+    /// A few lines with variables are gigabytes, and so are many stages on a long one that each change something.
+    #[test]
+    fn bytes_are_bounded_over_all_stages() {
+        let lowered = |file: &str| {
+            let request = request(file, &[]);
+            let parsed = kiln_dockerfile::parse(&request.dockerfile);
+            assert!(!parsed.has_errors(), "{:?}", parsed.diagnostics);
+            lower_within(16 << 20, &parsed.dockerfile, &request, &mut NoBases).map(drop)
+        };
+        let long = format!("ENV A={}\n", "x".repeat(60_000));
+        let many = "$A".repeat(10);
+        for line in
+            [format!("LABEL a={many}\n"), format!("RUN x {many}\n"), format!("COPY <<E /a\n{many}\nE\n")]
+        {
+            let error = lowered(&format!("FROM scratch\n{long}{}", line.repeat(40))).expect_err("too much");
+            assert!(error.to_string().contains("take more than 16 MiB together"), "{error}");
+            lowered(&format!("FROM scratch\n{long}{}", line.repeat(3))).expect("not too much");
+        }
+        const STAGES: usize = 500;
+        let labels: String = (0..1_000).map(|number| format!("LABEL l{number}=x\n")).collect();
+        let stages = |instruction: &str| {
+            let stages: String =
+                (0..STAGES).map(|number| format!("FROM s AS s{number}\n{instruction}")).collect();
+            let copies: String = (0..STAGES).map(|number| format!("COPY --from=s{number} /a /a\n")).collect();
+            format!("FROM scratch AS s\n{labels}{stages}FROM scratch\n{copies}")
+        };
+        lowered(&stages("")).expect("they share all");
+        let error = lowered(&stages("USER x\n")).expect_err("too much");
+        assert!(error.to_string().contains("take more than 16 MiB together"), "{error}");
     }
 
     /// Any name is an image of an architecture that is nobody's.

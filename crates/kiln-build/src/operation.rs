@@ -1,5 +1,7 @@
 //! What a vertex does, and the fixed part of its cache key (docs/formats.md, section 6).
 
+use std::sync::{Mutex, PoisonError};
+
 use kiln_graph::{Operation as KeyOperation, Preimage, Value};
 use kiln_oci::{DiffId, Digest};
 
@@ -55,6 +57,32 @@ impl StepEnvironment {
     /// Names and values, in order.
     pub(crate) fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
         self.settings.pairs().into_iter().filter(|(name, _)| !self.withheld.iter().any(|known| known == name))
+    }
+}
+
+/// The member of a RUN's key that holds its variables.
+pub(crate) const ENVIRONMENT: &str = "environment";
+
+/// The variables of the last RUN as they stand in its key: those of the next one are mostly the same, and may be many.
+#[derive(Debug, Default)]
+pub(crate) struct KeyedEnvironment(Mutex<Option<(StepEnvironment, Value)>>);
+
+impl KeyedEnvironment {
+    /// The value of the key's member; clones of one share it.
+    fn of(&self, environment: &StepEnvironment) -> Value {
+        let last = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, value)) = &*last()
+            && known.settings.is(&environment.settings)
+            && known.withheld == environment.withheld
+        {
+            return value.clone();
+        }
+        let mut pairs: Vec<String> =
+            environment.pairs().map(|(name, value)| format!("{name}={value}")).collect();
+        pairs.sort();
+        let value = Value::from(pairs);
+        *last() = Some((environment.clone(), value.clone()));
+        value
     }
 }
 
@@ -194,13 +222,18 @@ pub(crate) struct WorkdirOperation {
 
 impl Operation {
     /// The fixed part of the key.
-    pub(crate) fn key_operation(&self, platform: &str, ownership: &str) -> KeyOperation {
+    pub(crate) fn key_operation(
+        &self,
+        platform: &str,
+        ownership: &str,
+        environments: &KeyedEnvironment,
+    ) -> KeyOperation {
         match self {
             Self::Base(layers) => {
                 let layers: Vec<Value> = layers.iter().map(|layer| Value::from(layer.to_string())).collect();
-                KeyOperation::new("base", 1, platform).with("layers", Value::List(layers))
+                KeyOperation::new("base", 1, platform).with("layers", layers)
             }
-            Self::Run(run) => run.key_operation(platform, ownership),
+            Self::Run(run) => run.key_operation(platform, ownership, environments),
             Self::Copy(copy) => copy.key_operation(platform),
             Self::Workdir(workdir) => KeyOperation::new("workdir", 1, platform)
                 .with("path", Value::from(workdir.path.as_str()))
@@ -243,10 +276,12 @@ impl RunOperation {
         preimage
     }
 
-    fn key_operation(&self, platform: &str, ownership: &str) -> KeyOperation {
-        let mut environment: Vec<String> =
-            self.environment.pairs().map(|(name, value)| format!("{name}={value}")).collect();
-        environment.sort();
+    fn key_operation(
+        &self,
+        platform: &str,
+        ownership: &str,
+        environments: &KeyedEnvironment,
+    ) -> KeyOperation {
         let mounts: Vec<Value> = self.mounts.iter().map(RunMount::value).collect();
         let security = match self.security {
             SecurityMode::Sandbox => "sandbox",
@@ -258,13 +293,13 @@ impl RunOperation {
             .map(|(name, content)| Value::object([("name", name.as_str()), ("content", content.as_str())]));
         KeyOperation::new("run", 1, platform)
             .with("arguments", Value::from(self.arguments.clone()))
-            .with("environment", Value::from(environment))
+            .with(ENVIRONMENT, environments.of(&self.environment))
             .with("directory", Value::from(self.directory.as_str()))
             .with("user", Value::from(self.user.as_str()))
             .with("network", Value::from(self.network.name()))
             .with("security", Value::from(security))
             .with("ownership", Value::from(ownership))
-            .with("mounts", Value::List(mounts))
+            .with("mounts", mounts)
             .with("script", script.unwrap_or(Value::Null))
             .with("epoch", Value::from(self.epoch))
     }
@@ -348,6 +383,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn steps_with_the_same_variables_share_them_in_their_keys() {
+        let mut environment = crate::environment::Environment::default();
+        environment.set("B", "2");
+        environment.set("A", "1");
+        let step = |environment: &crate::environment::Environment, withheld: &[&str]| StepEnvironment {
+            settings: environment.settings(),
+            withheld: withheld.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        let keyed = KeyedEnvironment::default();
+        let of = |step: &StepEnvironment| match keyed.of(step) {
+            Value::List(list) => list,
+            other => panic!("{other:?}"),
+        };
+        let first = of(&step(&environment, &[]));
+        assert_eq!(*first, [Value::from("A=1"), Value::from("B=2")]);
+        assert!(std::sync::Arc::ptr_eq(&first, &of(&step(&environment, &[]))));
+        assert_eq!(*of(&step(&environment, &["B"])), [Value::from("A=1")]);
+        environment.set("A", "3");
+        assert_eq!(*of(&step(&environment, &[])), [Value::from("A=3"), Value::from("B=2")]);
+    }
+
+    #[test]
     fn a_step_came_from_what_its_mounts_showed() {
         let bind = |target: &str, source| RunMount {
             target: target.to_owned(),
@@ -376,7 +433,7 @@ mod tests {
             digest: Digest::of(content.as_bytes()),
         };
         let preimage = |inputs: [&str; 2]| Preimage {
-            operation: run.key_operation("linux/amd64", "root"),
+            operation: run.key_operation("linux/amd64", "root", &KeyedEnvironment::default()),
             inputs: vec![
                 input(ROOT, "root"),
                 input("mount /m", "stage"),

@@ -1,6 +1,7 @@
 //! A stage while it is lowered: its environment, its config, and what each instruction does to them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use kiln_dockerfile::{
     Expander, Healthcheck as HealthcheckInstruction, Kind, StageLint, Surroundings, Variables as _, history,
@@ -26,26 +27,37 @@ pub(crate) struct PlannedHistory {
     pub(crate) layer: Option<VertexId>,
 }
 
-/// A stage up to some instruction.
+/// About how many bytes an instruction takes besides its text.
+const INSTRUCTION_BYTES: usize = 256;
+/// About how often the text of a variable, label or the like is kept.
+const TEXT_COPIES: usize = 4;
+
+/// A stage up to some instruction. Stages on one another share what they do not change.
 #[derive(Clone, Debug)]
 pub(crate) struct StageState {
     /// The image config so far; its history is the base's alone.
-    pub(crate) image: ImageConfig,
-    pub(crate) history: Vec<PlannedHistory>,
+    pub(crate) image: Arc<ImageConfig>,
+    pub(crate) history: Arc<Vec<PlannedHistory>>,
     /// What RUN sees: ENV and ARG, of a name the later one.
     pub(crate) environment: Environment,
     /// Where in the config's Env each name stands first.
-    configured: HashMap<String, usize>,
+    configured: Arc<HashMap<String, usize>>,
+    /// Whether the environment is what the config's Env says, in that order.
+    as_configured: bool,
     /// ARG items so far with the values that they got.
-    pub(crate) build_args: Vec<(String, Option<String>)>,
+    pub(crate) build_args: Arc<Vec<(String, Option<String>)>>,
     /// Their names.
-    pub(crate) declared: HashSet<String>,
+    pub(crate) declared: Arc<HashSet<String>>,
     /// The vertex whose result is the stage's root; `None` before the first one.
     pub(crate) vertex: Option<VertexId>,
     /// Whether this stage had a CMD, which an ENTRYPOINT then keeps.
     has_cmd: bool,
     /// What lint remembers.
     pub(crate) lint: StageLint,
+    /// How many ports its own instructions named.
+    pub(crate) exposed: usize,
+    /// About how many bytes all of this takes.
+    pub(crate) bytes: usize,
 }
 
 /// What the whole build knows while it lowers a stage.
@@ -68,28 +80,30 @@ impl StageState {
         }
         let mut configured = HashMap::new();
         environment.iter().enumerate().for_each(|(place, pair)| note(&mut configured, pair, place));
-        let mut state = Self { configured, ..Self::empty(image) };
-        state.read_config();
-        if !state.image.config.working_dir.is_empty() {
-            let directory = state.image.config.working_dir.clone();
-            state.image.config.working_dir = String::new();
-            state.image.config.working_dir = working_directory("/", &directory);
+        if !config.working_dir.is_empty() {
+            config.working_dir = working_directory("/", &config.working_dir);
         }
+        let bytes = TEXT_COPIES * image.to_bytes().len();
+        let mut state = Self { configured: Arc::new(configured), bytes, ..Self::empty(image) };
+        state.read_config();
         state
     }
 
     /// A stage that knows nothing of its config.
     fn empty(image: ImageConfig) -> Self {
         Self {
-            image,
-            history: Vec::new(),
+            image: Arc::new(image),
+            history: Arc::default(),
             environment: Environment::default(),
-            configured: HashMap::new(),
-            build_args: Vec::new(),
-            declared: HashSet::new(),
+            configured: Arc::default(),
+            as_configured: false,
+            build_args: Arc::default(),
+            declared: Arc::default(),
             vertex: None,
             has_cmd: false,
             lint: StageLint::default(),
+            exposed: 0,
+            bytes: INSTRUCTION_BYTES,
         }
     }
 
@@ -98,7 +112,10 @@ impl StageState {
         let mut state = base.clone();
         state.has_cmd = false;
         state.lint = base.lint.on_stage();
-        let triggers = state.image.config.on_build.take().unwrap_or_default();
+        let triggers = match &state.image.config.on_build {
+            Some(_) => Arc::make_mut(&mut state.image).config.on_build.take().unwrap_or_default(),
+            None => Vec::new(),
+        };
         // As in BuildKit, so that what an ARG had hidden is back, and of what is there twice the last one counts.
         state.read_config();
         (state, triggers)
@@ -106,11 +123,14 @@ impl StageState {
 
     /// Sets what the config sets.
     fn read_config(&mut self) {
-        let config = self.image.config.env.as_deref().unwrap_or_default();
-        // Mostly it is just that already.
-        if !self.environment.settings().pairs().into_iter().eq(config.iter().map(|pair| named(pair))) {
-            config.iter().map(|pair| named(pair)).for_each(|(name, value)| self.environment.set(name, value));
+        if self.as_configured {
+            return;
         }
+        let config = self.image.config.env.as_deref().unwrap_or_default();
+        config.iter().map(|pair| named(pair)).for_each(|(name, value)| self.environment.set(name, value));
+        self.bytes += config.len() * INSTRUCTION_BYTES;
+        // Neither are there others, nor any twice.
+        self.as_configured = self.configured.len() == config.len() && self.environment.len() == config.len();
     }
 
     /// How many ports the config names.
@@ -145,12 +165,16 @@ impl StageState {
 
     /// Sets a variable of the config's Env.
     fn set_env(&mut self, name: &str, value: &str) {
-        let environment = self.image.config.env.get_or_insert_default();
+        let environment = Arc::make_mut(&mut self.image).config.env.get_or_insert_default();
         let pair = format!("{name}={value}");
         match self.configured.get(name) {
-            Some(place) => environment[*place] = pair,
+            Some(place) => {
+                environment[*place] = pair;
+                self.as_configured = false;
+            }
             None => {
-                note(&mut self.configured, &pair, environment.len());
+                self.as_configured &= named(&pair).0 == name;
+                note(Arc::make_mut(&mut self.configured), &pair, environment.len());
                 environment.push(pair);
             }
         }
@@ -165,16 +189,28 @@ impl StageState {
             comment: HISTORY_COMMENT.to_owned(),
             empty_layer: layer.is_none(),
         };
-        self.history.push(PlannedHistory { entry, layer });
+        let copies = if layer.is_some() { 1 } else { TEXT_COPIES };
+        self.bytes += INSTRUCTION_BYTES + copies * entry.created_by.len();
+        Arc::make_mut(&mut self.history).push(PlannedHistory { entry, layer });
     }
 
     /// Does an instruction that changes the config alone. Returns `false` for RUN, COPY, ADD and WORKDIR.
     /// `kind` is expanded, but for ARG.
     pub(crate) fn apply(&mut self, kind: &Kind, scope: &Scope<'_>) -> Result<bool> {
-        let config = &mut self.image.config;
-        let text = match kind {
+        match kind {
             Kind::Run(_) | Kind::Copy(_) | Kind::Add(_) | Kind::Workdir(_) => return Ok(false),
+            Kind::Arg(items) => return self.declare(items, scope).map(|()| true),
+            _ => {}
+        }
+        let shell = self.shell();
+        let image = Arc::make_mut(&mut self.image);
+        let config = &mut image.config;
+        let text = match kind {
+            Kind::Run(_) | Kind::Copy(_) | Kind::Add(_) | Kind::Workdir(_) | Kind::Arg(_) => {
+                return Ok(false);
+            }
             Kind::Onbuild(trigger) => {
+                self.bytes += INSTRUCTION_BYTES + trigger.expression.len();
                 config.on_build.get_or_insert_default().push(trigger.expression.clone());
                 return Ok(true);
             }
@@ -185,14 +221,13 @@ impl StageState {
                 }
                 history::env(pairs)
             }
-            Kind::Arg(items) => return self.declare(items, scope).map(|()| true),
             Kind::Label(pairs) => {
                 let labels = config.labels.get_or_insert_default();
                 labels.extend(pairs.iter().map(|pair| (pair.key.text.clone(), pair.value.text.clone())));
                 history::label(pairs)
             }
             Kind::Maintainer(name) => {
-                self.image.author = Some(name.text.clone());
+                image.author = Some(name.text.clone());
                 history::maintainer(&name.text)
             }
             Kind::User(user) => {
@@ -200,17 +235,17 @@ impl StageState {
                 history::user(&user.text)
             }
             Kind::Cmd(command) => {
-                let arguments = command.arguments(&self.shell());
-                self.image.config.cmd = Some(arguments.clone());
-                self.image.config.args_escaped = true;
+                let arguments = command.arguments(&shell);
+                config.cmd = Some(arguments.clone());
+                config.args_escaped = true;
                 self.has_cmd = true;
                 history::cmd(&arguments)
             }
             Kind::Entrypoint(command) => {
-                let arguments = command.arguments(&self.shell());
-                self.image.config.entrypoint = Some(arguments.clone());
+                let arguments = command.arguments(&shell);
+                config.entrypoint = Some(arguments.clone());
                 if !self.has_cmd {
-                    self.image.config.cmd = None;
+                    config.cmd = None;
                 }
                 history::entrypoint(&arguments)
             }
@@ -236,6 +271,7 @@ impl StageState {
                 let ports = exposed(words)?;
                 let known = config.exposed_ports.get_or_insert_default();
                 known.extend(ports.iter().map(|port| (port.clone(), Empty {})));
+                self.exposed += ports.len();
                 history::expose(&ports)
             }
             Kind::Healthcheck(check) => {
@@ -259,9 +295,10 @@ impl StageState {
             };
             if let Some(value) = value.as_ref().filter(|_| !NON_ENVIRONMENT_ARGS.contains(&name.as_str())) {
                 self.environment.set(name, value);
+                self.as_configured = false;
             }
-            self.build_args.push((name.clone(), value.clone()));
-            self.declared.insert(name.clone());
+            Arc::make_mut(&mut self.build_args).push((name.clone(), value.clone()));
+            Arc::make_mut(&mut self.declared).insert(name.clone());
             declared.push((name.clone(), value));
         }
         self.commit(history::arg(&declared), None, scope.epoch);
@@ -343,13 +380,14 @@ pub fn apply_changes(platform: &Platform, changes: &[String]) -> Result<ImageCon
         })?;
         let kind = instruction.kind.expand(&expander, &state.environment)?.kind;
         if let Kind::Workdir(path) = &kind {
-            state.image.config.working_dir = working_directory(state.directory(), &path.text);
+            let path = working_directory(state.directory(), &path.text);
+            Arc::make_mut(&mut state.image).config.working_dir = path;
         } else if matches!(kind, Kind::Arg(_)) || !state.apply(&kind, &scope)? {
             let reason = format!("{} changes more than an image's config", kind.name());
             return Err(Error::Change { change: change.clone(), reason });
         }
     }
-    Ok(state.image)
+    Ok(Arc::unwrap_or_clone(state.image))
 }
 
 #[cfg(test)]
@@ -363,6 +401,46 @@ mod tests {
         let config = apply_changes(&Platform::host(), &changes)?.to_bytes();
         let config: serde_json::Value = serde_json::from_slice(&config).expect("JSON");
         Ok(config["config"].clone())
+    }
+
+    /// A stage on another one shares all that it does not change.
+    #[test]
+    fn stages_share_what_they_inherit() {
+        let (global_args, build_args) = (Environment::default(), BTreeMap::new());
+        let expander = Expander::new('\\');
+        let scope = Scope { expander, global_args: &global_args, build_args: &build_args, epoch: None };
+        let apply = |state: &mut StageState, text: &str| {
+            let kind = kiln_dockerfile::parse_change(text).expect("an instruction").kind;
+            assert!(state.apply(&kind, &scope).expect("applied"), "{text}");
+        };
+        let shares = |one: &StageState, other: &StageState| {
+            (
+                Arc::ptr_eq(&one.image, &other.image),
+                Arc::ptr_eq(&one.history, &other.history),
+                Arc::ptr_eq(&one.configured, &other.configured),
+                one.environment.settings().is(&other.environment.settings()),
+            )
+        };
+        let mut base = StageState::new(ImageConfig::scratch(&Platform::host()));
+        for number in 0..10 {
+            apply(&mut base, &format!("ENV a{number}=x"));
+            apply(&mut base, &format!("LABEL a{number}=x"));
+        }
+        let bytes = base.bytes;
+        assert!(bytes > 20 * INSTRUCTION_BYTES, "{bytes}");
+        let (mut state, triggers) = StageState::on_stage(&base);
+        assert!(triggers.is_empty());
+        assert_eq!((shares(&base, &state), state.bytes), ((true, true, true, true), bytes));
+        apply(&mut state, "USER x");
+        assert_eq!(shares(&base, &state), (false, false, true, true));
+        assert_eq!((base.image.config.user.as_str(), base.history.len(), state.history.len()), ("", 20, 21));
+        // What was set again stands elsewhere than in the config: the next stage has the config's order.
+        apply(&mut base, "ENV a3=y");
+        let (state, _) = StageState::on_stage(&base);
+        assert!(!shares(&base, &state).3);
+        let last = state.environment.settings();
+        assert_eq!(last.pairs().last(), Some(&("a9", "x")));
+        assert!(last.pairs().contains(&("a3", "y")));
     }
 
     /// Those that Docker takes, and SHELL.

@@ -108,5 +108,5 @@ pub use parse::{
 };
 pub use remote_source::{GitSource, SourceKind, context_kind, source_kind};
 pub use source::{Span, Word};
-pub use stage::CopySource;
+pub use stage::{CopySource, StageNames};
 pub use value::{format_duration, parse_duration, parse_port, parse_signal, parse_size};

@@ -1,7 +1,9 @@
 //! Stages by name and number, as FROM, COPY and --target find them.
 
+use std::collections::HashMap;
+
 use crate::error::Error;
-use crate::instruction::{Dockerfile, Stage};
+use crate::instruction::Dockerfile;
 use crate::suggest;
 
 /// Where COPY --from or a mount's `from=` points.
@@ -14,17 +16,35 @@ pub enum CopySource {
     Image(String),
 }
 
-impl Dockerfile {
+/// The stages of a Dockerfile by their names, however many there are.
+#[derive(Debug)]
+pub struct StageNames<'d> {
+    /// The indexes of those that have a name, in order.
+    named: HashMap<&'d str, Vec<usize>>,
+    stages: usize,
+}
+
+impl<'d> StageNames<'d> {
+    /// Those of `dockerfile`.
+    #[must_use]
+    pub fn of(dockerfile: &'d Dockerfile) -> Self {
+        let mut named: HashMap<&str, Vec<usize>> = HashMap::new();
+        for stage in &dockerfile.stages {
+            if let Some(name) = &stage.name {
+                named.entry(&name.text).or_default().push(stage.index);
+            }
+        }
+        Self { named, stages: dockerfile.stages.len() }
+    }
+
     /// The earlier stage that a FROM builds on, given its expanded base; `None` if it is an image.
     /// The nearest of equal names counts; names are compared with regard to case, and stages'
     /// are lower case.
     #[must_use]
     pub fn base_stage(&self, stage: usize, base: &str) -> Option<usize> {
-        let earlier = self.stages.iter().take(stage).rev();
-        earlier
-            .filter(|other| other.name.as_ref().is_some_and(|name| name.text == base))
-            .map(|other| other.index)
-            .next()
+        let named = self.named.get(base)?;
+        let earlier = named.partition_point(|index| *index < stage);
+        named[..earlier].last().copied()
     }
 
     /// What `COPY --from=<reference>` reads: a number is a stage's index, a name without regard to
@@ -34,7 +54,7 @@ impl Dockerfile {
     /// [`Error::Stage`] for a number without a stage.
     pub fn copy_source(&self, reference: &str) -> Result<CopySource, Error> {
         match reference.parse::<i64>() {
-            Ok(number) => match usize::try_from(number).ok().filter(|index| *index < self.stages.len()) {
+            Ok(number) => match usize::try_from(number).ok().filter(|index| *index < self.stages) {
                 Some(index) => Ok(CopySource::Stage(index)),
                 None => Err(Error::Stage { message: format!("invalid stage index {reference}") }),
             },
@@ -42,7 +62,7 @@ impl Dockerfile {
         }
     }
 
-    /// What a mount's `from=<reference>` reads: as [`Dockerfile::copy_source`], but numbers are
+    /// What a mount's `from=<reference>` reads: as [`StageNames::copy_source`], but numbers are
     /// references too.
     #[must_use]
     pub fn mount_source(&self, reference: &str) -> CopySource {
@@ -55,11 +75,11 @@ impl Dockerfile {
     /// The last stage of this name, without regard to case.
     #[must_use]
     pub fn stage_named(&self, name: &str) -> Option<usize> {
-        let lower = name.to_lowercase();
-        let named = |stage: &&Stage| stage.name.as_ref().is_some_and(|name| name.text == lower);
-        self.stages.iter().rev().find(named).map(|stage| stage.index)
+        self.named.get(name.to_lowercase().as_str())?.last().copied()
     }
+}
 
+impl Dockerfile {
     /// The stage that `--target` wants: by name, else by number; the last one without `--target`.
     ///
     /// # Errors
@@ -70,7 +90,7 @@ impl Dockerfile {
             return self.stages.len().checked_sub(1).ok_or_else(none);
         };
         let number = || target.parse::<usize>().ok().filter(|index| *index < self.stages.len());
-        self.stage_named(target).or_else(number).ok_or_else(|| {
+        StageNames::of(self).stage_named(target).or_else(number).ok_or_else(|| {
             let names = self.stages.iter().filter_map(|stage| Some(stage.name.as_ref()?.text.as_str()));
             let hint = suggest::hint(target, names).map(|hint| format!(" ({hint})")).unwrap_or_default();
             Error::Stage { message: format!("target stage {target:?} could not be found{hint}") }

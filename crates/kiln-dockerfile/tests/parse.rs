@@ -3,7 +3,7 @@
 
 use kiln_dockerfile::{
     CommandLine, CopySource, Diagnostic, GitSource, Healthcheck, Kind, Network, PairForm, Parsed, Security,
-    Severity, SourceKind, context_kind, parse, parse_trigger, render, source_kind,
+    Severity, SourceKind, StageNames, context_kind, parse, parse_trigger, render, source_kind,
 };
 
 fn good(text: &str) -> Parsed {
@@ -507,15 +507,16 @@ fn sources_of_add() {
 #[test]
 fn stages_by_name_and_number() {
     let file = good("FROM a AS one\nFROM one\nFROM b AS one\nFROM one AS Two\n").dockerfile;
-    assert_eq!(file.base_stage(1, "one"), Some(0));
-    assert_eq!(file.base_stage(3, "one"), Some(2));
-    assert_eq!(file.base_stage(0, "one"), None);
-    assert_eq!(file.base_stage(3, "ONE"), None);
-    assert_eq!(file.copy_source("ONE"), Ok(CopySource::Stage(2)));
-    assert_eq!(file.copy_source("1"), Ok(CopySource::Stage(1)));
-    assert_eq!(file.copy_source("alpine"), Ok(CopySource::Image("alpine".to_owned())));
-    assert_eq!(file.copy_source("9").expect_err("no such stage").to_string(), "invalid stage index 9");
-    assert_eq!(file.mount_source("1"), CopySource::Image("1".to_owned()));
+    let names = StageNames::of(&file);
+    assert_eq!(names.base_stage(1, "one"), Some(0));
+    assert_eq!(names.base_stage(3, "one"), Some(2));
+    assert_eq!(names.base_stage(0, "one"), None);
+    assert_eq!(names.base_stage(3, "ONE"), None);
+    assert_eq!(names.copy_source("ONE"), Ok(CopySource::Stage(2)));
+    assert_eq!(names.copy_source("1"), Ok(CopySource::Stage(1)));
+    assert_eq!(names.copy_source("alpine"), Ok(CopySource::Image("alpine".to_owned())));
+    assert_eq!(names.copy_source("9").expect_err("no such stage").to_string(), "invalid stage index 9");
+    assert_eq!(names.mount_source("1"), CopySource::Image("1".to_owned()));
     assert_eq!(file.target_stage(None), Ok(3));
     assert_eq!(file.target_stage(Some("two")), Ok(3));
     assert_eq!(file.target_stage(Some("1")), Ok(1));

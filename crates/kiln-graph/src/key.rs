@@ -1,12 +1,13 @@
 //! Operations, inputs, preimages and keys: section 6 of docs/formats.md.
 
 use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::{self, Write as _};
+use std::ops::Range;
 
 use kiln_oci::{Digest, Hasher};
 
 use crate::Value;
-use crate::value::Members;
+use crate::value::write_text;
 
 const OPERATION_MAGIC: &[u8] = b"kiln-operation-1\n";
 const KEY_MAGIC: &[u8] = b"kiln-key-1\n";
@@ -92,7 +93,26 @@ impl Operation {
 
     /// The canonical text, which is what is stored.
     pub fn to_text(&self) -> String {
-        Members(&self.members).to_string()
+        self.text_and_place("").0
+    }
+
+    /// The canonical text, and where in it the value of a member stands, if there is that member.
+    pub fn text_and_place(&self, member: &str) -> (String, Option<Range<usize>>) {
+        let mut text = String::new();
+        let mut place = None;
+        for (name, value) in &self.members {
+            text.push(if text.is_empty() { '{' } else { ',' });
+            // Writing to a string does not fail.
+            let _ = write_text(&mut text, name);
+            text.push(':');
+            let start = text.len();
+            let _ = write!(text, "{value}");
+            if name == member {
+                place = Some(start..text.len());
+            }
+        }
+        text.push('}');
+        (text, place)
     }
 
     /// SHA-256 over the magic and the canonical text.
@@ -254,6 +274,9 @@ mod tests {
             preimage.key().to_string(),
             "sha256:bb349795d38a706af3005abc47f44639a9cff8ef17cb738960e9f1b3f1322433"
         );
+        let (text, place) = preimage.operation.text_and_place("environment");
+        assert_eq!(&text[place.unwrap()], r#"["PATH=/bin"]"#);
+        assert_eq!((text, None), preimage.operation.text_and_place("none"));
         let scratch = Preimage { operation: Operation::new("scratch", 1, "linux/arm64/v8"), inputs: vec![] };
         assert_eq!(
             scratch.key().to_string(),

@@ -20,8 +20,8 @@ pub trait Records: Sync {
     fn lookup(&self, key: &Key) -> Result<Option<Record<Self::Result>>, Self::Error>;
 
     /// Preimages of records that may explain why this one's key missed: those whose operation has the same name, the
-    /// newest first. Idempotent; may leave out the old ones when there are many, but rather those
-    /// that share neither the operation's digest nor an input's digest.
+    /// newest first. Idempotent; may leave out the old ones when there are many, and those that share neither the
+    /// operation nor all inputs, which explain nothing.
     fn candidates(&self, preimage: &Preimage) -> Result<Vec<Preimage>, Self::Error>;
 
     /// Claims a key, without waiting. Atomic: at any time at most one guard for a key exists in all processes.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
+use std::sync::Arc;
 
 /// A JSON value that has exactly one text: members sorted bytewise, no white space, no fractions.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -14,8 +15,8 @@ pub enum Value {
     Integer(i64),
     /// A string
     Text(String),
-    /// An array
-    List(Vec<Value>),
+    /// An array; clones share it, since many operations have the same long one.
+    List(Arc<[Value]>),
     /// An object; the map keeps its members sorted.
     Object(BTreeMap<String, Value>),
 }
@@ -87,7 +88,7 @@ impl fmt::Display for Members<'_> {
 }
 
 /// Escapes what RFC 8259 section 7 demands and nothing else, with the short form where there is one.
-fn write_text(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+pub(crate) fn write_text(f: &mut impl fmt::Write, text: &str) -> fmt::Result {
     let is_escaped = |byte: &u8| matches!(byte, b'"' | b'\\' | ..b' ');
     f.write_char('"')?;
     let mut rest = text;

@@ -174,6 +174,7 @@ fn narrowed(before: Option<&Value>, after: Option<&Value>) -> (String, String) {
     match (before, after) {
         (Some(Value::List(before)), Some(Value::List(after))) => {
             let lacks = |list: &[Value], other: &[Value]| {
+                let other: BTreeSet<_> = other.iter().collect();
                 Value::List(list.iter().filter(|item| !other.contains(item)).cloned().collect())
             };
             let (removed, added) = (lacks(before, after), lacks(after, before));
@@ -228,6 +229,20 @@ mod tests {
     fn check(missed: &Preimage, candidates: &[Preimage], expect: &[&str]) {
         let texts: Vec<_> = reasons(missed, candidates).iter().map(ToString::to_string).collect();
         assert_eq!(texts, expect);
+    }
+
+    #[test]
+    fn long_lists_are_compared_at_once() {
+        let start = std::time::Instant::now();
+        let variables = |last: &str| -> Vec<String> {
+            (0..40_000).map(|number| format!("a_variable_{number}=x")).chain([last.to_owned()]).collect()
+        };
+        let preimage = |last: &str| {
+            let variables = variables(last);
+            run("make", &variables.iter().map(String::as_str).collect::<Vec<_>>(), &[("root", "", 1)])
+        };
+        check(&preimage("A=2"), &[preimage("A=1")], &["environment changed from \"A=1\" to \"A=2\""]);
+        assert!(start.elapsed() < std::time::Duration::from_secs(15), "{:?}", start.elapsed());
     }
 
     #[test]

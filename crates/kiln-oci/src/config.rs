@@ -268,6 +268,15 @@ impl ImageConfig {
         Ok(())
     }
 
+    /// Fails if it will have more than is read, with texts of `coming` bytes in history entries to come.
+    pub fn check_size(&self, coming: usize) -> Result<(), crate::DocumentError> {
+        let size = (self.to_bytes().len() + coming) as u64;
+        if size > crate::manifest::MAX_DOCUMENT_SIZE {
+            return Err(DocumentError::TooLarge { document: DOCUMENT, size });
+        }
+        Ok(())
+    }
+
     /// What there is how often, and how often it may be.
     fn counts(&self, coming: usize) -> [(&'static str, usize, usize); 10] {
         let list = |list: &Option<Vec<String>>| list.as_ref().map_or(0, Vec::len);

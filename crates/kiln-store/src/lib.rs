@@ -51,7 +51,7 @@ pub use late_lease::LateLease;
 pub use layers::{LayerBlob, LayerInfo, NewBlob, NewLayer};
 pub use lease::{Lease, Leased, Spent};
 pub use mount_points::GivenFiles;
-pub use records::{CacheRecord, CachedResult, Claim, FirstMade, RecordInput};
+pub use records::{CacheRecord, CachedResult, Claim, FirstMade, NearRecord, RecordInput};
 pub use roots::{Lowers, RootPart};
 pub use snapshots::{PreparedRoot, RootForm, RootWay, SnapshotPaths};
 pub use stack::StackContents;

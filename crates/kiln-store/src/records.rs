@@ -1,8 +1,9 @@
 //! The build cache: records by key, with their whole preimages, and claims between processes.
 
+use std::ops::Range;
 use std::time::Duration;
 
-use kiln_oci::{ChainId, DiffId, Digest};
+use kiln_oci::{ChainId, DiffId, Digest, Hasher};
 use kiln_sys::lock::{Lock, Sharing, holders};
 use rusqlite::{Connection, params};
 
@@ -16,6 +17,14 @@ use crate::waiting::Working;
 const MOST_RECORDS: i64 = 20_000;
 /// A use of a record is noted unless one of the last day was: looking an unchanged build up writes next to nothing.
 pub(crate) const NOTED_AGAIN: i64 = 24 * 3600 * 1_000_000_000;
+
+/// So long must a part of an operation's text be to be stored apart from it.
+const LEAST_SHARED: usize = 1024;
+/// The name, in their table, of texts that are parts of operations; none has it.
+const SHARED_NAME: &str = "";
+/// What an operation's text begins with where a part of it is stored apart; JSON does not.
+const SHARED_MARK: u8 = 0;
+const SHARED_MAGIC: &[u8] = b"kiln-shared-1\n";
 
 /// One input of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,9 +48,11 @@ pub struct CacheRecord {
     pub operation_name: String,
     /// The operation's canonical JSON.
     pub operation_json: Vec<u8>,
+    /// A part of it that other operations may have, too, such as the environment: one that is long is stored once for all.
+    pub shared: Option<Range<usize>>,
     /// The inputs in order.
     pub inputs: Vec<RecordInput>,
-    /// What the step was done to; not kept, and scratch in records that were read.
+    /// What the step was done to.
     pub parent: ChainId,
     /// What it gave: `parent` itself, or with `layer` on top.
     pub result: ChainId,
@@ -55,6 +66,17 @@ pub struct CacheRecord {
     pub created: i64,
     /// The step as it was shown.
     pub name: String,
+}
+
+/// What of a record a miss is compared with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NearRecord {
+    /// Digest of the operation, whose text [`Store::operation`] gives.
+    pub operation: Digest,
+    /// The inputs in order.
+    pub inputs: Vec<RecordInput>,
+    /// The layer that was made; `None` if the step made none.
+    pub layer: Option<DiffId>,
 }
 
 /// When a layer was first made that a step made again.
@@ -116,11 +138,7 @@ impl Store {
     /// find the record, then make the same image.
     pub fn record(&self, record: &CacheRecord, made: FirstMade) -> Result<i64> {
         self.database.write(Durability::Relaxed, |t| {
-            execute(
-                t,
-                "INSERT INTO operations VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
-                params![record.operation.as_bytes(), record.operation_name, record.operation_json],
-            )?;
+            write_operation(t, record)?;
             let created = all(
                 t,
                 "INSERT INTO records VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT (key) DO UPDATE SET \
@@ -168,14 +186,17 @@ impl Store {
         operation: &Digest,
         operation_name: &str,
         limit: u32,
-    ) -> Result<Vec<CacheRecord>> {
-        const COLUMNS: &str = "r.key, r.operation, o.name, o.json, r.result, r.wall_time, r.bytes, r.created, \
-                               r.name, r.layer, r.last_used";
+    ) -> Result<Vec<NearRecord>> {
+        const COLUMNS: &str = "r.key, r.operation, r.layer, r.last_used";
         let connection = self.database.lock();
-        let read = |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(10)?, read_record(row)?));
+        let read = |row: &rusqlite::Row<'_>| {
+            let layer: Option<[u8; 32]> = row.get(2)?;
+            let layer = layer.map(Digest::from_bytes).map(DiffId);
+            let record = NearRecord { operation: digest(row, 1)?, inputs: Vec::new(), layer };
+            Ok((row.get::<_, i64>(3)?, digest(row, 0)?, record))
+        };
         let same = format!(
-            "SELECT {COLUMNS} FROM records r JOIN operations o ON o.digest = r.operation \
-             WHERE r.operation = ?1 ORDER BY r.last_used DESC LIMIT ?2"
+            "SELECT {COLUMNS} FROM records r WHERE r.operation = ?1 ORDER BY r.last_used DESC LIMIT ?2"
         );
         let mut found = all(&connection, &same, params![operation.as_bytes(), limit], read)?;
         // CROSS JOIN makes SQLite go through the records from the newest on, and stop when there are enough.
@@ -185,17 +206,25 @@ impl Store {
         );
         let parameters = params![operation_name, limit, operation.as_bytes()];
         found.extend(all(&connection, &named, parameters, read)?);
-        found.sort_by_key(|(used, _)| std::cmp::Reverse(*used));
-        let mut records: Vec<CacheRecord> = found.into_iter().map(|(_, record)| record).collect();
-        for record in &mut records {
-            record.inputs = all(
+        found.sort_by_key(|(used, ..)| std::cmp::Reverse(*used));
+        let inputs = |key: &Digest| {
+            all(
                 &connection,
                 "SELECT name, selector, digest FROM record_inputs WHERE key = ?1 ORDER BY position",
-                [record.key.as_bytes()],
+                [key.as_bytes()],
                 |row| Ok(RecordInput { name: row.get(0)?, selector: row.get(1)?, digest: digest(row, 2)? }),
-            )?;
-        }
-        Ok(records)
+            )
+        };
+        let filled = |(_, key, record): (i64, Digest, NearRecord)| -> Result<NearRecord> {
+            Ok(NearRecord { inputs: inputs(&key)?, ..record })
+        };
+        found.into_iter().map(filled).collect()
+    }
+
+    /// An operation's canonical JSON, if it is known whole.
+    pub fn operation(&self, operation: &Digest) -> Result<Option<Vec<u8>>> {
+        let connection = self.database.lock();
+        read_operation(&connection, operation)
     }
 
     /// Claims a key for this process, or `None` while another one works on it.
@@ -239,30 +268,67 @@ pub(crate) fn trim(t: &Connection) -> Result<()> {
         "DELETE FROM records WHERE key IN (SELECT key FROM records ORDER BY last_used DESC LIMIT -1 OFFSET ?1)",
         [MOST_RECORDS - MOST_RECORDS / 10],
     )?;
-    execute(t, "DELETE FROM operations WHERE digest NOT IN (SELECT operation FROM records)", [])?;
+    forget_operations(t)
+}
+
+/// Forgets the operations that no record has, and the parts that no operation has.
+fn forget_operations(t: &Connection) -> Result<()> {
+    execute(
+        t,
+        "DELETE FROM operations WHERE name <> ?1 AND digest NOT IN (SELECT operation FROM records)",
+        [SHARED_NAME],
+    )?;
+    execute(
+        t,
+        "DELETE FROM operations WHERE name = ?1 AND digest NOT IN \
+         (SELECT substr(json, 6) FROM \
+         (SELECT substr(json, 1, 37) AS json FROM operations WHERE name <> ?1 AND substr(json, 1, 1) = x'00'))",
+        [SHARED_NAME],
+    )?;
     Ok(())
 }
 
-fn read_record(row: &rusqlite::Row<'_>) -> rusqlite::Result<CacheRecord> {
-    let result = digest(row, 4)?;
-    let wall_time: i64 = row.get(5)?;
-    let bytes: i64 = row.get(6)?;
-    let layer: Option<[u8; 32]> = row.get(9)?;
-    Ok(CacheRecord {
-        key: digest(row, 0)?,
-        operation: digest(row, 1)?,
-        operation_name: row.get(2)?,
-        operation_json: row.get(3)?,
-        inputs: Vec::new(),
-        parent: ChainId::SCRATCH,
-        result: ChainId(result),
-        layer: layer.map(|layer| DiffId(Digest::from_bytes(layer))),
-        wall_time: Duration::from_nanos(wall_time.unsigned_abs()),
-        bytes: bytes.unsigned_abs(),
-        created: row.get(7)?,
-        name: row.get(8)?,
-    })
+/// Writes an operation, unless it is there. Of a stage with many variables the steps have hundreds of kilobytes in common.
+fn write_operation(t: &Connection, record: &CacheRecord) -> Result<()> {
+    const INSERT: &str = "INSERT INTO operations VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING";
+    let text = &record.operation_json;
+    let shared = record.shared.clone().and_then(|range| Some((range.start, text.get(range)?)));
+    let stored = match shared.filter(|(_, part)| part.len() >= LEAST_SHARED) {
+        None => text.clone(),
+        Some((start, part)) => {
+            let digest = shared_digest(part);
+            execute(t, INSERT, params![digest.as_bytes(), SHARED_NAME, part])?;
+            let place = u32::try_from(start).unwrap_or(u32::MAX).to_le_bytes();
+            let (before, after) = (&text[..start], &text[start + part.len()..]);
+            [&[SHARED_MARK], &place[..], digest.as_bytes(), before, after].concat()
+        }
+    };
+    execute(t, INSERT, params![record.operation.as_bytes(), record.operation_name, stored])?;
+    Ok(())
 }
+
+fn read_operation(connection: &Connection, operation: &Digest) -> Result<Option<Vec<u8>>> {
+    let text = |digest: &[u8]| -> Result<Option<Vec<u8>>> {
+        let rows =
+            all(connection, "SELECT json FROM operations WHERE digest = ?1", [digest], |row| row.get(0))?;
+        Ok(rows.into_iter().next())
+    };
+    let Some(stored) = text(operation.as_bytes())? else { return Ok(None) };
+    let Some((&SHARED_MARK, rest)) = stored.split_first() else { return Ok(Some(stored)) };
+    let Some((place, rest)) = rest.split_first_chunk::<4>() else { return Ok(None) };
+    let Some((digest, rest)) = rest.split_first_chunk::<32>() else { return Ok(None) };
+    let place = u32::from_le_bytes(*place) as usize;
+    let Some((before, after)) = rest.split_at_checked(place) else { return Ok(None) };
+    Ok(text(digest)?.map(|part| [before, &part, after].concat()))
+}
+
+fn shared_digest(part: &[u8]) -> Digest {
+    let mut hasher = Hasher::new();
+    hasher.update(SHARED_MAGIC);
+    hasher.update(part);
+    hasher.finish()
+}
+
 /// A record as it is, taken to be there, and when it was last used.
 pub(crate) fn find_record(connection: &Connection, key: &Digest) -> Result<Option<(CachedResult, i64)>> {
     let rows = all(
@@ -282,4 +348,87 @@ pub(crate) fn find_record(connection: &Connection, key: &Digest) -> Result<Optio
         },
     )?;
     Ok(rows.into_iter().next())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::database::Database;
+
+    /// An operation whose member in the middle is long.
+    fn operation(name: &str, shared: &str) -> CacheRecord {
+        let text = format!("{{\"a\":\"{name}\",\"b\":{shared},\"c\":1}}");
+        let start = text.find(shared).unwrap();
+        CacheRecord {
+            key: Digest::of(name.as_bytes()),
+            operation: Digest::of(text.as_bytes()),
+            operation_name: "run".to_owned(),
+            operation_json: text.into_bytes(),
+            shared: Some(start..start + shared.len()),
+            inputs: Vec::new(),
+            parent: ChainId::SCRATCH,
+            result: ChainId::SCRATCH,
+            layer: None,
+            wall_time: Duration::ZERO,
+            bytes: 0,
+            created: 0,
+            name: String::new(),
+        }
+    }
+
+    #[test]
+    fn long_parts_of_operations_are_stored_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let database = Database::open(&directory.path().join("kiln.db")).unwrap();
+        let (long, other) = (format!("[{}0]", "1,".repeat(10_000)), format!("[{}2]", "1,".repeat(10_000)));
+        let operations: Vec<_> = (0..100)
+            .map(|number| operation(&number.to_string(), &long))
+            .chain([operation("x", &other)])
+            .collect();
+        let short = operation("short", "[1]");
+        database
+            .write(Durability::Relaxed, |t| {
+                operations.iter().chain([&short]).try_for_each(|record| write_operation(t, record))
+            })
+            .unwrap();
+        let connection = database.lock();
+        for record in operations.iter().chain([&short]) {
+            let found = read_operation(&connection, &record.operation).unwrap();
+            assert_eq!(found.as_ref(), Some(&record.operation_json));
+        }
+        assert_eq!(read_operation(&connection, &Digest::of(b"none")).unwrap(), None);
+        let number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+        assert!(number("SELECT sum(length(json)) FROM operations") < 60_000);
+        // What no record has goes, and a part goes with the last operation that has it.
+        for kept in [&operations[3], &short] {
+            let record = "INSERT INTO records VALUES (?1, ?2, zeroblob(32), NULL, 0, 0, 0, 0, '')";
+            execute(&connection, record, params![kept.key.as_bytes(), kept.operation.as_bytes()]).unwrap();
+        }
+        forget_operations(&connection).unwrap();
+        assert_eq!(number("SELECT count(*) FROM operations"), 3);
+        let found = |record: &CacheRecord| read_operation(&connection, &record.operation).unwrap();
+        assert_eq!(found(&operations[3]).as_ref(), Some(&operations[3].operation_json));
+        assert_eq!((found(&operations[4]), found(&operations[100])), (None, None));
+        execute(&connection, "DELETE FROM records", []).unwrap();
+        forget_operations(&connection).unwrap();
+        assert_eq!(number("SELECT count(*) FROM operations"), 0);
+    }
+
+    #[test]
+    fn damaged_operations_are_not_known() {
+        let directory = tempfile::tempdir().unwrap();
+        let database = Database::open(&directory.path().join("kiln.db")).unwrap();
+        let connection = database.lock();
+        let whole = [&[SHARED_MARK], &9_u32.to_le_bytes()[..], &[7; 32], b"{}"].concat();
+        for length in 1..=whole.len() {
+            let digest = Digest::of(&whole[..length]);
+            execute(
+                &connection,
+                "INSERT INTO operations VALUES (?1, 'run', ?2)",
+                params![digest.as_bytes(), &whole[..length]],
+            )
+            .unwrap();
+            assert_eq!(read_operation(&connection, &digest).unwrap(), None);
+        }
+    }
 }

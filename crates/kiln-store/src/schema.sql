@@ -97,10 +97,11 @@ CREATE TABLE tags (
 ) WITHOUT ROWID;
 CREATE INDEX tags_image ON tags (image);
 
--- Operations of cache records: the first part of a key's preimage.
+-- Operations of cache records: the first part of a key's preimage. A long environment is a row of its own, whose name is
+-- empty (docs/formats.md, section 5).
 CREATE TABLE operations (
   digest BLOB PRIMARY KEY,
-  name   TEXT NOT NULL,               -- run, copy, ...
+  name   TEXT NOT NULL,               -- run, copy, ...; empty: a part of others
   json   BLOB NOT NULL
 ) WITHOUT ROWID;
 

@@ -99,7 +99,7 @@ impl Lowering<'_> {
             (None, MountType::Bind) => Ok(MountSource::Context),
             (None, _) => Ok(MountSource::Empty),
             (Some(from), _) => {
-                let source = self.dockerfile.mount_source(from);
+                let source = self.names.mount_source(from);
                 let vertex = self.source(stage, source, span)?;
                 inputs.push((format!("mount {}", mount.target), vertex));
                 Ok(MountSource::Input(inputs.len()))
