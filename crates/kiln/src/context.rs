@@ -23,6 +23,12 @@ use crate::session::{self, Files};
 /// How much is looked at to tell an archive from a Dockerfile.
 const PEEK: u64 = 64 << 10;
 const STANDARD_INPUT: &str = "-";
+/// The same in messages.
+const INPUT: &str = "standard input";
+/// Where that has no context.
+const HINT: &str = "name a directory, or pipe an archive or a Dockerfile into `kiln build -`";
+/// Where it has no Dockerfile.
+const DOCKERFILE_HINT: &str = "name a file with -f, or pipe a Dockerfile into it";
 /// All of a context is 0:0 in the image, and nobody's device.
 const OWNERSHIP: Ownership = Ownership::Modes;
 const NOWHERE: &str = "it is a symbolic link to nothing in its directory";
@@ -61,7 +67,7 @@ pub(crate) fn open(root: Option<&Path>, context: &Path, file: Option<&Path>) -> 
     let from_input = file.is_some_and(|file| file.as_os_str() == STANDARD_INPUT);
     if from_input && context.as_os_str() != STANDARD_INPUT && io::stdin().is_terminal() {
         let failure = Failure::new(Kind::Usage, "no Dockerfile to build from: standard input is a terminal");
-        return Err(failure.hint("name a file with -f, or pipe a Dockerfile into it").into());
+        return Err(failure.hint(DOCKERFILE_HINT).into());
     }
     let remote = context.to_str().map_or(SourceKind::Path, context_kind);
     if context.as_os_str() == STANDARD_INPUT {
@@ -71,9 +77,9 @@ pub(crate) fn open(root: Option<&Path>, context: &Path, file: Option<&Path>) -> 
         }
         if io::stdin().is_terminal() {
             let failure = Failure::new(Kind::Usage, "no context to build from: standard input is a terminal");
-            return Err(failure.hint("name a directory, or pipe an archive or a Dockerfile into it").into());
+            return Err(failure.hint(HINT).into());
         }
-        return unpack(root, io::stdin(), "standard input", file);
+        return unpack(root, io::stdin(), INPUT, file);
     }
     if matches!(remote, SourceKind::Path) || context.is_dir() {
         check_directory(context)?;
@@ -149,8 +155,9 @@ fn unpack(
     let mut first = Vec::new();
     (&mut stream).take(PEEK).read_to_end(&mut first).with_context(|| format!("cannot read {name}"))?;
     if first.is_empty() {
-        let message = format!("nothing came from {name}: expected an archive or a Dockerfile");
-        return Err(Failure::new(Kind::Input, message).into());
+        let message = format!("cannot build from {name}: it is empty: expected an archive or a Dockerfile");
+        let failure = Failure::new(Kind::Input, message);
+        return Err(if name == INPUT { failure.hint(HINT) } else { failure }.into());
     }
     let lease = session::open(root, Files::Untouched)?.lease("build context")?;
     let directory = lease.fresh_directory("context")?;
@@ -231,6 +238,9 @@ fn read(context: PathBuf, kind: ContextKind, place: Place, lease: Option<Lease>)
         Place::StandardInput => {
             let mut bytes = Vec::new();
             io::stdin().lock().take(MAX_SOURCE_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+            if bytes.is_empty() {
+                return Err(no_dockerfile("of standard input: it is empty").hint(DOCKERFILE_HINT).into());
+            }
             bytes
         }
         Place::Machine(path) => {
