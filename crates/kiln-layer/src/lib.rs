@@ -38,5 +38,5 @@ pub use index::LayerIndex;
 pub use metadata::{Kind, Metadata};
 pub use unpack::{Ownership, Unpack, Whiteouts};
 pub use view::RootView;
-pub use walk::{Limits, Options, Walk, walk};
+pub use walk::{Limits, Options, Size, Walk, walk};
 pub use writer::{LayerWriter, Outputs, Source, Written};

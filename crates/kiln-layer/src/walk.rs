@@ -47,6 +47,17 @@ pub struct Options<'a> {
     pub limits: Limits,
     /// Where its files go, if they are wanted now.
     pub unpack: Option<Unpack<'a>>,
+    /// The largest layer whose files are wanted. They wait in memory until the walk knows; of a larger one none is written.
+    pub largest_unpacked: Option<Size>,
+}
+
+/// A size of layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Bytes of its files, with their holes.
+    pub bytes: u64,
+    /// Entries.
+    pub entries: u32,
 }
 
 /// What a walk found.
@@ -64,6 +75,8 @@ pub struct Walk {
     pub tar_size: u64,
     /// The index; its bytes are what is stored.
     pub index: LayerIndex,
+    /// Whether its files were written.
+    pub is_unpacked: bool,
 }
 
 /// As many symbolic links as the kernel follows in one path.
@@ -83,20 +96,24 @@ pub fn walk<R: Read + Send>(reader: R, options: &Options<'_>) -> Result<Walk> {
     let (chunk_sender, chunks) = mpsc::sync_channel(stream::DEPTH);
     let (streamed, unpacked, parsed) = thread::scope(|scope| {
         let streaming = scope.spawn(move || stream::run(reader, limits.bytes, &chunk_sender));
-        let (operation_sender, unpacking) = match &options.unpack {
+        let (writing, unpacking) = match &options.unpack {
             Some(unpack) => {
                 let (sender, operations) = mpsc::sync_channel(stream::DEPTH);
-                (Some(sender), Some(scope.spawn(move || write(unpack, &operations))))
+                let writing = match options.largest_unpacked {
+                    Some(largest) => Writing::Waiting { sender, largest, batches: Vec::new() },
+                    None => Writing::Now(sender),
+                };
+                (writing, Some(scope.spawn(move || write(unpack, &operations))))
             }
-            None => (None, None),
+            None => (Writing::Nothing, None),
         };
-        let parsed = Walker::new(ChunkReader::new(chunks), limits, operation_sender).run();
+        let parsed = Walker::new(ChunkReader::new(chunks), limits, writing).run();
         let streamed = streaming.join().unwrap_or(Err(Error::Worker));
         let unpacked = unpacking.map_or(Ok(()), |thread| thread.join().unwrap_or(Err(Error::Worker)));
         (streamed, unpacked, parsed)
     });
-    let (streamed, builder) = match (streamed, unpacked, parsed) {
-        (Ok(streamed), Ok(()), Ok(builder)) => (streamed, builder),
+    let (streamed, Parsed { builder, is_unpacked }) = match (streamed, unpacked, parsed) {
+        (Ok(streamed), Ok(()), Ok(parsed)) => (streamed, parsed),
         // A stage that stopped because its neighbour did is not the cause.
         (streamed, unpacked, parsed) => {
             let errors = [streamed.err(), unpacked.err(), parsed.err()];
@@ -109,7 +126,7 @@ pub fn walk<R: Read + Send>(reader: R, options: &Options<'_>) -> Result<Walk> {
     };
     let Streamed { blob, blob_size, compression, diff_id, size } = streamed;
     let index = builder.finish(&Totals { diff_id, tar_size: size, writer: 0 })?;
-    Ok(Walk { blob, blob_size, compression, diff_id, tar_size: size, index })
+    Ok(Walk { blob, blob_size, compression, diff_id, tar_size: size, index, is_unpacked })
 }
 
 /// What the parsing stage tells the writing stage.
@@ -122,6 +139,22 @@ enum Operation {
 /// Operations are handed over in batches: waking a thread costs more than most of them.
 const BATCH: usize = 128;
 const BATCH_BYTES: usize = 512 << 10;
+
+/// Whether what is parsed is handed on.
+enum Writing {
+    /// It is not.
+    Nothing,
+    /// At once.
+    Now(SyncSender<Vec<Operation>>),
+    /// At the end, if the layer is no larger than this.
+    Waiting { sender: SyncSender<Vec<Operation>>, largest: Size, batches: Vec<Vec<Operation>> },
+}
+
+/// What the parsing stage made.
+struct Parsed {
+    builder: Builder,
+    is_unpacked: bool,
+}
 
 fn write(unpack: &Unpack<'_>, operations: &Receiver<Vec<Operation>>) -> Result<()> {
     let mut unpacker = Unpacker::new(unpack)?;
@@ -142,7 +175,7 @@ struct Walker {
     archive: Archive<ChunkReader>,
     builder: Builder,
     limits: Limits,
-    operations: Option<SyncSender<Vec<Operation>>>,
+    writing: Writing,
     batch: Vec<Operation>,
     batch_bytes: usize,
     /// The symbolic links of this layer so far: entries whose path goes through one belong where it leads.
@@ -171,12 +204,12 @@ impl Followed {
 }
 
 impl Walker {
-    fn new(reader: ChunkReader, limits: Limits, operations: Option<SyncSender<Vec<Operation>>>) -> Self {
+    fn new(reader: ChunkReader, limits: Limits, writing: Writing) -> Self {
         Self {
             archive: Archive::new(reader),
             builder: Builder::new(),
             limits,
-            operations,
+            writing,
             batch: Vec::new(),
             batch_bytes: 0,
             links: BTreeMap::new(),
@@ -186,7 +219,7 @@ impl Walker {
         }
     }
 
-    fn run(mut self) -> Result<Builder> {
+    fn run(mut self) -> Result<Parsed> {
         let _span = kiln_trace::span("parse tar");
         let mut entry = archive::Entry::default();
         let mut cleaned = Vec::new();
@@ -200,7 +233,7 @@ impl Walker {
             }
             self.entry(&mut entry, &cleaned)?;
         }
-        self.flush()?;
+        let is_unpacked = self.hand_over_the_rest()?;
         if self.archive.has_stray_padding() {
             self.builder.set_stray_padding();
         }
@@ -209,7 +242,7 @@ impl Walker {
         loop {
             let length = reader.fill_buf().map_err(Error::Read)?.len();
             if length == 0 {
-                return Ok(self.builder);
+                return Ok(Parsed { builder: self.builder, is_unpacked });
             }
             reader.consume(length);
         }
@@ -266,7 +299,8 @@ impl Walker {
         })?;
         self.remember_links(kind, &path, &link);
         let keep = kind == Kind::Regular && self.builder.wants_fact(&path, entry.size);
-        if self.operations.is_some() {
+        self.give_up_if_too_large(if kind == Kind::Regular { entry.size } else { 0 });
+        if self.writes() {
             self.push(Operation::Entry(Placed {
                 path,
                 kind,
@@ -377,7 +411,7 @@ impl Walker {
                 Piece::Data(bytes) => {
                     content.update(bytes);
                     let length = bytes.len();
-                    if self.operations.is_some() {
+                    if self.writes() {
                         let (chunk, range) = self.archive.reader().share(length);
                         self.batch_bytes += length;
                         self.push(Operation::Data(chunk, range))?;
@@ -386,7 +420,7 @@ impl Walker {
                 }
                 Piece::Hole(length) => {
                     hash_zeros(&mut content, length);
-                    if self.operations.is_some() {
+                    if self.writes() {
                         self.push(Operation::Hole(length))?;
                     }
                 }
@@ -404,11 +438,49 @@ impl Walker {
 
     fn flush(&mut self) -> Result<()> {
         self.batch_bytes = 0;
-        let Some(sender) = &self.operations else { return Ok(()) };
         let batch = std::mem::replace(&mut self.batch, Vec::with_capacity(BATCH));
-        let _span = kiln_trace::span("wait for unpacking");
-        sender.send(batch).map_err(|_| Error::Worker)
+        match &mut self.writing {
+            Writing::Nothing => Ok(()),
+            Writing::Now(sender) => send(sender, batch),
+            Writing::Waiting { batches, .. } => {
+                batches.push(batch);
+                Ok(())
+            }
+        }
     }
+
+    fn writes(&self) -> bool {
+        !matches!(self.writing, Writing::Nothing)
+    }
+
+    /// Forgets what waits for a layer that turns out larger, with an entry of `more` bytes, than those that are unpacked.
+    fn give_up_if_too_large(&mut self, more: u64) {
+        if let Writing::Waiting { largest, .. } = &self.writing
+            && (self.builder.len() > largest.entries as usize
+                || self.content_bytes.saturating_add(more) > largest.bytes)
+        {
+            self.writing = Writing::Nothing;
+            self.batch.clear();
+        }
+    }
+
+    /// Whether the files are written.
+    fn hand_over_the_rest(&mut self) -> Result<bool> {
+        self.flush()?;
+        match std::mem::replace(&mut self.writing, Writing::Nothing) {
+            Writing::Nothing => Ok(false),
+            Writing::Now(_) => Ok(true),
+            Writing::Waiting { sender, batches, .. } => {
+                batches.into_iter().try_for_each(|batch| send(&sender, batch))?;
+                Ok(true)
+            }
+        }
+    }
+}
+
+fn send(sender: &SyncSender<Vec<Operation>>, batch: Vec<Operation>) -> Result<()> {
+    let _span = kiln_trace::span("wait for unpacking");
+    sender.send(batch).map_err(|_| Error::Worker)
 }
 
 /// Marks of AUFS itself (`.wh..wh.aufs`, `.wh..wh.plnk`), which mean nothing to anybody else.
@@ -427,9 +499,45 @@ pub(crate) fn hash_zeros(content: &mut Content, mut length: u64) {
 
 #[cfg(test)]
 mod tests {
+    use kiln_sys::root::Root;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::metadata::Metadata;
+    use crate::unpack::{Ownership, Whiteouts};
+    use crate::view::RootView;
+    use crate::writer::{LayerWriter, Outputs, Source};
+
+    /// Of a layer that turns out too large not even the files are there that came before that.
+    #[test]
+    fn only_small_layers_are_unpacked_where_that_is_wanted() {
+        let mut writer = LayerWriter::new();
+        // More than are handed over at once.
+        for number in 0..300_u32 {
+            let metadata = Metadata { size: 2, ..Metadata::new(Kind::Regular, 0o644) };
+            writer.add(format!("{number:03}").as_bytes(), metadata, Source::Bytes(b"x\n".to_vec())).unwrap();
+        }
+        let mut tar = Vec::new();
+        writer.finish(&RootView::default(), Outputs { tar: Some(&mut tar), unpack: None }).unwrap();
+        for (bytes, entries, expect) in
+            [(600, 300, 300), (599, 300, 0), (600, 299, 0), (0, 0, 0), (u64::MAX, u32::MAX, 300)]
+        {
+            let directory = tempfile::tempdir().unwrap();
+            let root = Root::open(directory.path()).unwrap();
+            let (whiteouts, ownership) = (Whiteouts::Refuse, Ownership::Ignore);
+            let options = Options {
+                unpack: Some(Unpack { root: &root, whiteouts, ownership, clamp: None }),
+                largest_unpacked: Some(Size { bytes, entries }),
+                ..Options::default()
+            };
+            let walk = walk(&tar[..], &options).unwrap();
+            assert_eq!(walk.is_unpacked, expect > 0, "{bytes} {entries}");
+            assert_eq!((walk.index.entry_count(), walk.index.content_size()), (300, 600));
+            let files = fs_err::read_dir(directory.path()).unwrap();
+            let whole = files.filter(|file| fs_err::read(file.as_ref().unwrap().path()).unwrap() == b"x\n");
+            assert_eq!(whole.count(), expect, "{bytes} {entries}");
+        }
+    }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(1024))]
@@ -449,7 +557,7 @@ mod tests {
             ),
         ) {
             let (_sender, chunks) = mpsc::sync_channel(1);
-            let mut walker = Walker::new(ChunkReader::new(chunks), Limits::default(), None);
+            let mut walker = Walker::new(ChunkReader::new(chunks), Limits::default(), Writing::Nothing);
             for (kind, path, target) in &entries {
                 let (directory, _) = split(path.as_bytes());
                 let look = |path: &[u8], _| Ok::<_, Error>(walker.links.get(path));

@@ -131,7 +131,7 @@ fn mutated_layers_and_indexes() {
             bytes.truncate(bytes.len() - 1024);
             bytes.extend_from_slice(&seeds[dice.below(seeds.len())]);
         }
-        let options = Options { limits: LIMITS, unpack: None };
+        let options = Options { limits: LIMITS, ..Options::default() };
         match dice.below(8) {
             0 => {
                 let mut stream = compressed(dice.pick(&[Compression::Gzip, Compression::Zstd]), &bytes);

@@ -53,7 +53,7 @@ fn compressed(compression: Compression, bytes: impl Read) -> Vec<u8> {
 }
 
 fn limited(bytes: &[u8], limits: Limits) -> Result<Walk> {
-    walk(bytes, &Options { limits, unpack: None })
+    walk(bytes, &Options { limits, ..Options::default() })
 }
 
 #[track_caller]

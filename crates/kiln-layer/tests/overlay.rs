@@ -359,7 +359,7 @@ fn bombs_are_bounded() {
     use std::io::Read;
     let limits = Limits { bytes: 1 << 20, entries: 100, ..Limits::default() };
     let refused = |name: &str, bytes: &[u8]| {
-        let error = walk(bytes, &Options { limits, unpack: None });
+        let error = walk(bytes, &Options { limits, ..Options::default() });
         assert!(error.is_err(), "{name} must be refused");
     };
     let mut zeros = Vec::new();
@@ -387,7 +387,7 @@ fn bombs_are_bounded() {
     std::io::Write::write_all(&mut encoder, &Tar::new().file("f", b"").end()).expect("compressed");
     encoder.finish().expect("compressed");
     let both = [trailing.as_slice(), trailing.as_slice()].concat();
-    walk(&both[..], &Options { limits, unpack: None }).expect("two members are one stream");
+    walk(&both[..], &Options { limits, ..Options::default() }).expect("two members are one stream");
     trailing.extend_from_slice(b"garbage");
     refused("trailing bytes", &trailing);
 }

@@ -38,6 +38,12 @@ pub enum ReferenceError {
     /// 64 hexadecimal digits, which Docker takes for an image ID.
     #[error("invalid repository name ({0}), cannot specify 64-byte hexadecimal strings")]
     LooksLikeId(String),
+    /// A repository called as an algorithm of digests: `sha256:...` would be an image's ID to some commands and a tag to
+    /// others, and whoever can give a name could take an ID's place.
+    #[error(
+        "invalid repository name ({0}): sha256: begins an image's ID; a name is pinned as NAME@sha256:..."
+    )]
+    LooksLikeDigest(String),
     /// The part after `@`.
     #[error("invalid reference format")]
     Digest(#[from] DigestError),
@@ -118,6 +124,9 @@ impl FromStr for Reference {
         }
         if !repository.split('/').all(is_component) {
             return Err(bad());
+        }
+        if registry == DEFAULT_REGISTRY && matches!(repository, "sha256" | "library/sha256") {
+            return Err(ReferenceError::LooksLikeDigest(text.chars().take(300).collect()));
         }
         let repository = if registry == DEFAULT_REGISTRY && !repository.contains('/') {
             format!("library/{repository}")
@@ -254,6 +263,14 @@ mod tests {
         ] {
             assert!(text.parse::<Reference>().is_err(), "{text:?}");
         }
+        for text in
+            ["sha256", "sha256:latest", "docker.io/sha256:a", "library/sha256", "docker.io/library/sha256:a"]
+        {
+            assert!(matches!(text.parse::<Reference>(), Err(ReferenceError::LooksLikeDigest(_))), "{text:?}");
+        }
+        assert!(
+            "localhost/sha256:a".parse::<Reference>().is_ok() && "me/sha256".parse::<Reference>().is_ok()
+        );
         assert_eq!(
             "a/".to_owned().repeat(200).trim_end_matches('/').parse::<Reference>(),
             Err(ReferenceError::TooLong)

@@ -202,8 +202,8 @@ impl<'a> Exchange<'a> {
                         match rustix::io::write(self.watcher.output, rest) {
                             Ok(written) => rest = &rest[written..],
                             Err(Errno::INTR) => {}
-                            // Nobody watches any more: the command may go on.
-                            Err(_) => break,
+                            Err(Errno::AGAIN) => self.wait_for_room(),
+                            Err(_) => return self.hang_up(),
                         }
                     }
                 }
@@ -212,6 +212,19 @@ impl<'a> Exchange<'a> {
                 _ => self.terminal = None,
             }
         }
+    }
+
+    /// Until the watcher, who may not wait for what cannot be written at once, takes more.
+    fn wait_for_room(&self) {
+        let _ = poll(&mut [PollFd::from_borrowed_fd(self.watcher.output, PollFlags::OUT)], None);
+    }
+
+    /// Nobody watches any more. As when a terminal's window is closed: the command is told, and what it writes or reads
+    /// there fails.
+    fn hang_up(&mut self) {
+        self.terminal = None;
+        self.keys = None;
+        let _ = self.signaller.signal(HUP);
     }
 
     fn pass_keys(&mut self) {

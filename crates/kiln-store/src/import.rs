@@ -5,19 +5,17 @@ use std::io::{self, Read, Seek as _, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 
-use kiln_layer::{Compression, Limits, Options};
-
-use kiln_oci::{ChainId, History, ImageConfig, ImageId, Reference};
-
+use kiln_layer::{Compression, Limits, Options, Walk};
+use kiln_oci::{ChainId, HashingWriter, History, ImageConfig, ImageId, Reference};
 use kiln_sys::root::Root;
 
 use crate::Store;
 use crate::archive_in::Unpacking;
 use crate::error::{Error, Result};
-use crate::layers::NewLayer;
+use crate::layers::{NewBlob, NewLayer};
 use crate::lease::Lease;
 use crate::store::Ownership;
-use crate::tar_mounts::is_small;
+use crate::tar_mounts::SMALL;
 
 impl Store {
     /// Imports a tar, in any compression, as the one layer of an image. `config` has the platform and what
@@ -82,8 +80,8 @@ impl Store {
     }
 
     /// A plain tar in a regular file is walked where it is and not stored a second time: its frames are kept in the
-    /// index, so that snapshot and index give it back byte for byte. `None` where that cannot be done, or where the tar
-    /// itself is mounted instead of being unpacked.
+    /// index, so that snapshot and index give it back byte for byte. Where that cannot be done, or where the tar itself is
+    /// mounted instead of being unpacked, what was found of it goes with a copy. `None` if it is to be walked elsewhere.
     fn import_in_place(&self, lease: &Lease, input: &File) -> Result<Option<NewLayer>> {
         let read = |source| Error::File { action: "read", path: "the archive".into(), source };
         let before = input.metadata().map_err(read)?;
@@ -99,41 +97,51 @@ impl Store {
         if Compression::detect(&first[..length]) != Compression::Plain {
             return Ok(None);
         }
-        if self.mounts_tars() && !is_unpacked_anyway(input, before.len())? {
+        // Where tars are mounted, a small layer is unpacked all the same: how many entries it has, the walk shows.
+        let largest_unpacked = self.mounts_tars().then_some(SMALL);
+        if largest_unpacked.is_some_and(|largest| before.len() > largest.bytes) {
             return Ok(None);
         }
         let directory = lease.fresh_path("unpack");
         fs_err::create_dir(&directory).map_err(Error::file("make", &directory))?;
         let root = Root::open(&directory)?;
         let reader = input.try_clone().map_err(read)?;
-        let options = Options { unpack: Some(self.unpacking(&root)), ..Options::default() };
-        let walk = kiln_layer::walk(reader, &options)?;
+        let unpack = Some(self.unpacking(&root));
+        let walk = kiln_layer::walk(reader, &Options { unpack, largest_unpacked, ..Options::default() })?;
+        // The snapshot of one that does not stand alone would be that of one chain, and no source for the others.
+        if walk.is_unpacked && walk.index.stands_alone() {
+            let framed = kiln_layer::frames::with_frames(&walk.index, input, 0)?;
+            let after = input.metadata().map_err(read)?;
+            let stamp =
+                |m: &std::fs::Metadata| (m.len(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
+            if let Some(index) = framed.filter(|_| stamp(&before) == stamp(&after)) {
+                return Ok(Some(NewLayer { index, blob: None, snapshot: Some(directory) }));
+            }
+        }
         (&*input).rewind().map_err(read)?;
-        if !walk.index.stands_alone() {
-            // Its snapshot would be that of one chain, and no source for the others.
+        let blob = copy_of(lease, input, &walk)?;
+        if blob.digest != walk.blob {
+            // The file has changed since. Only what was copied can be what was walked.
+            (&*input).rewind().map_err(read)?;
             return Ok(None);
         }
-        let framed = kiln_layer::frames::with_frames(&walk.index, input, 0)?;
-        let after = input.metadata().map_err(read)?;
-        let stamp = |m: &std::fs::Metadata| (m.len(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
-        Ok(framed.filter(|_| stamp(&before) == stamp(&after)).map(|index| NewLayer {
-            index,
-            blob: None,
-            snapshot: Some(directory),
-        }))
+        let snapshot = (!self.mounts_tars()).then_some(directory);
+        if snapshot.is_some() && !walk.index.stands_alone() {
+            self.complete_snapshot(lease, &[], &walk.index, &root)?;
+        }
+        Ok(Some(NewLayer { index: walk.index, blob: Some(blob), snapshot }))
     }
 }
 
-/// Whether the layer that a tar in a file is would be unpacked also where tars are mounted.
-fn is_unpacked_anyway(input: &File, length: u64) -> Result<bool> {
-    let read = |source| Error::File { action: "read", path: "the archive".into(), source };
-    // Its files can be no larger than itself.
-    if !is_small(length, 0) {
-        return Ok(false);
-    }
-    let index = kiln_layer::walk(input.try_clone().map_err(read)?, &Options::default())?.index;
-    (&*input).rewind().map_err(read)?;
-    Ok(is_small(index.content_size(), index.entry_count()))
+/// A copy of what was walked, to be kept.
+fn copy_of(lease: &Lease, input: &File, walk: &Walk) -> Result<NewBlob> {
+    let path = lease.fresh_path("blob");
+    let copy = fs_err::File::create_new(&path).map_err(Error::file("make", &path))?;
+    let mut input = io::BufReader::with_capacity(1 << 18, input).take(walk.blob_size);
+    let mut copy = HashingWriter::new(copy.into_file());
+    io::copy(&mut input, &mut copy).map_err(Error::file("copy into", &path))?;
+    let (digest, size) = copy.finish();
+    Ok(NewBlob { path, digest, size, compression: walk.compression.name() })
 }
 
 fn is_file(input: &File) -> Result<bool> {

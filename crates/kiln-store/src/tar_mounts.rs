@@ -9,7 +9,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use kiln_layer::{Compression, LayerIndex, Options};
+use kiln_layer::{Compression, LayerIndex, Options, Size};
 use kiln_oci::{ChainId, DiffId, HashingWriter};
 use kiln_sys::overlay::TarMount;
 use kiln_sys::publish::unnamed_file;
@@ -24,12 +24,7 @@ use crate::store::Ownership;
 
 /// A foreign layer of no more bytes and entries than this is unpacked all the same: that takes milliseconds once, and then
 /// all processes share the pages of its programs, while each mount has its own.
-const SMALL: (u64, u32) = (16 << 20, 1024);
-
-/// Whether a foreign layer with so many bytes of files and so many entries is unpacked also where its tar can be mounted.
-pub(crate) fn is_small(bytes: u64, entries: u32) -> bool {
-    bytes <= SMALL.0 && entries <= SMALL.1
-}
+pub(crate) const SMALL: Size = Size { bytes: 16 << 20, entries: 1024 };
 
 /// Where the images are, by boot.
 pub(crate) const MOUNTS: &str = "mounts";
@@ -106,7 +101,8 @@ impl Store {
         }
         let index = self.index(layer)?;
         let is_foreign = index.writer_version().is_none();
-        if is_foreign && is_small(index.content_size(), index.entry_count()) {
+        let is_small = index.content_size() <= SMALL.bytes && index.entry_count() <= SMALL.entries;
+        if is_foreign && is_small {
             return Ok(None);
         }
         let Some(metadata) = self.metadata_image(lease, &index)? else { return Ok(None) };

@@ -21,6 +21,9 @@ pub(crate) enum FilterError {
     /// A value that is not of the filter's kind.
     #[error("invalid filter '{name}=[{value}]': expected {expected}")]
     Value { name: &'static str, value: String, expected: &'static str },
+    /// A filter that can only have one value, given two.
+    #[error("invalid filter '{name}=[{first} {second}]': expected one value")]
+    Twice { name: &'static str, first: bool, second: bool },
     /// A pattern that does not parse.
     #[error("invalid filter 'reference=[{0}]': syntax error in pattern")]
     Pattern(String),
@@ -87,7 +90,7 @@ impl ImageFilters {
         for filter in filters {
             let (name, value) = pair(filter)?;
             match name {
-                "dangling" => read.dangling = Some(flag("dangling", value)?),
+                "dangling" => read.dangling = Some(one_flag("dangling", read.dangling, value)?),
                 "label" => read.labels.push(LabelFilter::read(value)),
                 "before" => read.before.push(value.to_owned()),
                 "since" => read.since.push(value.to_owned()),
@@ -142,7 +145,7 @@ impl PruneFilters {
                 "until" => read.until = Some(until(value, clock)?),
                 "label" => read.labels.push(LabelFilter::read(value)),
                 "label!" => read.kept_labels.push(LabelFilter::read(value)),
-                "dangling" => read.dangling = Some(flag("dangling", value)?),
+                "dangling" => read.dangling = Some(one_flag("dangling", read.dangling, value)?),
                 _ => return Err(unknown(name, PRUNE_FILTERS)),
             }
         }
@@ -171,6 +174,15 @@ fn pair(filter: &str) -> Result<(&str, &str), FilterError> {
 
 fn unknown(name: &str, known: &'static [&'static str]) -> FilterError {
     FilterError::Name { name: name.to_owned(), known }
+}
+
+/// A flag that may be given again, and may not be contradicted.
+fn one_flag(name: &'static str, before: Option<bool>, value: &str) -> Result<bool, FilterError> {
+    let flag = flag(name, value)?;
+    match before {
+        Some(first) if first != flag => Err(FilterError::Twice { name, first, second: flag }),
+        _ => Ok(flag),
+    }
 }
 
 fn flag(name: &'static str, value: &str) -> Result<bool, FilterError> {
@@ -453,6 +465,11 @@ mod tests {
             "until=soon",
             "invalid filter 'until=[soon]': expected a duration such as 24h, or a time such as 2026-11-21T06:00:00",
         );
+        assert_eq!(
+            images(&["dangling=true", "dangling=0"]).unwrap_err().to_string(),
+            "invalid filter 'dangling=[true false]': expected one value"
+        );
+        assert_eq!(images(&["dangling=1", "dangling=true"]).unwrap().dangling, Some(true));
         assert!(
             images(&["lable=x"])
                 .unwrap_err()

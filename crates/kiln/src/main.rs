@@ -10,6 +10,7 @@ mod format;
 mod interrupt;
 mod lent;
 mod listing;
+mod output;
 mod progress;
 mod prompt;
 mod session;
@@ -41,9 +42,11 @@ fn command_line() -> ExitCode {
             Err(error) => (error, commands::convention(&arguments.command)),
         },
         Err(Stop::Shown { text }) => {
-            // Nothing is left to do if the terminal is gone.
-            let _ = text.print();
-            return ExitCode::SUCCESS;
+            let shown = text.print().and_then(|()| output::finish()).map_err(output::own);
+            match shown {
+                Ok(()) => return ExitCode::SUCCESS,
+                Err(error) => (error.into(), Convention::Plain),
+            }
         }
         Err(Stop::Refused(refusal)) => (refusal.into_failure().into(), Convention::Plain),
     };
@@ -53,7 +56,10 @@ fn command_line() -> ExitCode {
 /// Does what was asked for, and tells where its time went if that was asked for, too.
 fn run(arguments: &Arguments) -> anyhow::Result<u8> {
     let timings = Timings::start(arguments)?;
-    let outcome = commands::dispatch(arguments);
+    let outcome = commands::dispatch(arguments).and_then(|status| {
+        output::finish()?;
+        Ok(status)
+    });
     let status = match &outcome {
         // What failed comes before the table.
         Err(error) => tell(error, commands::convention(&arguments.command)),

@@ -106,6 +106,7 @@ fn commands_on_images() {
     kiln.check(&["image", "diff", "app:1", "new:1"], "C /hello\n", "", 0);
     kiln.check(&["tag", "app:1", "x.org/y"], "", "", 0);
     kiln.check(&["tag", "app:1", "a@sha256:0"], "", &kiln.run(&["tag", "app:1", "a@sha256:0"]).1, 1);
+    kiln.check(&["tag", "app:1", "sha256:0"], "", &kiln.run(&["tag", "app:1", "sha256:0"]).1, 1);
     let conflict = format!(
         "kiln: conflict: unable to delete {short} (must be forced) - image is referenced in multiple repositories\n"
     );

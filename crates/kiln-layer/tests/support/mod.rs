@@ -10,7 +10,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use kiln_layer::{Limits, Options, Ownership, Result, Unpack, Walk, Whiteouts, walk};
+use kiln_layer::{Options, Ownership, Result, Unpack, Walk, Whiteouts, walk};
 use kiln_sys::root::{Directory, Root};
 
 /// A tar being written by hand, header by header.
@@ -151,7 +151,7 @@ pub fn unpack(bytes: &[u8], directory: &Path, whiteouts: Whiteouts) -> Result<Wa
 pub fn unpack_as(bytes: &[u8], directory: &Path, whiteouts: Whiteouts, ownership: Ownership) -> Result<Walk> {
     let root = Root::open(directory)?;
     let unpack = Unpack { root: &root, whiteouts, ownership, clamp: None };
-    walk(bytes, &Options { limits: Limits::default(), unpack: Some(unpack) })
+    walk(bytes, &Options { unpack: Some(unpack), ..Options::default() })
 }
 
 /// Says visibly that a test did not run, and why.

@@ -13,6 +13,7 @@ pub(crate) const CASES: &[Case] = &[
     ("a_watcher_sees_the_terminal", watcher),
     ("keys_reach_a_command_without_a_terminal", keys_without_terminal),
     ("the_third_request_kills", third_request),
+    ("a_terminal_that_nobody_watches_is_hung_up", unwatched),
 ];
 
 fn own_terminal(fixture: &Fixture) {
@@ -139,4 +140,34 @@ fn third_request(fixture: &Fixture) {
         read_until(&person, &mut seen, "no");
         assert!(seen.contains("no"), "{seen:?}");
     });
+}
+
+fn unwatched(fixture: &Fixture) {
+    let (person, side) = watching();
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("a pipe");
+    // Fails to write for ever: what a command does that only ends with its output.
+    let sandbox = fixture.shell("while echo more; do :; done 2> /dev/null; exit 6");
+    let (ended, end) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (input, output, error) = (side.as_fd(), writer.as_fd(), writer.as_fd());
+            let watcher = Foreground { input, output, error, interactive: true, own_terminal: true };
+            let finished = run_in_foreground(&sandbox, watcher, None, &kiln_runtime::Launcher::new());
+            ended.send(finished.expect("runs").exit).expect("told");
+        });
+        let mut seen = String::new();
+        read_until(&reader, &mut seen, "more");
+        drop(reader);
+        let exit = end.recv_timeout(Duration::from_secs(20));
+        if exit.is_err() {
+            // Three requests end it, so that the test fails instead of waiting.
+            for _ in 0..3 {
+                let _ =
+                    rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM);
+                std::thread::sleep(Duration::from_millis(200));
+            }
+        }
+        assert!(matches!(exit, Ok(Exit::Code(6) | Exit::Signal(1))), "{exit:?}");
+    });
+    drop(person);
 }

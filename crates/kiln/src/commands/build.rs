@@ -106,7 +106,7 @@ fn report(arguments: &Build, built: &Built) -> Result<u8> {
         fs_err::write(path, built.id.to_string()).context("cannot write the image ID")?;
     }
     if arguments.quiet {
-        writeln!(std::io::stdout(), "{}", built.id)?;
+        writeln!(crate::output::output(), "{}", built.id)?;
         return Ok(0);
     }
     if arguments.tag.is_empty() && arguments.iidfile.is_none() {

@@ -13,7 +13,7 @@ use crate::session::{self, Files};
 pub(crate) fn run(root: Option<&Path>) -> Result<u8> {
     let store = session::open(root, Files::Touched)?;
     let checked = store.check()?;
-    let mut out = std::io::stdout().lock();
+    let mut out = crate::output::output();
     for fault in &checked.faults {
         writeln!(out, "{}", sanitise(fault.to_string().as_bytes()))?;
     }

@@ -24,7 +24,7 @@ pub(crate) fn files(root: Option<&Path>, arguments: &List) -> Result<u8> {
     let view = store.root_view(&layers(&store, &arguments.image)?)?;
     let path = arguments.path.as_deref().unwrap_or("/");
     let node = view.resolve(path.as_bytes())?.ok_or_else(|| no_file(&arguments.image, path))?;
-    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let mut out = std::io::BufWriter::new(crate::output::output());
     for node in view.walk(node) {
         write_line(&mut out, &view, &node?)?;
     }
@@ -127,7 +127,7 @@ pub(crate) fn cat(root: Option<&Path>, arguments: &Cat) -> Result<u8> {
     })?;
     let contents = store.layer_contents(&layers, file.layer)?;
     let mut reader = contents.open(&file.entry)?;
-    std::io::copy(&mut reader, &mut std::io::stdout().lock())?;
+    std::io::copy(&mut reader, &mut crate::output::output())?;
     Ok(0)
 }
 
@@ -136,7 +136,7 @@ pub(crate) fn diff(root: Option<&Path>, arguments: &Diff) -> Result<u8> {
     let store = session::open(root, Files::Untouched)?;
     let old = store.root_view(&layers(&store, &arguments.from)?)?;
     let new = store.root_view(&layers(&store, &arguments.to)?)?;
-    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let mut out = std::io::BufWriter::new(crate::output::output());
     for difference in kiln_layer::diff(&old, &new)? {
         let letter = match difference.change {
             Change::Added => 'A',

@@ -24,7 +24,7 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Arguments) -> Result<u8> {
         true => usage.details(format, &Clock::system()),
         false => usage.summary(format),
     };
-    std::io::stdout().write_all(text.map_err(Failure::from)?.as_bytes())?;
+    crate::output::output().write_all(text.map_err(Failure::from)?.as_bytes())?;
     Ok(0)
 }
 

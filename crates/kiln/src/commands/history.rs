@@ -26,7 +26,7 @@ pub(crate) fn run(root: Option<&Path>, arguments: &History) -> Result<u8> {
     let steps = steps(&store, &image)?;
     let rows = style.rows(&steps, &Clock::system());
     let text = style.layout().render(&rows).map_err(Failure::from)?;
-    std::io::stdout().write_all(text.as_bytes())?;
+    crate::output::output().write_all(text.as_bytes())?;
     Ok(0)
 }
 

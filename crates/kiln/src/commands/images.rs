@@ -31,7 +31,7 @@ pub(crate) fn run(root: Option<&Path>, arguments: &List) -> Result<u8> {
     let images = chosen(&store, &filters)?;
     let rows: Vec<Image> = images.iter().flat_map(|image| rows(image, &filters)).collect();
     let text = style.layout().render(&style.rows(&rows, &clock)).map_err(Failure::from)?;
-    std::io::stdout().write_all(text.as_bytes())?;
+    crate::output::output().write_all(text.as_bytes())?;
     Ok(0)
 }
 

@@ -71,6 +71,6 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Import) -> Result<u8> {
         ..History::default()
     };
     let id = store.import(&lease, input, config, history, name.as_ref()).map_err(not_imported)?;
-    writeln!(std::io::stdout(), "{id}")?;
+    writeln!(crate::output::output(), "{id}")?;
     Ok(0)
 }

@@ -45,7 +45,7 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Info) -> Result<u8> {
     let store = session::open_as(root, ways.ownership)?;
     let facts = facts(&store, &ways)?;
     let owners = ways.owners;
-    let mut out = std::io::stdout().lock();
+    let mut out = crate::output::output();
     if format.is_none_or(str::is_empty) {
         out.write_all(lines(&facts, &owners).as_bytes())?;
         return Ok(0);

@@ -47,7 +47,7 @@ fn show(root: Option<&Path>, format: Option<&str>, names: &[String], missing: &s
         }
     }
     let inspected = inspect.render(&documents, "an image", &Clock::system());
-    std::io::stdout().write_all(inspected.text.as_bytes())?;
+    crate::output::output().write_all(inspected.text.as_bytes())?;
     failures.extend(inspected.failures.into_iter().map(|failure| Failure::from(failure).into()));
     Ok(super::report_all(&failures))
 }

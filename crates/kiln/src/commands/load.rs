@@ -89,7 +89,7 @@ fn tell(event: &LoadEvent) {
 }
 
 fn report(loaded: &[LoadedImage]) -> Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = crate::output::output();
     for image in loaded {
         for (name, old) in &image.moved {
             let name = name.familiar();

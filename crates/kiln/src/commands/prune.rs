@@ -56,7 +56,7 @@ pub(crate) fn system(root: Option<&Path>, arguments: &PruneSystem) -> Result<u8>
 }
 
 fn asked(warning: &str) -> Result<bool> {
-    Ok(confirm(warning, std::io::stdin().lock(), std::io::stdout().lock())?)
+    Ok(confirm(warning, std::io::stdin().lock(), crate::output::output())?)
 }
 
 fn prune(store: &Store, filters: &PruneFilters, all: bool, cache: CacheToRemove) -> Result<u8> {
@@ -84,7 +84,7 @@ fn with_labels(store: &Store, filters: &PruneFilters) -> Result<HashSet<ImageId>
 }
 
 fn report(collected: &Collected) -> Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = crate::output::output();
     if !collected.images.is_empty() {
         writeln!(out, "Deleted Images:")?;
         for image in &collected.images {

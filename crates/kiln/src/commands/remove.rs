@@ -15,7 +15,7 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Remove) -> Result<u8> {
     let mut failures: Vec<anyhow::Error> = Vec::new();
     let mut forgiven = true;
     let mut files_stay = None;
-    let mut out = std::io::stdout().lock();
+    let mut out = crate::output::output();
     for name in &arguments.images {
         match store.remove_image(name, arguments.force) {
             Ok(removed) => {

@@ -15,7 +15,7 @@ pub(crate) fn show(arguments: &Version) -> Result<u8> {
     let version = env!("CARGO_PKG_VERSION");
     let (os, arch) = (std::env::consts::OS, architecture());
     let engine = json!({ "Version": version, "Os": os, "Arch": arch });
-    let mut out = std::io::stdout().lock();
+    let mut out = crate::output::output();
     match arguments.format.asked() {
         None => write!(out, "kiln:\n Version:  {version}\n OS/Arch:  {os}/{arch}\n")?,
         Some(format) => {

@@ -251,6 +251,11 @@ mod tests {
             "template parsing error: template: :1:2: executing \"\" at <.Nope>: can't evaluate field Nope in a pair",
         );
         fails("{{.Name", "template parsing error: template: :1: unclosed action");
+        fails("{{range .}}", "template parsing error: template: :1: unexpected EOF");
+        fails(
+            "{{if .Name}}a\n{{else}}b{{with .Name}}",
+            "template parsing error: template: :2: unexpected EOF",
+        );
         fails("{{nope .}}", "template parsing error: template: :1: function \"nope\" not defined");
         fails(
             "{{join .Name}}",

@@ -104,10 +104,18 @@ impl Template {
         if let Some((name, line)) = super::functions::unknown(&parsed) {
             return Err(TemplateFailure::Syntax(format!("template: :{line}: function {name:?} not defined")));
         }
-        // The parser takes a stray {{end}} or {{else}} for the end of everything; what follows it would be lost.
-        let marked = parse(empty, &format!("{source}{{{{marker}}}}"))?;
-        if super::functions::unknown(&marked).is_none() {
+        // The parser takes a stray {{end}} or {{else}} for the end of everything, and the end of everything for an {{end}}:
+        // what follows a stray one would be lost.
+        let reaches = |text: String| {
+            let marked = parse(empty.clone(), &format!("{text}{{{{marker}}}}"))?;
+            Ok(super::functions::unknown(&marked).is_some())
+        };
+        if !reaches(source.to_owned())? {
             return Err(TemplateFailure::Syntax("template: :1: unexpected {{end}} or {{else}}".to_owned()));
+        }
+        if reaches(format!("{source}{{{{end}}}}"))? {
+            let line = source.matches('\n').count() + 1;
+            return Err(TemplateFailure::Syntax(format!("template: :{line}: unexpected EOF")));
         }
         let strict = parsed.clone().missing_key(MissingKey::Error);
         Ok(Self { strict, lenient: parsed, source: source.to_owned(), subject })

@@ -28,18 +28,36 @@ pub(crate) struct Image {
     pub(crate) rootfs_zstd: PathBuf,
     /// Archive of docker's and of OCI's form.
     pub(crate) archive: PathBuf,
-    /// OCI layout as a directory.
+    /// OCI layout as a directory, and the digest of its manifest.
     pub(crate) layout: PathBuf,
-    /// Digest of the manifest in the layout.
     pub(crate) manifest: String,
+    /// The same with its layer compressed by gzip.
+    pub(crate) layout_gzip: PathBuf,
+    pub(crate) manifest_gzip: String,
     /// The archive with its layer compressed by gzip, and by zstd.
     pub(crate) gzip: PathBuf,
     pub(crate) zstd: PathBuf,
 }
 
+impl Image {
+    /// The same image as it comes out of most registries: its layer compressed.
+    pub(crate) fn compressed(&self) -> Self {
+        Self {
+            rootfs: self.rootfs_gzip.clone(),
+            layout: self.layout_gzip.clone(),
+            manifest: self.manifest_gzip.clone(),
+            archive: self.gzip.clone(),
+            ..self.clone()
+        }
+    }
+}
+
+/// The name of a root's tar in the directory of an image's forms.
+pub(crate) const ROOTFS: &str = "rootfs.tar";
+
 /// The machine's busybox, which must be static, with a link for each of its programs.
 pub(crate) fn busybox(directory: &Path) -> Result<Image> {
-    let rootfs = directory.join("rootfs.tar");
+    let rootfs = directory.join(ROOTFS);
     if !rootfs.is_file() {
         std::fs::create_dir_all(directory)?;
         let program = machine::find("busybox")
@@ -63,7 +81,8 @@ pub(crate) fn busybox(directory: &Path) -> Result<Image> {
 /// The forms of `<directory>/rootfs.tar`.
 pub(crate) fn image(name: &str, directory: &Path) -> Result<Image> {
     let file = |name: &str| directory.join(name);
-    let (rootfs, archive, layout) = (file("rootfs.tar"), file("image.tar"), file("layout"));
+    let (rootfs, archive) = (file(ROOTFS), file("image.tar"));
+    let (layout, layout_gzip) = (file("layout"), file("layout-gzip"));
     let (gzip, zstd) = (file("image-gzip.tar"), file("image-zstd.tar"));
     let (rootfs_gzip, rootfs_zstd) = (file("rootfs.tar.gz"), file("rootfs.tar.zst"));
     for (path, program, level) in [(&rootfs_gzip, "gzip", "-6n"), (&rootfs_zstd, "zstd", "-3")] {
@@ -77,23 +96,18 @@ pub(crate) fn image(name: &str, directory: &Path) -> Result<Image> {
             std::fs::rename(partial, path)?;
         }
     }
-    if !zstd.is_file() {
+    if !zstd.is_file() || !layout_gzip.is_dir() {
         let plain = std::fs::read(&rootfs)?;
         let diff_id = digest(&plain);
-        let _ = std::fs::remove_dir_all(&layout);
         let forms = [
-            (&archive, "tar", plain.clone()),
-            (&gzip, "tar+gzip", std::fs::read(&rootfs_gzip)?),
-            (&zstd, "tar+zstd", std::fs::read(&rootfs_zstd)?),
+            (&archive, "tar", plain, Some(&layout)),
+            (&gzip, "tar+gzip", std::fs::read(&rootfs_gzip)?, Some(&layout_gzip)),
+            (&zstd, "tar+zstd", std::fs::read(&rootfs_zstd)?, None),
         ];
-        for (path, media, layer) in forms {
+        for (path, media, layer, layout) in forms {
             let files = layout_files(name, media, &layer, &diff_id)?;
-            if media == "tar" {
-                for (inside, bytes) in &files {
-                    let path = layout.join(inside);
-                    std::fs::create_dir_all(path.parent().unwrap_or(&layout))?;
-                    std::fs::write(path, bytes)?;
-                }
+            if let Some(layout) = layout {
+                write_layout(layout, &files)?;
             }
             let mut tar = Tar::new();
             for (inside, bytes) in &files {
@@ -104,19 +118,39 @@ pub(crate) fn image(name: &str, directory: &Path) -> Result<Image> {
             std::fs::rename(partial, path)?;
         }
     }
-    let index: Value = serde_json::from_slice(&std::fs::read(layout.join("index.json"))?)?;
-    let manifest = index["manifests"][0]["digest"].as_str().unwrap_or_default().to_owned();
     Ok(Image {
         name: name.to_owned(),
         rootfs,
         rootfs_gzip,
         rootfs_zstd,
         archive,
+        manifest: manifest_of(&layout)?,
         layout,
-        manifest,
+        manifest_gzip: manifest_of(&layout_gzip)?,
+        layout_gzip,
         gzip,
         zstd,
     })
+}
+
+/// Writes a layout's files into a directory: under another name first, so that half a one is never used.
+fn write_layout(layout: &Path, files: &BTreeMap<String, Vec<u8>>) -> Result<()> {
+    let partial = layout.with_extension("partial");
+    for place in [&partial, layout] {
+        let _ = std::fs::remove_dir_all(place);
+    }
+    for (inside, bytes) in files {
+        let path = partial.join(inside);
+        std::fs::create_dir_all(path.parent().unwrap_or(&partial))?;
+        std::fs::write(path, bytes)?;
+    }
+    Ok(std::fs::rename(partial, layout)?)
+}
+
+/// The digest of the one manifest of a layout.
+fn manifest_of(layout: &Path) -> Result<String> {
+    let index: Value = serde_json::from_slice(&std::fs::read(layout.join("index.json"))?)?;
+    Ok(index["manifests"][0]["digest"].as_str().unwrap_or_default().to_owned())
 }
 
 /// The files of an OCI layout with one image, and docker's manifest.json.

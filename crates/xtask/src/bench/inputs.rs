@@ -91,6 +91,17 @@ impl Inputs {
         })
     }
 
+    /// An image called `tree` of that tree.
+    pub(crate) fn tree_image(&self, count: usize) -> Result<Image> {
+        let tree = self.tree(count)?;
+        let place = self.made(&format!("tree-image-{count}"), |place| {
+            std::fs::create_dir_all(place)?;
+            archives::tar_directory(&tree.join("tree"), &place.join(archives::ROOTFS))?;
+            archives::image("tree", place).map(drop)
+        })?;
+        archives::image("tree", &place)
+    }
+
     /// A context with four large files.
     pub(crate) fn large(&self) -> Result<PathBuf> {
         let size = self.sizes.large;
@@ -181,7 +192,7 @@ fn put(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// A Debian root made of the machine's own package sources.
 fn debian(directory: &Path) -> Result<Option<Image>> {
-    let rootfs = directory.join("rootfs.tar");
+    let rootfs = directory.join(archives::ROOTFS);
     if !rootfs.is_file() {
         if !is_root() || !has("mmdebstrap") {
             return Ok(None);

@@ -74,6 +74,8 @@ pub(crate) const UNCHANGED_IMAGES: &str = "unchanged rebuild by images in the st
 pub(crate) const RUN_STEPS: &str = "cold RUN steps";
 pub(crate) const COPY_FILES: &str = "cold COPY by files";
 pub(crate) const LIST_IMAGES: &str = "images by images in the store";
+pub(crate) const COPY_FROM_FILES: &str = "cold COPY --from a gzip base, by files";
+pub(crate) const LOAD_FILES: &str = "load of gzip by files of the image";
 pub(crate) const LOAD_LAYERS: &str = "load by layers of the image";
 pub(crate) const RUN_LAYERS: &str = "run --rm by layers of the image";
 /// docker mounts no more than 125.
@@ -105,7 +107,7 @@ pub(crate) fn all(
     plan.copies(wanted)?;
     plan.stages(wanted)?;
     plan.transfers(wanted)?;
-    plan.loads_of_layers(wanted)?;
+    plan.loads_by_size(wanted)?;
     plan.containers(wanted)?;
     plan.queries(wanted)?;
     Ok(plan.workloads)
@@ -270,15 +272,42 @@ impl Plan<'_> {
             let workload = self.workload("copy/add-tar", title, Start::Fresh, vec![build]);
             self.workloads.push(Workload { check: Check::Files, ..workload });
         }
-        if let (Some(debian), true) = (&self.inputs.debian, wanted("copy/from-root")) {
-            let text = "FROM debian AS root\nFROM busybox\nCOPY --from=root / /root/\n";
-            let build = self.build("copy/from-root", self.inputs.empty()?, text)?;
-            let title = "COPY --from of a whole Debian root, cold".to_owned();
-            let images = vec![self.inputs.busybox.clone(), debian.clone()];
-            let workload = self.workload("copy/from-root", title, Start::Fresh, vec![build]);
-            self.workloads.push(Workload { images, check: Check::Files, ..workload });
+        self.copies_from_images(wanted)
+    }
+
+    /// Out of bases that came plain, and out of such as came compressed, whose files are not on the disk one by one.
+    fn copies_from_images(&mut self, wanted: &dyn Fn(&str) -> bool) -> Result<()> {
+        if let Some(debian) = &self.inputs.debian {
+            let bases = [("", "", debian.clone()), ("-gzip", " that came as gzip", debian.compressed())];
+            for (suffix, came, base) in bases {
+                let name = format!("copy/from-root{suffix}");
+                if wanted(&name) {
+                    let title = format!("COPY --from of a whole Debian root{came}, cold");
+                    let workload = self.copy_from(&name, title, "/", base)?;
+                    self.workloads.push(workload);
+                }
+            }
+        }
+        let count = self.inputs.sizes.tree;
+        for count in [count / 500, count / 50, count / 5] {
+            let name = format!("copy/from-files-{count}");
+            if wanted(&name) {
+                let title = format!("COPY --from of {} files that came as gzip, cold", grouped(count));
+                let base = self.inputs.tree_image(count)?.compressed();
+                let workload = self.copy_from(&name, title, "/", base)?;
+                self.workloads.push(Workload { growth: Some((COPY_FROM_FILES, count)), ..workload });
+            }
         }
         Ok(())
+    }
+
+    /// A cold COPY of a path of an image.
+    fn copy_from(&self, name: &str, title: String, path: &str, base: Image) -> Result<Workload> {
+        let text = format!("FROM {} AS root\nFROM busybox\nCOPY --from=root {path} /root/\n", base.name);
+        let build = self.build(name, self.inputs.empty()?, &text)?;
+        let images = vec![self.inputs.busybox.clone(), base];
+        let workload = self.workload(name, title, Start::Fresh, vec![build]);
+        Ok(Workload { images, check: Check::Files, ..workload })
     }
 
     fn stages(&mut self, wanted: &dyn Fn(&str) -> bool) -> Result<()> {
@@ -338,7 +367,18 @@ impl Plan<'_> {
         self.saves_of_a_build(wanted)
     }
 
-    fn loads_of_layers(&mut self, wanted: &dyn Fn(&str) -> bool) -> Result<()> {
+    fn loads_by_size(&mut self, wanted: &dyn Fn(&str) -> bool) -> Result<()> {
+        let files = self.inputs.sizes.tree;
+        for count in [files / 100, files / 10, files] {
+            let name = format!("transfer/load-files-{count}");
+            if wanted(&name) {
+                let task = Task::Load { archive: self.inputs.tree_image(count)?.gzip };
+                let title = format!("load of an image of {} files, gzip", grouped(count));
+                let workload = self.workload(&name, title, Start::Fresh, vec![task]);
+                let growth = Some((LOAD_FILES, count));
+                self.workloads.push(Workload { growth, images: Vec::new(), ..workload });
+            }
+        }
         for count in LAYERS {
             let name = format!("transfer/load-layers-{count}");
             if wanted(&name) {
