@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use kiln_graph::{
@@ -112,11 +112,13 @@ impl Engine<'_> {
         if let Some(context) = self.opened.get() {
             return Ok(context);
         }
-        let caches = match self.request.context_kind {
-            ContextKind::Lasting => Directory::open(&self.store.root().join("context")).ok(),
-            ContextKind::Passing => None,
+        let (caches, modes) = match &self.request.context_kind {
+            ContextKind::Lasting => {
+                (Directory::open(&self.store.root().join("context")).ok(), Arc::default())
+            }
+            ContextKind::Passing { modes } => (None, Arc::clone(modes)),
         };
-        let context = BuildContext::open(&self.request.context, &self.request.ignore, caches)?;
+        let context = BuildContext::open(&self.request.context, &self.request.ignore, caches)?.with(modes);
         if !context.is_remembered() {
             // All of it will be read; where nothing is ever remembered, to look at it may take long, too.
             self.lease()?;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use kiln_layer::metadata::Time;
 use kiln_layer::{
     Capture, Changes, ContentSource, Kind, LayerContents, LayerWriter, Marks, Metadata, Options, Outputs,
-    Owners, RootView, Source, Unpack, Whiteouts, Written, capture, walk,
+    Owners, Ownership, RootView, Source, Unpack, Whiteouts, Written, capture, walk,
 };
 use kiln_sys::root::Root;
 use proptest::prelude::*;
@@ -487,5 +487,36 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+/// What is unpacked to be read can be read, whatever its mode says.
+#[test]
+fn modes_that_forbid_reading_do_not_where_files_are_to_be_read() {
+    let host = tempfile::tempdir().expect("a directory");
+    let tar = support::Tar::new()
+        .dir("closed/", 0)
+        .dir("closed/below/", 0o2311)
+        .file_mode("closed/below/file", b"x", 0o4200)
+        .file_mode("none", b"", 0)
+        .dir("open/", 0o1555)
+        .file_mode("open/file", b"x", 0o2711)
+        .end();
+    let unpacked = support::unpack_as(&tar, host.path(), Whiteouts::Refuse, Ownership::Modes);
+    let index = unpacked.expect("unpacked").index;
+    let found = support::describe(host.path());
+    for (path, mode) in [
+        ("closed", 0o500),
+        ("closed/below", 0o2711),
+        ("closed/below/file", 0o4600),
+        ("none", 0o400),
+        ("open", 0o1555),
+        ("open/file", 0o2711),
+    ] {
+        let entry = index.find(path.as_bytes()).expect("read").expect("there");
+        assert_eq!(Ownership::Modes.mode(entry.kind(), entry.mode()), mode, "{path}");
+        let kind = if entry.kind() == Kind::Directory { 0o4_0000 } else { 0o10_0000 };
+        let line = &found[&format!("/{path}")];
+        assert!(line.starts_with(&format!("{:o} ", kind | mode)), "{path}: {line}");
     }
 }

@@ -131,6 +131,9 @@ impl Store {
         };
         let most = Limits::default().bytes;
         let file = if is_regular && !compressed { file } else { self.spool(lease, name, &mut file, most)? };
+        if file.metadata().map_err(read)?.len() == 0 {
+            return Err(Error::Empty { expected: "a docker or OCI archive" });
+        }
         scan(name, file)
     }
 

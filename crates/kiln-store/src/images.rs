@@ -64,6 +64,8 @@ pub enum Removed {
     Deleted(ImageId),
     /// A layer that only this image had is gone.
     Layer(DiffId),
+    /// Some files stay: why, as in [`Collected::not_removed`](crate::Collected::not_removed).
+    FilesStay(String),
 }
 
 /// An image that is to be published.
@@ -452,6 +454,7 @@ impl Store {
             let gone = &collected.cache_layers;
             let own = layers.iter().rev().filter(|layer| gone.contains(layer));
             removed.extend(own.map(|layer| Removed::Layer(*layer)));
+            removed.extend(collected.not_removed.map(Removed::FilesStay));
         } else {
             self.with_reserve(|| self.write_layout_for(id))?;
         }

@@ -57,7 +57,7 @@ impl Store {
         };
         // A command that failed on the other side of a pipe, more often than not.
         if layer.index.tar_size() == 0 {
-            return Err(Error::Empty);
+            return Err(Error::Empty { expected: "a tar archive" });
         }
         // What is damaged of what is there does not stay for what has just come.
         self.drop_what_is_gone(layer.index.diff_id())?;
