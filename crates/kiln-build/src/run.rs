@@ -219,7 +219,8 @@ fn publish(
         Ownership::SingleId => Owners::Recorded { recorded: &recorded, fresh },
         Ownership::Root | Ownership::SubIds => Owners::Files,
     };
-    let layer = engine.store.capture(engine.lease()?, prepared, view, owners, operation.epoch)?;
+    let stopped = || engine.cancel.is_canceled();
+    let layer = engine.store.capture(engine.lease()?, prepared, view, owners, operation.epoch, &stopped)?;
     Ok(engine.store.publish_layer(engine.lease()?, inputs[0].chain, layer)?)
 }
 

@@ -427,7 +427,7 @@ proptest! {
         let unknown = kiln_layer::Copied::default();
         let upper = Changes::Upper(if marks() == Whiteouts::OverlayTrusted { Marks::Trusted } else { Marks::User });
         for changes in [upper, Changes::Copy(&unknown)] {
-            let request = Capture { root: &root, lower: &empty, changes, owners: owners(), stubs: &[], clamp: None };
+            let request = Capture { root: &root, lower: &empty, changes, owners: owners(), stubs: &[], clamp: None, go_on: &|| Ok(()) };
             let captured = capture(&request, None).expect("captured");
             prop_assert_eq!(captured.diff_id, written.diff_id);
             prop_assert_eq!(captured.index.bytes(), written.index.bytes());
@@ -438,7 +438,7 @@ proptest! {
         let unpack = Unpack { root: &root, whiteouts: marks(), ownership: support::ownership(), clamp: None };
         let copied = kiln_layer::note_copied(&view, &unpack).expect("noted");
         let changes = Changes::Copy(&copied);
-        let request = Capture { root: &root, lower: &view, changes, owners: owners(), stubs: &[], clamp: None };
+        let request = Capture { root: &root, lower: &view, changes, owners: owners(), stubs: &[], clamp: None, go_on: &|| Ok(()) };
         let nothing = capture(&request, None).expect("captured");
         prop_assert_eq!(nothing.index.entry_count(), 0);
 

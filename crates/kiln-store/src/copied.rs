@@ -6,7 +6,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use kiln_layer::index::Entry;
-use kiln_layer::{Capture, Changes, Copied, LayerContents, Owners, RootView};
+use kiln_layer::{Capture, Changes, Copied, GoOn, LayerContents, Owners, RootView};
 use kiln_oci::{ChainId, DiffId};
 use kiln_sys::root::{Directory, FileError, Root};
 use rustix::fs::FileType;
@@ -133,13 +133,14 @@ impl Store {
         lower: &RootView,
         owners: Owners<'_>,
         clamp: Option<i64>,
+        go_on: GoOn<'_>,
     ) -> Result<NewLayer> {
         let root = Root::open(directory)?;
         let path = lease.fresh_path("layer.tar");
         let file = fs_err::File::create_new(&path).map_err(Error::file("make", &path))?;
         let mut file = io::BufWriter::with_capacity(1 << 20, file);
         let changes = Changes::Copy(copied);
-        let capture = Capture { root: &root, lower, changes, owners, stubs: &[], clamp };
+        let capture = Capture { root: &root, lower, changes, owners, stubs: &[], clamp, go_on };
         let written = kiln_layer::capture(&capture, Some(&mut file))?;
         io::Write::flush(&mut file).map_err(Error::file("write", &path))?;
         drop(root);

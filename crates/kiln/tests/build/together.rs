@@ -207,26 +207,31 @@ fn an_interrupt_ends_a_build_whose_next_step_does_not_get_started() {
     assert_eq!(bench.leases(), 0);
 }
 
-/// After the first step, when the build listens for interrupts. The file has no bytes on the disk, and would be read for
-/// minutes.
+/// After the first step, when the build listens for interrupts: a file of the context is read, and one that a command made. It
+/// has no bytes on the disk, and would be read for minutes.
 #[test]
 fn an_interrupt_ends_the_reading_of_a_large_file() {
     let Some(bench) = Bench::new() else { return };
     bench.write("context/large", "");
     let large = fs_err::OpenOptions::new().write(true).open(bench.path("context/large")).expect("opened");
     large.file().set_len(1 << 40).expect("made large");
-    bench.write("Dockerfile", "FROM bb\nRUN echo x > /first\nCOPY large /x\n");
-    let mut build = bench.start("build");
-    until("the build reads", || bench.read("build.err").contains("2/3] RUN"));
-    std::thread::sleep(Duration::from_millis(700));
-    let start = Instant::now();
-    kill_process(build.process(), Signal::INT).expect("interrupted");
-    let status = build.wait();
-    assert!(start.elapsed() < PATIENCE / 4, "{:?}", start.elapsed());
-    let told = bench.read("build.err");
-    assert_eq!(status.code(), Some(130), "{told}");
-    assert_eq!(told.lines().filter(|line| line.starts_with("kiln: ")).count(), 1, "{told}");
-    assert_eq!(bench.leases(), 0);
+    for steps in ["RUN echo x > /first\nCOPY large /x\n", "RUN truncate -s 1T /large && echo made\n"] {
+        bench.write("Dockerfile", &format!("FROM bb\n{steps}"));
+        let mut build = bench.start("build");
+        until("the build reads", || {
+            let told = bench.read("build.err");
+            told.contains("2/3] RUN") || told.contains(" made\n")
+        });
+        std::thread::sleep(Duration::from_millis(700));
+        let start = Instant::now();
+        kill_process(build.process(), Signal::INT).expect("interrupted");
+        let status = build.wait();
+        assert!(start.elapsed() < PATIENCE / 4, "{steps}: {:?}", start.elapsed());
+        let told = bench.read("build.err");
+        assert_eq!(status.code(), Some(130), "{told}");
+        assert_eq!(told.lines().filter(|line| line.starts_with("kiln: ")).count(), 1, "{told}");
+        assert_eq!(bench.leases(), 0);
+    }
 }
 
 #[test]
