@@ -215,7 +215,7 @@ fn an_interrupt_ends_the_reading_of_a_large_file() {
     bench.write("context/large", "");
     let large = fs_err::OpenOptions::new().write(true).open(bench.path("context/large")).expect("opened");
     large.file().set_len(1 << 40).expect("made large");
-    for steps in ["RUN echo x > /first\nCOPY large /x\n", "RUN truncate -s 1T /large && echo made\n"] {
+    for steps in ["RUN echo x > /first\nCOPY large /x\n", "RUN truncate -s 1024G /large && echo made\n"] {
         bench.write("Dockerfile", &format!("FROM bb\n{steps}"));
         let mut build = bench.start("build");
         until("the build reads", || {
