@@ -115,7 +115,7 @@ CREATE TABLE records (
   bytes     INTEGER NOT NULL,         -- files_size of the layer
   created   INTEGER NOT NULL,
   last_used INTEGER NOT NULL,         -- to a day
-  name      TEXT NOT NULL             -- the step as it was shown
+  name      TEXT NOT NULL             -- the step as it was shown, at most 4 KiB of it
 ) WITHOUT ROWID;
 CREATE INDEX records_operation ON records (operation);
 CREATE INDEX records_layer ON records (layer);
