@@ -21,6 +21,7 @@ use serde::Serialize;
 use crate::Store;
 use crate::database::Durability;
 use crate::error::{Error, Result};
+use crate::images::Tag;
 use crate::layers::NewBlob;
 use crate::layout::layer_media_type;
 use crate::lease::{Lease, Leased};
@@ -125,8 +126,7 @@ impl Store {
     /// have no name.
     pub fn images_to_save(&self, texts: &[String]) -> Result<Vec<SavedImage>> {
         let mut chosen: Vec<SavedImage> = Vec::new();
-        let mut add = |id: ImageId, name: Option<Reference>| -> Result<()> {
-            let came_as = name.as_ref().map_or(Ok(None), |name| self.manifest_of(name))?;
+        let mut add = |id: ImageId, name: Option<Reference>, came_as: Option<Digest>| {
             let same = |image: &SavedImage| image.id == id && image.came_as == came_as;
             let position = chosen.iter().position(same).unwrap_or_else(|| {
                 chosen.push(SavedImage { id, names: Vec::new(), came_as });
@@ -134,7 +134,6 @@ impl Store {
             });
             let names = &mut chosen[position].names;
             names.extend(name.filter(|name| !names.contains(name)));
-            Ok(())
         };
         for text in texts {
             let reference = text.parse::<Reference>().ok().filter(|name| name.digest.is_none());
@@ -145,8 +144,9 @@ impl Store {
                 _ => Vec::new(),
             };
             if !all_tags.is_empty() {
-                for tag in all_tags {
-                    add(tag.image, Some(tag.name))?;
+                for Tag { name, image, .. } in all_tags {
+                    let came_as = self.manifest_of(&name)?;
+                    add(image, Some(name), came_as);
                 }
                 continue;
             }
@@ -155,8 +155,14 @@ impl Store {
                 None => None,
             };
             match named {
-                Some((id, name)) => add(id, Some(name))?,
-                None => add(self.resolve(text)?, None)?,
+                Some((id, name)) => {
+                    let came_as = self.manifest_of(&name)?;
+                    add(id, Some(name), came_as);
+                }
+                // The digest of a reference is that of a manifest, or the ID.
+                None => {
+                    add(self.resolve(text)?, None, text.parse().ok().and_then(|name: Reference| name.digest))
+                }
             }
         }
         Ok(chosen)
@@ -453,7 +459,7 @@ impl Store {
             return Ok(false);
         }
         for (descriptor, layer) in manifest.layers.iter().zip(layers) {
-            if !self.layer_blobs(*layer)?.iter().any(|blob| blob.digest == descriptor.digest) {
+            if !self.has_layer_as(*layer, descriptor)? {
                 return Ok(false);
             }
         }

@@ -4,7 +4,7 @@
 //! It shows the images whose every layer has a blob. It is made anew from the database and is never read.
 
 use kiln_oci::{
-    Annotations, Descriptor, Digest, ImageConfig, ImageId, Index, Manifest, Reference, media_type,
+    Annotations, Descriptor, Digest, Document, ImageConfig, ImageId, Index, Manifest, Reference, media_type,
 };
 use kiln_sys::lock::{Lock, Sharing};
 use rusqlite::{Connection, params};
@@ -26,6 +26,14 @@ pub(crate) struct NewManifest {
 impl NewManifest {
     pub(crate) fn digest(&self) -> Digest {
         Digest::of(&self.bytes)
+    }
+
+    /// The digests of its layers' blobs.
+    pub(crate) fn layers(&self) -> Result<Vec<Digest>> {
+        match Document::parse(Some(&self.media_type), &self.bytes)? {
+            Document::Manifest(manifest) => Ok(manifest.layers.iter().map(|layer| layer.digest).collect()),
+            Document::Index(_) => Ok(Vec::new()),
+        }
     }
 }
 
