@@ -209,8 +209,7 @@ impl Store {
         let mut images = Vec::new();
         for FoundImage { config_bytes, config, names, manifest, .. } in found {
             let manifest = match manifest {
-                // What OCI has no media type for is no blob of the layout's.
-                Some(manifest) if self.manifest_holds(&manifest, &config)? => Some(manifest),
+                Some(manifest) if self.manifest_holds(&manifest, &config.rootfs.diff_ids)? => Some(manifest),
                 _ => None,
             };
             let came_as = manifest.as_ref().map(NewManifest::digest);
@@ -222,9 +221,10 @@ impl Store {
         Ok(loaded.map(|(image, names)| LoadedImage { id: image.id, names, moved: image.moved }).collect())
     }
 
-    fn manifest_holds(&self, manifest: &NewManifest, config: &ImageConfig) -> Result<bool> {
+    /// Whether every layer is here as the blob that a manifest names.
+    pub(crate) fn manifest_holds(&self, manifest: &NewManifest, layers: &[DiffId]) -> Result<bool> {
         match Document::parse(Some(&manifest.media_type), &manifest.bytes)? {
-            Document::Manifest(manifest) => self.can_give(&manifest, &config.rootfs.diff_ids),
+            Document::Manifest(manifest) => self.can_give(&manifest, layers),
             Document::Index(_) => Ok(false),
         }
     }

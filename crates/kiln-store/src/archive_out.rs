@@ -127,12 +127,17 @@ impl Store {
     pub fn images_to_save(&self, texts: &[String]) -> Result<Vec<SavedImage>> {
         let mut chosen: Vec<SavedImage> = Vec::new();
         let mut add = |id: ImageId, name: Option<Reference>, came_as: Option<Digest>| {
-            let same = |image: &SavedImage| image.id == id && image.came_as == came_as;
+            // Who does not ask for a manifest takes that of others.
+            let same = |image: &SavedImage| {
+                let either = image.came_as.is_none() || came_as.is_none();
+                image.id == id && (either || image.came_as == came_as)
+            };
             let position = chosen.iter().position(same).unwrap_or_else(|| {
                 chosen.push(SavedImage { id, names: Vec::new(), came_as });
                 chosen.len() - 1
             });
-            let names = &mut chosen[position].names;
+            let SavedImage { names, came_as: known, .. } = &mut chosen[position];
+            *known = known.or(came_as);
             names.extend(name.filter(|name| !names.contains(name)));
         };
         for text in texts {
