@@ -19,7 +19,7 @@ use kiln_runtime::{
     MountKind, Network, OwnershipMode, ProvidedFile, RootSource, Running, RuntimeError, Sandbox, Security,
     Stream, Streams, start_interruptibly,
 };
-use kiln_store::{GivenFiles, Ownership, PreparedRoot, RootForm, RootPart, RootWay, Working};
+use kiln_store::{GivenFiles, Ownership, PreparedRoot, RootForm, RootPart, RootWay, Store, Working};
 use kiln_sys::overlay::{Overlay, Upper};
 use kiln_sys::process::Credentials;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};

@@ -164,9 +164,10 @@ impl Store {
                     let came_as = self.manifest_of(&name)?;
                     add(id, Some(name), came_as);
                 }
-                // The digest of a reference is that of a manifest, or the ID.
                 None => {
-                    add(self.resolve(text)?, None, text.parse().ok().and_then(|name: Reference| name.digest))
+                    // The digest of a reference is that of a manifest, or the ID.
+                    let came_as = text.parse::<Reference>().ok().and_then(|name| name.digest);
+                    add(self.resolve(text)?, None, came_as);
                 }
             }
         }
