@@ -248,7 +248,7 @@ impl Records for Engine<'_> {
             wall_time: entry.duration,
             bytes,
             created: entry.result.created,
-            name: entry.name.to_owned(),
+            name: shortened(entry.name).to_owned(),
         };
         let made = match entry.earlier {
             Earlier::Kept => FirstMade::Kept,
@@ -389,6 +389,13 @@ fn missing(inputs: &[Given<'_, Step>]) -> Vec<usize> {
     (1..inputs.len()).filter(|position| !inputs[*position].present).collect()
 }
 
+/// So much of a step's name as a list can show.
+fn shortened(name: &str) -> &str {
+    const MOST_BYTES: usize = 4096;
+    let end = (0..=name.len().min(MOST_BYTES)).rev().find(|end| name.is_char_boundary(*end));
+    &name[..end.unwrap_or_default()]
+}
+
 /// Nanoseconds since the epoch.
 fn now() -> i64 {
     let elapsed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
@@ -440,6 +447,12 @@ mod tests {
             Step { chain: ChainId::SCRATCH.with(layer), layer: Some(layer), created: i64::from(number) }
         };
         kiln_graph::contract::records(open, result);
+    }
+
+    #[test]
+    fn long_names_are_cut() {
+        assert_eq!(shortened("RUN x"), "RUN x");
+        assert_eq!(shortened(&format!("a{}", "ü".repeat(9000))), format!("a{}", "ü".repeat(2047)));
     }
 
     /// Many steps with many variables: what they have in common is stored once, and a miss is compared only with what can

@@ -35,11 +35,6 @@ impl Environment {
         self.settings = Settings(Some(Arc::new(Setting { name, value, before })));
     }
 
-    /// How many names are set.
-    pub(crate) fn len(&self) -> usize {
-        self.values.len()
-    }
-
     /// What is set now, to be kept.
     pub(crate) fn settings(&self) -> Settings {
         self.settings.clone()

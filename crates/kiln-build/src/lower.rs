@@ -201,12 +201,13 @@ impl Lowering<'_> {
         let (mut state, triggers) = match earlier {
             Some(earlier) => {
                 self.stage(earlier, depth + 1)?;
-                let (state, triggers) = StageState::on_stage(&self.stages[&earlier]);
+                let base = &self.stages[&earlier];
+                let (state, triggers) = StageState::on_stage(base);
+                let shares_all =
+                    stage.instructions.is_empty() && triggers.is_empty() && state.bytes == base.bytes;
                 self.count_ports(state.ports(), stage.span)?;
-                if !stage.instructions.is_empty() || !triggers.is_empty() {
-                    // What it changes is no longer shared.
-                    self.count_bytes(state.bytes, stage.span)?;
-                }
+                // What it changes is no longer shared.
+                self.count_bytes(if shares_all { 0 } else { state.bytes }, stage.span)?;
                 steps.total += triggers.iter().filter(|trigger| trigger_makes_layer(trigger)).count();
                 (state, triggers)
             }
@@ -754,6 +755,12 @@ mod tests {
             kiln_dockerfile::MAX_DIAGNOSTICS
         );
         assert_eq!(lowered(&format!("# check=skip=all\n{file}")), 0);
+        // Nor many patterns of an ignore file beside many sources.
+        let copies: String = (0..3_000).map(|number| format!("COPY a{number} /\n")).collect();
+        let mut request = request(&format!("FROM scratch\n{copies}"), &[]);
+        request.ignore = b"*x\n".repeat(200_000);
+        let parsed = kiln_dockerfile::parse(&request.dockerfile);
+        lower(&parsed.dockerfile, &request, &mut NoBases).expect("lowered");
         assert!(start.elapsed() < std::time::Duration::from_secs(60), "{:?}", start.elapsed());
     }
 

@@ -42,7 +42,7 @@ pub(crate) struct StageState {
     pub(crate) environment: Environment,
     /// Where in the config's Env each name stands first.
     configured: Arc<HashMap<String, usize>>,
-    /// Whether the environment is what the config's Env says, in that order.
+    /// Whether it would change nothing to set again what the config's Env says: it stands behind all others, in that order.
     as_configured: bool,
     /// ARG items so far with the values that they got.
     pub(crate) build_args: Arc<Vec<(String, Option<String>)>>,
@@ -129,8 +129,7 @@ impl StageState {
         let config = self.image.config.env.as_deref().unwrap_or_default();
         config.iter().map(|pair| named(pair)).for_each(|(name, value)| self.environment.set(name, value));
         self.bytes += config.len() * INSTRUCTION_BYTES;
-        // Neither are there others, nor any twice.
-        self.as_configured = self.configured.len() == config.len() && self.environment.len() == config.len();
+        self.as_configured = true;
     }
 
     /// How many ports the config names.
@@ -387,7 +386,10 @@ pub fn apply_changes(platform: &Platform, changes: &[String]) -> Result<ImageCon
             return Err(Error::Change { change: change.clone(), reason });
         }
     }
-    Ok(Arc::unwrap_or_clone(state.image))
+    let mut image = Arc::unwrap_or_clone(state.image);
+    // Builds alone say so.
+    image.config.args_escaped = false;
+    Ok(image)
 }
 
 #[cfg(test)]
@@ -451,6 +453,7 @@ mod tests {
         };
         check(&["CMD [\"a\", \"b\"]"], "Cmd", json!(["a", "b"]));
         check(&["cmd a b"], "Cmd", json!(["/bin/sh", "-c", "a b"]));
+        check(&["CMD a"], "ArgsEscaped", json!(null));
         check(&["ENTRYPOINT [\"a\"]", "CMD [\"b\"]"], "Entrypoint", json!(["a"]));
         check(&["ENV A=1 B=2", "ENV A=$B"], "Env", json!(["A=2", "B=2"]));
         check(&["EXPOSE 80 90/udp"], "ExposedPorts", json!({"80/tcp": {}, "90/udp": {}}));

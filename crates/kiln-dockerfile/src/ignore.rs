@@ -6,6 +6,7 @@
 //! - The last pattern that matches decides; `!` makes it decide for inclusion.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 
 use crate::error::Error;
 use crate::glob::{clean_path, glob_match};
@@ -15,6 +16,10 @@ use crate::regex::Regex;
 #[derive(Debug, Clone, Default)]
 pub struct IgnoreMatcher {
     patterns: Vec<Pattern>,
+    /// Where patterns without wildcards stand, by their texts: of many of them, only those that match a path are asked.
+    exact: HashMap<String, Vec<usize>>,
+    /// Where the others stand.
+    others: Vec<usize>,
     has_exclusions: bool,
 }
 
@@ -22,8 +27,8 @@ pub struct IgnoreMatcher {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct IgnoreState {
     ignored: bool,
-    /// Whether the pattern matched the path or a directory above it. Empty at the context's root.
-    matched: Vec<bool>,
+    /// The patterns, in order, that matched the path or a directory above it.
+    matched: Vec<usize>,
 }
 
 impl IgnoreState {
@@ -88,9 +93,20 @@ impl IgnoreMatcher {
             glob_match(&text, ".")?;
             matcher.has_exclusions |= exclusion;
             let Some(rule) = compile(&text) else { return Err(Error::Pattern { pattern: text }) };
+            let place = matcher.patterns.len();
+            match rule {
+                Rule::Exact => matcher.exact.entry(text.clone()).or_default().push(place),
+                _ => matcher.others.push(place),
+            }
             matcher.patterns.push(Pattern { text, exclusion, rule });
         }
         Ok(matcher)
+    }
+
+    /// How many patterns there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.patterns.len()
     }
 
     /// No patterns: nothing is ignored.
@@ -138,7 +154,7 @@ impl IgnoreMatcher {
     /// The state of the context's root, which is never ignored.
     #[must_use]
     pub fn root(&self) -> IgnoreState {
-        IgnoreState { ignored: false, matched: vec![false; self.patterns.len()] }
+        IgnoreState::default()
     }
 
     /// The state of an entry, given its directory's state and its whole path relative to the root.
@@ -148,16 +164,26 @@ impl IgnoreMatcher {
     #[must_use]
     pub fn child(&self, parent: &IgnoreState, path: impl AsRef<[u8]>) -> IgnoreState {
         let path: Cow<'_, str> = String::from_utf8_lossy(path.as_ref());
+        let exact = self.exact.get(&*path).map_or(&[][..], Vec::as_slice);
+        // All others could not match.
+        let mut asked = Cow::Borrowed(self.others.as_slice());
+        if !exact.is_empty() || !parent.matched.is_empty() {
+            let asked = asked.to_mut();
+            asked.extend(exact.iter().chain(&parent.matched));
+            asked.sort();
+            asked.dedup();
+        }
         let mut state = self.root();
-        for (index, pattern) in self.patterns.iter().enumerate() {
-            let inherited = parent.matched.get(index).copied().unwrap_or(false);
+        for index in asked.iter() {
+            let pattern = &self.patterns[*index];
+            let inherited = parent.matched.binary_search(index).is_ok();
             // As in moby, a pattern that could change nothing is not asked, and counts as not matched
             // for what lies below.
             if !inherited && pattern.exclusion != state.ignored {
                 continue;
             }
             if inherited || pattern.matches(&path) {
-                state.matched[index] = true;
+                state.matched.push(*index);
                 state.ignored = !pattern.exclusion;
             }
         }

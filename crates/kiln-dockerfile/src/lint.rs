@@ -24,6 +24,11 @@ const SECRET: [&str; 10] =
     ["apikey", "auth", "credential", "credentials", "key", "password", "pword", "passwd", "secret", "token"];
 const NO_SECRET: [&str; 3] = ["public", "file", "version"];
 
+/// As many times an ignore file's patterns are asked: far more often than a few hundred of them for a few hundred sources.
+const MOST_MATCHES: usize = 1 << 22;
+/// The longest path that can be a file's.
+const LONGEST_PATH: usize = 4096;
+
 /// As many findings look for a near name among all that there are.
 const HINTS: usize = 20;
 
@@ -114,6 +119,8 @@ pub struct Linter<'d> {
     own: Option<Check>,
     /// Patterns of the context's ignore file, if any of its paths can be told to be left out.
     ignore: Option<IgnoreMatcher>,
+    /// How many times these were asked.
+    matches: usize,
     findings: Vec<Diagnostic>,
 }
 
@@ -160,7 +167,13 @@ impl<'d> Linter<'d> {
         let ignore = ignore.and_then(|ignore| IgnoreMatcher::parse(ignore).ok());
         // What an exclusion brings back depends on the files.
         let ignore = ignore.filter(|matcher| !matcher.is_empty() && !matcher.has_exclusions());
-        Self { check: dockerfile.directives.check.as_ref(), own: None, ignore, findings: Vec::new() }
+        Self {
+            check: dockerfile.directives.check.as_ref(),
+            own: None,
+            ignore,
+            matches: 0,
+            findings: Vec::new(),
+        }
     }
 
     /// What was found, in the order of the file.
@@ -376,6 +389,10 @@ impl<'d> Linter<'d> {
         for source in transfer.sources.iter().filter(|word| source_kind(&word.text) == SourceKind::Path) {
             let path = clean_path(&source.text);
             let path = path.trim_start_matches('/');
+            self.matches += matcher.len() * (1 + path.matches('/').count());
+            if path.len() > LONGEST_PATH || self.matches > MOST_MATCHES {
+                break;
+            }
             let ignored = if path.is_empty() || path == "." {
                 matcher.patterns().any(|pattern| matches!(pattern.as_str(), "*" | "**" | "**/*"))
             } else {

@@ -151,6 +151,27 @@ fn many_files_are_fast() {
     assert!(started.elapsed().as_secs() < 30, "{:?}", started.elapsed());
 }
 
+/// Of many patterns without wildcards only those are asked that match, and those that did above.
+#[test]
+fn many_patterns_are_fast() {
+    let patterns: String = (0..50_000).map(|number| format!("source/file{number}\n")).collect();
+    let matcher =
+        IgnoreMatcher::parse(format!("{patterns}*.log\nsource/old\n!source/old/keep\n!source/file7\n"));
+    let matcher = matcher.expect("valid");
+    let started = std::time::Instant::now();
+    let source = matcher.child(&matcher.root(), "source");
+    for number in (0..100_000).filter(|number| *number != 7) {
+        let state = matcher.child(&source, format!("source/file{number}"));
+        assert_eq!(state.is_ignored(), number < 50_000, "{number}");
+    }
+    assert!(!matcher.child(&source, "source/file7").is_ignored());
+    let old = matcher.child(&source, "source/old");
+    assert!(old.is_ignored() && matcher.child(&old, "source/old/a").is_ignored());
+    assert!(!matcher.child(&old, "source/old/keep").is_ignored());
+    // Asking all of them takes more than a minute on a fast machine.
+    assert!(started.elapsed().as_secs() < 30, "{:?}", started.elapsed());
+}
+
 #[test]
 fn globs() {
     fn check(pattern: &str, path: &str, expect: Option<bool>) {

@@ -1,4 +1,4 @@
--- Schema version 2 of kiln.db. This file is the definition (docs/formats.md, section 5).
+-- Schema version 3 of kiln.db. This file is the definition (docs/formats.md, section 5).
 -- Digests are 32-byte BLOBs, times are nanoseconds since the epoch. `boot` is the boot ID under which a file was
 -- written and not yet synced, NULL once it is durable.
 
@@ -115,7 +115,7 @@ CREATE TABLE records (
   bytes     INTEGER NOT NULL,         -- files_size of the layer
   created   INTEGER NOT NULL,
   last_used INTEGER NOT NULL,         -- to a day
-  name      TEXT NOT NULL             -- the step as it was shown
+  name      TEXT NOT NULL             -- the step as it was shown, at most 4 KiB of it
 ) WITHOUT ROWID;
 CREATE INDEX records_operation ON records (operation);
 CREATE INDEX records_layer ON records (layer);
