@@ -168,6 +168,7 @@ fn mounts(fixture: &Fixture) {
         (tmpfs, "cannot mount /bin/sh: Not a directory (os error 20)"),
         (bind(source.join("file"), true, "/bin"), "cannot mount /bin: Is a directory (os error 21)"),
     ] {
+        let mut sandbox = fixture.shell("true");
         sandbox.mounts = vec![mount];
         assert_eq!(run(&sandbox).map(|ran| ran.output).expect_err("it starts").to_string(), expect);
     }
