@@ -17,6 +17,10 @@ use crate::lease::{Lease, Leased};
 
 pub(crate) const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
+/// Of an image's manifests (`m`) that which came last: what names stand for that have none of their own.
+const LAST_MANIFEST: &str = "FROM manifests m LEFT JOIN blobs b ON b.digest = m.digest WHERE m.image = ?1 \
+                             ORDER BY b.created DESC, m.digest LIMIT 1";
+
 /// A manifest of an image that is to be published.
 pub(crate) struct NewManifest {
     pub(crate) media_type: String,
@@ -96,8 +100,7 @@ impl Store {
     /// A manifest by which the layout shows an image.
     fn shown_manifest(&self, image: ImageId) -> Result<Option<NewManifest>> {
         self.database.one(
-            "SELECT m.media_type, m.bytes FROM manifests m LEFT JOIN blobs b ON b.digest = m.digest \
-             WHERE m.image = ?1 ORDER BY b.created DESC, m.digest LIMIT 1",
+            &format!("SELECT m.media_type, m.bytes {LAST_MANIFEST}"),
             [image.0.as_bytes()],
             |row| Ok(NewManifest { media_type: row.get(0)?, bytes: row.get(1)? }),
         )
@@ -192,9 +195,10 @@ pub(crate) fn insert_manifest(t: &Connection, image: ImageId, manifest: &NewMani
     let digest = manifest.digest();
     execute(
         t,
-        "UPDATE tags SET manifest = (SELECT m.digest FROM manifests m LEFT JOIN blobs b ON b.digest = m.digest \
-             WHERE m.image = ?1 ORDER BY b.created DESC, m.digest LIMIT 1) \
-         WHERE image = ?1 AND manifest IS NULL AND NOT EXISTS (SELECT 1 FROM manifests WHERE digest = ?2)",
+        &format!(
+            "UPDATE tags SET manifest = (SELECT m.digest {LAST_MANIFEST}) \
+             WHERE image = ?1 AND manifest IS NULL AND NOT EXISTS (SELECT 1 FROM manifests WHERE digest = ?2)"
+        ),
         params![image.0.as_bytes(), digest.as_bytes()],
     )?;
     execute(
