@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::num::NonZeroUsize;
 
 use kiln_dockerfile::{Diagnostic, Dockerfile, Severity, Span, parse_checked, render_all};
-use kiln_graph::{Cancel, Events, Graph, NoCache, Request, Solution, SolveError, VertexId, solve};
+use kiln_graph::{Cancel, Ending, Events, Graph, NoCache, Request, Solution, SolveError, VertexId, solve};
 use kiln_oci::{DiffId, ImageId, Platform, Reference};
 use kiln_store::{LateLease, Store};
 
@@ -86,16 +86,17 @@ pub fn build<W: Watcher>(
     diagnostics.sort_by_key(|diagnostic| diagnostic.span.start);
     refused(&diagnostics)?;
     watcher.planned(&steps(&lowered.graph));
+    let ending = Ending::new(cancel);
     let engine = Engine {
         stood_on: stood_on(&lowered.graph),
         // Nothing is made yet: an interrupt still ends the build at once.
         before_reading: &|| Ok(lease.begin().map(drop)?),
         note: &|text: &str| watcher.note(text),
         works: &|| watcher.works(),
-        cancel: cancel.clone(),
+        cancel: ending.token().clone(),
         ..Engine::new(store, &lease, request)
     };
-    let solved = run(&engine, &lowered, watcher, cancel);
+    let solved = run(&engine, &lowered, watcher, &ending);
     // What was learned of the context is of use also to the build that comes after one that failed.
     let saved = engine.opened.get().map_or(Ok(()), crate::context::BuildContext::save);
     let solution = solved.map_err(|error| match *error {
@@ -220,7 +221,7 @@ fn run<W: Watcher>(
     engine: &Engine<'_>,
     lowered: &Lowered,
     watcher: &W,
-    cancel: &Cancel,
+    ending: &Ending,
 ) -> std::result::Result<Option<Solution<Step>>, Box<SolveError<Error>>> {
     let Some(target) = lowered.target else { return Ok(None) };
     let parallelism = NonZeroUsize::new(engine.request.parallelism).unwrap_or(NonZeroUsize::MIN);
@@ -229,7 +230,7 @@ fn run<W: Watcher>(
         CacheUse::Nothing => NoCache::All,
     };
     let request = Request { graph: &lowered.graph, targets: &[target], no_cache, parallelism };
-    Ok(Some(solve(&request, engine, engine, watcher, cancel)?))
+    Ok(Some(solve(&request, engine, engine, watcher, ending)?))
 }
 
 /// The layers of the image's root, from the bottom to the top.
@@ -265,6 +266,8 @@ fn export(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Mutex, mpsc};
+
     use kiln_graph::Event;
     use kiln_store::Ownership;
 
@@ -293,10 +296,95 @@ mod tests {
             let lowered =
                 plan(&store, &lease, &parse_traced(&request).dockerfile, &request).expect("lowered");
             let engine = Engine::new(&store, &lease, &request);
-            let solved = run(&engine, &lowered, &Nobody, &Cancel::new()).expect("solved").expect("a target");
+            let solved = run(&engine, &lowered, &Nobody, &Ending::new(&Cancel::new()))
+                .expect("solved")
+                .expect("a target");
             assert_eq!(solved.executions(), executed);
             let kept = engine.selections.lock().expect("not poisoned").len();
             assert_eq!(kept, 0, "with {executed} executions");
+        }
+    }
+
+    /// Has a server answer, which lets a step fail, as soon as another one reads a large file.
+    struct FailsMeanwhile {
+        /// For its key, or for its layer.
+        reading: Reading,
+        answer: Mutex<Option<mpsc::Sender<()>>>,
+        copy: Mutex<Option<VertexId>>,
+        ended: Mutex<Vec<Event>>,
+    }
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Reading {
+        Key,
+        Layer,
+    }
+
+    impl Watcher for FailsMeanwhile {
+        fn planned(&self, steps: &[(VertexId, String)]) {
+            let copy = steps.iter().find(|(_, name)| name.contains("COPY large")).expect("a COPY").0;
+            *self.copy.lock().expect("not poisoned") = Some(copy);
+        }
+        fn note(&self, _: &str) {}
+        fn works(&self) {
+            if self.reading == Reading::Key {
+                self.answer.lock().expect("not poisoned").take();
+            }
+        }
+    }
+
+    impl Events for FailsMeanwhile {
+        fn emit(&self, _: std::time::Duration, event: Event) {
+            let copy = self.copy.lock().expect("not poisoned").expect("it is planned");
+            match event {
+                Event::Started { vertex } if vertex == copy => {
+                    self.answer.lock().expect("not poisoned").take();
+                }
+                Event::Canceled { .. } | Event::Failed { .. } | Event::Completed { .. } => {
+                    self.ended.lock().expect("not poisoned").push(event);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    #[test]
+    fn a_large_file_is_not_read_to_its_end_when_another_step_fails() {
+        for (reading, size) in [(Reading::Key, 8 << 30), (Reading::Layer, 1 << 30)] {
+            let lab = Lab::new().context(&[("large", "")]);
+            let file = fs_err::OpenOptions::new().write(true).open(lab.context_path().join("large"));
+            file.expect("opened").set_len(size).expect("set");
+            let store = Store::open(&lab.host.path().join("store"), Ownership::SingleId).expect("a store");
+            let server = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+            let address = server.local_addr().expect("an address");
+            let (answer, answers) = mpsc::channel::<()>();
+            let watcher = FailsMeanwhile {
+                reading,
+                answer: Mutex::new(Some(answer)),
+                copy: Mutex::default(),
+                ended: Mutex::default(),
+            };
+            let dockerfile = format!(
+                "FROM scratch AS one\nCOPY large /\nFROM scratch AS two\nADD http://{address}/file /\n\
+                 FROM scratch\nCOPY --from=one / /\nCOPY --from=two / /\n"
+            );
+            let request =
+                BuildRequest { parallelism: 2, ..request(lab.context_path(), dockerfile.as_bytes()) };
+            std::thread::scope(|scope| {
+                scope.spawn(move || {
+                    let (mut stream, _) = server.accept().expect("a request");
+                    answers.recv().expect_err("it is dropped");
+                    let answer = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+                    std::io::Write::write_all(&mut stream, answer).expect("answered");
+                });
+                let failed =
+                    build(&store, &request, &watcher, &Cancel::new()).map(drop).expect_err("it fails");
+                assert!(matches!(failed.error, Error::Remote(_)), "{:?}", failed.error);
+            });
+            let copy = watcher.copy.into_inner().expect("not poisoned").expect("planned");
+            let ended = watcher.ended.into_inner().expect("not poisoned");
+            let canceled = ended.contains(&Event::Canceled { vertex: copy });
+            assert!(canceled, "{reading:?}: {ended:?}");
         }
     }
 

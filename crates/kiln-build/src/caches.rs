@@ -1,25 +1,19 @@
 //! The cache mounts of a RUN: which directory each one is, what a new one begins with, and waiting for those that others hold.
 
-use std::ops::ControlFlow;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use kiln_graph::Context;
 use kiln_oci::ChainId;
 use kiln_runtime::{BindSource, Isolation, MountKind};
-use kiln_store::{CacheMountBusy, CacheMountIdentity, CacheMountSharing, CacheMountUse, Ownership};
+use kiln_store::{CacheMountIdentity, CacheMountSharing, CacheMountUse, Ownership};
 
 use crate::engine::{Engine, Step};
 use crate::error::{Error, Result};
 use crate::operation::{
     Access, CacheMount, CacheOwner, CacheSharing, MountSource, RunMountKind, RunOperation,
 };
-
-/// How long a step sleeps before it looks again whether a cache is free.
-const PAUSE: Duration = Duration::from_millis(20);
-/// A step that waits longer than this says for whom, and looks again after as long who that is.
-const PATIENCE: Duration = Duration::from_secs(1);
+use crate::wait::{Awaited, Wait};
 
 /// The caches that a step holds, until this is dropped.
 pub(crate) struct Caches<'a> {
@@ -31,6 +25,11 @@ impl<'a> Caches<'a> {
     /// None yet, for the step that `context` is of.
     pub(crate) fn new(context: &'a Context<'a>) -> Self {
         Self { context, held: Vec::new() }
+    }
+
+    /// The step that they are for.
+    pub(crate) fn step(&self) -> &'a Context<'a> {
+        self.context
     }
 
     /// Takes all caches of the step, in an order that is the same in every step and process, so that no two wait for each
@@ -95,9 +94,9 @@ impl<'a> Caches<'a> {
             return Ok(held.path().to_path_buf());
         }
         let (mount, sharing) = (wanted.mount, wanted.sharing(isolation));
-        let mut wait = Wait::new(self.context, &mount.id);
+        let mut wait = Wait::new(self.context, Awaited::CacheMount(&mount.id));
         let mut take = || {
-            let used = engine.store.cache_mount(&identity, sharing, |busy| wait.pause(busy))?;
+            let used = engine.store.cache_mount(&identity, sharing, |busy| wait.pause(|| busy.holders()))?;
             wait.end();
             used.ok_or(Error::Canceled)
         };
@@ -107,7 +106,9 @@ impl<'a> Caches<'a> {
             // What a step that was cut off had begun to fill is not trusted.
             kiln_sys::root::Directory::open(&directory)?.clear()?;
             match (wanted.from, mount.owner) {
-                (Some(chain), None) => engine.materialize_from(chain, &mount.path, &directory)?,
+                (Some(chain), None) => {
+                    engine.materialize_from(self.context, chain, &mount.path, &directory)?;
+                }
                 (_, owner) => own(engine, &directory, owner.unwrap_or(CacheOwner::ROOT))?,
             }
             engine.store.cache_mount_is_filled(&used)?;
@@ -182,83 +183,4 @@ fn own(engine: &Engine<'_>, directory: &Path, owner: CacheOwner) -> Result<()> {
     let (uid, gid) = if single { (0, 0) } else { (owner.uid, owner.gid) };
     std::os::unix::fs::chown(directory, Some(uid), Some(gid)).map_err(error)?;
     fs_err::set_permissions(directory, std::fs::Permissions::from_mode(owner.mode)).map_err(error)
-}
-
-/// Waiting for a cache that others hold.
-struct Wait<'a> {
-    context: &'a Context<'a>,
-    id: &'a str,
-    /// Who was said to hold it.
-    told: Option<Vec<u32>>,
-    look: Instant,
-    span: Option<kiln_trace::Span>,
-}
-
-impl<'a> Wait<'a> {
-    fn new(context: &'a Context<'a>, id: &'a str) -> Self {
-        Self { context, id, told: None, look: Instant::now() + PATIENCE, span: None }
-    }
-
-    /// Waits a moment; not if the build is canceled.
-    fn pause(&mut self, busy: &CacheMountBusy<'_>) -> ControlFlow<()> {
-        self.span.get_or_insert_with(|| kiln_trace::span("wait for cache mount"));
-        if self.context.cancel().sleep(PAUSE) {
-            return ControlFlow::Break(());
-        }
-        if self.look <= Instant::now() {
-            let holders = busy.holders();
-            if self.told.as_ref() != Some(&holders) {
-                self.context.waits(&format!(
-                    "cache mount {}, {}",
-                    self.id,
-                    held_by(&holders, std::process::id())
-                ));
-                self.told = Some(holders);
-            }
-            self.look = Instant::now() + PATIENCE;
-        }
-        ControlFlow::Continue(())
-    }
-
-    /// It is over.
-    fn end(&mut self) {
-        if self.told.take().is_some() {
-            self.context.resumes();
-        }
-        (self.look, self.span) = (Instant::now() + PATIENCE, None);
-    }
-}
-
-/// Who holds a cache, as far as it can be told.
-fn held_by(processes: &[u32], own: u32) -> String {
-    let mut holders: Vec<String> = Vec::new();
-    for process in processes {
-        let holder = match *process == own {
-            true => "another step of this build".to_owned(),
-            false => format!("process {process}"),
-        };
-        if !holders.contains(&holder) {
-            holders.push(holder);
-        }
-    }
-    match holders.as_slice() {
-        [] => "which others hold".to_owned(),
-        [one] => format!("held by {one}"),
-        [most @ .., last] => format!("held by {} and {last}", most.join(", ")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn holders_are_told() {
-        let check = |processes: &[u32], text: &str| assert_eq!(held_by(processes, 1), text);
-        check(&[], "which others hold");
-        check(&[7], "held by process 7");
-        check(&[1], "held by another step of this build");
-        check(&[1, 1, 7, 7], "held by another step of this build and process 7");
-        check(&[7, 8, 9], "held by process 7, process 8 and process 9");
-    }
 }

@@ -22,6 +22,7 @@ use crate::context_walk::{Purpose, Walk, Walked};
 use crate::error::{Error, Result};
 use crate::examine::{Entries, Examined};
 use crate::filter::Filter;
+use crate::request::GivenModes;
 use crate::stat_cache::StatCache;
 use crate::stopping::Stopping;
 use crate::tree::{Below, Found, SourceTree, Stamp, split};
@@ -37,6 +38,8 @@ const BUFFER: usize = 128 << 10;
 pub(crate) struct BuildContext<'a> {
     root: Root,
     ignore: IgnoreMatcher,
+    /// Modes that files do not have on the disk.
+    modes: Arc<GivenModes>,
     cache: RwLock<StatCache>,
     /// The directory that was opened last: files are mostly opened in order.
     last: Mutex<Option<(Vec<u8>, Arc<Directory>)>>,
@@ -79,7 +82,20 @@ impl<'a> BuildContext<'a> {
         let stat = root.directory().stat_self()?;
         let caches = caches.filter(|_| tells_changes(root.directory()));
         let cache = RwLock::new(StatCache::open(caches, (stat.st_dev, stat.st_ino)));
-        Ok(Self { root, ignore, cache, last: Mutex::new(None), before_reading: None, cancel: Cancel::new() })
+        Ok(Self {
+            root,
+            ignore,
+            modes: Arc::default(),
+            cache,
+            last: Mutex::new(None),
+            before_reading: None,
+            cancel: Cancel::new(),
+        })
+    }
+
+    /// The same context, some of whose files have other modes than on the disk.
+    pub(crate) fn with(self, modes: Arc<GivenModes>) -> Self {
+        Self { modes, ..self }
     }
 
     /// The same context, which calls `before_reading` first of all when contents have to be read for a digest.
@@ -118,6 +134,19 @@ impl<'a> BuildContext<'a> {
         &self.ignore
     }
 
+    /// Whether some files have other modes than on the disk.
+    pub(crate) fn gives_modes(&self) -> bool {
+        !self.modes.is_empty()
+    }
+
+    /// What was found at a path, with the mode that it has in the context.
+    pub(crate) fn given(&self, path: &[u8], mut stat: Stat) -> Stat {
+        if let Some(mode) = self.modes.get(path) {
+            stat.st_mode = stat.st_mode & !0o7777 | mode;
+        }
+        stat
+    }
+
     /// The ignore rules' state at `path`.
     fn ignore_state(&self, path: &[u8]) -> IgnoreState {
         let mut state = self.ignore.root();
@@ -132,12 +161,13 @@ impl<'a> BuildContext<'a> {
 
     fn stat(&self, path: &[u8]) -> Result<Option<(Arc<Directory>, Stat)>> {
         if path.is_empty() {
-            return Ok(Some((self.directory(b"")?, self.root.directory().stat_self()?)));
+            let stat = self.root.directory().stat_self()?;
+            return Ok(Some((self.directory(b"")?, self.given(path, stat))));
         }
         let (parent, name) = split(path);
         let stat = self.directory(parent).and_then(|parent| {
             let stat = parent.stat(OsStr::from_bytes(name))?;
-            Ok((parent, stat))
+            Ok((parent, self.given(path, stat)))
         });
         match stat {
             Err(Error::Path(error)) if is_missing(&error) => Ok(None),
@@ -169,7 +199,7 @@ impl<'a> BuildContext<'a> {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(Error::Changed(self.shown(path)));
         }
-        Ok(Stamp::of(&stat))
+        Ok(Stamp::of(&self.given(path, stat)))
     }
 
     fn shown(&self, path: &[u8]) -> String {

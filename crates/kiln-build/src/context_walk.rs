@@ -261,7 +261,7 @@ impl<'a> Walk<'a> {
             let stat = match directory.stat(name) {
                 // It went away since the directory was read.
                 Err(error) if is_missing(&error) => continue,
-                stat => stat?,
+                stat => place.given(name, stat?),
             };
             let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
             if needs_below && !is_directory {
@@ -334,6 +334,15 @@ impl<'a> Place<'a> {
         let lengths = (path.len(), relative.len());
         let takes_all = walk.context.ignore().is_empty() && walk.filter.is_empty();
         Self { walk, task, path, relative, lengths, takes_all }
+    }
+
+    /// What was found at a name, as it is in the context.
+    fn given(&mut self, name: &OsStr, stat: Stat) -> Stat {
+        if !self.walk.context.gives_modes() {
+            return stat;
+        }
+        append(&mut self.path, self.lengths.0, name.as_bytes());
+        self.walk.context.given(&self.path, stat)
     }
 
     fn choose(&mut self, name: &OsStr, may_enter: bool) -> Option<Chosen> {

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use kiln_graph::{
@@ -62,7 +62,7 @@ pub(crate) struct Engine<'a> {
     /// Tells something, and what was told.
     pub(crate) note: &'a (dyn Fn(&str) + Sync),
     pub(crate) noted: Mutex<HashSet<String>>,
-    /// Ends the build.
+    /// Set by an interrupt and by the first step that fails: ends what goes on.
     pub(crate) cancel: Cancel,
     /// Tells that something is about to be made.
     pub(crate) works: &'a (dyn Fn() + Sync),
@@ -112,11 +112,13 @@ impl Engine<'_> {
         if let Some(context) = self.opened.get() {
             return Ok(context);
         }
-        let caches = match self.request.context_kind {
-            ContextKind::Lasting => Directory::open(&self.store.root().join("context")).ok(),
-            ContextKind::Passing => None,
+        let (caches, modes) = match &self.request.context_kind {
+            ContextKind::Lasting => {
+                (Directory::open(&self.store.root().join("context")).ok(), Arc::default())
+            }
+            ContextKind::Passing { modes } => (None, Arc::clone(modes)),
         };
-        let context = BuildContext::open(&self.request.context, &self.request.ignore, caches)?;
+        let context = BuildContext::open(&self.request.context, &self.request.ignore, caches)?.with(modes);
         if !context.is_remembered() {
             // All of it will be read; where nothing is ever remembered, to look at it may take long, too.
             self.lease()?;
@@ -267,6 +269,43 @@ impl Executor<Operation> for Engine<'_> {
         inputs: &[Given<'_, Step>],
         context: &Context<'_>,
     ) -> std::result::Result<Identity, Stop<Error>> {
+        self.identity(operation, inputs, context).map_err(ended)
+    }
+
+    fn settled(&self, operation: &Operation, context: &Context<'_>) {
+        if let Operation::Copy(_) = operation {
+            // Of many files it takes much memory.
+            let _unused =
+                self.selections.lock().unwrap_or_else(PoisonError::into_inner).remove(&context.vertex());
+        }
+    }
+
+    fn execute(
+        &self,
+        operation: &Operation,
+        preimage: &Preimage,
+        inputs: &[Given<'_, Step>],
+        context: &Context<'_>,
+    ) -> std::result::Result<Done<Step>, Stop<Error>> {
+        self.carry_out(operation, preimage, inputs, context).map_err(ended)
+    }
+}
+
+/// How an operation ended that was told to end while it read or waited: that is no failure.
+fn ended(stop: Stop<Error>) -> Stop<Error> {
+    match stop {
+        Stop::Failed(error) => error.stop(),
+        Stop::Canceled => Stop::Canceled,
+    }
+}
+
+impl Engine<'_> {
+    fn identity(
+        &self,
+        operation: &Operation,
+        inputs: &[Given<'_, Step>],
+        context: &Context<'_>,
+    ) -> std::result::Result<Identity, Stop<Error>> {
         let fixed =
             operation.key_operation(&self.platform, self.store.ownership().name(), &self.environments);
         let mut keyed = Vec::new();
@@ -283,7 +322,7 @@ impl Executor<Operation> for Engine<'_> {
             Operation::Git(address) => return self.git_identity(address, fixed, context),
             Operation::Run(run) => {
                 for (mount, source, path) in run.keyed_mounts() {
-                    match self.mount_input(&mount.target, source, path, inputs)? {
+                    match self.mount_input(&mount.target, source, path, inputs, context)? {
                         Some(input) => keyed.push(input),
                         None => {
                             let MountSource::Input(position) = source else { continue };
@@ -296,15 +335,7 @@ impl Executor<Operation> for Engine<'_> {
         Ok(Identity::Known(Preimage { operation: fixed, inputs: keyed }))
     }
 
-    fn settled(&self, operation: &Operation, context: &Context<'_>) {
-        if let Operation::Copy(_) = operation {
-            // Of many files it takes much memory.
-            let _unused =
-                self.selections.lock().unwrap_or_else(PoisonError::into_inner).remove(&context.vertex());
-        }
-    }
-
-    fn execute(
+    fn carry_out(
         &self,
         operation: &Operation,
         preimage: &Preimage,

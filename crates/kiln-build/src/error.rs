@@ -233,9 +233,10 @@ pub enum Error {
 impl Error {
     /// How an operation stops for it.
     pub(crate) fn stop(self) -> kiln_graph::Stop<Self> {
-        match self {
-            Self::Canceled => kiln_graph::Stop::Canceled,
-            error => kiln_graph::Stop::Failed(error),
+        if crate::stopping::is_end(&self) {
+            kiln_graph::Stop::Canceled
+        } else {
+            kiln_graph::Stop::Failed(self)
         }
     }
 }

@@ -44,10 +44,13 @@ mod stopping;
 mod transfer;
 mod tree;
 mod unpack;
+mod wait;
 mod workdir;
 
 pub use build::{BuildFailure, Built, Watcher, build};
 pub use error::{Error, Result};
 pub use git::{GitLimits, GitProgram, check_out};
-pub use request::{BuildRequest, CacheUse, ContextKind, Entitlement, Executions, Lent, NetworkMode};
+pub use request::{
+    BuildRequest, CacheUse, ContextKind, Entitlement, Executions, GivenModes, Lent, NetworkMode,
+};
 pub use stage::apply_changes;

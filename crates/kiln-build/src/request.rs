@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use kiln_oci::{Platform, Reference};
 use kiln_runtime::Isolation;
@@ -52,13 +53,20 @@ pub struct BuildRequest {
 }
 
 /// What becomes of the context's directory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ContextKind {
     /// It stays: what is learned of its files is remembered.
     Lasting,
     /// It goes with the build.
-    Passing,
+    Passing {
+        /// Modes of files that have others on the disk.
+        modes: Arc<GivenModes>,
+    },
 }
+
+/// The twelve mode bits of files and directories, by their paths in the context, that the build takes for theirs instead of
+/// those on the disk: with a mode that forbids its owner to read it a file could not be copied.
+pub type GivenModes = BTreeMap<Vec<u8>, u32>;
 
 /// `--no-cache`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -19,7 +19,7 @@ use kiln_runtime::{
     MountKind, Network, OwnershipMode, ProvidedFile, RootSource, Running, RuntimeError, Sandbox, Security,
     Stream, Streams, start_interruptibly,
 };
-use kiln_store::{GivenFiles, Ownership, PreparedRoot, RootForm, RootPart, RootWay};
+use kiln_store::{GivenFiles, Ownership, PreparedRoot, RootForm, RootPart, RootWay, Working};
 use kiln_sys::overlay::{Overlay, Upper};
 use kiln_sys::process::Credentials;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -30,6 +30,7 @@ use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::operation::{Access, MountSource, RunMount, RunMountKind, RunOperation, SecurityMode};
 use crate::request::NetworkMode;
+use crate::wait::FilesWait;
 
 /// The host name of RUN steps, which must not differ between machines.
 const HOSTNAME: &str = "buildkitsandbox";
@@ -141,7 +142,7 @@ fn begin<'a>(
     let confinement = confinement(engine, operation, parent.isolation);
     engine.launcher.expect(confinement);
     let prepared = engine.store.prepare_root(
-        engine.lease()?,
+        Working::with(engine.lease()?, &FilesWait::new(context)),
         parent.layers,
         engine.root_way(),
         given_files(operation),
@@ -218,7 +219,8 @@ fn publish(
         Ownership::SingleId => Owners::Recorded { recorded: &recorded, fresh },
         Ownership::Root | Ownership::SubIds => Owners::Files,
     };
-    let layer = engine.store.capture(engine.lease()?, prepared, view, owners, operation.epoch)?;
+    let stopped = || engine.cancel.is_canceled();
+    let layer = engine.store.capture(engine.lease()?, prepared, view, owners, operation.epoch, &stopped)?;
     Ok(engine.store.publish_layer(engine.lease()?, inputs[0].chain, layer)?)
 }
 
@@ -376,7 +378,7 @@ fn mount_kind(
             Ok(MountKind::Tmpfs { size: (*size > 0).then_some(*size), mode: 0o1777 })
         }
         RunMountKind::Bind { source, path, access } => {
-            bind(engine, (*source, path), *access, inputs, way, shown)
+            bind(engine, caches.step(), (*source, path), *access, inputs, way, shown)
         }
         RunMountKind::Cache(mount) => caches.mount(engine, mount, inputs, isolation),
     }
@@ -389,6 +391,7 @@ fn all_groups(user: &Groups) -> Vec<u32> {
 
 fn bind(
     engine: &Engine<'_>,
+    context: &Context<'_>,
     (source, path): (MountSource, &str),
     access: Access,
     inputs: &[Step],
@@ -407,7 +410,9 @@ fn bind(
         }
         MountSource::Input(position) => {
             let layers = engine.layers(inputs[position].chain)?;
-            match engine.store.root_part(engine.lease()?, &layers, path.as_bytes(), way)? {
+            let patience = FilesWait::new(context);
+            let working = Working::with(engine.lease()?, &patience);
+            match engine.store.root_part(working, &layers, path.as_bytes(), way)? {
                 Some(RootPart::Directories(lowers)) => lowers,
                 Some(RootPart::File(file)) => {
                     let file = match access {

@@ -15,6 +15,10 @@ const MAGIC: &[u8] = b"kilnctx\n";
 const VERSION: u32 = 1;
 const HEADER: usize = 16;
 const RECORD: usize = 88;
+/// The part of a record that says whose it is and how the file looked, in words of eight bytes.
+const LOOKS: usize = 7;
+/// Where the digest begins.
+const DIGEST: usize = LOOKS * 8;
 /// Both times of a file must be so many seconds older than the start of its reading: stamps are coarse.
 const SETTLED: i64 = 2;
 /// Records of files that no longer turn up are kept until there are so many.
@@ -60,10 +64,8 @@ impl StatCache {
         *from += gallop(&stored[*from..], wanted);
         let known = stored.get(*from).filter(|record| identity(record) == wanted);
         let learned = if self.learned.is_empty() { None } else { self.learned.get(&wanted) };
-        let record = learned.or(known).filter(|record| record[..52] == encode(stamp))?;
-        let mut digest = [0; 32];
-        digest.copy_from_slice(&record[56..]);
-        Some(Digest::from_bytes(digest))
+        let record = learned.or(known).filter(|record| record[..DIGEST] == *encode(stamp).as_flattened())?;
+        record.last_chunk().copied().map(Digest::from_bytes)
     }
 
     /// Remembers a digest if the file had not been touched for a while when its reading started.
@@ -74,8 +76,8 @@ impl StatCache {
         };
         if settled(stamp.modified) && settled(stamp.changed) {
             let mut record = [0; RECORD];
-            record[..52].copy_from_slice(&encode(&stamp));
-            record[56..].copy_from_slice(digest.as_bytes());
+            record[..DIGEST].copy_from_slice(encode(&stamp).as_flattened());
+            record[DIGEST..].copy_from_slice(digest.as_bytes());
             self.learned.insert((stamp.device, stamp.inode), record);
         }
     }
@@ -132,32 +134,79 @@ fn is_valid(bytes: &[u8]) -> bool {
 /// The first position from which on no record is before `wanted`, which is usually near.
 fn gallop(records: &[[u8; RECORD]], wanted: (u64, u64)) -> usize {
     let before = |record: &[u8; RECORD]| identity(record) < wanted;
-    let mut step = 1;
-    while step < records.len() && before(&records[step]) {
-        step *= 2;
+    let (mut low, mut next) = (0, 0);
+    while records.get(next).is_some_and(before) {
+        low = next + 1;
+        next += low;
     }
-    let low = step / 2;
-    low + records[low..records.len().min(step + 1)].partition_point(before)
+    low + records[low..records.len().min(next)].partition_point(before)
 }
 
+/// Device and inode, read as words: to copy slices of a few bytes is a call where the compiler does not put it in line.
 fn identity(record: &[u8; RECORD]) -> (u64, u64) {
-    let number = |at: usize| {
-        let mut bytes = [0; 8];
-        bytes.copy_from_slice(&record[at..at + 8]);
-        u64::from_le_bytes(bytes)
-    };
-    (number(0), number(8))
+    let words = record.as_chunks().0;
+    (u64::from_le_bytes(words[0]), u64::from_le_bytes(words[1]))
 }
 
-fn encode(stamp: &Stamp) -> [u8; 52] {
-    let mut bytes = [0; 52];
-    bytes[..8].copy_from_slice(&stamp.device.to_le_bytes());
-    bytes[8..16].copy_from_slice(&stamp.inode.to_le_bytes());
-    bytes[16..24].copy_from_slice(&stamp.size.to_le_bytes());
-    bytes[24..32].copy_from_slice(&stamp.modified.0.to_le_bytes());
-    bytes[32..36].copy_from_slice(&stamp.modified.1.to_le_bytes());
-    bytes[36..44].copy_from_slice(&stamp.changed.0.to_le_bytes());
-    bytes[44..48].copy_from_slice(&stamp.changed.1.to_le_bytes());
-    bytes[48..].copy_from_slice(&stamp.mode.to_le_bytes());
-    bytes
+/// How a file looks, as a record has it. Seconds of its second time lie across two words.
+fn encode(stamp: &Stamp) -> [[u8; 8]; LOOKS] {
+    let (modified, changed) = (u64::from(stamp.modified.1), stamp.changed.0.cast_unsigned());
+    [
+        stamp.device.to_le_bytes(),
+        stamp.inode.to_le_bytes(),
+        stamp.size.to_le_bytes(),
+        stamp.modified.0.to_le_bytes(),
+        (modified | (changed << 32)).to_le_bytes(),
+        ((changed >> 32) | (u64::from(stamp.changed.1) << 32)).to_le_bytes(),
+        u64::from(stamp.mode).to_le_bytes(),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(inode: u64) -> [u8; RECORD] {
+        let mut record = [0; RECORD];
+        record[..8].copy_from_slice(&7_u64.to_le_bytes());
+        record[8..16].copy_from_slice(&inode.to_le_bytes());
+        record
+    }
+
+    #[test]
+    fn what_is_near_is_found_as_by_looking_through_all() {
+        for count in 0..40 {
+            let records: Vec<[u8; RECORD]> = (0..count).map(|number| record(2 * number + 1)).collect();
+            for wanted in (0..2 * count + 2).map(|inode| (7, inode)).chain([(6, 99), (8, 0)]) {
+                let expected = records.iter().filter(|record| identity(record) < wanted).count();
+                assert_eq!(gallop(&records, wanted), expected, "{wanted:?} of {count}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_record_is_laid_out_as_its_format_says() {
+        let stamp = Stamp {
+            device: 0x0102_0304_0506_0708,
+            inode: 2,
+            size: 3,
+            modified: (-4, 0x1122_3344),
+            changed: (-0x0102_0304_0506_0708, 0x5566_7788),
+            mode: 0o100_644,
+        };
+        let mut expected = Vec::new();
+        for number in [stamp.device, stamp.inode, stamp.size] {
+            expected.extend_from_slice(&number.to_le_bytes());
+        }
+        for (seconds, nanoseconds) in [stamp.modified, stamp.changed] {
+            expected.extend_from_slice(&seconds.to_le_bytes());
+            expected.extend_from_slice(&nanoseconds.to_le_bytes());
+        }
+        expected.extend_from_slice(&stamp.mode.to_le_bytes());
+        expected.extend_from_slice(&[0; 4]);
+        assert_eq!(encode(&stamp).as_flattened(), expected);
+        let mut record = record(0);
+        record[..DIGEST].copy_from_slice(&expected);
+        assert_eq!(identity(&record), (stamp.device, stamp.inode));
+    }
 }

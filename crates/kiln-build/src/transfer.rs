@@ -8,7 +8,7 @@ use kiln_graph::{Context, Done, Given, Input, Preimage, Stop, Stream};
 use kiln_layer::index::Entry;
 use kiln_layer::{LayerIndex, LayerWriter, Outputs, RootView};
 use kiln_oci::{ChainId, DiffId, Digest};
-use kiln_store::{NewBlob, NewLayer, StackContents};
+use kiln_store::{NewBlob, NewLayer, StackContents, Working};
 use kiln_sys::publish::begin_write_back;
 use kiln_sys::root::{Directory, Root};
 
@@ -23,6 +23,7 @@ use crate::route::RoutedTree;
 use crate::select::{Selection, select, select_mount};
 use crate::stopping::Stopping;
 use crate::tree::SourceTree;
+use crate::wait::FilesWait;
 use crate::workdir::workdir;
 
 /// The disk is given so much of a tar at a time.
@@ -34,14 +35,15 @@ const SOURCE: &str = "source";
 /// A root in the store, opened layer by layer when a file is read.
 pub(crate) struct StoredRoot<'a, 'e> {
     engine: &'a Engine<'e>,
+    context: Context<'a>,
     view: RootView,
     contents: StackContents,
 }
 
 impl<'a, 'e> StoredRoot<'a, 'e> {
-    pub(crate) fn new(engine: &'a Engine<'e>, layers: Vec<DiffId>) -> Result<Self> {
+    pub(crate) fn new(engine: &'a Engine<'e>, context: &Context<'a>, layers: Vec<DiffId>) -> Result<Self> {
         let view = engine.store.root_view(&layers)?;
-        Ok(Self { engine, view, contents: StackContents::new(layers) })
+        Ok(Self { engine, context: *context, view, contents: StackContents::new(layers) })
     }
 
     pub(crate) fn tree(&self, name: &str) -> ImageTree<'_> {
@@ -57,7 +59,9 @@ impl Contents for StoredRoot<'_, '_> {
         entry: Entry<'b>,
     ) -> Result<Box<dyn Read + Send + 'b>> {
         let engine = self.engine;
-        let reader = self.contents.open(engine.store, || engine.lease(), (layer, &entry))?;
+        let patience = FilesWait::new(&self.context);
+        let working = || Ok::<_, Error>(Working::with(engine.lease()?, &patience));
+        let reader = self.contents.open(engine.store, working, (layer, &entry))?;
         Ok(Box::new(Stopping::new(reader, &engine.cancel)))
     }
 }
@@ -79,12 +83,13 @@ impl Engine<'_> {
         inputs: &[Given<'_, Step>],
         context: &Context<'_>,
     ) -> Result<Option<Input>> {
-        let selection = match self
-            .with_sources(operation, inputs.iter().map(|input| input.result), |tree| select(operation, tree))
-        {
-            Err(Error::Store(kiln_store::Error::NoLayer(_))) => return Ok(None),
-            other => other?,
-        };
+        let selection =
+            match self.with_sources(operation, inputs.iter().map(|input| input.result), context, |tree| {
+                select(operation, tree)
+            }) {
+                Err(Error::Store(kiln_store::Error::NoLayer(_))) => return Ok(None),
+                other => other?,
+            };
         let input =
             Input { name: SOURCE.to_owned(), selector: selection.selector(), digest: selection.digest() };
         self.selections.lock().unwrap_or_else(|e| e.into_inner()).insert(context.vertex(), selection);
@@ -98,13 +103,15 @@ impl Engine<'_> {
         source: MountSource,
         path: &str,
         inputs: &[Given<'_, Step>],
+        context: &Context<'_>,
     ) -> Result<Option<Input>> {
-        let selected = match self
-            .with_source(source, inputs.iter().map(|input| input.result), |tree| select_mount(path, tree))
-        {
-            Err(Error::Store(kiln_store::Error::NoLayer(_))) => return Ok(None),
-            other => other?,
-        };
+        let selected =
+            match self.with_source(source, inputs.iter().map(|input| input.result), context, |tree| {
+                select_mount(path, tree)
+            }) {
+                Err(Error::Store(kiln_store::Error::NoLayer(_))) => return Ok(None),
+                other => other?,
+            };
         Ok(Some(Input {
             name: format!("mount {target}"),
             selector: selected.selector,
@@ -117,19 +124,20 @@ impl Engine<'_> {
         &self,
         operation: &CopyOperation,
         inputs: impl Iterator<Item = Step> + Clone,
+        context: &Context<'_>,
         body: impl FnOnce(&dyn SourceTree) -> Result<T>,
     ) -> Result<T> {
         let mut roots = Vec::new();
         for position in operation.source_inputs() {
             let chain = inputs.clone().nth(position).map_or(ChainId::SCRATCH, |step| step.chain);
-            roots.push((position, StoredRoot::new(self, self.layers(chain)?)?));
+            roots.push((position, StoredRoot::new(self, context, self.layers(chain)?)?));
         }
         if roots.is_empty() {
-            return self.with_source(operation.from, inputs, body);
+            return self.with_source(operation.from, inputs, context, body);
         }
         // Without paths there is no need for a context.
         let from = if operation.takes_paths() { operation.from } else { MountSource::Empty };
-        self.with_source(from, inputs, |main| {
+        self.with_source(from, inputs, context, |main| {
             let inputs = roots.iter().map(|(position, root)| {
                 let tree: Box<dyn SourceTree + '_> = Box::new(root.tree("the download"));
                 (*position, tree)
@@ -142,14 +150,15 @@ impl Engine<'_> {
         &self,
         source: MountSource,
         mut inputs: impl Iterator<Item = Step>,
+        context: &Context<'_>,
         body: impl FnOnce(&dyn SourceTree) -> Result<T>,
     ) -> Result<T> {
         match source {
             MountSource::Context => body(self.context()?),
-            MountSource::Empty => body(&StoredRoot::new(self, Vec::new())?.tree("an empty root")),
+            MountSource::Empty => body(&StoredRoot::new(self, context, Vec::new())?.tree("an empty root")),
             MountSource::Input(position) => {
                 let chain = inputs.nth(position).map_or(ChainId::SCRATCH, |step| step.chain);
-                let root = StoredRoot::new(self, self.layers(chain)?)?;
+                let root = StoredRoot::new(self, context, self.layers(chain)?)?;
                 body(&root.tree("the source stage or image"))
             }
         }
@@ -168,7 +177,7 @@ impl Engine<'_> {
         let selected = |tree: &dyn SourceTree| select(operation, tree);
         let first = match known {
             Some(selection) => selection,
-            None => self.with_sources(operation, inputs.iter().copied(), selected)?,
+            None => self.with_sources(operation, inputs.iter().copied(), context, selected)?,
         };
         let earlier = match self.request.cache {
             CacheUse::Records => {
@@ -179,7 +188,7 @@ impl Engine<'_> {
         let mut preimage = came_from(preimage, &first);
         let layer = match self.copy_once(operation, first, inputs, earlier.as_ref(), context) {
             Err(Error::Changed(_)) => {
-                let again = self.with_sources(operation, inputs.iter().copied(), selected)?;
+                let again = self.with_sources(operation, inputs.iter().copied(), context, selected)?;
                 preimage = came_from(&preimage, &again);
                 self.copy_once(operation, again, inputs, None, context)
             }
@@ -198,11 +207,11 @@ impl Engine<'_> {
         context: &Context<'_>,
     ) -> Result<DiffId> {
         let parent = inputs[0].chain;
-        let parent_root = StoredRoot::new(self, self.layers(parent)?)?;
+        let parent_root = StoredRoot::new(self, context, self.layers(parent)?)?;
         let parent_tree = parent_root.tree("the image");
         let scratch = Directory::open(self.lease()?.directory())?;
         let is_canceled = &|| context.cancel().is_canceled();
-        self.with_sources(operation, inputs.iter().copied(), |source| {
+        self.with_sources(operation, inputs.iter().copied(), context, |source| {
             let mut writer = LayerWriter::new();
             let now = operation.epoch.unwrap_or_else(seconds);
             let (parent, scratch) = (&parent_tree, &scratch);
@@ -229,7 +238,7 @@ impl Engine<'_> {
         parent: ChainId,
         context: &Context<'_>,
     ) -> Result<DiffId> {
-        let root = StoredRoot::new(self, self.layers(parent)?)?;
+        let root = StoredRoot::new(self, context, self.layers(parent)?)?;
         let tree = root.tree("the image");
         let mut writer = LayerWriter::new();
         let now = operation.epoch.unwrap_or_else(seconds);
@@ -274,8 +283,19 @@ impl Engine<'_> {
 
     /// Makes `directory`, which is empty, what a new cache mount with `from=` of a stage or image begins with, its own owner
     /// and mode included.
-    pub(crate) fn materialize_from(&self, chain: ChainId, path: &str, directory: &Path) -> Result<()> {
-        let copy = self.store.copy_part(self.lease()?, &self.layers(chain)?, path.as_bytes())?;
+    pub(crate) fn materialize_from(
+        &self,
+        context: &Context<'_>,
+        chain: ChainId,
+        path: &str,
+        directory: &Path,
+    ) -> Result<()> {
+        let patience = FilesWait::new(context);
+        let copy = self.store.copy_part(
+            Working::with(self.lease()?, &patience),
+            &self.layers(chain)?,
+            path.as_bytes(),
+        )?;
         let Some(copy) = copy else {
             let place = "the source stage or image".to_owned();
             return Err(Error::NoSource { path: path.to_owned(), place, ignored: false });
@@ -368,10 +388,7 @@ mod tests {
         let store = Store::open(&lab.host.path().join("store"), Ownership::SingleId).expect("a store");
         let lease = store.lease_late("test").expect("a lease");
         let engine = Engine::new(&store, &lease, &request);
-        let key = || {
-            let input = engine.mount_input("/m", MountSource::Context, "/d", &[]).expect("examined");
-            input.expect("an input").digest
-        };
+        let key = || select_mount("/d", engine.context().expect("opened")).expect("examined").digest;
         let mine = key();
         let show = || {
             let (path, digest) = engine.materialize_bind("/d").expect("copied");

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 type Callback = Box<dyn FnOnce() + Send>;
@@ -22,6 +22,8 @@ struct Shared {
     canceled: AtomicBool,
     callbacks: Mutex<Callbacks>,
     wakeup: Condvar,
+    /// What sets it when its parent is set.
+    parent: OnceLock<OnCancel>,
 }
 
 #[derive(Default)]
@@ -34,6 +36,19 @@ impl Cancel {
     /// A token that is not set.
     pub fn new() -> Cancel {
         Cancel::default()
+    }
+
+    /// A token that is set as soon as this one is, and can be set by itself.
+    pub fn child(&self) -> Cancel {
+        let child = Cancel::new();
+        let shared: Weak<Shared> = Arc::downgrade(&child.shared);
+        let link = self.on_cancel(move || {
+            if let Some(shared) = shared.upgrade() {
+                Cancel { shared }.cancel();
+            }
+        });
+        let _ = child.shared.parent.set(link);
+        child
     }
 
     /// Sets the token, wakes sleepers and calls callbacks on this thread. Again, it does nothing.
@@ -134,6 +149,21 @@ mod tests {
         let late = cancel.on_cancel(add(100));
         assert_eq!(calls.load(Ordering::SeqCst), 101);
         drop((kept, late));
+    }
+
+    #[test]
+    fn a_child_is_set_with_its_parent_and_not_the_other_way_round() {
+        let parent = Cancel::new();
+        let (first, second) = (parent.child(), parent.child());
+        first.cancel();
+        assert!(first.is_canceled() && !second.is_canceled() && !parent.is_canceled());
+        drop(parent.child());
+        assert_eq!(parent.callbacks().waiting.len(), 2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| assert!(second.sleep(Duration::from_secs(60))));
+            parent.cancel();
+        });
+        assert!(parent.child().is_canceled());
     }
 
     #[test]

@@ -46,6 +46,6 @@ pub use execution::{Context, Done, Executor, Given, Identity, Stop};
 pub use graph::{Edge, Graph, Vertex, VertexId};
 pub use key::{Input, Key, Operation, OperationError, Preimage, PreimageError};
 pub use record::{Claim, Earlier, Entry, Record, Records};
-pub use solve::{Failure, NoCache, Origin, Request, Solution, SolveError, solve};
+pub use solve::{Ending, Failure, NoCache, Origin, Request, Solution, SolveError, solve};
 pub use value::Value;
 pub use why::{Reason, reasons};

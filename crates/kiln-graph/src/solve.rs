@@ -134,10 +134,29 @@ pub struct Failure<E> {
     pub error: E,
 }
 
+/// What ends a solve before its targets are there: the caller's token, and the first failure.
+#[derive(Debug, Clone)]
+pub struct Ending {
+    cancel: Cancel,
+    stop: Cancel,
+}
+
+impl Ending {
+    /// That of one solve, which `cancel` ends.
+    pub fn new(cancel: &Cancel) -> Ending {
+        Ending { cancel: cancel.clone(), stop: cancel.child() }
+    }
+
+    /// Set by either: what [`Context::cancel`] gives, for those who work for the solve and have no context.
+    pub fn token(&self) -> &Cancel {
+        &self.stop
+    }
+}
+
 /// Gives the results of the targets, executing what has no record.
 ///
 /// The calling thread works too; others are started only when there is more than one thing to do. Events
-/// come in a fixed order when `parallelism` is one. With the first failure, or when `cancel` is set, no further
+/// come in a fixed order when `parallelism` is one. With the first failure, or when the token of `ending` is set, no further
 /// operation is started and running ones are told to stop; the call returns when they have.
 ///
 /// # Panics
@@ -147,7 +166,7 @@ pub fn solve<O, X, S>(
     executor: &X,
     records: &S,
     events: &dyn Events,
-    cancel: &Cancel,
+    ending: &Ending,
 ) -> Result<Solution<X::Result>, SolveError<X::Error>>
 where
     O: Sync,
@@ -156,16 +175,10 @@ where
     X::Error: From<S::Error>,
 {
     let _span = kiln_trace::span("solve");
-    let stop = Cancel::new();
-    let link = cancel.on_cancel({
-        let stop = stop.clone();
-        move || stop.cancel()
-    });
     let workers = Workers {
         steps: Steps { graph: request.graph, executor, records, no_cache: &request.no_cache },
         events,
-        cancel,
-        stop,
+        ending,
         began: Instant::now(),
         limit: request.parallelism.get(),
         shared: Mutex::new(Shared {
@@ -178,7 +191,6 @@ where
         changed: Condvar::new(),
     };
     std::thread::scope(|scope| workers.work(scope));
-    drop(link);
     let shared = workers.shared.into_inner().unwrap_or_else(PoisonError::into_inner);
     let solution = conclude(request, shared)?;
     // Nothing has needed their data, and nothing will.
@@ -218,10 +230,7 @@ fn conclude<O, R: Clone, E: std::error::Error>(
 struct Workers<'a, O, X: Executor<O>, S> {
     steps: Steps<'a, O, X, S>,
     events: &'a dyn Events,
-    /// The caller's token
-    cancel: &'a Cancel,
-    /// Set by the caller's token and by the first failure
-    stop: Cancel,
+    ending: &'a Ending,
     began: Instant,
     limit: usize,
     shared: Mutex<Shared<'a, O, X::Result, X::Error>>,
@@ -248,7 +257,8 @@ where
     fn work<'s>(&'s self, scope: &'s Scope<'s, '_>) {
         while let Some(task) = self.next(scope) {
             let vertex = task.vertex;
-            let context = Context { vertex, cancel: &self.stop, events: self.events, began: self.began };
+            let context =
+                Context { vertex, cancel: &self.ending.stop, events: self.events, began: self.began };
             let outcome = catch_unwind(AssertUnwindSafe(|| self.steps.take(task, &context)));
             self.end(&context, outcome);
         }
@@ -260,7 +270,7 @@ where
     fn next<'s>(&'s self, scope: &'s Scope<'s, '_>) -> Option<Task<'a, X::Result>> {
         let mut shared = self.shared();
         loop {
-            if self.stop.is_canceled() {
+            if self.ending.stop.is_canceled() {
                 return None;
             }
             if let Some(task) = shared.schedule.take() {
@@ -284,7 +294,7 @@ where
         let vertex = context.vertex;
         let outcome = match outcome {
             // Whatever it says, it was interrupted.
-            Ok(Err(Stop::Failed(_))) if self.cancel.is_canceled() => Ok(Err(Stop::Canceled)),
+            Ok(Err(Stop::Failed(_))) if self.ending.cancel.is_canceled() => Ok(Err(Stop::Canceled)),
             outcome => outcome,
         };
         match &outcome {
@@ -308,7 +318,7 @@ where
         }
         shared.schedule.abandon();
         drop(shared);
-        self.stop.cancel();
+        self.ending.stop.cancel();
         self.changed.notify_all();
     }
 

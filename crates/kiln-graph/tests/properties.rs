@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use kiln_graph::memory::Memory;
-use kiln_graph::{Cancel, Event, Graph, Input, Key, NoCache, Request, Vertex, VertexId};
+use kiln_graph::{Cancel, Ending, Event, Graph, Input, Key, NoCache, Request, Vertex, VertexId};
 use kiln_oci::Digest;
 use proptest::prelude::*;
 use toy::{Doing, Step, Toy, build, edit, request, solve};
@@ -210,7 +210,7 @@ proptest! {
             }
         };
         let request = request(&case.graph, &case.targets, case.threads);
-        let _ = kiln_graph::solve(&request, &toy, &memory, &sink, &cancel);
+        let _ = kiln_graph::solve(&request, &toy, &memory, &sink, &Ending::new(&cancel));
         prop_assert_eq!(memory.claims(), 0);
         // Between the check and the event each worker may be overtaken by the cancellation once.
         prop_assert!(started_late.into_inner() <= case.threads);

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use kiln_graph::memory::Memory;
 use kiln_graph::{
-    Cancel, Claim, Earlier, Entry, Event, Graph, NoCache, Operation, Origin, Preimage, Reason, Records,
-    SolveError, Vertex, VertexId,
+    Cancel, Claim, Earlier, Ending, Entry, Event, Graph, NoCache, Operation, Origin, Preimage, Reason,
+    Records, SolveError, Vertex, VertexId,
 };
 use toy::{Doing, Step, Toy, build, request, solve};
 
@@ -322,13 +322,14 @@ fn after_cancel_nothing_starts() {
                 cancel.cancel();
             }
         },
-        &cancel,
+        &Ending::new(&cancel),
     );
     assert!(matches!(error.unwrap_err(), SolveError::Canceled));
     assert_eq!(toy.take_executed(), ["source"]);
     assert_eq!((memory.claims(), memory.len()), (0, 1), "what was finished all the same is kept");
 
-    let error = kiln_graph::solve(&request(&graph, &[link], 4), &toy, &memory, &|_, _| (), &cancel);
+    let ending = Ending::new(&cancel);
+    let error = kiln_graph::solve(&request(&graph, &[link], 4), &toy, &memory, &|_, _| (), &ending);
     assert!(matches!(error.unwrap_err(), SolveError::Canceled));
     assert_eq!(toy.take_executed(), [""; 0]);
 }
@@ -346,7 +347,8 @@ fn cancel_reaches_one_who_waits_for_another_process() {
             cancel.cancel();
         }
     };
-    let error = kiln_graph::solve(&request(&graph, &[source], 1), &toy, &memory, &waiting, &cancel);
+    let ending = Ending::new(&cancel);
+    let error = kiln_graph::solve(&request(&graph, &[source], 1), &toy, &memory, &waiting, &ending);
     assert!(matches!(error.unwrap_err(), SolveError::Canceled));
     assert_eq!(toy.take_executed(), [""; 0]);
 }

@@ -3,7 +3,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 
 use kiln_oci::{Digest, Hasher};
@@ -114,6 +115,25 @@ pub struct Capture<'a> {
     pub stubs: &'a [Stub],
     /// No file of the layer is younger than this, in seconds since the epoch.
     pub clamp: Option<i64>,
+    /// Asked before each directory and each piece of a file, which may be as large as a disk: what it gives as an error ends
+    /// the walk with [`Error::Read`].
+    pub go_on: GoOn<'a>,
+}
+
+/// Whether to go on.
+pub type GoOn<'a> = &'a (dyn Fn() -> io::Result<()> + Sync);
+
+/// A file that is read as long as one is to go on.
+struct Watched<'a> {
+    file: File,
+    go_on: GoOn<'a>,
+}
+
+impl Read for Watched<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        (self.go_on)()?;
+        self.file.read(bytes)
+    }
 }
 
 /// Something found that may belong into the layer.
@@ -200,6 +220,7 @@ impl<'a> Scan<'a> {
         let place = if self.capture.changes.is_upper() { Place::New } else { Place::Kept };
         let mut visits = vec![Visit { path: Vec::new(), directory: None, lower: Some(lower), place, group }];
         while let Some(visit) = visits.pop() {
+            (self.capture.go_on)().map_err(Error::Read)?;
             let opened;
             let directory = match &visit.directory {
                 Some(directory) => directory,
@@ -420,7 +441,7 @@ impl<'a> Scan<'a> {
         if metadata.size != found.size {
             return Ok(false);
         }
-        let mut file = directory.open_file(name)?;
+        let mut file = Watched { file: directory.open_file(name)?, go_on: self.capture.go_on };
         Ok(Some(digest_of(&mut file)?) == before.entry.content())
     }
 
@@ -498,7 +519,7 @@ impl<'a> Scan<'a> {
     }
 
     fn write(self, tar: Option<&mut (dyn Write + Send)>) -> Result<Written> {
-        let root = self.capture.root;
+        let (root, go_on) = (self.capture.root, self.capture.go_on);
         let mut writer = LayerWriter::new();
         let mut first_names: HashMap<(u64, u64), Vec<u8>> = HashMap::new();
         for item in self.items.into_iter().filter(|item| item.fate == Fate::Changed) {
@@ -514,7 +535,8 @@ impl<'a> Scan<'a> {
             }
             let source = if metadata.kind == Kind::Regular && metadata.size > 0 {
                 let path = path.clone();
-                Source::Open(Box::new(move || Ok(Box::new(root.open_plain(to_system(&path))?))))
+                let open = move || root.open_plain(to_system(&path));
+                Source::Open(Box::new(move || Ok(Box::new(Watched { file: open()?, go_on }))))
             } else {
                 Source::Empty
             };

@@ -27,7 +27,7 @@ pub mod view;
 mod walk;
 pub mod writer;
 
-pub use capture::{Capture, Changes, Marks, Owner, Owners, RecordedDevice, Stub, capture};
+pub use capture::{Capture, Changes, GoOn, Marks, Owner, Owners, RecordedDevice, Stub, capture};
 pub use complete::{OpenLower, complete};
 pub use compression::Compression;
 pub use contents::{ContentReader, ContentSource, LayerContents};

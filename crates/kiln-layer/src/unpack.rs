@@ -46,8 +46,24 @@ pub enum Ownership {
     /// All ours, with a single UID: owners stay in the index, devices become empty files, and of the attributes only
     /// `user.*` are written.
     Ignore,
-    /// As [`Ownership::Ignore`], but with all bits of their modes: nobody runs them where they are.
+    /// As [`Ownership::Ignore`], but with all bits of their modes, and with those besides without which we could not read
+    /// them: nobody runs them where they are.
     Modes,
+}
+
+impl Ownership {
+    /// The mode of what is written for an entry of this kind and mode.
+    pub fn mode(self, kind: Kind, mode: u32) -> u32 {
+        match (self, kind) {
+            (Self::Keep, _) => mode,
+            // The sticky bit means nobody else.
+            (Self::Ignore, Kind::Directory) => mode & 0o1777 | 0o700,
+            // Without the owner, set-user-ID bits would mean someone else.
+            (Self::Ignore, _) => mode & 0o777,
+            (Self::Modes, Kind::Directory) => mode | 0o500,
+            (Self::Modes, _) => mode | 0o400,
+        }
+    }
 }
 
 /// Where and how a layer is unpacked.
@@ -154,7 +170,7 @@ impl<'a> Unpacker<'a> {
     }
 
     fn file(&mut self, placed: Placed) -> Result<()> {
-        let mode = placed.mode & 0o777;
+        let mode = self.mode(&placed) & 0o777;
         let file = self.create(&placed.path, |parent, name| parent.create_file(name, mode))?;
         self.open = Some(Open { file, placed, hole_at_end: None, position: 0 });
         Ok(())
@@ -187,7 +203,7 @@ impl<'a> Unpacker<'a> {
     }
 
     fn node(&mut self, placed: &Placed) -> Result<()> {
-        let mode = placed.mode;
+        let mode = self.mode(placed);
         let (major, minor) = placed.device;
         let kind = match placed.kind {
             Kind::CharacterDevice => FileType::CharacterDevice,
@@ -217,8 +233,9 @@ impl<'a> Unpacker<'a> {
         let name = OsStr::from_bytes(name);
         let time = self.time(placed);
         let owner = self.owner(placed);
+        let mode = self.mode(placed);
         let wants_mode = placed.kind != Kind::Symlink
-            && (!self.own_umask || placed.mode & 0o7000 != 0)
+            && (!self.own_umask || mode & 0o7000 != 0)
             && self.to.ownership != Ownership::Ignore;
         let ownership = self.to.ownership;
         let parent = self.parent(parent)?;
@@ -226,10 +243,14 @@ impl<'a> Unpacker<'a> {
             parent.set_owner(name, uid, gid)?;
         }
         if wants_mode {
-            parent.set_mode(name, placed.mode)?;
+            parent.set_mode(name, mode)?;
         }
         set_xattrs(parent, name, &placed.xattrs, ownership)?;
         Ok(parent.set_modified(name, time)?)
+    }
+
+    fn mode(&self, placed: &Placed) -> u32 {
+        self.to.ownership.mode(placed.kind, placed.mode)
     }
 
     fn time(&self, placed: &Placed) -> Time {
@@ -425,12 +446,8 @@ impl<'a> Unpacker<'a> {
             file.set_len(length).map_err(|error| name_error("set the length of", error))?;
         }
         let owner = self.owner(&placed);
-        let (mode, writable) = match self.to.ownership {
-            Ownership::Keep | Ownership::Modes => (placed.mode, true),
-            // Without the owner, set-user-ID bits would mean someone else.
-            Ownership::Ignore => (placed.mode & 0o777, false),
-        };
-        let mode = (!self.own_umask || (writable && mode & 0o7000 != 0)).then_some(mode);
+        let mode = self.mode(&placed);
+        let mode = (!self.own_umask || mode & 0o7000 != 0).then_some(mode);
         let time = if placed.xattrs.is_empty() { Some(self.time(&placed)) } else { None };
         root::set_file(&file, owner, mode, time).map_err(|error| name_error("set the metadata of", error))?;
         if !placed.xattrs.is_empty() {
@@ -451,11 +468,7 @@ impl<'a> Unpacker<'a> {
             let Some(directory) = self.find(path)? else { continue };
             let directory = directory.try_clone()?;
             set_xattrs(&directory, OsStr::new(""), &placed.xattrs, self.to.ownership)?;
-            let mode = match self.to.ownership {
-                Ownership::Keep | Ownership::Modes => placed.mode,
-                // The sticky bit means nobody else.
-                Ownership::Ignore => placed.mode & 0o1777 | 0o700,
-            };
+            let mode = self.mode(placed);
             let made_so = *mode_set == ModeSet::Yes && mode & !0o777 == 0 && mode & 0o700 == 0o700;
             let mode = (!made_so).then_some(mode);
             directory.set_self(mode, self.owner(placed), Some(self.time(placed)))?;

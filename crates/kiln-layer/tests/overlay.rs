@@ -137,6 +137,7 @@ fn an_upper_directory_becomes_layer_and_snapshot() {
         owners: Owners::Files,
         stubs: std::slice::from_ref(&stub),
         clamp: None,
+        go_on: &|| Ok(()),
     };
     let mut tar = Vec::new();
     let captured = capture(&request, Some(&mut tar)).expect("captured");
@@ -223,7 +224,15 @@ fn marks_of_another_kind_hide_nothing() {
             root.directory().set_self(Some(0o755), None, None).expect("set");
             let changes = Changes::Upper(marks);
             let owners = Owners::Files;
-            let request = Capture { root: &root, lower: &view(), changes, owners, stubs: &[], clamp: None };
+            let request = Capture {
+                root: &root,
+                lower: &view(),
+                changes,
+                owners,
+                stubs: &[],
+                clamp: None,
+                go_on: &|| Ok(()),
+            };
             entries(&capture(&request, None).expect("captured").index)
         };
         let names = |expect: &[(&str, Kind)]| -> Vec<(String, Kind)> {
@@ -262,8 +271,15 @@ fn changes_of(step: impl FnOnce(&Path), owners: Owners<'_>) -> LayerIndex {
     let (copied, root) = copied(&view, host.path());
     step(host.path());
     let changes = Changes::Copy(&copied);
-    let request =
-        Capture { root: &root, lower: &view, changes, owners, stubs: &[], clamp: Some(1_600_000_000) };
+    let request = Capture {
+        root: &root,
+        lower: &view,
+        changes,
+        owners,
+        stubs: &[],
+        clamp: Some(1_600_000_000),
+        go_on: &|| Ok(()),
+    };
     capture(&request, None).expect("captured").index
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use kiln_layer::metadata::Time;
 use kiln_layer::{
     Capture, Changes, ContentSource, Kind, LayerContents, LayerWriter, Marks, Metadata, Options, Outputs,
-    Owners, RootView, Source, Unpack, Whiteouts, Written, capture, walk,
+    Owners, Ownership, RootView, Source, Unpack, Whiteouts, Written, capture, walk,
 };
 use kiln_sys::root::Root;
 use proptest::prelude::*;
@@ -427,7 +427,7 @@ proptest! {
         let unknown = kiln_layer::Copied::default();
         let upper = Changes::Upper(if marks() == Whiteouts::OverlayTrusted { Marks::Trusted } else { Marks::User });
         for changes in [upper, Changes::Copy(&unknown)] {
-            let request = Capture { root: &root, lower: &empty, changes, owners: owners(), stubs: &[], clamp: None };
+            let request = Capture { root: &root, lower: &empty, changes, owners: owners(), stubs: &[], clamp: None, go_on: &|| Ok(()) };
             let captured = capture(&request, None).expect("captured");
             prop_assert_eq!(captured.diff_id, written.diff_id);
             prop_assert_eq!(captured.index.bytes(), written.index.bytes());
@@ -438,7 +438,7 @@ proptest! {
         let unpack = Unpack { root: &root, whiteouts: marks(), ownership: support::ownership(), clamp: None };
         let copied = kiln_layer::note_copied(&view, &unpack).expect("noted");
         let changes = Changes::Copy(&copied);
-        let request = Capture { root: &root, lower: &view, changes, owners: owners(), stubs: &[], clamp: None };
+        let request = Capture { root: &root, lower: &view, changes, owners: owners(), stubs: &[], clamp: None, go_on: &|| Ok(()) };
         let nothing = capture(&request, None).expect("captured");
         prop_assert_eq!(nothing.index.entry_count(), 0);
 
@@ -487,5 +487,36 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+/// What is unpacked to be read can be read, whatever its mode says.
+#[test]
+fn modes_that_forbid_reading_do_not_where_files_are_to_be_read() {
+    let host = tempfile::tempdir().expect("a directory");
+    let tar = support::Tar::new()
+        .dir("closed/", 0)
+        .dir("closed/below/", 0o2311)
+        .file_mode("closed/below/file", b"x", 0o4200)
+        .file_mode("none", b"", 0)
+        .dir("open/", 0o1555)
+        .file_mode("open/file", b"x", 0o2711)
+        .end();
+    let unpacked = support::unpack_as(&tar, host.path(), Whiteouts::Refuse, Ownership::Modes);
+    let index = unpacked.expect("unpacked").index;
+    let found = support::describe(host.path());
+    for (path, mode) in [
+        ("closed", 0o500),
+        ("closed/below", 0o2711),
+        ("closed/below/file", 0o4600),
+        ("none", 0o400),
+        ("open", 0o1555),
+        ("open/file", 0o2711),
+    ] {
+        let entry = index.find(path.as_bytes()).expect("read").expect("there");
+        assert_eq!(Ownership::Modes.mode(entry.kind(), entry.mode()), mode, "{path}");
+        let kind = if entry.kind() == Kind::Directory { 0o4_0000 } else { 0o10_0000 };
+        let line = &found[&format!("/{path}")];
+        assert!(line.starts_with(&format!("{:o} ", kind | mode)), "{path}: {line}");
     }
 }

@@ -177,11 +177,11 @@ impl Running {
     pub fn wait(mut self) -> Result<Finished, RuntimeError> {
         self.waited = true;
         let _span = kiln_trace::span("unmount");
-        let ended = self
-            .child
-            .wait()
-            .map_err(|source| RuntimeError::Process { operation: "wait for the command", source })?;
+        let failed = |source| RuntimeError::Process { operation: "wait for the command", source };
+        let ended = self.child.ended().map_err(failed)?;
+        // Its number is still its group's.
         let taken_out = self.take_out();
+        self.child.wait().map_err(failed)?;
         let ownership = self.recorder.take().and_then(|thread| thread.join().ok()).unwrap_or_default();
         taken_out
             .map_err(|source| RuntimeError::Process { operation: "take files out of the root", source })?;
@@ -209,8 +209,9 @@ impl Drop for Running {
     fn drop(&mut self) {
         if !self.waited {
             let _ = self.signaller().kill();
-            let _ = self.child.wait();
+            let _ = self.child.ended();
             let _ = self.take_out();
+            let _ = self.child.wait();
         }
     }
 }
@@ -399,9 +400,9 @@ fn is_given_up(control: BorrowedFd<'_>, interrupt: &dyn Interrupt) -> bool {
     }
 }
 
-/// How the init ended, which has closed its socket.
+/// How the init ended, which has closed its socket. Whoever ends what it left running waits for it.
 fn died(running: &Running) -> RuntimeError {
-    match running.child.wait() {
+    match running.child.ended() {
         Ok(ended) => RuntimeError::Died { exit: exit_of(ended) },
         Err(source) => RuntimeError::Process { operation: "wait for the init", source },
     }

@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kiln_sys::process::{self, Child, Launch, Lifetime, Namespaces, Starting};
 use kiln_sys::terminal;
@@ -88,13 +88,13 @@ impl Launcher {
     }
 
     /// Has an init killed if this process dies, whatever it becomes.
-    pub(crate) fn watch(&self, init: &Child) -> Result<(), RuntimeError> {
+    pub(crate) fn watch(&self, init: &Arc<Child>) -> Result<(), RuntimeError> {
         let failed = |source| RuntimeError::SetUp {
             step: "start the warden".to_owned(),
             detail: String::new(),
             source,
         };
-        self.warden.watch(init.pidfd()).map_err(failed)
+        self.warden.watch(init).map_err(failed)
     }
 }
 

@@ -7,12 +7,14 @@
 //!
 //! A sandbox costs kiln one message and the warden nothing: messages wait in the socket until many have come, or the end.
 //!
+//! If the warden itself is killed, the next sandbox that starts finds that out, and another one gets what the first one had.
+//!
 //! The warden holds nothing of kiln's but its ends of both: no lock, pipe, terminal or directory waits for it.
 
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use kiln_sys::process::{self, Child, Launch, Lifetime, Namespaces, Starting};
@@ -32,35 +34,47 @@ const KILL: i32 = 9;
 
 /// The warden of one kiln command, started with its first sandbox.
 #[derive(Debug, Default)]
-pub(crate) struct Warden(Mutex<Option<Post>>);
+pub(crate) struct Warden(Mutex<Watch>);
+
+/// Who watches, and what.
+#[derive(Debug, Default)]
+struct Watch {
+    post: Option<Post>,
+    /// Sandboxes' first processes, and some that have gone since.
+    watched: Vec<Weak<Child>>,
+}
 
 impl Warden {
     /// Begins to start it, unless it was before. Nothing waits for it.
     pub(crate) fn begin(&self) -> io::Result<()> {
-        let mut post = self.post();
-        if post.is_none() {
-            *post = Some(Post::new()?);
+        let mut watch = self.lock();
+        if watch.post.is_none() {
+            watch.post = Some(Post::new()?);
         }
         Ok(())
     }
 
     /// From now on a process dies with this one.
-    pub(crate) fn watch(&self, pidfd: BorrowedFd<'_>) -> io::Result<()> {
-        let mut post = self.post();
-        if let Some(post) = post.as_mut()
+    pub(crate) fn watch(&self, process: &Arc<Child>) -> io::Result<()> {
+        let mut watch = self.lock();
+        let watch = &mut *watch;
+        watch.watched.retain(|process| process.strong_count() > 0);
+        watch.watched.push(Arc::downgrade(process));
+        if let Some(post) = watch.post.as_mut()
             && post.started().is_ok()
         {
-            match post.watch(pidfd) {
+            match post.watch(process.pidfd()) {
                 Err(error) if is_hang_up(&error) => {}
                 // Another one in its place would end it, and with it all that it watches.
                 watched => return watched,
             }
         }
-        // It was not begun yet, or could not be started; or somebody killed it.
-        post.insert(Post::new()?).watch(pidfd)
+        // It was not begun yet, or could not be started; or somebody killed it, and what it watched is nobody's.
+        let post = watch.post.insert(Post::new()?);
+        watch.watched.iter().filter_map(Weak::upgrade).try_for_each(|process| post.watch(process.pidfd()))
     }
 
-    fn post(&self) -> MutexGuard<'_, Option<Post>> {
+    fn lock(&self) -> MutexGuard<'_, Watch> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -131,9 +145,10 @@ impl Post {
 
     /// Waits until it is a program of its own, which nothing that ends kiln ends.
     fn started(&mut self) -> io::Result<()> {
-        if let Process::Starting(starting) = std::mem::replace(&mut self.process, Process::None) {
-            self.process = Process::Runs(starting.wait()?);
-        }
+        self.process = match std::mem::replace(&mut self.process, Process::None) {
+            Process::Starting(starting) => Process::Runs(starting.wait()?),
+            known => known,
+        };
         Ok(())
     }
 }

@@ -131,6 +131,9 @@ impl Store {
         };
         let most = Limits::default().bytes;
         let file = if is_regular && !compressed { file } else { self.spool(lease, name, &mut file, most)? };
+        if file.metadata().map_err(read)?.len() == 0 {
+            return Err(Error::Empty { expected: "a docker or OCI archive" });
+        }
         scan(name, file)
     }
 
@@ -203,11 +206,12 @@ impl Store {
         let mut images = Vec::new();
         for FoundImage { config_bytes, config, names, manifest, .. } in found {
             let manifest = match manifest {
-                // A layer that was here before may have come as another blob, or have none.
+                // What OCI has no media type for is no blob of the layout's.
                 Some(manifest) if self.manifest_holds(&manifest, &config)? => Some(manifest),
                 _ => None,
             };
-            images.push(NewImage { config_bytes, manifest, names });
+            let came_as = manifest.as_ref().map(NewManifest::digest);
+            images.push(NewImage { config_bytes, manifest, names, came_as });
         }
         let names: Vec<_> = images.iter().map(|image| image.names.clone()).collect();
         let published = self.publish_all_shown(lease, images)?;
@@ -240,14 +244,25 @@ impl Store {
                 layer: *layer,
                 known,
             });
-            if known {
+            // Under the manifest that the image came with stands the layer as it came, not as it was here before.
+            let as_it_came = source
+                .descriptor
+                .as_ref()
+                .map_or(Ok(true), |as_named| self.has_layer_as(*layer, as_named))?;
+            if known && as_it_came {
                 self.remember_chain(parent, *layer)?;
             } else {
+                let unpacking = if known { Unpacking::Later } else { unpacking };
                 self.load_layer(lease, members, &diff_ids[..position], parent, *layer, source, unpacking)?;
             }
             parent = parent.with(*layer);
         }
         Ok(())
+    }
+
+    /// Whether the bytes that a descriptor names are a layer's here.
+    fn has_layer_as(&self, layer: DiffId, descriptor: &Descriptor) -> Result<bool> {
+        Ok(self.layer_blobs(layer)?.iter().any(|blob| blob.digest == descriptor.digest))
     }
 
     /// Leases a layer if it is in the store, trusted, with a source.
@@ -327,7 +342,7 @@ impl Store {
         if let Some((root, _)) = &snapshot
             && !walk.index.stands_alone()
         {
-            self.complete_snapshot(lease, below, &walk.index, root)?;
+            self.complete_snapshot(lease.into(), below, &walk.index, root)?;
         }
         let blob = NewBlob {
             path: path.to_path_buf(),

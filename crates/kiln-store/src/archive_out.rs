@@ -41,6 +41,8 @@ pub struct SavedImage {
     pub id: ImageId,
     /// Its names; none if it was asked for by ID.
     pub names: Vec<Reference>,
+    /// The manifest under which the image came by these names.
+    pub(crate) came_as: Option<Digest>,
 }
 
 /// How images are saved.
@@ -123,13 +125,16 @@ impl Store {
     /// have no name.
     pub fn images_to_save(&self, texts: &[String]) -> Result<Vec<SavedImage>> {
         let mut chosen: Vec<SavedImage> = Vec::new();
-        let mut add = |id: ImageId, name: Option<Reference>| {
-            let position = chosen.iter().position(|image| image.id == id).unwrap_or_else(|| {
-                chosen.push(SavedImage { id, names: Vec::new() });
+        let mut add = |id: ImageId, name: Option<Reference>| -> Result<()> {
+            let came_as = name.as_ref().map_or(Ok(None), |name| self.manifest_of(name))?;
+            let same = |image: &SavedImage| image.id == id && image.came_as == came_as;
+            let position = chosen.iter().position(same).unwrap_or_else(|| {
+                chosen.push(SavedImage { id, names: Vec::new(), came_as });
                 chosen.len() - 1
             });
             let names = &mut chosen[position].names;
             names.extend(name.filter(|name| !names.contains(name)));
+            Ok(())
         };
         for text in texts {
             let reference = text.parse::<Reference>().ok().filter(|name| name.digest.is_none());
@@ -140,7 +145,9 @@ impl Store {
                 _ => Vec::new(),
             };
             if !all_tags.is_empty() {
-                all_tags.into_iter().for_each(|tag| add(tag.image, Some(tag.name)));
+                for tag in all_tags {
+                    add(tag.image, Some(tag.name))?;
+                }
                 continue;
             }
             let named = match reference {
@@ -148,8 +155,8 @@ impl Store {
                 None => None,
             };
             match named {
-                Some((id, name)) => add(id, Some(name)),
-                None => add(self.resolve(text)?, None),
+                Some((id, name)) => add(id, Some(name))?,
+                None => add(self.resolve(text)?, None)?,
             }
         }
         Ok(chosen)
@@ -350,7 +357,7 @@ impl Store {
             let layers = &found.config.rootfs.diff_ids;
             self.keep_layers(lease, layers)?;
             let (media_type, manifest, bytes) =
-                self.manifest_to_save(lease, image.id, &found.config_bytes, layers, how)?;
+                self.manifest_to_save(lease, image, &found.config_bytes, layers, how)?;
             for (position, descriptor) in manifest.layers.iter().enumerate() {
                 let bytes = match self.has_blob(&descriptor.digest)? {
                     true => Bytes::Blob(descriptor.digest),
@@ -401,18 +408,20 @@ impl Store {
         Ok(())
     }
 
-    /// The manifest that the image came with if all its blobs can be given, else one that fits what is here.
+    /// The manifest that the image came with, under this name or last, if all its blobs can be given; else one that fits
+    /// what is here.
     fn manifest_to_save(
         &self,
         lease: &Lease,
-        id: ImageId,
+        image: &SavedImage,
         config: &[u8],
         layers: &[DiffId],
         how: &Saving<'_>,
     ) -> Result<(String, Manifest, Vec<u8>)> {
         let kept = self.database.all(
-            "SELECT media_type, bytes FROM manifests WHERE image = ?1 ORDER BY digest",
-            [id.0.as_bytes()],
+            "SELECT m.media_type, m.bytes FROM manifests m LEFT JOIN blobs b ON b.digest = m.digest \
+             WHERE m.image = ?1 ORDER BY m.digest IS NOT ?2, b.created DESC, m.digest",
+            rusqlite::params![image.id.0.as_bytes(), image.came_as.as_ref().map(Digest::as_bytes)],
             |row| Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?)),
         )?;
         for (media_type, bytes) in kept {

@@ -19,7 +19,6 @@ use crate::late_lease::LOOK_LOCK;
 use crate::layers::OVERLAY;
 use crate::reserve;
 use crate::tar_mounts::MOUNTS;
-use crate::waiting::Awaited;
 
 /// The most bytes of layers that the build cache keeps of itself.
 const LARGEST_CACHE: u64 = 20_000_000_000;
@@ -118,10 +117,10 @@ impl Store {
     /// Collects. One collector works at a time; another one waits, and says so ([`Store::tell_waits`]).
     pub fn collect(&self, collection: &Collection<'_>) -> Result<Collected> {
         let _span = kiln_trace::span("collect");
-        let _one = self.exclude(Awaited::Collection)?;
+        let _one = self.exclude_collections()?;
         // Before the next file that may have to be made.
         reserve::release(self.root())?;
-        let _alone = self.exclude(Awaited::LookUp)?;
+        let _alone = self.exclude_look_ups()?;
         self.collect_alone(collection)
     }
 

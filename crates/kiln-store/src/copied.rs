@@ -6,7 +6,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use kiln_layer::index::Entry;
-use kiln_layer::{Capture, Changes, Copied, LayerContents, Owners, RootView};
+use kiln_layer::{Capture, Changes, Copied, GoOn, LayerContents, Owners, RootView};
 use kiln_oci::{ChainId, DiffId};
 use kiln_sys::root::{Directory, FileError, Root};
 use rustix::fs::FileType;
@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::layers::{NewBlob, NewLayer};
 use crate::lease::Lease;
 use crate::stack::StackContents;
+use crate::waiting::Working;
 
 impl Store {
     /// Why no unpacked layers can be kept here for overlays, if so: an overlay keeps no whiteouts of another one, and who
@@ -55,7 +56,7 @@ impl Store {
     }
 
     /// Copies the root of a stack of layers into a fresh directory.
-    pub(crate) fn copy_root(&self, lease: &Lease, layers: &[DiffId]) -> Result<(PathBuf, Copied)> {
+    pub(crate) fn copy_root(&self, lease: Working<'_>, layers: &[DiffId]) -> Result<(PathBuf, Copied)> {
         let view = self.root_view(layers)?;
         let path = lease.fresh_directory("root")?;
         let root = Root::open(&path)?;
@@ -69,7 +70,13 @@ impl Store {
 
     /// Copies a file or directory of a root, symbolic links followed inside it; `None` if it is not there. What the copy is
     /// called is no name of the root's.
-    pub fn copy_part(&self, lease: &Lease, layers: &[DiffId], path: &[u8]) -> Result<Option<PathBuf>> {
+    pub fn copy_part<'a>(
+        &self,
+        lease: impl Into<Working<'a>>,
+        layers: &[DiffId],
+        path: &[u8],
+    ) -> Result<Option<PathBuf>> {
+        let lease = lease.into();
         const NAME: &str = "part";
         let view = self.root_view(layers)?;
         let Some(node) = view.resolve(path)? else { return Ok(None) };
@@ -84,7 +91,7 @@ impl Store {
     /// Copies on a thread of its own, whose umask is nobody else's.
     fn copying<T: Send>(
         &self,
-        lease: &Lease,
+        lease: Working<'_>,
         layers: &[DiffId],
         copy: impl FnOnce(kiln_layer::OpenLower<'_>) -> kiln_layer::Result<T> + Send,
     ) -> Result<T> {
@@ -101,7 +108,7 @@ impl Store {
     /// decompressed once and kept.
     pub(crate) fn flat_contents(
         &self,
-        lease: &Lease,
+        lease: Working<'_>,
         layers: &[DiffId],
         position: usize,
     ) -> Result<LayerContents> {
@@ -126,13 +133,14 @@ impl Store {
         lower: &RootView,
         owners: Owners<'_>,
         clamp: Option<i64>,
+        go_on: GoOn<'_>,
     ) -> Result<NewLayer> {
         let root = Root::open(directory)?;
         let path = lease.fresh_path("layer.tar");
         let file = fs_err::File::create_new(&path).map_err(Error::file("make", &path))?;
         let mut file = io::BufWriter::with_capacity(1 << 20, file);
         let changes = Changes::Copy(copied);
-        let capture = Capture { root: &root, lower, changes, owners, stubs: &[], clamp };
+        let capture = Capture { root: &root, lower, changes, owners, stubs: &[], clamp, go_on };
         let written = kiln_layer::capture(&capture, Some(&mut file))?;
         io::Write::flush(&mut file).map_err(Error::file("write", &path))?;
         drop(root);

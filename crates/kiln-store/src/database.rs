@@ -16,7 +16,7 @@ use crate::refusal::{failed, refused};
 /// "kiln".
 const APPLICATION_ID: i64 = 0x6b69_6c6e;
 /// The version of the schema that this kiln writes, and the newest that it reads.
-pub const SCHEMA_VERSION: u32 = 2;
+pub const SCHEMA_VERSION: u32 = 3;
 const SCHEMA: &str = include_str!("schema.sql");
 /// How long a writer waits for another process's transaction, which takes milliseconds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -171,7 +171,11 @@ impl Database {
                 crate::store::refuse_lost_database(&self.path, "has no tables")?;
                 transaction.execute_batch(&statements()).map_err(refused(&self.path, "make the schema"))?;
             }
-            1 => upgrade_from_1(&transaction, &self.path.with_file_name("index"))?,
+            1 => {
+                upgrade_from_1(&transaction, &self.path.with_file_name("index"))?;
+                upgrade_from_2(&transaction)?;
+            }
+            2 => upgrade_from_2(&transaction)?,
             _ => return Ok(()),
         }
         transaction
@@ -308,6 +312,11 @@ fn upgrade_from_1(t: &Connection, indexes: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Version 2 did not say under which manifest a name's image came.
+fn upgrade_from_2(t: &Connection) -> Result<()> {
+    t.execute_batch("ALTER TABLE tags ADD COLUMN manifest BLOB;").map_err(failed(t, "upgrade the schema"))
+}
+
 /// All rows, on a connection or in a transaction.
 pub(crate) fn all<T>(
     connection: &Connection,
@@ -366,7 +375,7 @@ mod tests {
         drop(Database::open(&path).unwrap());
         Connection::open(&path).unwrap().execute_batch("PRAGMA user_version=999").unwrap();
         let error = Database::open(&path).err().unwrap();
-        assert!(matches!(error, Error::NewerStore { found: 999, known: 2, .. }), "{error}");
+        assert!(matches!(error, Error::NewerStore { found: 999, known: 3, .. }), "{error}");
     }
 
     #[test]

@@ -158,8 +158,11 @@ pub enum Error {
         reason: String,
     },
     /// No bytes at all.
-    #[error("it is empty: expected a tar archive")]
-    Empty,
+    #[error("it is empty: expected {expected}")]
+    Empty {
+        /// What it was to be.
+        expected: &'static str,
+    },
     /// An archive or directory that is nothing that holds images.
     #[error("neither manifest.json (docker archive) nor index.json (OCI layout) is in it")]
     NoImages,

@@ -64,6 +64,8 @@ pub enum Removed {
     Deleted(ImageId),
     /// A layer that only this image had is gone.
     Layer(DiffId),
+    /// Some files stay: why, as in [`Collected::not_removed`](crate::Collected::not_removed).
+    FilesStay(String),
 }
 
 /// An image that is to be published.
@@ -71,6 +73,8 @@ pub(crate) struct NewImage {
     pub(crate) config_bytes: Vec<u8>,
     pub(crate) manifest: Option<NewManifest>,
     pub(crate) names: Vec<Reference>,
+    /// The manifest that came with the image under these names, whose digest they stand for.
+    pub(crate) came_as: Option<Digest>,
 }
 
 impl NewImage {
@@ -94,7 +98,12 @@ impl Store {
             return Ok(id);
         }
         let id = ImageId(Digest::of(config_bytes));
-        let image = NewImage { config_bytes: config_bytes.to_vec(), manifest: None, names: names.to_vec() };
+        let image = NewImage {
+            config_bytes: config_bytes.to_vec(),
+            manifest: None,
+            names: names.to_vec(),
+            came_as: None,
+        };
         self.publish(&[image])?;
         Ok(id)
     }
@@ -108,7 +117,9 @@ impl Store {
         manifest: Option<NewManifest>,
         names: &[Reference],
     ) -> Result<ImageId> {
-        let image = NewImage { config_bytes: config_bytes.to_vec(), manifest, names: names.to_vec() };
+        let came_as = manifest.as_ref().map(NewManifest::digest);
+        let image =
+            NewImage { config_bytes: config_bytes.to_vec(), manifest, names: names.to_vec(), came_as };
         self.publish_all_shown(lease, vec![image])?;
         Ok(ImageId(Digest::of(config_bytes)))
     }
@@ -124,7 +135,7 @@ impl Store {
             if image.manifest.is_none() {
                 image.manifest = self.made_manifest(&image.config_bytes)?;
             }
-            done = done && self.is_published(image.id(), &image.names)?;
+            done = done && self.is_published(image.id(), &image.names, image.came_as)?;
             if let Some(manifest) = &image.manifest {
                 done = done && self.has_documents(image.id(), manifest)?;
             }
@@ -153,7 +164,7 @@ impl Store {
         for image in images {
             layers.extend(ImageConfig::parse(&image.config_bytes)?.rootfs.diff_ids);
             if let Some(manifest) = &image.manifest {
-                documents.extend([Digest::of(&manifest.bytes), image.id().0]);
+                documents.extend([manifest.digest(), image.id().0]);
             }
         }
         for _ in 0..MOST_TRIES {
@@ -199,7 +210,7 @@ impl Store {
                 shown |= is_shown(t, id)?;
                 let mut moved = Vec::new();
                 for name in &image.names {
-                    if let Some(old) = move_tag(t, name, id)?.filter(|old| *old != id) {
+                    if let Some(old) = move_tag(t, name, id, image.came_as)?.filter(|old| *old != id) {
                         shown |= is_shown(t, old)?;
                         moved.push((name.clone(), old));
                     }
@@ -214,10 +225,10 @@ impl Store {
     /// The image of this config, if it is there, durable, and has all these names: publishing it would do nothing.
     pub fn published(&self, config_bytes: &[u8], names: &[Reference]) -> Result<Option<ImageId>> {
         let id = ImageId(Digest::of(config_bytes));
-        Ok(self.is_published(id, names)?.then_some(id))
+        Ok(self.is_published(id, names, None)?.then_some(id))
     }
 
-    fn is_published(&self, id: ImageId, names: &[Reference]) -> Result<bool> {
+    fn is_published(&self, id: ImageId, names: &[Reference], came_as: Option<Digest>) -> Result<bool> {
         let unsynced = self.database.one(
             "SELECT EXISTS (SELECT 1 FROM image_layers i JOIN layers l USING (diff_id) \
                             WHERE i.image = images.id AND l.boot IS NOT NULL) \
@@ -229,7 +240,7 @@ impl Store {
             return Ok(false);
         }
         for name in names {
-            if self.tagged(name)? != Some(id) {
+            if self.tagged(name)? != Some(id) || came_as.is_some() && self.manifest_of(name)? != came_as {
                 return Ok(false);
             }
         }
@@ -243,10 +254,27 @@ impl Store {
         Ok(row.map(ImageId))
     }
 
-    /// Gives an image a further name, durably.
-    pub fn tag(&self, id: ImageId, name: &Reference) -> Result<()> {
-        let image = self.image(id)?;
-        self.publish_image(&image.config_bytes, std::slice::from_ref(name)).map(|_| ())
+    /// The manifest that came under a name.
+    pub(crate) fn manifest_of(&self, name: &Reference) -> Result<Option<Digest>> {
+        let sql = "SELECT manifest FROM tags WHERE name = ?1 AND manifest IS NOT NULL";
+        self.database.one(sql, [name.to_string()], |row| digest(row, 0))
+    }
+
+    /// Gives an image a further name, durably: the same image under the same manifest, if `source` is a name or a digest
+    /// under which one came.
+    pub fn tag(&self, source: &str, name: &Reference) -> Result<()> {
+        let image = self.image(self.resolve(source)?)?;
+        let came_as = match source.parse::<Reference>() {
+            Ok(Reference { digest: Some(digest), .. }) => Some(digest).filter(|digest| *digest != image.id.0),
+            Ok(source) => self.manifest_of(&source.or_latest())?,
+            Err(_) => None,
+        };
+        if self.is_published(image.id, std::slice::from_ref(name), came_as)? {
+            return Ok(());
+        }
+        let names = vec![name.clone()];
+        let image = NewImage { config_bytes: image.config_bytes, manifest: None, names, came_as };
+        self.publish(&[image]).map(drop)
     }
 
     /// An image by ID.
@@ -426,6 +454,7 @@ impl Store {
             let gone = &collected.cache_layers;
             let own = layers.iter().rev().filter(|layer| gone.contains(layer));
             removed.extend(own.map(|layer| Removed::Layer(*layer)));
+            removed.extend(collected.not_removed.map(Removed::FilesStay));
         } else {
             self.with_reserve(|| self.write_layout_for(id))?;
         }
@@ -512,14 +541,20 @@ fn image_size(t: &Connection, layers: &[DiffId]) -> Result<i64> {
     Ok(size)
 }
 
-/// Gives a name to an image; returns the one that had it.
-fn move_tag(t: &Connection, name: &Reference, id: ImageId) -> Result<Option<ImageId>> {
+/// Gives a name to an image; returns the one that had it. A name that moves to where it is keeps what its image came as.
+fn move_tag(
+    t: &Connection,
+    name: &Reference,
+    id: ImageId,
+    came_as: Option<Digest>,
+) -> Result<Option<ImageId>> {
     let name = name.to_string();
     let old = all(t, "SELECT image FROM tags WHERE name = ?1", [&name], |row| digest(row, 0))?;
     execute(
         t,
-        "INSERT INTO tags VALUES (?1, ?2, ?3) ON CONFLICT (name) DO UPDATE SET image = ?2, updated = ?3",
-        params![name, id.0.as_bytes(), now()],
+        "INSERT INTO tags VALUES (?1, ?2, ?3, ?4) ON CONFLICT (name) DO UPDATE SET updated = ?3, \
+         manifest = CASE WHEN image = ?2 THEN coalesce(?4, manifest) ELSE ?4 END, image = ?2",
+        params![name, id.0.as_bytes(), now(), came_as.as_ref().map(Digest::as_bytes)],
     )?;
     Ok(old.first().copied().map(ImageId))
 }

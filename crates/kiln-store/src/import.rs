@@ -57,7 +57,7 @@ impl Store {
         };
         // A command that failed on the other side of a pipe, more often than not.
         if layer.index.tar_size() == 0 {
-            return Err(Error::Empty);
+            return Err(Error::Empty { expected: "a tar archive" });
         }
         // What is damaged of what is there does not stay for what has just come.
         self.drop_what_is_gone(layer.index.diff_id())?;
@@ -127,7 +127,7 @@ impl Store {
         }
         let snapshot = (!self.mounts_tars()).then_some(directory);
         if snapshot.is_some() && !walk.index.stands_alone() {
-            self.complete_snapshot(lease, &[], &walk.index, &root)?;
+            self.complete_snapshot(lease.into(), &[], &walk.index, &root)?;
         }
         Ok(Some(NewLayer { index: walk.index, blob: Some(blob), snapshot }))
     }

@@ -23,6 +23,12 @@ pub(crate) struct NewManifest {
     pub(crate) bytes: Vec<u8>,
 }
 
+impl NewManifest {
+    pub(crate) fn digest(&self) -> Digest {
+        Digest::of(&self.bytes)
+    }
+}
+
 impl Store {
     /// Keeps an image's config and manifest as blobs, so that the layout shows it once it is published.
     pub(crate) fn put_documents(&self, lease: &Lease, config: &[u8], manifest: &NewManifest) -> Result<()> {
@@ -39,7 +45,7 @@ impl Store {
     /// Whether config and manifest are there as blobs, written to the end, and the manifest is known.
     pub(crate) fn has_documents(&self, image: ImageId, manifest: &NewManifest) -> Result<bool> {
         let connection = self.database.lock();
-        let digest = Digest::of(&manifest.bytes);
+        let digest = manifest.digest();
         let sql = "SELECT 1 FROM manifests WHERE digest = ?1";
         Ok(!all(&connection, sql, [digest.as_bytes()], |_| Ok(()))?.is_empty()
             && self.blob_is_whole(&connection, &digest)?
@@ -72,7 +78,8 @@ impl Store {
     /// A manifest by which the layout shows an image.
     fn shown_manifest(&self, image: ImageId) -> Result<Option<NewManifest>> {
         self.database.one(
-            "SELECT media_type, bytes FROM manifests WHERE image = ?1 ORDER BY digest LIMIT 1",
+            "SELECT m.media_type, m.bytes FROM manifests m LEFT JOIN blobs b ON b.digest = m.digest \
+             WHERE m.image = ?1 ORDER BY b.created DESC, m.digest LIMIT 1",
             [image.0.as_bytes()],
             |row| Ok(NewManifest { media_type: row.get(0)?, bytes: row.get(1)? }),
         )
@@ -92,7 +99,8 @@ impl Store {
         // Sizes come from the blobs: reading them off the manifests' own bytes takes ten times as long.
         let mut rows = self.database.all(
             "SELECT m.digest, m.media_type, b.size, t.name FROM tags t JOIN manifests m ON m.image = t.image \
-             JOIN blobs b ON b.digest = m.digest ORDER BY t.name, m.digest",
+             JOIN blobs b ON b.digest = m.digest \
+             ORDER BY t.name, t.manifest IS NOT m.digest, b.created DESC, m.digest",
             [],
             |row| {
                 Ok((
@@ -103,7 +111,8 @@ impl Store {
                 ))
             },
         )?;
-        // An image that came with several manifests is shown with one, so that each name stands for one thing.
+        // An image that came with several manifests is shown with one, that of the name or the last, so that each name stands
+        // for one thing.
         rows.dedup_by(|next, row| next.3 == row.3);
         let manifests = rows
             .into_iter()
@@ -161,7 +170,7 @@ fn familiar(name: &str) -> String {
 }
 
 pub(crate) fn insert_manifest(t: &Connection, image: ImageId, manifest: &NewManifest) -> Result<()> {
-    let digest = Digest::of(&manifest.bytes);
+    let digest = manifest.digest();
     execute(
         t,
         "INSERT INTO manifests VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING",

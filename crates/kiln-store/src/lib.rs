@@ -57,4 +57,4 @@ pub use snapshots::{PreparedRoot, RootForm, RootWay, SnapshotPaths};
 pub use stack::StackContents;
 pub use store::{Ownership, Store};
 pub use usage::{CacheItem, CacheItemKind, DiskUsage, ImageUsage};
-pub use waiting::{Awaited, Wait};
+pub use waiting::{Awaited, FilesBusy, Patience, Wait, Working};

@@ -11,6 +11,7 @@ use crate::Store;
 use crate::database::{Durability, all, digest, execute, now};
 use crate::error::Result;
 use crate::lease::Lease;
+use crate::waiting::Working;
 
 /// The most records that are kept: the steps of thousands of builds, in a few tens of megabytes.
 const MOST_RECORDS: i64 = 20_000;
@@ -239,8 +240,8 @@ impl Store {
 
     /// Waits until nobody makes the files of a layer ready, and claims that. A thread may hold a claim of a key of the
     /// build already: these are others, so that it cannot wait for itself.
-    pub(crate) fn claim_files(&self, key: &Digest) -> Result<Claim> {
-        let lock = Lock::acquire(&self.claim_path("files-", key), Sharing::Exclusive)?;
+    pub(crate) fn claim_files(&self, key: &Digest, waiting: Working<'_>) -> Result<Claim> {
+        let lock = self.lock_files(&self.claim_path("files-", key), waiting)?;
         Ok(Claim { _lock: lock })
     }
 

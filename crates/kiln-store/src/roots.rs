@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use kiln_layer::index::Entry;
 use kiln_layer::{
-    Capture, Changes, ContentSource, Kind, LayerContents, LayerIndex, LayerWriter, Marks, Options, Outputs,
-    Owners, RootView, Source, Stub, Unpack, Whiteouts,
+    Capture, Changes, ContentSource, GoOn, Kind, LayerContents, LayerIndex, LayerWriter, Marks, Options,
+    Outputs, Owners, RootView, Source, Stub, Unpack, Whiteouts,
 };
 use kiln_oci::{ChainId, DiffId};
 use kiln_sys::overlay::TarMount;
@@ -20,6 +20,7 @@ use crate::lease::Lease;
 use crate::snapshots::{PreparedRoot, RootForm, RootWay};
 use crate::store::Ownership;
 use crate::tar_mounts::Place;
+use crate::waiting::Working;
 
 /// The largest file that is read whole, such as passwd: 16 MiB (CVE-2024-9676: larger ones are an attack).
 const MAX_WHOLE_FILE: u64 = 16 << 20;
@@ -112,13 +113,14 @@ impl Store {
 
     /// What makes up `path` of a root, symbolic links followed inside it: directories or the file of snapshots, or a
     /// copy. `None` if it is not there.
-    pub fn root_part(
+    pub fn root_part<'a>(
         &self,
-        lease: &Lease,
+        lease: impl Into<Working<'a>>,
         layers: &[DiffId],
         path: &[u8],
         way: RootWay,
     ) -> Result<Option<RootPart>> {
+        let lease = lease.into();
         if way == RootWay::Copy {
             return Ok(self.copy_part(lease, layers, path)?.map(RootPart::Copy));
         }
@@ -154,7 +156,8 @@ impl Store {
         Ok(Some(RootPart::Directories(lowers)))
     }
 
-    /// Walks what a step changed in a prepared root once, into a layer that is to be published.
+    /// Walks what a step changed in a prepared root once, into a layer that is to be published. A walk that is `stopped`
+    /// fails with [`Error::Stopped`] at the root of what it says.
     pub fn capture(
         &self,
         lease: &Lease,
@@ -162,14 +165,16 @@ impl Store {
         lower: &RootView,
         owners: Owners<'_>,
         clamp: Option<i64>,
+        stopped: &(dyn Fn() -> bool + Sync),
     ) -> Result<NewLayer> {
+        let go_on = &|| if stopped() { Err(io::Error::other(Error::Stopped)) } else { Ok(()) };
         match &prepared.form {
             RootForm::Overlay { upper, .. } => {
-                let index = self.capture_upper(upper, (lower, &prepared.stubs), owners, clamp)?;
+                let index = self.capture_upper(upper, (lower, &prepared.stubs), owners, clamp, go_on)?;
                 Ok(NewLayer { index, blob: None, snapshot: Some(upper.clone()) })
             }
             RootForm::Copy { directory, copied } => {
-                self.capture_copy(lease, (directory, copied), lower, owners, clamp)
+                self.capture_copy(lease, (directory, copied), lower, owners, clamp, go_on)
             }
         }
     }
@@ -180,6 +185,7 @@ impl Store {
         (lower, stubs): (&RootView, &[Stub]),
         owners: Owners<'_>,
         clamp: Option<i64>,
+        go_on: GoOn<'_>,
     ) -> Result<LayerIndex> {
         let _span = kiln_trace::span("capture");
         let root = Root::open(upper)?;
@@ -187,7 +193,7 @@ impl Store {
             Ownership::Root => Marks::Trusted,
             Ownership::SubIds | Ownership::SingleId => Marks::User,
         });
-        let capture = Capture { root: &root, lower, changes, owners, stubs, clamp };
+        let capture = Capture { root: &root, lower, changes, owners, stubs, clamp, go_on };
         Ok(kiln_layer::capture(&capture, None)?.index)
     }
 

@@ -92,7 +92,8 @@ CREATE INDEX manifests_image ON manifests (image, media_type);
 CREATE TABLE tags (
   name     TEXT PRIMARY KEY,          -- registry/repository:tag in full
   image    BLOB NOT NULL REFERENCES images (id),
-  updated  INTEGER NOT NULL
+  updated  INTEGER NOT NULL,
+  manifest BLOB                       -- digest of the manifest that came under this name; NULL: the last that came with the image
 ) WITHOUT ROWID;
 CREATE INDEX tags_image ON tags (image);
 

@@ -17,6 +17,7 @@ use crate::mount_points::GivenFiles;
 use crate::roots::Lowers;
 use crate::stack::StackContents;
 use crate::store::Ownership;
+use crate::waiting::Working;
 
 /// How a root is put together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,14 +142,19 @@ impl Store {
 
     /// The snapshots of a stack of layers, from the bottom to the top; missing ones are unpacked. Two processes
     /// that need the same one do not both unpack it.
-    pub fn snapshots(&self, lease: &Lease, layers: &[DiffId]) -> Result<Vec<SnapshotPaths>> {
+    pub fn snapshots<'a>(
+        &self,
+        lease: impl Into<Working<'a>>,
+        layers: &[DiffId],
+    ) -> Result<Vec<SnapshotPaths>> {
+        let lease = lease.into();
         (0..layers.len()).map(|position| self.snapshot(lease, layers, position)).collect()
     }
 
     /// The snapshot of the layer at `position` of a stack; if it is missing, it is unpacked.
     pub(crate) fn snapshot(
         &self,
-        lease: &Lease,
+        lease: Working<'_>,
         layers: &[DiffId],
         position: usize,
     ) -> Result<SnapshotPaths> {
@@ -162,14 +168,14 @@ impl Store {
 
     pub(crate) fn make_snapshot(
         &self,
-        lease: &Lease,
+        lease: Working<'_>,
         below: &[DiffId],
         parent: ChainId,
         layer: DiffId,
     ) -> Result<SnapshotPaths> {
         let _span = kiln_trace::span("make snapshot").of(|| layer.to_string());
         let key = snapshot_key(&*self.index(layer)?, parent);
-        let _claim = self.claim_files(&key)?;
+        let _claim = self.claim_files(&key, lease)?;
         if let Some(snapshot) = self.snapshot_by_key(&key)? {
             return Ok(snapshot);
         }
@@ -188,14 +194,14 @@ impl Store {
         if !walk.index.stands_alone() {
             self.complete_snapshot(lease, below, &walk.index, &root)?;
         }
-        self.publish_snapshot(lease, parent, &walk.index, &directory)?;
+        self.publish_snapshot(&lease, parent, &walk.index, &directory)?;
         self.snapshot_by_key(&key)?.ok_or(Error::NoLayer(layer))
     }
 
     /// Gives a snapshot what its layer only implies: metadata of directories, files of lower layers that it links to.
     pub(crate) fn complete_snapshot(
         &self,
-        lease: &Lease,
+        lease: Working<'_>,
         below: &[DiffId],
         index: &kiln_layer::LayerIndex,
         root: &Root,
@@ -230,13 +236,14 @@ impl Store {
     }
 
     /// Prepares a root of a stack of layers, with a fresh place for changes.
-    pub fn prepare_root(
+    pub fn prepare_root<'a>(
         &self,
-        lease: &Lease,
+        lease: impl Into<Working<'a>>,
         layers: &[DiffId],
         way: RootWay,
         given: GivenFiles,
     ) -> Result<PreparedRoot> {
+        let lease = lease.into();
         let mut span = kiln_trace::span("prepare root");
         span.count(layers.len());
         let (form, stubs) = match way {
@@ -251,7 +258,7 @@ impl Store {
 
     fn stack_root(
         &self,
-        lease: &Lease,
+        lease: Working<'_>,
         layers: &[DiffId],
         given: GivenFiles,
     ) -> Result<(RootForm, Vec<Stub>)> {

@@ -10,7 +10,7 @@ use kiln_oci::DiffId;
 
 use crate::Store;
 use crate::error::Error;
-use crate::lease::Lease;
+use crate::waiting::Working;
 
 /// The files of a stack of layers, each layer opened when a file of it is asked for.
 ///
@@ -45,7 +45,7 @@ impl StackContents {
     pub fn open<'l, E: From<Error>>(
         &self,
         store: &Store,
-        lease: impl FnOnce() -> std::result::Result<&'l Lease, E>,
+        lease: impl FnOnce() -> std::result::Result<Working<'l>, E>,
         (layer, entry): (usize, &Entry<'_>),
     ) -> std::result::Result<ContentReader<'_>, E> {
         let opened = &self.opened[layer];
@@ -66,7 +66,7 @@ impl StackContents {
     pub(crate) fn open_for_layers(
         &self,
         store: &Store,
-        lease: &Lease,
+        lease: Working<'_>,
         file: (usize, &Entry<'_>),
     ) -> kiln_layer::Result<ContentReader<'_>> {
         let opened = self.open::<Error>(store, || Ok(lease), file);

@@ -21,6 +21,7 @@ use crate::layers::NewBlob;
 use crate::lease::Lease;
 use crate::snapshots::SnapshotPaths;
 use crate::store::Ownership;
+use crate::waiting::Working;
 
 /// A foreign layer of no more bytes and entries than this is unpacked all the same: that takes milliseconds once, and then
 /// all processes share the pages of its programs, while each mount has its own.
@@ -71,11 +72,11 @@ impl Store {
 
     /// The layers of a stack, from the bottom to the top, where they can be used: unpacked, or in their tars. What is
     /// neither is made ready.
-    pub(crate) fn places(&self, lease: &Lease, layers: &[DiffId]) -> Result<Vec<Place>> {
+    pub(crate) fn places(&self, lease: Working<'_>, layers: &[DiffId]) -> Result<Vec<Place>> {
         let mut parent = ChainId::SCRATCH;
         let mut places = Vec::with_capacity(layers.len());
         for (position, layer) in layers.iter().enumerate() {
-            let place = match self.leased_snapshot(lease, parent, *layer)? {
+            let place = match self.leased_snapshot(&lease, parent, *layer)? {
                 Some(snapshot) => Place::Snapshot(snapshot),
                 None => match self.tar_mount(lease, *layer)? {
                     Some(tar) => Place::Tar(tar),
@@ -91,7 +92,7 @@ impl Store {
     }
 
     /// How to mount a layer, if that can be done.
-    fn tar_mount(&self, lease: &Lease, layer: DiffId) -> Result<Option<TarMount>> {
+    fn tar_mount(&self, lease: Working<'_>, layer: DiffId) -> Result<Option<TarMount>> {
         if !self.mounts_tars() {
             return Ok(None);
         }
@@ -105,7 +106,7 @@ impl Store {
         if is_foreign && is_small {
             return Ok(None);
         }
-        let Some(metadata) = self.metadata_image(lease, &index)? else { return Ok(None) };
+        let Some(metadata) = self.metadata_image(&lease, &index)? else { return Ok(None) };
         let Some(tar) = self.plain_tar(lease, layer)? else { return Ok(None) };
         let at = lease.fresh_path("layer");
         fs_err::create_dir(&at).map_err(Error::file("make", &at))?;
@@ -145,18 +146,18 @@ impl Store {
     }
 
     /// The uncompressed tar of a layer that has a blob; a compressed one is decompressed, and kept beside it.
-    pub(crate) fn plain_tar(&self, lease: &Lease, layer: DiffId) -> Result<Option<PathBuf>> {
+    pub(crate) fn plain_tar(&self, lease: Working<'_>, layer: DiffId) -> Result<Option<PathBuf>> {
         let Some(blob) = self.layer_blobs(layer)?.into_iter().next() else { return Ok(None) };
         if blob.compression == "none" {
             return Ok(Some(self.blob_path(&blob.digest)));
         }
         // Two processes that need it do not both decompress it.
-        let _claim = self.claim_files(&layer.0)?;
+        let _claim = self.claim_files(&layer.0, lease)?;
         let plain = self.blob_path(&layer.0);
         if self.layer_blobs(layer)?.iter().any(|blob| blob.compression == "none") {
             return Ok(Some(plain));
         }
-        let new = self.decompress(lease, layer, &self.blob_path(&blob.digest))?;
+        let new = self.decompress(&lease, layer, &self.blob_path(&blob.digest))?;
         self.database.write(Durability::Relaxed, |t| self.insert_layer_blob(t, layer, &new))?;
         Ok(Some(plain))
     }

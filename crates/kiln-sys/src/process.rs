@@ -479,4 +479,32 @@ mod tests {
             assert_eq!(ended, Ended::Exited(0));
         }
     }
+
+    #[test]
+    fn a_group_is_signalled_until_its_leader_was_waited_for() {
+        let open =
+            |path: &str, flags| rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let null = || open("/dev/null", OFlags::RDWR);
+        let (mut reader, writer) = io::pipe().unwrap();
+        let arguments = ["setsid", "sh", "-c", "sleep 1000 & exit 3"];
+        let launch = Launch {
+            executable: open("/usr/bin/setsid", OFlags::PATH),
+            arguments: arguments.iter().map(|text| CString::new(*text).unwrap()).collect(),
+            namespaces: Namespaces::default(),
+            cgroup: None,
+            descriptors: vec![null(), writer.into(), null()],
+            lifetime: Lifetime::Starters,
+        };
+        let leader = launch.start().unwrap().wait().unwrap();
+        for _ in 0..2 {
+            assert_eq!(leader.ended().unwrap(), Ended::Exited(3));
+        }
+        leader.signal_group(libc::SIGKILL).unwrap();
+        // What it left running has the other end.
+        assert_eq!(io::Read::read(&mut reader, &mut [0]).unwrap(), 0);
+        assert_eq!(leader.wait().unwrap(), Ended::Exited(3));
+        // The number is nobody's now, and could be somebody else's.
+        leader.signal_group(libc::SIGKILL).unwrap();
+        leader.ended().unwrap_err();
+    }
 }

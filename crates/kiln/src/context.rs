@@ -3,12 +3,14 @@
 
 use std::io::{self, Cursor, IsTerminal as _, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use kiln_build::ContextKind;
+use kiln_build::{ContextKind, GivenModes};
 use kiln_dockerfile::{GitSource, MAX_SOURCE_BYTES, SourceKind, context_kind};
 use kiln_layer::archive::{Archive, Entry};
-use kiln_layer::{Compression, Options, Ownership, Unpack, Whiteouts, walk};
+use kiln_layer::index::LinkTarget;
+use kiln_layer::{Compression, LayerIndex, Options, Ownership, Unpack, Whiteouts, walk};
 use kiln_remote::{Answer, Client, Download};
 use kiln_store::Lease;
 use kiln_sys::root::Root;
@@ -21,6 +23,14 @@ use crate::session::{self, Files};
 /// How much is looked at to tell an archive from a Dockerfile.
 const PEEK: u64 = 64 << 10;
 const STANDARD_INPUT: &str = "-";
+/// The same in messages.
+const INPUT: &str = "standard input";
+/// Where that has no context.
+const HINT: &str = "name a directory, or pipe an archive or a Dockerfile into `kiln build -`";
+/// Where it has no Dockerfile.
+const DOCKERFILE_HINT: &str = "name a file with -f, or pipe a Dockerfile into it";
+/// All of a context is 0:0 in the image, and nobody's device.
+const OWNERSHIP: Ownership = Ownership::Modes;
 const NOWHERE: &str = "it is a symbolic link to nothing in its directory";
 
 /// A context that is at hand, and the Dockerfile and ignore file that belong to it.
@@ -57,7 +67,7 @@ pub(crate) fn open(root: Option<&Path>, context: &Path, file: Option<&Path>) -> 
     let from_input = file.is_some_and(|file| file.as_os_str() == STANDARD_INPUT);
     if from_input && context.as_os_str() != STANDARD_INPUT && io::stdin().is_terminal() {
         let failure = Failure::new(Kind::Usage, "no Dockerfile to build from: standard input is a terminal");
-        return Err(failure.hint("name a file with -f, or pipe a Dockerfile into it").into());
+        return Err(failure.hint(DOCKERFILE_HINT).into());
     }
     let remote = context.to_str().map_or(SourceKind::Path, context_kind);
     if context.as_os_str() == STANDARD_INPUT {
@@ -67,9 +77,9 @@ pub(crate) fn open(root: Option<&Path>, context: &Path, file: Option<&Path>) -> 
         }
         if io::stdin().is_terminal() {
             let failure = Failure::new(Kind::Usage, "no context to build from: standard input is a terminal");
-            return Err(failure.hint("name a directory, or pipe an archive or a Dockerfile into it").into());
+            return Err(failure.hint(HINT).into());
         }
-        return unpack(root, io::stdin(), "standard input", file);
+        return unpack(root, io::stdin(), INPUT, file);
     }
     if matches!(remote, SourceKind::Path) || context.is_dir() {
         check_directory(context)?;
@@ -145,19 +155,20 @@ fn unpack(
     let mut first = Vec::new();
     (&mut stream).take(PEEK).read_to_end(&mut first).with_context(|| format!("cannot read {name}"))?;
     if first.is_empty() {
-        let message = format!("nothing came from {name}: expected an archive or a Dockerfile");
-        return Err(Failure::new(Kind::Input, message).into());
+        let message = format!("cannot build from {name}: it is empty: expected an archive or a Dockerfile");
+        let failure = Failure::new(Kind::Input, message);
+        return Err(if name == INPUT { failure.hint(HINT) } else { failure }.into());
     }
     let lease = session::open(root, Files::Untouched)?.lease("build context")?;
     let directory = lease.fresh_directory("context")?;
+    let mut modes = GivenModes::new();
     let place = if is_archive(&first) {
         let root = Root::open(&directory)?;
-        // All of a context is 0:0 in the image, and nobody's device.
-        let unpack =
-            Unpack { root: &root, whiteouts: Whiteouts::Refuse, ownership: Ownership::Modes, clamp: None };
+        let unpack = Unpack { root: &root, whiteouts: Whiteouts::Refuse, ownership: OWNERSHIP, clamp: None };
         let options = Options { unpack: Some(unpack), ..Options::default() };
-        walk(Cursor::new(first).chain(stream), &options)
+        let unpacked = walk(Cursor::new(first).chain(stream), &options)
             .map_err(|error| Failure::new(Kind::Input, format!("cannot unpack {name}")).caused_by(error))?;
+        modes = given_modes(&unpacked.index)?;
         match file {
             Some(file) if file.as_os_str() == STANDARD_INPUT => Place::StandardInput,
             file => Place::inside(file, name),
@@ -173,7 +184,23 @@ fn unpack(
             .with_context(|| format!("cannot read {name}"))?;
         Place::Here(first)
     };
-    read(directory, ContextKind::Passing, place, Some(lease))
+    read(directory, ContextKind::Passing { modes: Arc::new(modes) }, place, Some(lease))
+}
+
+/// The modes of an archive that the files do not have, since they could not be read with them.
+fn given_modes(index: &LayerIndex) -> Result<GivenModes> {
+    let mut modes = GivenModes::new();
+    for entry in index.tree() {
+        let entry = entry?;
+        let file = match entry.link_target() {
+            LinkTarget::Entry(number) => index.entry(number)?,
+            LinkTarget::None | LinkTarget::Lower => entry,
+        };
+        if OWNERSHIP.mode(file.kind(), file.mode()) != file.mode() {
+            modes.insert(entry.path().to_vec(), file.mode());
+        }
+    }
+    Ok(modes)
 }
 
 /// A context that is a directory of a git repository.
@@ -195,7 +222,7 @@ fn check_out(
     } else {
         Place::inside(file, &kiln_remote::shown(&source.remote))
     };
-    read(directory, ContextKind::Passing, place, Some(lease))
+    read(directory, ContextKind::Passing { modes: Arc::default() }, place, Some(lease))
 }
 
 fn is_archive(first: &[u8]) -> bool {
@@ -211,6 +238,9 @@ fn read(context: PathBuf, kind: ContextKind, place: Place, lease: Option<Lease>)
         Place::StandardInput => {
             let mut bytes = Vec::new();
             io::stdin().lock().take(MAX_SOURCE_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+            if bytes.is_empty() {
+                return Err(no_dockerfile("of standard input: it is empty").hint(DOCKERFILE_HINT).into());
+            }
             bytes
         }
         Place::Machine(path) => {

@@ -68,6 +68,7 @@ fn told(wait: &Wait) -> String {
     let awaited = match wait.awaited {
         Awaited::Collection => "another command that removes what is unused",
         Awaited::LookUp => "a build that looks things up",
+        Awaited::Files => "another command that makes files of a layer ready",
     };
     let processes: Vec<String> = wait.processes.iter().map(ToString::to_string).collect();
     match processes.len() {
@@ -205,6 +206,11 @@ mod tests {
         };
         check(Awaited::LookUp, &[], "waiting for a build that looks things up");
         check(Awaited::LookUp, &[7], "waiting for a build that looks things up: process 7");
+        check(
+            Awaited::Files,
+            &[7],
+            "waiting for another command that makes files of a layer ready: process 7",
+        );
         let removes = "waiting for another command that removes what is unused";
         check(Awaited::Collection, &[7, 8, 9], &format!("{removes}: processes 7, 8 and 9"));
     }

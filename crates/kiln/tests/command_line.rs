@@ -273,8 +273,7 @@ fn what_cannot_be_read_is_named_once() {
         (
             &["load", "-i", "empty"],
             1,
-            "kiln: cannot load empty: neither manifest.json (docker archive) nor index.json (OCI layout) is in it\n\
-             hint: `kiln import` makes an image of a root file system\n",
+            "kiln: cannot load empty: it is empty: expected a docker or OCI archive\n",
         ),
         (
             &["images", "--root", "empty"],
@@ -378,7 +377,7 @@ fn a_terminal_is_no_archive() {
         (
             &["build", "-"][..],
             "kiln: no context to build from: standard input is a terminal\n\
-             hint: name a directory, or pipe an archive or a Dockerfile into it\n",
+             hint: name a directory, or pipe an archive or a Dockerfile into `kiln build -`\n",
         ),
         (
             &["import", "-", "x"],

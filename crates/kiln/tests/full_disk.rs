@@ -322,7 +322,8 @@ fn make_old(disk: &Disk) {
         fs_err::copy(disk.on_disk(&format!("store/{name}")), disk.path(&name)).expect("copied");
     }
     let database = rusqlite::Connection::open(&here).expect("opened");
-    let old = "ALTER TABLE layers DROP COLUMN snapshot_is_source; PRAGMA user_version = 1";
+    let old = "ALTER TABLE layers DROP COLUMN snapshot_is_source; ALTER TABLE tags DROP COLUMN manifest; \
+               PRAGMA user_version = 1";
     database.execute_batch(old).expect("changed");
     database.close().expect("closed");
     fs_err::write(disk.on_disk("store/kiln.db-wal"), "").expect("emptied");

@@ -167,9 +167,15 @@ fn what_came_through_a_pipe_may_be_nothing_or_cut_off() {
     let check = |words: &[&str], bytes: &[u8], told: &str| {
         assert_eq!(piped(words, bytes), (format!("kiln: {told}\n"), Some(1)));
     };
-    check(&["import", "-", "x"], b"", "cannot import -: it is empty: expected a tar archive");
     let empty_gzip = [31, 139, 8, 0, 0, 0, 0, 0, 0, 3, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    check(&["import", "-", "x"], &empty_gzip, "cannot import -: it is empty: expected a tar archive");
+    for nothing in [&[][..], &empty_gzip] {
+        let told = "cannot import standard input: it is empty: expected a tar archive\n\
+                    hint: name a file, or pipe an archive into `kiln import -`";
+        check(&["import", "-", "x"], nothing, told);
+        let told = "cannot load standard input: it is empty: expected a docker or OCI archive\n\
+                    hint: name a file with -i, or pipe an archive into `kiln load`";
+        check(&["load"], nothing, told);
+    }
     let told = "it is truncated: it ends after 2600 bytes, in the middle of layer.tar";
     check(&["load"], &whole[..2600], &format!("cannot load standard input: {told}"));
     fs_err::write(kiln.path("cut.tar"), &whole[..2600]).expect("written");

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use kiln_graph::memory::Memory;
 use kiln_graph::{
-    Cancel, Context, Done, Event, Events, Executor, Given, Graph, Identity, Input, NoCache, Operation,
-    Preimage, Request, Solution, SolveError, Stop, Stream, VertexId,
+    Cancel, Context, Done, Ending, Event, Events, Executor, Given, Graph, Identity, Input, NoCache,
+    Operation, Preimage, Request, Solution, SolveError, Stop, Stream, VertexId,
 };
 use kiln_oci::Digest;
 
@@ -225,7 +225,7 @@ pub fn solve(
     memory: &Memory<Digest>,
     events: &dyn Events,
 ) -> Result<Solution<Digest>, SolveError<Wrong>> {
-    kiln_graph::solve(request, toy, memory, events, &Cancel::new())
+    kiln_graph::solve(request, toy, memory, events, &Ending::new(&Cancel::new()))
 }
 
 /// Solves with one worker; must go well.

@@ -180,6 +180,7 @@ fn death_of_kiln(fixture: &Fixture) {
         // What changes its user loses the kernel's signal.
         let command = match round {
             0 => "--endless-after-many",
+            2 => "--endless-after-a-warden",
             round if round % 4 < 2 => "--endless",
             _ => "--endless-as-ann",
         };
@@ -207,6 +208,24 @@ fn death_of_kiln(fixture: &Fixture) {
     assert!(!mounts.contains(fixture.directory.path().to_str().expect("a name")));
 }
 
+/// Kills the warden of this process, as somebody might.
+fn kill_warden() {
+    let own = std::process::id();
+    let children = fs_err::read_dir("/proc").expect("listed").filter_map(|entry| {
+        let name = entry.expect("an entry").file_name();
+        let pid = name.to_str()?.parse().ok()?;
+        let read = |file: &str| fs_err::read_to_string(format!("/proc/{pid}/{file}")).ok();
+        let is_own = read("status")?.lines().any(|line| line == format!("PPid:\t{own}"));
+        (is_own && read("cmdline")?.starts_with("kiln-warden")).then_some(pid)
+    });
+    let wardens: Vec<i32> = children.collect();
+    let [warden] = wardens[..] else { panic!("one warden: {wardens:?}") };
+    let pid = rustix::process::Pid::from_raw(warden).expect("a number");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
+    // Its ends of the socket close with it.
+    rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()).expect("waited");
+}
+
 /// What the other kiln of the case above does; no longer than a minute, should nobody end it.
 pub(crate) fn endless(fixture: &Fixture, wanted: &str) {
     let start = |script: &str| {
@@ -218,6 +237,17 @@ pub(crate) fn endless(fixture: &Fixture, wanted: &str) {
     let running = match wanted {
         "--endless" => start(endless),
         "--endless-as-ann" => start(&as_ann),
+        "--endless-after-a-warden" => {
+            let (reader, writer) = std::io::pipe().expect("a pipe");
+            let sandbox = fixture.shell(&format!("read line; {as_ann}"));
+            let input = kiln_runtime::Stream::Descriptor(reader.into());
+            let streams = kiln_runtime::Streams { input, ..kiln_runtime::Streams::inherit() };
+            let early = kiln_runtime::start(&sandbox, streams, None, &fixture.launcher).expect("starts");
+            kill_warden();
+            let _ = start("true").wait();
+            drop(writer);
+            early
+        }
         _ => {
             let early = start("exec su ann -c 'sleep 60'");
             (0..70).for_each(|_| drop(start("true").wait()));

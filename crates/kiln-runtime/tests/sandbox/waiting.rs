@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use kiln_runtime::{
     Confinement, Exit, Foreground, Interrupt, Isolation, Launcher, Mount, MountKind, Network, OwnershipMode,
-    RuntimeError, Sandbox, Security, Streams, run_in_foreground,
+    RuntimeError, Sandbox, Security, Streams, run_in_foreground, wait_for_wardens,
 };
 use kiln_sys::namespace::UserNamespace;
 use rustix::event::EventfdFlags;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::Case;
-use crate::fixture::Fixture;
+use crate::fixture::{Fixture, run};
 
 pub(crate) const CASES: &[Case] = &[
     ("an_init_waits_for_its_sandbox", waits),
@@ -29,6 +29,7 @@ pub(crate) const CASES: &[Case] = &[
     ("an_init_that_waits_holds_nothing", holds_nothing),
     ("an_init_that_nobody_needs_ends", unneeded),
     ("an_init_that_waits_dies_with_kiln", death_of_kiln),
+    ("nothing_is_left_of_what_watches_inits", watched),
     ("a_start_can_be_interrupted", interrupted),
     ("a_start_is_interrupted_by_a_person", interrupted_by_a_person),
 ];
@@ -62,21 +63,28 @@ fn spoiled<T>(fixture: &Fixture, how: &str, work: impl FnOnce() -> T) -> T {
     done
 }
 
-/// The inits that wait: children of this process that are nothing else yet.
-fn waiting() -> Vec<i32> {
+/// The children of this process that run or have not been waited for.
+fn children() -> Vec<i32> {
     let own = std::process::id().to_string();
     let mut found = Vec::new();
     for entry in fs_err::read_dir("/proc").expect("listed") {
         let Ok(pid) = entry.expect("an entry").file_name().to_string_lossy().parse::<i32>() else { continue };
-        let read = |name: &str| fs_err::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
-        let status = read("status");
+        let status = fs_err::read(format!("/proc/{pid}/status")).unwrap_or_default();
         let status = String::from_utf8_lossy(&status);
         let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
-        let is_init = read("cmdline").starts_with(b"kiln-init\0");
-        if parent.is_some_and(|parent| parent.trim() == own) && is_init {
+        if parent.is_some_and(|parent| parent.trim() == own) {
             found.push(pid);
         }
     }
+    found
+}
+
+/// The inits that wait: children of this process that are nothing else yet.
+fn waiting() -> Vec<i32> {
+    let mut found = children();
+    found.retain(|pid| {
+        fs_err::read(format!("/proc/{pid}/cmdline")).unwrap_or_default().starts_with(b"kiln-init\0")
+    });
     found
 }
 
@@ -455,4 +463,14 @@ fn interrupted_by_a_person(fixture: &Fixture) {
         }
     };
     assert_eq!(stuck(&sandbox, start, signals).expect("it ended"), Exit::Signal(2));
+}
+
+fn watched(fixture: &Fixture) {
+    let before = children();
+    let ran = run(&fixture.shell("true")).expect("starts");
+    assert_eq!(ran.finished.exit, Exit::Code(0), "{}", ran.error);
+    wait_for_wardens();
+    let mut left = children();
+    left.retain(|pid| !before.contains(pid));
+    assert_eq!(left, Vec::<i32>::new());
 }

@@ -85,7 +85,7 @@ impl Fixture {
         let prepared = self.store.prepare_root(&lease, &[], RootWay::Overlay, GivenFiles::Hosts).unwrap();
         fs_err::write(prepared.changed().join("file"), text).unwrap();
         let view = self.store.root_view(&[]).unwrap();
-        let new = self.store.capture(&lease, &prepared, &view, Owners::Files, None).unwrap();
+        let new = self.store.capture(&lease, &prepared, &view, Owners::Files, None, &|| false).unwrap();
         let layer = self.store.publish_layer(&lease, ChainId::SCRATCH, new).unwrap();
         let mut config = ImageConfig::scratch(&Platform::host());
         config.rootfs.diff_ids = vec![layer];
@@ -190,4 +190,30 @@ pub(crate) fn layout_index(manifest: &[u8]) -> Vec<u8> {
     let mut entry = descriptor("manifest.v1+json", manifest);
     entry["annotations"] = json!({ "io.containerd.image.name": "docker.io/library/app:1" });
     json!({ "schemaVersion": 2, "manifests": [entry] }).to_string().into()
+}
+
+pub(crate) fn compressed(compression: Compression, bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = compression.encoder(Vec::new(), 6).unwrap();
+    std::io::Write::write_all(&mut encoder, bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// An OCI archive of one image, `name`, whose one layer is said to be `said` and is `layer` compressed; and the digest of its
+/// manifest.
+pub(crate) fn oci_as(name: &str, compression: Compression, said: &[u8], layer: &[u8]) -> (Vec<u8>, Digest) {
+    let compressed = compressed(compression, layer);
+    let suffix = if compression == Compression::Plain { "" } else { &format!("+{}", compression.name()) };
+    let config = config(&[said]);
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": descriptor("config.v1+json", &config),
+        "layers": [descriptor(&format!("layer.v1.tar{suffix}"), &compressed)],
+    })
+    .to_string()
+    .into_bytes();
+    let index = String::from_utf8(layout_index(&manifest)).unwrap().replace("app:1", name).into_bytes();
+    let mut members = vec![("index.json".to_owned(), Ok(index))];
+    members.extend([&manifest, &config, &compressed].map(|bytes| (blob(bytes), Ok(bytes.clone()))));
+    (archive(&members), Digest::of(&manifest))
 }

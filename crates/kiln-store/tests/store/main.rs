@@ -5,6 +5,7 @@ mod fixture;
 mod keeping;
 mod lost;
 mod mounted;
+mod published;
 mod repair;
 #[path = "../../../../tests/skipped.rs"]
 mod skipped;

@@ -1,5 +1,6 @@
 //! Layers that are mounted where their tar is. Needs root and a kernel that can; says so and skips elsewhere.
 
+use kiln_layer::Compression;
 use kiln_oci::{ChainId, DiffId, Digest, History, ImageConfig, Platform};
 use kiln_store::{
     CacheToRemove, Collection, GivenFiles, ImagesToRemove, Lease, Ownership, PreparedRoot, RootForm, RootWay,
@@ -7,7 +8,7 @@ use kiln_store::{
 };
 use kiln_sys::overlay::Overlay;
 
-use crate::fixture::{Fixture, archive, blob, config, descriptor, image_of, layer, layout_index};
+use crate::fixture::{Fixture, archive, compressed, image_of, layer, oci_as};
 use crate::skipped::skipped;
 
 /// A store that mounts.
@@ -78,24 +79,8 @@ fn a_layer_is_stored_once() {
 fn a_compressed_layer_is_decompressed_when_it_is_needed() {
     let Some((directory, store)) = mounting() else { return };
     let (lease, layer) = (store.lease("test").unwrap(), layer(&large()));
-    let mut encoder = kiln_layer::Compression::Gzip.encoder(Vec::new(), 6).unwrap();
-    std::io::Write::write_all(&mut encoder, &layer).unwrap();
-    let compressed = encoder.finish().unwrap();
-    let config = config(&[&layer]);
-    let manifest = serde_json::json!({
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": descriptor("config.v1+json", &config),
-        "layers": [descriptor("layer.v1.tar+gzip", &compressed)],
-    })
-    .to_string()
-    .into_bytes();
-    let archive = archive(&[
-        ("index.json".to_owned(), Ok(layout_index(&manifest))),
-        (blob(&manifest), Ok(manifest.clone())),
-        (blob(&config), Ok(config.clone())),
-        (blob(&compressed), Ok(compressed.clone())),
-    ]);
+    let (archive, manifest) = oci_as("app:1", Compression::Gzip, &layer, &layer);
+    let compressed = compressed(Compression::Gzip, &layer);
     load(&store, &lease, &directory, &archive);
     let diff_id = DiffId(Digest::of(&layer));
     let forms = |store: &Store| {
@@ -109,7 +94,7 @@ fn a_compressed_layer_is_decompressed_when_it_is_needed() {
         assert_eq!(forms(&store), ["none", "gzip"]);
     }
     let index = fs_err::read_to_string(store.root().join("index.json")).unwrap();
-    assert!(index.contains(&Digest::of(&manifest).hex()), "{index}");
+    assert!(index.contains(&manifest.hex()), "{index}");
     // What a torn blob would decompress to is never mounted.
     fs_err::write(store.blob_path(&Digest::of(&compressed)), &compressed[..compressed.len() - 9]).unwrap();
     fs_err::remove_file(store.blob_path(&Digest::of(&layer))).unwrap();

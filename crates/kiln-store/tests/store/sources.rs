@@ -6,7 +6,7 @@ use kiln_store::{Collection, Error, Fault, GivenFiles, LoadEvent, RootWay, Unpac
 use crate::fixture::{Fixture, archive, image_of, layer};
 
 impl Fixture {
-    fn import(&self, tar: &[u8]) -> Result<(), Error> {
+    pub(crate) fn import(&self, tar: &[u8]) -> Result<(), Error> {
         let path = self.path("input.tar");
         fs_err::write(&path, tar).unwrap();
         let input = fs_err::File::open(&path).unwrap().into_file();
@@ -35,7 +35,7 @@ fn the_files_of_a_foreign_layer_are_no_source_of_its_tar() {
     let diff_id = DiffId(Digest::of(&tar));
     assert!(fixture.store.find_snapshot(ChainId::SCRATCH, diff_id).unwrap().is_some());
     fixture.change("UPDATE snapshots SET boot = NULL; UPDATE blobs SET boot = 'an earlier boot'");
-    let named = fixture.store.tag(fixture.store.resolve("app:1").unwrap(), &"app:2".parse().unwrap());
+    let named = fixture.store.tag("app:1", &"app:2".parse().unwrap());
     assert!(matches!(named, Err(Error::NoLayer(missing)) if missing == diff_id), "{named:?}");
     // The last blob of an image's layer stays all the same, and what it is gets checked.
     fixture.store.collect(&Collection::default()).unwrap();
@@ -79,7 +79,7 @@ fn an_imported_layer_has_a_source_in_every_stack() {
 }
 
 #[test]
-fn a_store_of_schema_version_1_is_upgraded() {
+fn stores_of_older_schemas_are_upgraded() {
     let fixture = Fixture::new();
     fixture.built("built");
     // As root, one whose frames are kept.
@@ -91,10 +91,19 @@ fn a_store_of_schema_version_1_is_upgraded() {
         let version = database.query_row("PRAGMA user_version", [], |row| row.get::<_, u32>(0)).unwrap();
         (version, database.query_row(sql, [], |row| row.get::<_, String>(0)).unwrap())
     };
-    let before = rows();
-    fixture.change("ALTER TABLE layers DROP COLUMN snapshot_is_source; PRAGMA user_version = 1");
-    let again = fixture.again();
-    assert_eq!(rows(), before);
-    assert_eq!(again.check().unwrap().faults, []);
-    fixture.load(&image_of(&[&layer("loaded later")])).unwrap();
+    for (older, differences) in [
+        (2, "ALTER TABLE tags DROP COLUMN manifest; PRAGMA user_version = 2"),
+        (
+            1,
+            "ALTER TABLE tags DROP COLUMN manifest; ALTER TABLE layers DROP COLUMN snapshot_is_source; \
+             PRAGMA user_version = 1",
+        ),
+    ] {
+        let before = rows();
+        fixture.change(differences);
+        let again = fixture.again();
+        assert_eq!(rows(), before, "{older}");
+        assert_eq!(again.check().unwrap().faults, []);
+        fixture.load(&image_of(&[&layer(&format!("loaded after {older}"))])).unwrap();
+    }
 }

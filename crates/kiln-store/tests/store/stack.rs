@@ -36,7 +36,7 @@ fn read(contents: &StackContents, store: &Store, lease: &Lease, (layer, name): (
     let index = store.index(layer).unwrap();
     let entry = index.find(name.as_bytes()).unwrap().expect("the file");
     let mut bytes = Vec::new();
-    let mut reader = contents.open::<Error>(store, || Ok(lease), (0, &entry)).unwrap();
+    let mut reader = contents.open::<Error>(store, || Ok(lease.into()), (0, &entry)).unwrap();
     reader.read_to_end(&mut bytes).unwrap();
     assert!(bytes == text(name), "{name}");
 }

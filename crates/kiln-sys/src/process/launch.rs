@@ -10,7 +10,7 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::{Mutex, OnceLock, mpsc};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, WaitId, WaitIdOptions};
@@ -97,9 +97,22 @@ pub enum Ended {
 pub struct Child {
     pid: Pid,
     pidfd: OwnedFd,
+    /// Its number is its own, and its group's, until it was waited for.
+    number: Mutex<Number>,
+}
+
+/// Whose a process's number is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Number {
+    Its,
+    Anybodys,
 }
 
 impl Child {
+    fn new((pid, pidfd): (Pid, OwnedFd)) -> Self {
+        Self { pid, pidfd, number: Mutex::new(Number::Its) }
+    }
+
     /// Its process identifier as this process sees it.
     #[must_use]
     pub fn pid(&self) -> i32 {
@@ -112,13 +125,29 @@ impl Child {
         self.pidfd.as_fd()
     }
 
-    /// Waits for its end. To be called once.
+    /// Waits for its end, and leaves its number to it: its group can still be signalled.
+    ///
+    /// # Errors
+    /// The kernel's refusal; `ECHILD` when [`Child::wait`] came before.
+    pub fn ended(&self) -> io::Result<Ended> {
+        self.wait_with(WaitIdOptions::NOWAIT)
+    }
+
+    /// Waits for its end, after which its number may be anybody's. To be called once.
     ///
     /// # Errors
     /// The kernel's refusal; `ECHILD` when it was waited for before.
     pub fn wait(&self) -> io::Result<Ended> {
+        self.ended()?;
+        let mut number = self.number();
+        *number = Number::Anybodys;
+        self.wait_with(WaitIdOptions::empty())
+    }
+
+    fn wait_with(&self, options: WaitIdOptions) -> io::Result<Ended> {
+        let options = options | WaitIdOptions::EXITED;
         loop {
-            match rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED) {
+            match rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options) {
                 Ok(Some(status)) => {
                     return Ok(match (status.exit_status(), status.terminating_signal()) {
                         (Some(code), _) => Ended::Exited(code as u8),
@@ -131,6 +160,10 @@ impl Child {
         }
     }
 
+    fn number(&self) -> MutexGuard<'_, Number> {
+        self.number.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Sends it a signal. One that has ended already is no error.
     ///
     /// # Errors
@@ -139,11 +172,16 @@ impl Child {
         send_signal(self.pidfd.as_fd(), signal)
     }
 
-    /// Sends a signal to every process of the group that it leads, if it leads one.
+    /// Sends a signal to every process of the group that it leads, if it leads one. Once it was waited for this does nothing.
     ///
     /// # Errors
     /// The kernel's refusal.
     pub fn signal_group(&self, signal: i32) -> io::Result<()> {
+        // Held until the signal is sent.
+        let number = self.number();
+        if *number == Number::Anybodys {
+            return Ok(());
+        }
         // SAFETY: `kill` takes numbers only.
         match unsafe { libc::kill(-self.pid(), signal) } {
             0 => Ok(()),
@@ -200,7 +238,7 @@ impl Launch {
         static LAUNCHER: OnceLock<Mutex<Option<mpsc::Sender<Job>>>> = OnceLock::new();
         let launcher = LAUNCHER.get_or_init(|| Mutex::new(None));
         let (answer, answered) = mpsc::sync_channel(1);
-        let mut sender = launcher.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut sender = launcher.lock().unwrap_or_else(PoisonError::into_inner);
         if sender.is_none() {
             let (jobs, received) = mpsc::channel::<Job>();
             std::thread::Builder::new().name("launcher".to_owned()).spawn(move || {
@@ -264,7 +302,7 @@ impl Launch {
                     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
                     joining = Some(rustix::fs::openat(directory, "cgroup.procs", flags, Mode::empty())?);
                 }
-                Ok((pid, pidfd)) => return Ok(Child { pid, pidfd }),
+                Ok(started) => return Ok(Child::new(started)),
                 Err((_, error)) => return Err(error),
             }
         }
@@ -274,8 +312,8 @@ impl Launch {
         };
         let argument = std::ptr::from_mut(plan).cast();
         // SAFETY: as above.
-        let (pid, pidfd) = with_signals_blocked(|| unsafe { clone::share_memory(child, argument, flags) })?;
-        Ok(Child { pid, pidfd })
+        let started = with_signals_blocked(|| unsafe { clone::share_memory(child, argument, flags) })?;
+        Ok(Child::new(started))
     }
 }
 

@@ -330,7 +330,7 @@ Examples:
   kiln image prune
   kiln image prune -a -f --filter until=24h
 
-Filters: until=TIME, label=NAME[=VALUE], label!=NAME[=VALUE].")]
+Filters: until=TIME, label=NAME[=VALUE], label!=NAME[=VALUE], dangling=true|false (false as --all).")]
 pub(crate) struct Prune {
     /// Remove all images that no container uses
     #[arg(short, long)]

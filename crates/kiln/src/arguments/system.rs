@@ -29,7 +29,7 @@ Examples:
   kiln system prune
   kiln system prune -a -f --filter until=24h
 
-What a running command uses is never removed. Filters: until=TIME, label=NAME[=VALUE], label!=NAME[=VALUE].")]
+What a running command uses is never removed. Filters: until=TIME, label=NAME[=VALUE], label!=NAME[=VALUE], dangling=true|false (false as --all).")]
 pub(crate) struct Prune {
     /// Remove all images that no container uses, not only those without a name
     #[arg(short, long)]

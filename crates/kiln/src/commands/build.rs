@@ -122,7 +122,7 @@ fn report(arguments: &Build, built: &Built) -> Result<u8> {
 fn of(inputs: &Inputs, request: BuildRequest) -> BuildRequest {
     BuildRequest {
         context: inputs.context.clone(),
-        context_kind: inputs.kind,
+        context_kind: inputs.kind.clone(),
         dockerfile: inputs.dockerfile.clone(),
         dockerfile_name: inputs.dockerfile_name.clone(),
         ignore: inputs.ignore.clone(),

@@ -5,15 +5,19 @@ use std::io::Write as _;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use jiff::Timestamp;
 use kiln_oci::{History, Platform};
+use kiln_store::Error;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::arguments::image::Import;
 use crate::failure::{Failure, Kind};
 use crate::session::{self, Files};
+
+/// Where standard input has no archive.
+const HINT: &str = "name a file, or pipe an archive into `kiln import -`";
 
 /// Makes an image of one layer out of a root file system's tar and prints its ID.
 pub(crate) fn run(root: Option<&Path>, arguments: &Import) -> Result<u8> {
@@ -27,9 +31,9 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Import) -> Result<u8> {
     let (input, shown) = if arguments.file.as_os_str() == "-" {
         if rustix::termios::isatty(stdin.as_fd()) {
             let failure = Failure::new(Kind::Usage, "no archive to import: standard input is a terminal");
-            return Err(failure.hint("name a file, or pipe an archive into `kiln import -`").into());
+            return Err(failure.hint(HINT).into());
         }
-        (File::from(stdin.as_fd().try_clone_to_owned()?), "-".to_owned())
+        (File::from(stdin.as_fd().try_clone_to_owned()?), "standard input".to_owned())
     } else {
         let shown = arguments.file.display().to_string();
         let failed =
@@ -46,9 +50,17 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Import) -> Result<u8> {
         let file = rustix::fs::open(&arguments.file, flags, Mode::empty()).map_err(failed)?;
         (File::from(file), shown)
     };
+    let not_imported = |error| -> anyhow::Error {
+        match error {
+            Error::Empty { .. } => {
+                let failure = Failure::new(Kind::Input, format!("cannot import {shown}")).caused_by(error);
+                if arguments.file.as_os_str() == "-" { failure.hint(HINT) } else { failure }.into()
+            }
+            error => anyhow::Error::from(error).context(format!("cannot import {shown}")),
+        }
+    };
     if input.metadata().is_ok_and(|found| found.is_file() && found.len() == 0) {
-        let message = format!("cannot import {shown}: it is empty: expected a tar archive");
-        return Err(Failure::new(Kind::Input, message).into());
+        return Err(not_imported(Error::Empty { expected: "a tar archive" }));
     }
     let store = session::open(root, Files::Touched)?;
     let lease = store.lease("import")?;
@@ -58,9 +70,7 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Import) -> Result<u8> {
         comment: arguments.message.clone().unwrap_or_else(|| "Imported from -".to_owned()),
         ..History::default()
     };
-    let id = store
-        .import(&lease, input, config, history, name.as_ref())
-        .with_context(|| format!("cannot import {shown}"))?;
+    let id = store.import(&lease, input, config, history, name.as_ref()).map_err(not_imported)?;
     writeln!(crate::output::output(), "{id}")?;
     Ok(0)
 }

@@ -6,11 +6,14 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use anyhow::Result;
-use kiln_store::{LoadEvent, LoadedImage, Unpacking};
+use kiln_store::{Error, LoadEvent, LoadedImage, Unpacking};
 
 use crate::arguments::image::Load;
 use crate::failure::{Failure, Kind};
 use crate::session::{self, Files};
+
+/// Where standard input has no archive.
+const HINT: &str = "name a file with -i, or pipe an archive into `kiln load`";
 
 /// Loads the images of an archive or of an OCI directory.
 pub(crate) fn run(root: Option<&Path>, arguments: &Load) -> Result<u8> {
@@ -30,7 +33,7 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Load) -> Result<u8> {
     let stdin = std::io::stdin();
     if input.is_none() && rustix::termios::isatty(stdin.as_fd()) {
         return Err(Failure::new(Kind::Usage, "no archive to load: standard input is a terminal")
-            .hint("name a file with -i, or pipe an archive into `kiln load`")
+            .hint(HINT)
             .into());
     }
     let store = session::open(root, files)?;
@@ -49,23 +52,32 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Load) -> Result<u8> {
         }
     };
     let name = input.map_or_else(|| "standard input".to_owned(), |path| path.display().to_string());
-    let loaded = loaded.map_err(|error| {
-        let is_other = matches!(error, kiln_store::Error::NoImages);
-        let kind = match error {
-            kiln_store::Error::NoImages | kiln_store::Error::Archive { .. } => Kind::Input,
-            _ => Kind::World,
-        };
-        let failure = match error {
-            // It would be named twice.
-            kiln_store::Error::Archive { archive, reason } if archive == name => {
-                Failure::new(kind, format!("cannot load {name}: {reason}"))
-            }
-            error => Failure::new(kind, format!("cannot load {name}")).caused_by(error),
-        };
-        if is_other { failure.hint("`kiln import` makes an image of a root file system") } else { failure }
-    })?;
+    let loaded = loaded.map_err(|error| not_loaded(&name, input.is_none(), error))?;
     report(&loaded)?;
     Ok(0)
+}
+
+fn not_loaded(name: &str, is_standard_input: bool, error: Error) -> Failure {
+    let hint = match error {
+        Error::NoImages => Some("`kiln import` makes an image of a root file system"),
+        Error::Empty { .. } if is_standard_input => Some(HINT),
+        _ => None,
+    };
+    let kind = match error {
+        Error::NoImages | Error::Archive { .. } | Error::Empty { .. } => Kind::Input,
+        _ => Kind::World,
+    };
+    let failure = match error {
+        // It would be named twice.
+        Error::Archive { archive, reason } if archive == name => {
+            Failure::new(kind, format!("cannot load {name}: {reason}"))
+        }
+        error => Failure::new(kind, format!("cannot load {name}")).caused_by(error),
+    };
+    match hint {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
 }
 
 /// A line for each layer, on a terminal only.

@@ -24,6 +24,7 @@ use kiln_oci::Reference;
 
 use crate::arguments::{Arguments, Command, ImageCommand, SystemCommand};
 use crate::failure::{Convention, Failure, Kind, report};
+use crate::progress::log::sanitise;
 
 /// What a command was, for those who report its failure.
 pub(crate) fn convention(command: &Command) -> Convention {
@@ -74,6 +75,19 @@ fn new_name(text: &str) -> Result<Reference> {
         return Err(Failure::new(Kind::Input, message).into());
     }
     Ok(name.or_latest())
+}
+
+/// Tells of files that were to be removed and may not be, if there are any.
+fn tell_files_stay(reason: Option<&str>) -> Result<()> {
+    let Some(reason) = reason else { return Ok(()) };
+    let stay = format!("kiln: warning: some files stay in the store's trash: {reason}");
+    let mut errors = std::io::stderr().lock();
+    writeln!(errors, "{}", sanitise(stay.as_bytes()))?;
+    writeln!(
+        errors,
+        "hint: give this user back the ranges of /etc/subuid and /etc/subgid that made them, or remove them as root"
+    )?;
+    Ok(())
 }
 
 /// Tells of every failure of a command that goes on after one; the exit status is 0 if there is none, else 1.

@@ -12,7 +12,6 @@ use crate::arguments::image::Prune as PruneImages;
 use crate::arguments::system::Prune as PruneSystem;
 use crate::failure::Failure;
 use crate::filters::PruneFilters;
-use crate::progress::log::sanitise;
 use crate::prompt::confirm;
 use crate::session::{self, Files};
 use crate::units::{Clock, human_size};
@@ -69,15 +68,7 @@ fn prune(store: &Store, filters: &PruneFilters, all: bool, cache: CacheToRemove)
     let until = filters.until.map(|until| i64::try_from(until.as_nanosecond()).unwrap_or(i64::MAX));
     let collected = store.collect(&Collection { images, only: labelled.as_ref(), cache, until })?;
     report(&collected)?;
-    if let Some(reason) = &collected.not_removed {
-        let stay = format!("kiln: warning: some files stay in the store's trash: {reason}");
-        let mut errors = std::io::stderr().lock();
-        writeln!(errors, "{}", sanitise(stay.as_bytes()))?;
-        writeln!(
-            errors,
-            "hint: give this user back the ranges of /etc/subuid and /etc/subgid that made them, or remove them as root"
-        )?;
-    }
+    super::tell_files_stay(collected.not_removed.as_deref())?;
     Ok(0)
 }
 

@@ -14,6 +14,7 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Remove) -> Result<u8> {
     let store = session::open(root, Files::Touched)?;
     let mut failures: Vec<anyhow::Error> = Vec::new();
     let mut forgiven = true;
+    let mut files_stay = None;
     let mut out = crate::output::output();
     for name in &arguments.images {
         match store.remove_image(name, arguments.force) {
@@ -23,6 +24,7 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Remove) -> Result<u8> {
                         Removed::Untagged(name) => writeln!(out, "Untagged: {name}")?,
                         Removed::Deleted(id) => writeln!(out, "Deleted: {id}")?,
                         Removed::Layer(layer) => writeln!(out, "Deleted: {layer}")?,
+                        Removed::FilesStay(reason) => files_stay = Some(reason),
                     }
                 }
             }
@@ -33,6 +35,7 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Remove) -> Result<u8> {
             }
         }
     }
+    super::tell_files_stay(files_stay.as_deref())?;
     let status = super::report_all(&failures);
     Ok(if forgiven { 0 } else { status })
 }

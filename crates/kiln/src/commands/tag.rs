@@ -11,7 +11,7 @@ use crate::session::{self, Files};
 pub(crate) fn run(root: Option<&Path>, arguments: &Tag) -> Result<u8> {
     let target = super::new_name(&arguments.target)?;
     let store = session::open(root, Files::Untouched)?;
-    let id = store.resolve(&arguments.source)?;
-    store.tag(id, &target).with_context(|| format!("cannot tag {}", arguments.source))?;
+    store.resolve(&arguments.source)?;
+    store.tag(&arguments.source, &target).with_context(|| format!("cannot tag {}", arguments.source))?;
     Ok(0)
 }

@@ -193,7 +193,15 @@ fn a_dockerfile_alone_has_an_empty_context() {
     assert_eq!(names(&bench), ["/", "/x"]);
 
     bench.refuses_from(&["-"], b"FROM scratch\nCOPY a /a\n", 1, "\"a\" not found in the build context");
-    bench.refuses_from(&["-"], b"", 1, "nothing came from standard input");
+    let says = "kiln: cannot build from standard input: it is empty: expected an archive or a Dockerfile\n\
+                hint: name a directory, or pipe an archive or a Dockerfile into `kiln build -`\n";
+    bench.refuses_from(&["-"], b"", 1, says);
+    let says = "kiln: cannot read the Dockerfile of standard input: it is empty\n\
+                hint: name a file with -f, or pipe a Dockerfile into it\n";
+    bench.refuses_from(&["-f", "-", "context"], b"", 1, says);
+    web.put("/empty", Page::new(""));
+    let says = "/empty: it is empty: expected an archive or a Dockerfile\n";
+    bench.refuses_from(&[&web.url("/empty")], b"", 1, says);
     bench.refuses_from(&["-f", "-", "-"], b"", 125, "both the context and the Dockerfile");
     bench.refuses_from(&["-f", "x", "-"], b"FROM scratch\n", 125, "--file names another");
     bench.refuses_from(&[&web.url("/none")], b"", 1, "invalid response status 404");

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
+use kiln_sys::lock::{Lock, Sharing};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::bench::{Bench, Running};
@@ -206,24 +207,68 @@ fn an_interrupt_ends_a_build_whose_next_step_does_not_get_started() {
     assert_eq!(bench.leases(), 0);
 }
 
-/// After the first step, when the build listens for interrupts. The file has no bytes on the disk, and would be read for
-/// minutes.
+/// After the first step, when the build listens for interrupts: a file of the context is read, and one that a command made. It
+/// has no bytes on the disk, and would be read for minutes.
 #[test]
 fn an_interrupt_ends_the_reading_of_a_large_file() {
     let Some(bench) = Bench::new() else { return };
     bench.write("context/large", "");
     let large = fs_err::OpenOptions::new().write(true).open(bench.path("context/large")).expect("opened");
     large.file().set_len(1 << 40).expect("made large");
-    bench.write("Dockerfile", "FROM bb\nRUN echo x > /first\nCOPY large /x\n");
+    for steps in ["RUN echo x > /first\nCOPY large /x\n", "RUN truncate -s 1024G /large && echo made\n"] {
+        bench.write("Dockerfile", &format!("FROM bb\n{steps}"));
+        let mut build = bench.start("build");
+        until("the build reads", || {
+            let told = bench.read("build.err");
+            told.contains("2/3] RUN") || told.contains(" made\n")
+        });
+        std::thread::sleep(Duration::from_millis(700));
+        let start = Instant::now();
+        kill_process(build.process(), Signal::INT).expect("interrupted");
+        let status = build.wait();
+        assert!(start.elapsed() < PATIENCE / 4, "{steps}: {:?}", start.elapsed());
+        let told = bench.read("build.err");
+        assert_eq!(status.code(), Some(130), "{told}");
+        assert_eq!(told.lines().filter(|line| line.starts_with("kiln: ")).count(), 1, "{told}");
+        assert_eq!(bench.leases(), 0);
+    }
+}
+
+#[test]
+fn who_waits_for_files_of_a_layer_says_for_whom() {
+    let Some(bench) = Bench::new() else { return };
+    let run = |words: &[&str]| {
+        let done = bench.run("store", words);
+        assert!(done.status.success(), "{done:?}");
+    };
+    run(&["save", "-o", "bb.tar", "bb"]);
+    bench.remove_store("store");
+    run(&["load", "--no-unpack", "-q", "-i", "bb.tar"]);
+    bench.write("Dockerfile", "FROM bb\nRUN true\n");
+    // Whichever of the locks they ask for, this process has it.
+    let claims = bench.path("store/claims");
+    let first = claims.join("files-000");
+    let held = Lock::acquire(&first, Sharing::Exclusive).expect("locked");
+    for number in 1..4096 {
+        fs_err::hard_link(&first, claims.join(format!("files-{number:03x}"))).expect("linked");
+    }
+    let own = std::process::id();
+    let told = format!("waiting for files of a layer, made ready by process {own}\n");
     let mut build = bench.start("build");
-    until("the build reads", || bench.read("build.err").contains("2/3] RUN"));
-    std::thread::sleep(Duration::from_millis(700));
+    until("the build says for whom it waits", || bench.read("build.err").contains(&told));
     let start = Instant::now();
     kill_process(build.process(), Signal::INT).expect("interrupted");
     let status = build.wait();
     assert!(start.elapsed() < PATIENCE / 4, "{:?}", start.elapsed());
-    let told = bench.read("build.err");
-    assert_eq!(status.code(), Some(130), "{told}");
-    assert_eq!(told.lines().filter(|line| line.starts_with("kiln: ")).count(), 1, "{told}");
+    assert_eq!(status.code(), Some(130), "{}", bench.read("build.err"));
     assert_eq!(bench.leases(), 0);
+
+    let told =
+        format!("kiln: waiting for another command that makes files of a layer ready: process {own}\n");
+    let errors = fs_err::File::create(bench.path("run.err")).expect("made");
+    let mut command = bench.kiln("store", &["run", "--rm", "bb", "true"]);
+    let mut command = command.stderr(errors.into_parts().0).spawn().expect("kiln");
+    until("the command says for whom it waits", || bench.read("run.err").contains(&told));
+    drop(held);
+    assert!(command.wait().expect("waited").success());
 }

@@ -106,3 +106,40 @@ fn check(dockerfile: &str) {
     let passwd = Command::new("head").args(["-1", "/etc/passwd"]).output().expect("head");
     assert!(passwd.stdout.starts_with(b"root:"));
 }
+
+/// A context that root packed may hold what nobody else could read if it lay in a directory.
+#[test]
+fn an_archive_may_hold_what_its_owner_may_not_read() {
+    let Some(place) = Place::new() else { return };
+    let make = r#"
+        rm -r context; mkdir -p context/closed/below context/write context/open; cd context
+        printf 'FROM scratch\nCOPY . /c/\nCOPY closed/below/f n* /d/\n' > Dockerfile
+        echo f > closed/below/f; ln closed/below/f link; echo w > write/w; echo n > none; echo o > open/o
+        chmod 4000 closed/below/f; chmod 0 none closed/below; chmod 2300 closed; chmod 222 write; chmod 555 open
+        chmod 1311 .; tar -cf ../context.tar .; chmod 644 ../context.tar; cd ..
+        kiln build -q --build-arg SOURCE_DATE_EPOCH=1700000000 -t made context; kiln image files made
+    "#;
+    let expect = place.run(Environment::Root, "022", make);
+    for (mode, path) in [
+        ("d-wx--S---", "/c/closed"),
+        ("d---------", "/c/closed/below"),
+        ("---S------", "/c/closed/below/f"),
+        ("---S------", "/c/link"),
+        ("----------", "/d/none"),
+    ] {
+        let is_there = expect.lines().any(|line| line.starts_with(mode) && line.ends_with(path));
+        assert!(is_there, "{mode} {path} in\n{expect}");
+    }
+    let build = "kiln build -q --build-arg SOURCE_DATE_EPOCH=1700000000 -t made - < context.tar; kiln image files made; \
+        kiln rmi made > /dev/null; kiln system prune -af > /dev/null; find $STORE/tmp $STORE/trash -mindepth 1";
+    for environment in [
+        Environment::Root,
+        Environment::OverlayRoot,
+        Environment::NoMounts,
+        Environment::SubIds,
+        Environment::SingleId,
+        Environment::NoNamespaces,
+    ] {
+        same(&place.run(environment, "022", build), &expect, environment);
+    }
+}
