@@ -19,7 +19,7 @@ use kiln_runtime::{
     MountKind, Network, OwnershipMode, ProvidedFile, RootSource, Running, RuntimeError, Sandbox, Security,
     Stream, Streams, start_interruptibly,
 };
-use kiln_store::{GivenFiles, Ownership, PreparedRoot, RootForm, RootPart, RootWay, Working};
+use kiln_store::{GivenFiles, Ownership, PreparedRoot, RootForm, RootPart, RootWay, Store, Working};
 use kiln_sys::overlay::{Overlay, Upper};
 use kiln_sys::process::Credentials;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -106,7 +106,10 @@ fn end(
         let command = operation.arguments.join(" ");
         return Err(Stop::Failed(Error::Exit { command, status: i32::from(finished.exit.status()) }));
     }
-    let layer = publish(engine, operation, inputs, &prepared, view, &mut finished, fresh)?;
+    let patience = FilesWait::new(context);
+    let working = Working::with(engine.lease().map_err(Stop::Failed)?, &patience);
+    let step = (operation, inputs, view);
+    let layer = publish(engine.store, working, step, &prepared, &mut finished, fresh)?;
     engine.lease().map_err(Stop::Failed)?.discard(&prepared);
     let result = engine.made(inputs[0].chain, layer);
     Ok(Done { result, preimage: Some(operation.came_from(preimage, &shown)) })
@@ -202,11 +205,10 @@ fn lower_files(view: RootView) -> LowerFiles {
 
 /// The walk over what the process changed.
 fn publish(
-    engine: &Engine<'_>,
-    operation: &RunOperation,
-    inputs: &[Step],
+    store: &Store,
+    working: Working<'_>,
+    (operation, inputs, view): (&RunOperation, &[Step], &RootView),
     prepared: &PreparedRoot,
-    view: &RootView,
     finished: &mut Finished,
     fresh: (u32, u32),
 ) -> Result<DiffId> {
@@ -215,13 +217,12 @@ fn publish(
     finished.stubs.undo(changed).map_err(failed("take mount points back from"))?;
     finished.ownership.verify(changed).map_err(failed("match recorded owners with"))?;
     let recorded = |stat: &rustix::fs::Stat| owner(&finished.ownership, stat);
-    let owners = match engine.store.ownership() {
+    let owners = match store.ownership() {
         Ownership::SingleId => Owners::Recorded { recorded: &recorded, fresh },
         Ownership::Root | Ownership::SubIds => Owners::Files,
     };
-    let stopped = || engine.cancel.is_canceled();
-    let layer = engine.store.capture(engine.lease()?, prepared, view, owners, operation.epoch, &stopped)?;
-    Ok(engine.store.publish_layer(engine.lease()?, inputs[0].chain, layer)?)
+    let layer = store.capture(working, prepared, view, owners, operation.epoch)?;
+    Ok(store.publish_layer(&working, inputs[0].chain, layer)?)
 }
 
 /// Whose a changed file is, as recorded while the step ran.

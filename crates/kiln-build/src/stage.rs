@@ -402,7 +402,10 @@ pub fn apply_changes(platform: &Platform, changes: &[String]) -> Result<ImageCon
             return Err(Error::Change { change: change.clone(), reason });
         }
     }
-    Ok(Arc::unwrap_or_clone(state.image))
+    let mut image = Arc::unwrap_or_clone(state.image);
+    // Builds alone say so.
+    image.config.args_escaped = false;
+    Ok(image)
 }
 
 #[cfg(test)]
@@ -466,6 +469,7 @@ mod tests {
         };
         check(&["CMD [\"a\", \"b\"]"], "Cmd", json!(["a", "b"]));
         check(&["cmd a b"], "Cmd", json!(["/bin/sh", "-c", "a b"]));
+        check(&["CMD a"], "ArgsEscaped", json!(null));
         check(&["ENTRYPOINT [\"a\"]", "CMD [\"b\"]"], "Entrypoint", json!(["a"]));
         check(&["ENV A=1 B=2", "ENV A=$B"], "Env", json!(["A=2", "B=2"]));
         check(&["EXPOSE 80 90/udp"], "ExposedPorts", json!({"80/tcp": {}, "90/udp": {}}));

@@ -106,6 +106,10 @@ impl Patience for FilesWait<'_> {
     fn end(&self) {
         self.wait().end();
     }
+
+    fn is_over(&self) -> bool {
+        self.wait().context.cancel().is_canceled()
+    }
 }
 
 /// Processes by their numbers; `None` if none can be told.

@@ -327,12 +327,15 @@ where
     }
 }
 
-/// The error and its sources, separated by colons.
+/// The error and its sources, separated by colons. What one says of its source is not said again.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut message = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
-        message = format!("{message}: {error}");
+        let cause = error.to_string();
+        if !message.ends_with(&cause) {
+            message = format!("{message}: {cause}");
+        }
         source = error.source();
     }
     message

@@ -232,10 +232,22 @@ fn mount_one(tree: &mut Tree, wanted: &Mount, nodes: Nodes) -> Result<(), Failur
         }
     };
     let target = tree.resolve(&wanted.target, Missing::Stub(kind)).map_err(step)?;
+    check_kinds(kind, target.as_fd()).map_err(step)?;
     mount::attach(made.as_fd(), target.as_fd()).map_err(step)?;
     match limits {
         Some((attributes, depth)) => mount::restrict(made.as_fd(), attributes, depth).map_err(step),
         None => Ok(()),
+    }
+}
+
+/// A directory is mounted on a directory, anything else on none. The kernel's own answer is that something is invalid.
+fn check_kinds(made: StubKind, target: BorrowedFd<'_>) -> io::Result<()> {
+    let found = FileType::from_raw_mode(rustix::fs::fstat(target)?.st_mode);
+    match (made, found) {
+        (StubKind::Directory, FileType::Directory) => Ok(()),
+        (StubKind::Directory, _) => Err(rustix::io::Errno::NOTDIR.into()),
+        (_, FileType::Directory) => Err(rustix::io::Errno::ISDIR.into()),
+        _ => Ok(()),
     }
 }
 

@@ -192,9 +192,12 @@ impl Store {
             return Err(Error::archive(members.name(), "it holds no image for this platform"));
         }
         let load = || {
+            let mut others = Vec::new();
             for image in &found {
-                self.load_layers(lease, members, image, unpacking, progress)?;
+                self.load_layers(lease, members, image, unpacking, &mut others, progress)?;
             }
+            // Now that nothing is wrong with any of them.
+            self.keep_layer_blobs(lease, &others)?;
             self.publish_all(lease, found)
         };
         let outcome = load();
@@ -206,8 +209,7 @@ impl Store {
         let mut images = Vec::new();
         for FoundImage { config_bytes, config, names, manifest, .. } in found {
             let manifest = match manifest {
-                // What OCI has no media type for is no blob of the layout's.
-                Some(manifest) if self.manifest_holds(&manifest, &config)? => Some(manifest),
+                Some(manifest) if self.manifest_holds(&manifest, &config.rootfs.diff_ids)? => Some(manifest),
                 _ => None,
             };
             let came_as = manifest.as_ref().map(NewManifest::digest);
@@ -219,19 +221,23 @@ impl Store {
         Ok(loaded.map(|(image, names)| LoadedImage { id: image.id, names, moved: image.moved }).collect())
     }
 
-    fn manifest_holds(&self, manifest: &NewManifest, config: &ImageConfig) -> Result<bool> {
+    /// Whether every layer is here as the blob that a manifest names.
+    pub(crate) fn manifest_holds(&self, manifest: &NewManifest, layers: &[DiffId]) -> Result<bool> {
         match Document::parse(Some(&manifest.media_type), &manifest.bytes)? {
-            Document::Manifest(manifest) => self.can_give(&manifest, &config.rootfs.diff_ids),
+            Document::Manifest(manifest) => self.can_give(&manifest, layers),
             Document::Index(_) => Ok(false),
         }
     }
 
+    /// Brings the layers of an image here. Of layers that are known by other bytes than those that came, these are added to
+    /// `others`.
     fn load_layers(
         &self,
         lease: &Lease,
         members: &Members,
         image: &FoundImage,
         unpacking: Unpacking,
+        others: &mut Vec<(DiffId, NewBlob)>,
         progress: &mut dyn FnMut(LoadEvent),
     ) -> Result<()> {
         let diff_ids = &image.config.rootfs.diff_ids;
@@ -244,25 +250,43 @@ impl Store {
                 layer: *layer,
                 known,
             });
-            // Under the manifest that the image came with stands the layer as it came, not as it was here before.
-            let as_it_came = source
-                .descriptor
-                .as_ref()
-                .map_or(Ok(true), |as_named| self.has_layer_as(*layer, as_named))?;
-            if known && as_it_came {
+            let below = &diff_ids[..position];
+            if known {
                 self.remember_chain(parent, *layer)?;
+                // Under the manifest that the image came with stands the layer as it came, not as it was here before.
+                if let Some(named) = &source.descriptor
+                    && !others.iter().any(|(_, blob)| blob.digest == named.digest)
+                    && !self.has_layer_as(*layer, named)?
+                {
+                    let new = self.verified_layer(lease, members, below, *layer, source, Unpacking::Later)?;
+                    others.extend(new.blob.map(|blob| (*layer, blob)));
+                }
             } else {
-                let unpacking = if known { Unpacking::Later } else { unpacking };
-                self.load_layer(lease, members, &diff_ids[..position], parent, *layer, source, unpacking)?;
+                let new = self.verified_layer(lease, members, below, *layer, source, unpacking)?;
+                self.publish_layer(lease, parent, new)?;
             }
             parent = parent.with(*layer);
         }
         Ok(())
     }
 
-    /// Whether the bytes that a descriptor names are a layer's here.
-    fn has_layer_as(&self, layer: DiffId, descriptor: &Descriptor) -> Result<bool> {
-        Ok(self.layer_blobs(layer)?.iter().any(|blob| blob.digest == descriptor.digest))
+    /// Whether a layer is here in the bytes that a descriptor names.
+    pub(crate) fn has_layer_as(&self, layer: DiffId, named: &Descriptor) -> Result<bool> {
+        let blobs = self.layer_blobs(layer)?;
+        Ok(blobs.iter().any(|blob| blob.digest == named.digest && blob.size == named.size))
+    }
+
+    fn keep_layer_blobs(&self, lease: &Lease, blobs: &[(DiffId, NewBlob)]) -> Result<()> {
+        if blobs.is_empty() {
+            return Ok(());
+        }
+        self.database.write(crate::database::Durability::Relaxed, |t| {
+            for (layer, blob) in blobs {
+                self.insert_layer_blob(t, *layer, blob)?;
+                lease.keep_in(t, Leased::Blob(blob.digest))?;
+            }
+            Ok(())
+        })
     }
 
     /// Leases a layer if it is in the store, trusted, with a source.
@@ -281,17 +305,16 @@ impl Store {
             .write(crate::database::Durability::Relaxed, |t| crate::chains::insert_link(t, parent, layer))
     }
 
-    #[expect(clippy::too_many_arguments, reason = "each is another fact of the one layer")]
-    fn load_layer(
+    /// A layer of the archive that is what its descriptor and the config say.
+    fn verified_layer(
         &self,
         lease: &Lease,
         members: &Members,
         below: &[DiffId],
-        parent: ChainId,
         layer: DiffId,
         source: &LayerSource,
         unpacking: Unpacking,
-    ) -> Result<()> {
+    ) -> Result<NewLayer> {
         let _span = kiln_trace::span("load layer").of(|| layer.to_string());
         let what = || format!("{}: layer {}", members.name(), source.path);
         let path = lease.fresh_path("blob");
@@ -313,7 +336,7 @@ impl Store {
             let found = new.index.diff_id().0;
             return Err(Error::Mismatch { what: what() + " (diff ID)", expected: layer.0, found });
         }
-        self.publish_layer(lease, parent, new).map(|_| ())
+        Ok(new)
     }
 
     /// The one walk over a layer that came in as the file at `path`.

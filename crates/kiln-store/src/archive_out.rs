@@ -21,6 +21,7 @@ use serde::Serialize;
 use crate::Store;
 use crate::database::Durability;
 use crate::error::{Error, Result};
+use crate::images::Tag;
 use crate::layers::NewBlob;
 use crate::layout::layer_media_type;
 use crate::lease::{Lease, Leased};
@@ -125,16 +126,19 @@ impl Store {
     /// have no name.
     pub fn images_to_save(&self, texts: &[String]) -> Result<Vec<SavedImage>> {
         let mut chosen: Vec<SavedImage> = Vec::new();
-        let mut add = |id: ImageId, name: Option<Reference>| -> Result<()> {
-            let came_as = name.as_ref().map_or(Ok(None), |name| self.manifest_of(name))?;
-            let same = |image: &SavedImage| image.id == id && image.came_as == came_as;
+        let mut add = |id: ImageId, name: Option<Reference>, came_as: Option<Digest>| {
+            // Who does not ask for a manifest takes that of others.
+            let same = |image: &SavedImage| {
+                let either = image.came_as.is_none() || came_as.is_none();
+                image.id == id && (either || image.came_as == came_as)
+            };
             let position = chosen.iter().position(same).unwrap_or_else(|| {
                 chosen.push(SavedImage { id, names: Vec::new(), came_as });
                 chosen.len() - 1
             });
-            let names = &mut chosen[position].names;
+            let SavedImage { names, came_as: known, .. } = &mut chosen[position];
+            *known = known.or(came_as);
             names.extend(name.filter(|name| !names.contains(name)));
-            Ok(())
         };
         for text in texts {
             let reference = text.parse::<Reference>().ok().filter(|name| name.digest.is_none());
@@ -145,8 +149,9 @@ impl Store {
                 _ => Vec::new(),
             };
             if !all_tags.is_empty() {
-                for tag in all_tags {
-                    add(tag.image, Some(tag.name))?;
+                for Tag { name, image, .. } in all_tags {
+                    let came_as = self.manifest_of(&name)?;
+                    add(image, Some(name), came_as);
                 }
                 continue;
             }
@@ -155,8 +160,15 @@ impl Store {
                 None => None,
             };
             match named {
-                Some((id, name)) => add(id, Some(name))?,
-                None => add(self.resolve(text)?, None)?,
+                Some((id, name)) => {
+                    let came_as = self.manifest_of(&name)?;
+                    add(id, Some(name), came_as);
+                }
+                None => {
+                    // The digest of a reference is that of a manifest, or the ID.
+                    let came_as = text.parse::<Reference>().ok().and_then(|name| name.digest);
+                    add(self.resolve(text)?, None, came_as);
+                }
             }
         }
         Ok(chosen)
@@ -453,7 +465,7 @@ impl Store {
             return Ok(false);
         }
         for (descriptor, layer) in manifest.layers.iter().zip(layers) {
-            if !self.layer_blobs(*layer)?.iter().any(|blob| blob.digest == descriptor.digest) {
+            if !self.has_layer_as(*layer, descriptor)? {
                 return Ok(false);
             }
         }

@@ -314,7 +314,12 @@ fn upgrade_from_1(t: &Connection, indexes: &Path) -> Result<()> {
 
 /// Version 2 did not say under which manifest a name's image came.
 fn upgrade_from_2(t: &Connection) -> Result<()> {
-    t.execute_batch("ALTER TABLE tags ADD COLUMN manifest BLOB;").map_err(failed(t, "upgrade the schema"))
+    // Names that read as IDs are none any more.
+    t.execute_batch(
+        "ALTER TABLE tags ADD COLUMN manifest BLOB; \
+         DELETE FROM tags WHERE name LIKE 'docker.io/library/sha256:%';",
+    )
+    .map_err(failed(t, "upgrade the schema"))
 }
 
 /// All rows, on a connection or in a transaction.

@@ -1,7 +1,9 @@
-//! What a name makes durable: of every layer its index and one source, and the image's documents.
+//! What a name makes durable: of every layer its index and one source, the image's documents, and the layers as they are
+//! under its manifest.
 //!
 //! A snapshot that can be made again from a blob keeps its mark: after a power cut it is dropped and unpacked again.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
@@ -30,11 +32,12 @@ struct Unsynced {
     snapshots: Vec<(DiffId, PathBuf)>,
     /// How many files these have at most.
     entries: usize,
+    blobs: BTreeSet<Digest>,
     marks: Marks,
 }
 
 impl Store {
-    /// Makes the layers of an image and its documents durable. Gives the marks that may be cleared now.
+    /// Makes the layers of an image durable, and the blobs that are its documents or that these name. Gives the marks that may be cleared now.
     pub(crate) fn make_durable(&self, layers: &[DiffId], documents: &[Digest]) -> Result<Marks> {
         let mut unsynced = Unsynced::default();
         for layer in layers {
@@ -45,8 +48,7 @@ impl Store {
             let created =
                 self.database.one(marked, params![document.as_bytes(), self.boot], |row| row.get(0))?;
             if let Some(created) = created {
-                unsynced.files.push(self.blob_path(document));
-                unsynced.marks.add("blobs", "digest", bytes(document), created);
+                self.unsynced_blob(document, created, &mut unsynced);
             }
         }
         let (marks, synced) = if unsynced.files.len() + unsynced.entries > MOST_FILES {
@@ -149,13 +151,19 @@ impl Store {
         match blobs.first() {
             Some(_) if blobs.iter().any(|(_, durable, _)| *durable) => {}
             Some((smallest, _, created)) => {
-                unsynced.files.push(self.blob_path(smallest));
-                unsynced.marks.add("blobs", "digest", bytes(smallest), *created);
+                self.unsynced_blob(smallest, *created, unsynced);
             }
             None if snapshot_is_source => self.unsynced_snapshot(layer, entries, unsynced)?,
             None => {}
         }
         Ok(())
+    }
+
+    fn unsynced_blob(&self, blob: &Digest, created: i64, unsynced: &mut Unsynced) {
+        if unsynced.blobs.insert(*blob) {
+            unsynced.files.push(self.blob_path(blob));
+            unsynced.marks.add("blobs", "digest", bytes(blob), created);
+        }
     }
 
     fn unsynced_snapshot(&self, layer: DiffId, entries: usize, unsynced: &mut Unsynced) -> Result<()> {

@@ -165,6 +165,7 @@ impl Store {
             layers.extend(ImageConfig::parse(&image.config_bytes)?.rootfs.diff_ids);
             if let Some(manifest) = &image.manifest {
                 documents.extend([manifest.digest(), image.id().0]);
+                documents.extend(manifest.layers()?);
             }
         }
         for _ in 0..MOST_TRIES {

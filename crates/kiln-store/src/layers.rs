@@ -88,8 +88,8 @@ impl Store {
             Some(path) => Some(self.stage_snapshot(lease, path)?),
             None => None,
         };
-        self.database.write(Durability::Relaxed, |t| {
-            self.insert_layer(t, &layer.index, &index_path)?;
+        let is_its_index = self.database.write(Durability::Relaxed, |t| {
+            let is_its_index = self.insert_layer(t, &layer.index, &index_path)?;
             if let Some(blob) = &layer.blob {
                 self.insert_layer_blob(t, diff_id, blob)?;
             }
@@ -97,10 +97,13 @@ impl Store {
                 self.insert_snapshot(t, &layer.index, parent, staged)?;
             }
             crate::chains::insert_link(t, parent, diff_id)?;
-            lease.keep_in(t, Leased::Layer(diff_id))
+            lease.keep_in(t, Leased::Layer(diff_id))?;
+            Ok(is_its_index)
         })?;
-        let index = Arc::new(layer.index);
-        self.indexes.lock().unwrap_or_else(|e| e.into_inner()).insert(diff_id, index);
+        if is_its_index {
+            let index = Arc::new(layer.index);
+            self.indexes.lock().unwrap_or_else(|e| e.into_inner()).insert(diff_id, index);
+        }
         Ok(diff_id)
     }
 
@@ -159,7 +162,8 @@ impl Store {
         })
     }
 
-    fn insert_layer(&self, t: &Connection, index: &LayerIndex, file: &std::path::Path) -> Result<()> {
+    /// Moves a layer's index into place unless one is there that serves as well; says whether it did.
+    fn insert_layer(&self, t: &Connection, index: &LayerIndex, file: &std::path::Path) -> Result<bool> {
         let diff_id = index.diff_id();
         let source = snapshot_is_source(index);
         // What gives the tar back takes the place of what does not, where no blob is left that holds the layer. Another
@@ -167,7 +171,7 @@ impl Store {
         if self.trusted(t, "layers", "diff_id", &diff_id.0)?
             && (!source || self.gives_the_tar_back(t, diff_id)? || self.is_usable(t, diff_id)?)
         {
-            return Ok(());
+            return Ok(false);
         }
         let path = self.index_path(diff_id);
         fs_err::rename(file, &path).map_err(Error::file("publish", &path))?;
@@ -189,7 +193,7 @@ impl Store {
                 source
             ],
         )?;
-        Ok(())
+        Ok(true)
     }
 
     /// Whether a snapshot of the layer would be a source of it, by its index.

@@ -4,7 +4,7 @@
 //! It shows the images whose every layer has a blob. It is made anew from the database and is never read.
 
 use kiln_oci::{
-    Annotations, Descriptor, Digest, ImageConfig, ImageId, Index, Manifest, Reference, media_type,
+    Annotations, Descriptor, Digest, Document, ImageConfig, ImageId, Index, Manifest, Reference, media_type,
 };
 use kiln_sys::lock::{Lock, Sharing};
 use rusqlite::{Connection, params};
@@ -27,6 +27,14 @@ impl NewManifest {
     pub(crate) fn digest(&self) -> Digest {
         Digest::of(&self.bytes)
     }
+
+    /// The digests of its layers' blobs.
+    pub(crate) fn layers(&self) -> Result<Vec<Digest>> {
+        match Document::parse(Some(&self.media_type), &self.bytes)? {
+            Document::Manifest(manifest) => Ok(manifest.layers.iter().map(|layer| layer.digest).collect()),
+            Document::Index(_) => Ok(Vec::new()),
+        }
+    }
 }
 
 impl Store {
@@ -42,24 +50,34 @@ impl Store {
         })
     }
 
-    /// Whether config and manifest are there as blobs, written to the end, and the manifest is known.
+    /// Whether config and manifest are there as blobs, written to the end, the manifest is known, and what it names is durable.
     pub(crate) fn has_documents(&self, image: ImageId, manifest: &NewManifest) -> Result<bool> {
         let connection = self.database.lock();
         let digest = manifest.digest();
-        let sql = "SELECT 1 FROM manifests WHERE digest = ?1";
-        Ok(!all(&connection, sql, [digest.as_bytes()], |_| Ok(()))?.is_empty()
-            && self.blob_is_whole(&connection, &digest)?
-            && self.blob_is_whole(&connection, &image.0)?)
+        let is_one = |sql: &str, digest: &Digest| -> Result<bool> {
+            Ok(!all(&connection, sql, [digest.as_bytes()], |_| Ok(()))?.is_empty())
+        };
+        if !is_one("SELECT 1 FROM manifests WHERE digest = ?1", &digest)?
+            || !self.blob_is_whole(&connection, &digest)?
+            || !self.blob_is_whole(&connection, &image.0)?
+        {
+            return Ok(false);
+        }
+        let durable = "SELECT 1 FROM blobs WHERE digest = ?1 AND boot IS NULL";
+        manifest.layers()?.iter().try_fold(true, |all, layer| Ok(all && is_one(durable, layer)?))
     }
 
     /// Makes a manifest for an image that came without one, if all its layers have blobs. `None` if it is shown already.
     pub(crate) fn made_manifest(&self, config_bytes: &[u8]) -> Result<Option<NewManifest>> {
         let image = ImageId(Digest::of(config_bytes));
-        if let Some(shown) = self.shown_manifest(image)? {
+        let diff_ids = ImageConfig::parse(config_bytes)?.rootfs.diff_ids;
+        if let Some(shown) = self.shown_manifest(image)?
+            && self.manifest_holds(&shown, &diff_ids)?
+        {
             return Ok((!self.has_documents(image, &shown)?).then_some(shown));
         }
         let mut layers = Vec::new();
-        for layer in &ImageConfig::parse(config_bytes)?.rootfs.diff_ids {
+        for layer in &diff_ids {
             let Some(blob) = self.layer_blobs(*layer)?.into_iter().next() else { return Ok(None) };
             let Some(media_type) = layer_media_type(&blob.compression) else { return Ok(None) };
             layers.push(Descriptor::new(media_type, blob.digest, blob.size));
@@ -169,8 +187,16 @@ fn familiar(name: &str) -> String {
     name.parse::<Reference>().map_or_else(|_| name.to_owned(), |name| name.familiar())
 }
 
+/// Keeps a manifest of an image. Names that stand for the image's last one go on standing for that which was the last.
 pub(crate) fn insert_manifest(t: &Connection, image: ImageId, manifest: &NewManifest) -> Result<()> {
     let digest = manifest.digest();
+    execute(
+        t,
+        "UPDATE tags SET manifest = (SELECT m.digest FROM manifests m LEFT JOIN blobs b ON b.digest = m.digest \
+             WHERE m.image = ?1 ORDER BY b.created DESC, m.digest LIMIT 1) \
+         WHERE image = ?1 AND manifest IS NULL AND NOT EXISTS (SELECT 1 FROM manifests WHERE digest = ?2)",
+        params![image.0.as_bytes(), digest.as_bytes()],
+    )?;
     execute(
         t,
         "INSERT INTO manifests VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING",

@@ -156,25 +156,24 @@ impl Store {
         Ok(Some(RootPart::Directories(lowers)))
     }
 
-    /// Walks what a step changed in a prepared root once, into a layer that is to be published. A walk that is `stopped`
-    /// fails with [`Error::Stopped`] at the root of what it says.
-    pub fn capture(
+    /// Walks what a step changed in a prepared root once, into a layer that is to be published.
+    pub fn capture<'a>(
         &self,
-        lease: &Lease,
+        lease: impl Into<Working<'a>>,
         prepared: &PreparedRoot,
         lower: &RootView,
         owners: Owners<'_>,
         clamp: Option<i64>,
-        stopped: &(dyn Fn() -> bool + Sync),
     ) -> Result<NewLayer> {
-        let go_on = &|| if stopped() { Err(io::Error::other(Error::Stopped)) } else { Ok(()) };
+        let lease = lease.into();
+        let go_on = &|| lease.go_on();
         match &prepared.form {
             RootForm::Overlay { upper, .. } => {
                 let index = self.capture_upper(upper, (lower, &prepared.stubs), owners, clamp, go_on)?;
                 Ok(NewLayer { index, blob: None, snapshot: Some(upper.clone()) })
             }
             RootForm::Copy { directory, copied } => {
-                self.capture_copy(lease, (directory, copied), lower, owners, clamp, go_on)
+                self.capture_copy(&lease, (directory, copied), lower, owners, clamp, go_on)
             }
         }
     }

@@ -1,4 +1,4 @@
--- Schema version 2 of kiln.db. This file is the definition (docs/formats.md, section 5).
+-- Schema version 3 of kiln.db. This file is the definition (docs/formats.md, section 5).
 -- Digests are 32-byte BLOBs, times are nanoseconds since the epoch. `boot` is the boot ID under which a file was
 -- written and not yet synced, NULL once it is durable.
 

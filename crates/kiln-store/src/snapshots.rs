@@ -185,8 +185,8 @@ impl Store {
         let directory = lease.fresh_path("unpack");
         fs_err::create_dir(&directory).map_err(Error::file("make", &directory))?;
         let root = Root::open(&directory)?;
-        let walk =
-            kiln_layer::walk(file, &Options { unpack: Some(self.unpacking(&root)), ..Options::default() })?;
+        let options = Options { unpack: Some(self.unpacking(&root)), ..Options::default() };
+        let walk = kiln_layer::walk(lease.watched(file), &options)?;
         if walk.diff_id != layer {
             let what = format!("layer {layer} in the store");
             return Err(Error::Mismatch { what, expected: layer.0, found: walk.diff_id.0 });

@@ -63,14 +63,15 @@ impl StackContents {
     }
 
     /// The same for those who unpack and copy layers, and know nothing of a store.
-    pub(crate) fn open_for_layers(
-        &self,
+    pub(crate) fn open_for_layers<'a>(
+        &'a self,
         store: &Store,
-        lease: Working<'_>,
+        lease: Working<'a>,
         file: (usize, &Entry<'_>),
-    ) -> kiln_layer::Result<ContentReader<'_>> {
+    ) -> kiln_layer::Result<ContentReader<'a>> {
         let opened = self.open::<Error>(store, || Ok(lease), file);
-        opened.map_err(|error| kiln_layer::Error::Read(io::Error::other(error)))
+        let reader = opened.map_err(|error| kiln_layer::Error::Read(io::Error::other(error)))?;
+        Ok(Box::new(lease.watched(reader)))
     }
 }
 

@@ -157,17 +157,17 @@ impl Store {
         if self.layer_blobs(layer)?.iter().any(|blob| blob.compression == "none") {
             return Ok(Some(plain));
         }
-        let new = self.decompress(&lease, layer, &self.blob_path(&blob.digest))?;
+        let new = self.decompress(lease, layer, &self.blob_path(&blob.digest))?;
         self.database.write(Durability::Relaxed, |t| self.insert_layer_blob(t, layer, &new))?;
         Ok(Some(plain))
     }
 
-    fn decompress(&self, lease: &Lease, layer: DiffId, blob: &Path) -> Result<NewBlob> {
+    fn decompress(&self, lease: Working<'_>, layer: DiffId, blob: &Path) -> Result<NewBlob> {
         let _span = kiln_trace::span("decompress layer").of(|| layer.to_string());
         let path = lease.fresh_path("layer.tar");
         let output = fs_err::File::create_new(&path).map_err(Error::file("make", &path))?;
         let input = fs_err::File::open(blob).map_err(Error::file("open", blob))?;
-        let mut input = io::BufReader::with_capacity(1 << 20, input.into_file());
+        let mut input = io::BufReader::with_capacity(1 << 20, lease.watched(input.into_file()));
         let first = io::BufRead::fill_buf(&mut input).map_err(Error::file("read", blob))?;
         let mut input = Compression::detect(first).decoder(input)?;
         let mut output = HashingWriter::new(output.into_file());

@@ -1,5 +1,6 @@
-//! Waiting for other commands, which is told when it takes long.
+//! Waiting for other commands, which is told when it takes long, and work that ends with what it is for.
 
+use std::io::{self, Read};
 use std::ops::{ControlFlow, Deref};
 use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -54,6 +55,8 @@ pub trait Patience: Sync {
     fn pause(&self, busy: &FilesBusy<'_>) -> ControlFlow<()>;
     /// The wait is over.
     fn end(&self);
+    /// Whether to break off what is read and written meanwhile: asked again and again.
+    fn is_over(&self) -> bool;
 }
 
 /// Files of a layer that others make ready.
@@ -80,6 +83,32 @@ impl<'a> Working<'a> {
     /// Somebody who waits in a way of his own.
     pub fn with(lease: &'a Lease, patience: &'a dyn Patience) -> Self {
         Self { lease, patience: Some(patience) }
+    }
+
+    /// Fails with [`Error::Stopped`] inside once what this is for is given up.
+    pub(crate) fn go_on(&self) -> io::Result<()> {
+        match self.patience.is_some_and(Patience::is_over) {
+            true => Err(io::Error::other(Error::Stopped)),
+            false => Ok(()),
+        }
+    }
+
+    /// A reader that goes on no longer than this.
+    pub(crate) fn watched<R>(self, inner: R) -> Watched<'a, R> {
+        Watched { inner, working: self }
+    }
+}
+
+/// A reader that fails once what is read is not needed any more.
+pub(crate) struct Watched<'a, R> {
+    inner: R,
+    working: Working<'a>,
+}
+
+impl<R: Read> Read for Watched<'_, R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        self.working.go_on()?;
+        self.inner.read(bytes)
     }
 }
 
@@ -124,14 +153,15 @@ impl Store {
             return Ok(lock);
         }
         let _span = kiln_trace::span(Awaited::Files.span());
-        let lock = loop {
+        let wait = || loop {
             if patience.pause(&FilesBusy { lock: path }).is_break() {
-                break Err(Error::Stopped);
+                return Err(Error::Stopped);
             }
             if let Some(lock) = Lock::try_acquire(path, Sharing::Exclusive)? {
-                break Ok(lock);
+                return Ok(lock);
             }
         };
+        let lock = wait();
         patience.end();
         lock
     }
@@ -190,6 +220,10 @@ mod tests {
                 Some(_) => ControlFlow::Continue(()),
                 None => ControlFlow::Break(()),
             }
+        }
+
+        fn is_over(&self) -> bool {
+            false
         }
 
         fn end(&self) {

@@ -291,13 +291,15 @@ fn dockerfile_in(root: &Root, path: &Path, shown: &str) -> Result<(Vec<u8>, Path
     let failed = |error: io::Error| {
         let is_missing = error.kind() == io::ErrorKind::NotFound;
         let failure = no_dockerfile(shown).caused_by(error);
-        match root.resolve_link(path) {
-            Ok(_) if root.resolve(path).is_err() => failure.hint(NOWHERE),
-            Err(_) if is_missing => failure.hint("-f names another file, or - for standard input"),
-            _ => match rustix::fs::statat(root.directory(), path, AtFlags::empty()) {
-                Ok(found) => not_regular(FileType::from_raw_mode(found.st_mode), failure, shown),
-                Err(_) => failure,
-            },
+        // What it is in the end, links to elsewhere followed: `<(command)` of a shell is such a link, to a pipe.
+        let found = rustix::fs::statat(root.directory(), path, AtFlags::empty())
+            .map(|found| FileType::from_raw_mode(found.st_mode));
+        match (root.resolve_link(path), found) {
+            (_, Ok(kind)) if kind != FileType::RegularFile => not_regular(kind, failure, shown),
+            (Ok(_), _) if root.resolve(path).is_err() => failure.hint(NOWHERE),
+            (Err(_), _) if is_missing => failure.hint("-f names another file, or - for standard input"),
+            (_, Ok(kind)) => not_regular(kind, failure, shown),
+            (_, Err(_)) => failure,
         }
     };
     let small =

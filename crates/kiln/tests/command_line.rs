@@ -260,6 +260,9 @@ fn what_cannot_be_read_is_named_once() {
         0,
     )
     .expect("made");
+    // As the link that `<(command)` of a shell is: to a pipe that is elsewhere.
+    fs_err::os::unix::fs::symlink(place.path().join("pipe"), place.path().join("substituted"))
+        .expect("linked");
     for (words, status, told) in [
         (
             &["import", "directory"][..],
@@ -306,6 +309,12 @@ fn what_cannot_be_read_is_named_once() {
             1,
             "kiln: cannot read the Dockerfile pipe: it is a pipe\n\
              hint: standard input can be one: kiln build -f - CONTEXT < pipe\n",
+        ),
+        (
+            &["build", "-f", "substituted", "."],
+            1,
+            "kiln: cannot read the Dockerfile substituted: it is a pipe\n\
+             hint: standard input can be one: kiln build -f - CONTEXT < substituted\n",
         ),
         (
             &["build", "-f", "/dev/null", "."],

@@ -162,6 +162,16 @@ fn mounts(fixture: &Fixture) {
     assert_eq!(fs_err::read(source.join("yes")).expect("read"), b"x\n");
     ran.finished.stubs.undo(&root.upper).expect("undo");
     assert_eq!(fs_err::read_dir(&root.upper).expect("list").count(), 0);
+    // A directory on a file, and a file on a directory.
+    let tmpfs = Mount { kind: MountKind::Tmpfs { size: None, mode: 0o755 }, target: "/bin/sh".into() };
+    for (mount, expect) in [
+        (tmpfs, "cannot mount /bin/sh: Not a directory (os error 20)"),
+        (bind(source.join("file"), true, "/bin"), "cannot mount /bin: Is a directory (os error 21)"),
+    ] {
+        let mut sandbox = fixture.shell("true");
+        sandbox.mounts = vec![mount];
+        assert_eq!(run(&sandbox).map(|ran| ran.output).expect_err("it starts").to_string(), expect);
+    }
 }
 
 fn users(fixture: &Fixture) {

@@ -85,7 +85,7 @@ impl Fixture {
         let prepared = self.store.prepare_root(&lease, &[], RootWay::Overlay, GivenFiles::Hosts).unwrap();
         fs_err::write(prepared.changed().join("file"), text).unwrap();
         let view = self.store.root_view(&[]).unwrap();
-        let new = self.store.capture(&lease, &prepared, &view, Owners::Files, None, &|| false).unwrap();
+        let new = self.store.capture(&lease, &prepared, &view, Owners::Files, None).unwrap();
         let layer = self.store.publish_layer(&lease, ChainId::SCRATCH, new).unwrap();
         let mut config = ImageConfig::scratch(&Platform::host());
         config.rootfs.diff_ids = vec![layer];

@@ -127,7 +127,7 @@ fn a_layer_that_only_another_ownership_mode_can_read_is_not_there() {
     let prepared = fixture.store.prepare_root(&lease, &[], RootWay::Overlay, GivenFiles::Hosts).unwrap();
     fs_err::write(prepared.changed().join("file"), b"made here").unwrap();
     let view = fixture.store.root_view(&[]).unwrap();
-    let layer = fixture.store.capture(&lease, &prepared, &view, Owners::Files, None, &|| false).unwrap();
+    let layer = fixture.store.capture(&lease, &prepared, &view, Owners::Files, None).unwrap();
     let diff_id = fixture.store.publish_layer(&lease, ChainId::SCRATCH, layer).unwrap();
     let result = ChainId::SCRATCH.with(diff_id);
     let key = Digest::of(b"key");
@@ -174,7 +174,7 @@ fn what_may_take_long_to_remove_is_given_back() {
         fs_err::create_dir_all(prepared.changed().join("a/b")).unwrap();
         fs_err::write(prepared.changed().join("a/b/file"), b"the same").unwrap();
         let view = fixture.store.root_view(&[]).unwrap();
-        let new = fixture.store.capture(&lease, &prepared, &view, Owners::Files, Some(0), &|| false).unwrap();
+        let new = fixture.store.capture(&lease, &prepared, &view, Owners::Files, Some(0)).unwrap();
         fixture.store.publish_layer(&lease, ChainId::SCRATCH, new).unwrap();
         lease.discard(&prepared);
         let spent = lease.tidy();
@@ -195,7 +195,7 @@ fn a_layer_that_is_published_again_is_leased_and_nothing_stays_of_it() {
     let publish = |lease: &kiln_store::Lease| {
         let prepared = fixture.store.prepare_root(lease, &[], RootWay::Overlay, GivenFiles::Hosts).unwrap();
         let view = fixture.store.root_view(&[]).unwrap();
-        let new = fixture.store.capture(lease, &prepared, &view, Owners::Files, Some(0), &|| false).unwrap();
+        let new = fixture.store.capture(lease, &prepared, &view, Owners::Files, Some(0)).unwrap();
         let layer = fixture.store.publish_layer(lease, ChainId::SCRATCH, new).unwrap();
         lease.discard(&prepared);
         assert!(lease.tidy().is_none(), "an upper without files takes no time");

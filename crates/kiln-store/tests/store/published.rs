@@ -5,7 +5,7 @@ use kiln_oci::Digest;
 use kiln_store::{ArchiveForm, Error, Saving};
 use serde_json::Value as Json;
 
-use crate::fixture::{Fixture, image_of, layer, oci_as, told};
+use crate::fixture::{Fixture, compressed, image_of, layer, oci, oci_as, told};
 
 impl Fixture {
     /// The digest under which an OCI layout shows a name.
@@ -50,6 +50,13 @@ fn what_was_here_before_does_not_change_a_published_digest() {
         let (archive, manifest) = oci_as("app:2", Compression::Gzip, &tar, &tar);
         fixture.load(&archive).unwrap();
         assert_eq!(fixture.goes_out_as("app:2"), [manifest; 2], "{number}");
+        // Named is only what a power cut cannot tear.
+        let unsynced = [manifest, Digest::of(&compressed(Compression::Gzip, &tar))].map(|blob| {
+            let sql = format!("SELECT boot IS NOT NULL FROM blobs WHERE digest = x'{}'", blob.hex());
+            let database = rusqlite::Connection::open(fixture.path("store/kiln.db")).unwrap();
+            database.query_row(&sql, [], |row| row.get::<_, bool>(0)).unwrap()
+        });
+        assert_eq!(unsynced, [false; 2], "{number}");
         assert_eq!(fixture.store.check().unwrap().faults, []);
     }
 }
@@ -81,6 +88,27 @@ fn each_name_keeps_what_came_under_it() {
     check("zstd:1", manifests[1]);
 }
 
+/// One by the digest of its manifest, too.
+#[test]
+fn an_image_is_saved_under_the_digest_that_was_asked_for() {
+    let (fixture, tar) = (Fixture::new(), layer("by digest"));
+    let forms = [Compression::Gzip, Compression::Zstd];
+    let manifests = forms.map(|form| {
+        let (archive, manifest) = oci_as("app:1", form, &tar, &tar);
+        fixture.load(&archive).unwrap();
+        manifest
+    });
+    let lease = fixture.store.lease("test").unwrap();
+    let how = Saving { compression: Compression::Plain, stopped: &|| false };
+    for manifest in manifests {
+        let images = fixture.store.images_to_save(&[format!("app@{manifest}")]).unwrap();
+        let saved = fixture.path(&manifest.hex());
+        fixture.store.save_to_directory(&lease, &images, &how, &saved).unwrap();
+        let index: Json = serde_json::from_slice(&fs_err::read(saved.join("index.json")).unwrap()).unwrap();
+        assert_eq!(index["manifests"][0]["digest"], manifest.to_string());
+    }
+}
+
 /// A layer that is known is not taken at an archive's word: its bytes would go out for the layer later.
 #[test]
 fn other_bytes_for_a_known_layer_are_refused() {
@@ -90,6 +118,13 @@ fn other_bytes_for_a_known_layer_are_refused() {
     let hostile = oci_as("app:1", Compression::Gzip, &tar, &layer("hostile")).0;
     let error = fixture.load(&hostile).unwrap_err();
     assert!(matches!(error, Error::Mismatch { .. }) && told(&error).contains("diff ID"), "{}", told(&error));
+    // Nor is its size.
+    let wrong = |manifest: &mut Json| manifest["layers"][0]["size"] = 7.into();
+    let plain = oci(|_| {}).0;
+    fixture.load(&plain).unwrap();
+    let error = fixture.load(&oci(wrong).0).unwrap_err();
+    assert!(told(&error).contains("its descriptor says 7"), "{}", told(&error));
+    fixture.load(&archive).unwrap();
     assert_eq!(fixture.goes_out_as("app:1"), [manifest; 2]);
     let checked = fixture.store.check().unwrap();
     assert_eq!((checked.faults, checked.garbage), (vec![], vec![]));

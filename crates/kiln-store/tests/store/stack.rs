@@ -1,12 +1,16 @@
 //! Files out of layers that are there as compressed blobs alone.
 
 use std::io::{Read as _, Write as _};
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use kiln_layer::Compression;
 use kiln_oci::{DiffId, Digest};
-use kiln_store::{Error, Lease, StackContents, Store, Unpacking};
+use kiln_store::{
+    Error, FilesBusy, GivenFiles, Lease, Patience, RootWay, StackContents, Store, Unpacking, Working,
+};
 
-use crate::fixture::{Fixture, Member, archive, config, docker};
+use crate::fixture::{Fixture, Member, archive, config, docker, told};
 
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
@@ -56,4 +60,40 @@ fn the_second_file_of_a_compressed_layer_makes_its_tar() {
         assert!(plain.exists());
     }
     assert_eq!(store.check().unwrap().faults, []);
+}
+
+/// Somebody whose need ends after so many looks.
+struct Looks(AtomicU32);
+
+impl Patience for Looks {
+    fn pause(&self, _: &FilesBusy<'_>) -> ControlFlow<()> {
+        ControlFlow::Break(())
+    }
+
+    fn end(&self) {}
+
+    fn is_over(&self) -> bool {
+        self.0.fetch_sub(1, Ordering::Relaxed) == 1
+    }
+}
+
+/// Neither unpacked nor copied nor decompressed: a hostile layer may be a petabyte of zeros.
+#[test]
+fn what_nobody_needs_any_more_is_not_read() {
+    for way in [RootWay::Overlay, RootWay::Copy] {
+        let (fixture, layer) = fixture();
+        let store = &fixture.store;
+        let lease = store.lease("test").unwrap();
+        let prepare = |patience: &Looks| {
+            let working = Working::with(&lease, patience);
+            store.prepare_root(working, &[layer], way, GivenFiles::Hosts).map(drop)
+        };
+        for looks in 1..3 {
+            let error = prepare(&Looks(looks.into())).expect_err("it ends");
+            assert!(told(&error).ends_with(&Error::Stopped.to_string()), "{}", told(&error));
+            assert!(store.find_snapshot(kiln_oci::ChainId::SCRATCH, layer).unwrap().is_none());
+        }
+        prepare(&Looks(0.into())).unwrap();
+        assert_eq!(store.check().unwrap().faults, []);
+    }
 }
