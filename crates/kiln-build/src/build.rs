@@ -14,6 +14,10 @@ use crate::lower::{BaseImage, Bases, Lowered, lower};
 use crate::operation::{Operation, ROOT};
 use crate::request::{BuildRequest, CacheUse};
 
+/// Whether a config will be too large is looked at before its steps are run if its history has so many bytes, as what fills
+/// it does; all are looked at when they are written.
+const LARGE_HISTORY: usize = 1 << 20;
+
 /// What a build made.
 #[derive(Clone, Debug)]
 pub struct Built {
@@ -177,7 +181,10 @@ fn plan(
     let lowered = lower(dockerfile, request, &mut StoreBases { store, lease })?;
     // Better now than when all steps are done.
     lowered.image.check_counts(lowered.history.len())?;
-    lowered.image.check_size(lowered.history.iter().map(|plan| plan.entry.created_by.len()).sum())?;
+    let texts: usize = lowered.history.iter().map(|plan| plan.entry.created_by.len()).sum();
+    if texts > LARGE_HISTORY {
+        lowered.image.check_size(texts)?;
+    }
     Ok(lowered)
 }
 

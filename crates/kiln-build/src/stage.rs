@@ -83,7 +83,7 @@ impl StageState {
         if !config.working_dir.is_empty() {
             config.working_dir = working_directory("/", &config.working_dir);
         }
-        let bytes = TEXT_COPIES * image.to_bytes().len();
+        let bytes = bytes_of(&image);
         let mut state = Self { configured: Arc::new(configured), bytes, ..Self::empty(image) };
         state.read_config();
         state
@@ -303,6 +303,22 @@ impl StageState {
         self.commit(history::arg(&declared), None, scope.epoch);
         Ok(())
     }
+}
+
+/// About how many bytes a base's config takes.
+fn bytes_of(image: &ImageConfig) -> usize {
+    let config = &image.config;
+    let words = [&config.env, &config.entrypoint, &config.cmd, &config.on_build, &config.shell];
+    let texts = [&image.os, &image.architecture, &config.user, &config.working_dir, &config.stop_signal]
+        .into_iter()
+        .chain(words.into_iter().flatten().flatten())
+        .chain(config.labels.iter().flatten().flat_map(|(name, value)| [name, value]))
+        .chain(config.volumes.iter().flatten().map(|(path, _)| path))
+        .chain(config.exposed_ports.iter().flatten().map(|(port, _)| port))
+        .chain(config.healthcheck.iter().flat_map(|check| &check.test))
+        .chain(&image.author)
+        .chain(image.history.iter().flat_map(|entry| [&entry.created_by, &entry.comment, &entry.author]));
+    texts.filter(|text| !text.is_empty()).map(|text| INSTRUCTION_BYTES + TEXT_COPIES * text.len()).sum()
 }
 
 /// Notes where a name of the config's Env stands, unless it is there before.

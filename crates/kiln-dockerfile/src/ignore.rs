@@ -12,12 +12,17 @@ use crate::error::Error;
 use crate::glob::{clean_path, glob_match};
 use crate::regex::Regex;
 
+/// Fewer suffixes than this are sooner compared than looked up, which takes as many times as a path has components.
+const MANY_SUFFIXES: usize = 32;
+
 /// Compiled patterns of one ignore file.
 #[derive(Debug, Clone, Default)]
 pub struct IgnoreMatcher {
     patterns: Vec<Pattern>,
     /// Where patterns without wildcards stand, by their texts: of many of them, only those that match a path are asked.
     exact: HashMap<String, Vec<usize>>,
+    /// The same of those that are `**/` and a text, if there are many.
+    suffixes: HashMap<String, Vec<usize>>,
     /// Where the others stand.
     others: Vec<usize>,
     has_exclusions: bool,
@@ -78,6 +83,7 @@ impl IgnoreMatcher {
     /// [`Error::Pattern`], [`Error::EmptyExclusion`].
     pub fn new<S: AsRef<str>>(patterns: impl IntoIterator<Item = S>) -> Result<Self, Error> {
         let mut matcher = Self::default();
+        let mut suffixes = 0;
         for pattern in patterns {
             let trimmed = pattern.as_ref().trim();
             if trimmed.is_empty() {
@@ -94,13 +100,29 @@ impl IgnoreMatcher {
             matcher.has_exclusions |= exclusion;
             let Some(rule) = compile(&text) else { return Err(Error::Pattern { pattern: text }) };
             let place = matcher.patterns.len();
-            match rule {
+            match &rule {
                 Rule::Exact => matcher.exact.entry(text.clone()).or_default().push(place),
                 _ => matcher.others.push(place),
             }
+            suffixes += usize::from(rule.names().is_some());
             matcher.patterns.push(Pattern { text, exclusion, rule });
         }
+        if suffixes >= MANY_SUFFIXES {
+            matcher.look_suffixes_up();
+        }
         Ok(matcher)
+    }
+
+    /// From now on suffixes are looked up.
+    fn look_suffixes_up(&mut self) {
+        let Self { patterns, suffixes, others, .. } = self;
+        others.retain(|place| match patterns[*place].rule.names() {
+            Some(names) => {
+                suffixes.entry(names.to_owned()).or_default().push(*place);
+                false
+            }
+            None => true,
+        });
     }
 
     /// How many patterns there are.
@@ -164,12 +186,12 @@ impl IgnoreMatcher {
     #[must_use]
     pub fn child(&self, parent: &IgnoreState, path: impl AsRef<[u8]>) -> IgnoreState {
         let path: Cow<'_, str> = String::from_utf8_lossy(path.as_ref());
-        let exact = self.exact.get(&*path).map_or(&[][..], Vec::as_slice);
-        // All others could not match.
+        // Those that are looked up and not found could not match.
+        let found: Vec<usize> = self.look_up(&path).chain(&parent.matched).copied().collect();
         let mut asked = Cow::Borrowed(self.others.as_slice());
-        if !exact.is_empty() || !parent.matched.is_empty() {
+        if !found.is_empty() {
             let asked = asked.to_mut();
-            asked.extend(exact.iter().chain(&parent.matched));
+            asked.extend(found);
             asked.sort();
             asked.dedup();
         }
@@ -190,6 +212,14 @@ impl IgnoreMatcher {
         state
     }
 
+    /// Where the patterns stand that match a path and are looked up.
+    fn look_up<'a>(&'a self, path: &'a str) -> impl Iterator<Item = &'a usize> {
+        let starts = std::iter::once(0).chain(path.match_indices('/').map(|(at, _)| at + 1));
+        let starts = starts.filter(|_| !self.suffixes.is_empty());
+        let suffixes = starts.filter_map(|start| self.suffixes.get(&path[start..]));
+        self.exact.get(path).into_iter().chain(suffixes).flatten()
+    }
+
     /// Whether some path below this ignored directory may be included again by a `!` pattern. If not,
     /// a walk need not enter it.
     #[must_use]
@@ -202,6 +232,16 @@ impl IgnoreMatcher {
             .iter()
             .filter(|pattern| pattern.exclusion)
             .any(|pattern| pattern.may_match_below(&start))
+    }
+}
+
+impl Rule {
+    /// The last components of all paths that match, if these alone decide.
+    fn names(&self) -> Option<&str> {
+        match self {
+            Self::Suffix(suffix) => suffix.strip_prefix('/'),
+            Self::Exact | Self::Prefix(_) | Self::Regex(_) => None,
+        }
     }
 }
 

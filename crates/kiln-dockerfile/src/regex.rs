@@ -94,7 +94,7 @@ impl Regex {
             let directories = rest.rfind('/').unwrap_or(0);
             return !rest[..directories].contains('\n');
         }
-        if !self.inner.is_empty() && !rest.contains(self.inner.as_str()) {
+        if !self.inner.is_empty() && !contains(rest, &self.inner) {
             return false;
         }
         run(steps, rest, End::Nothing, |states| states[steps.len()])
@@ -104,6 +104,15 @@ impl Regex {
     pub(crate) fn may_match_below(&self, start: &str) -> bool {
         run(&self.steps, start, End::Unknown, |states| states.contains(&true))
     }
+}
+
+/// Whether a text holds another one. Most paths are so short that a search needs no preparation.
+fn contains(text: &str, part: &str) -> bool {
+    const SHORT: usize = 64;
+    if text.len() > SHORT {
+        return text.contains(part);
+    }
+    text.as_bytes().windows(part.len()).any(|window| window == part.as_bytes())
 }
 
 /// Walks the steps over the text. State `n` means: before step `n`; the last one means done.

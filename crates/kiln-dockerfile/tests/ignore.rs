@@ -151,7 +151,8 @@ fn many_files_are_fast() {
     assert!(started.elapsed().as_secs() < 30, "{:?}", started.elapsed());
 }
 
-/// Of many patterns without wildcards only those are asked that match, and those that did above.
+/// Of many patterns without wildcards, or with none but `**/` before them, only those are asked that match, and those that did
+/// above.
 #[test]
 fn many_patterns_are_fast() {
     let patterns: String = (0..50_000).map(|number| format!("source/file{number}\n")).collect();
@@ -168,7 +169,18 @@ fn many_patterns_are_fast() {
     let old = matcher.child(&source, "source/old");
     assert!(old.is_ignored() && matcher.child(&old, "source/old/a").is_ignored());
     assert!(!matcher.child(&old, "source/old/keep").is_ignored());
-    // Asking all of them takes more than a minute on a fast machine.
+    let suffixes: String = (0..50_000).map(|number| format!("**/d/file{number}\n")).collect();
+    let matcher = IgnoreMatcher::parse(format!("{suffixes}!a/d/file7\n")).expect("valid");
+    let directory = matcher.child(&matcher.root(), "a/d");
+    for number in (0..100_000).filter(|number| *number != 7) {
+        assert!(!matcher.child(&directory, format!("a/file{number}")).is_ignored());
+        let state = matcher.child(&directory, format!("a/d/file{number}"));
+        assert_eq!(state.is_ignored(), number < 50_000, "{number}");
+    }
+    assert!(!matcher.child(&directory, "a/d/file7").is_ignored());
+    assert!(matcher.child(&matcher.root(), "d/file7").is_ignored());
+    assert!(!matcher.child(&matcher.root(), "xd/file7").is_ignored());
+    // Asking all of them takes minutes on a fast machine.
     assert!(started.elapsed().as_secs() < 30, "{:?}", started.elapsed());
 }
 

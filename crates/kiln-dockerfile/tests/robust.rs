@@ -80,10 +80,16 @@ proptest! {
         path in "[abc](/[abc]){0,3}",
     ) {
         let matcher = IgnoreMatcher::new(&patterns).expect("well formed");
-        let mut state = matcher.root();
+        // With so many suffixes all of them are looked up.
+        let others = (0..40).map(|number| format!("**/other{number}"));
+        let many = IgnoreMatcher::new(patterns.iter().cloned().chain(others)).expect("well formed");
+        prop_assert_eq!(many.is_ignored(&path), matcher.is_ignored(&path));
+        let (mut state, mut same) = (matcher.root(), many.root());
         let mut pruned = false;
         for (end, _) in path.match_indices('/').chain([(path.len(), "")]) {
             state = matcher.child(&state, &path[..end]);
+            same = many.child(&same, &path[..end]);
+            prop_assert_eq!(&same, &state);
             pruned |= end < path.len() && state.is_ignored() && !matcher.may_include_below(&path[..end]);
         }
         // What a walk does not enter would have been ignored.
