@@ -229,6 +229,7 @@ impl Store {
             doom_layer(t, &layer.diff_id, &mut doomed)?;
             doomed.bytes = doomed.bytes.saturating_add(layer.bytes);
         }
+        doomed.bytes = doomed.bytes.saturating_add(crate::superseded::forget(t)?);
         doom_blobs(t, &mut doomed)?;
         crate::chains::prune(t, &links)?;
         Ok(doomed)

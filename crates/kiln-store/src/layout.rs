@@ -18,7 +18,7 @@ use crate::lease::{Lease, Leased};
 pub(crate) const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
 /// Of an image's manifests (`m`) that which came last: what names stand for that have none of their own.
-const LAST_MANIFEST: &str = "FROM manifests m LEFT JOIN blobs b ON b.digest = m.digest WHERE m.image = ?1 \
+pub(crate) const LAST_MANIFEST: &str = "FROM manifests m LEFT JOIN blobs b ON b.digest = m.digest WHERE m.image = ?1 \
                              ORDER BY b.created DESC, m.digest LIMIT 1";
 
 /// A manifest of an image that is to be published.

@@ -35,6 +35,7 @@ mod snapshots;
 mod stack;
 mod stale;
 mod store;
+mod superseded;
 mod tar_mounts;
 mod usage;
 mod waiting;

@@ -2,10 +2,13 @@
 
 use kiln_layer::Compression;
 use kiln_oci::{Digest, History, ImageConfig, ImageId, Platform};
-use kiln_store::{ArchiveForm, Error, Saving, Unpacking};
+use kiln_store::{ArchiveForm, Collection, Error, Leased, Saving, Unpacking};
 use serde_json::json;
 
-use crate::fixture::{Fixture, archive, blob, config, config_with, docker, layer, layout_index, oci, told};
+use crate::fixture::{
+    Fixture, archive, blob, compressed, config, config_with, docker, image_of, layer, layout_index, oci,
+    oci_as, told,
+};
 
 fn docker_archive() -> Vec<u8> {
     let (one, two) = (layer("one"), layer("two"));
@@ -350,6 +353,44 @@ fn an_image_with_two_manifests_stands_in_the_layout_once() {
         let name = format!("app@{}", Digest::of(&manifest));
         assert_eq!(fixture.store.resolve(&name).unwrap(), id);
     }
+}
+
+/// Bytes that no name stands for any more do not stay as long as the image does.
+#[test]
+fn a_collection_forgets_manifests_without_a_name() {
+    let fixture = Fixture::new();
+    let layer = layer(&"hello ".repeat(1000));
+    let load = |name: &str, compression| {
+        let (archive, manifest) = oci_as(name, compression, &layer, &layer);
+        fixture.load(&archive).unwrap();
+        (manifest, Digest::of(&compressed(compression, &layer)))
+    };
+    let there = |digest: &Digest| fixture.path(&format!("store/blobs/sha256/{}", digest.hex())).exists();
+    let collect = || fixture.store.collect(&Collection::default()).unwrap().bytes;
+    let found =
+        |name: &str, manifest: &Digest| fixture.store.find(&format!("{name}@{manifest}")).unwrap().is_some();
+    let (plain, tar) = load("app:1", Compression::Plain);
+    let (gzip, zipped) = load("app:2", Compression::Gzip);
+    // Each has a name.
+    assert_eq!(collect(), 0);
+    assert!(there(&tar) && there(&zipped) && found("app", &plain) && found("app", &gzip));
+    // The name of the first one now stands for a third; while a command uses the layer, nothing of it goes.
+    let (zstd, squeezed) = load("app:1", Compression::Zstd);
+    let lease = fixture.store.lease("test").unwrap();
+    lease.keep(Leased::Image(fixture.store.resolve("app:1").unwrap())).unwrap();
+    assert_eq!(collect(), 0);
+    assert!(there(&tar) && found("app", &plain));
+    drop(lease);
+    assert_eq!(collect(), layer.len() as u64);
+    assert!(!there(&tar) && !there(&plain) && !found("app", &plain));
+    assert!(there(&zipped) && there(&squeezed) && found("app", &gzip) && found("app", &zstd));
+    // What names without a manifest of their own stand for stays.
+    fixture.load(&image_of(&[&layer])).unwrap();
+    fixture.store.remove_image("app:2", false).unwrap();
+    collect();
+    assert_eq!([there(&zipped), there(&squeezed)], [false, true]);
+    let checked = fixture.store.check().unwrap();
+    assert_eq!((checked.images, checked.faults, checked.garbage), (1, vec![], vec![]));
 }
 
 #[test]
