@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use kiln_sys::terminal::{self, RawMode, Signals};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
@@ -33,6 +33,8 @@ pub struct Foreground<'a> {
 
 /// Signals that are handed on: all that end a process by default and can be caught, and the window's.
 const HANDED_ON: [i32; 9] = [HUP, INT, QUIT, 10, 12, 14, TERM, 18, WINDOW];
+/// Of these, those that ask for the end.
+const ASK_TO_END: [i32; 4] = [HUP, INT, QUIT, TERM];
 const HUP: i32 = 1;
 const INT: i32 = 2;
 const QUIT: i32 = 3;
@@ -40,6 +42,8 @@ const TERM: i32 = 15;
 const WINDOW: i32 = 28;
 /// After so many requests to end, the command is killed: process 1 ignores what it does not handle.
 const PATIENCE: usize = 3;
+/// So many bytes can be written to a pipe that has room, without waiting (`PIPE_BUF`, pipe(7)).
+const AT_ONCE: usize = 4096;
 
 /// Starts a sandbox in the foreground and waits for its end. Until then this process's signals are handed to the
 /// command, and the third `SIGINT`, `SIGTERM` or `SIGQUIT` kills it. Before there is a command the first of these, or
@@ -105,7 +109,7 @@ struct Early<'a> {
 impl Early<'_> {
     /// The first that asks for the end.
     fn end(&self) -> Option<i32> {
-        self.came.borrow().iter().copied().find(|signal| [HUP, INT, QUIT, TERM].contains(signal))
+        self.came.borrow().iter().copied().find(|signal| ASK_TO_END.contains(signal))
     }
 }
 
@@ -129,6 +133,8 @@ struct Exchange<'a> {
     keys: Option<OwnedFd>,
     /// Keys that were read and could not be written yet.
     pending: Vec<u8>,
+    /// Output that was read and could not be shown yet.
+    unshown: Vec<u8>,
     signaller: Signaller,
     requests: usize,
 }
@@ -146,34 +152,34 @@ impl<'a> Exchange<'a> {
             rustix::fs::fcntl_setfl(side, flags | OFlags::NONBLOCK)?;
         }
         let signaller = running.signaller();
-        Ok(Self { watcher, terminal, keys, pending: Vec::new(), signaller, requests: 0 })
+        Ok(Self { watcher, terminal, keys, pending: Vec::new(), unshown: Vec::new(), signaller, requests: 0 })
     }
 
-    /// Until the command has ended and all that it wrote has been shown.
+    /// Until the command has ended and all that it wrote has been shown, or is not waited for any more.
     fn follow(&mut self, running: &Running, signals: &Signals) {
+        let mut has_ended = false;
         loop {
-            let mut polled = vec![
-                PollFd::from_borrowed_fd(running.ended(), PollFlags::IN),
-                PollFd::from_borrowed_fd(signals.descriptor(), PollFlags::IN),
-            ];
-            let keys_at = self.keys.as_ref().map(|keys| {
-                polled.push(if self.pending.is_empty() {
-                    PollFd::from_borrowed_fd(self.watcher.input, PollFlags::IN)
-                } else {
-                    PollFd::from_borrowed_fd(keys.as_fd(), PollFlags::OUT)
+            let mut polled = vec![PollFd::from_borrowed_fd(signals.descriptor(), PollFlags::IN)];
+            let mut poll_for = |side, flags| {
+                polled.push(PollFd::from_borrowed_fd(side, flags));
+                polled.len() - 1
+            };
+            let ended_at = (!has_ended).then(|| poll_for(running.ended(), PollFlags::IN));
+            let keys_at =
+                self.keys.as_ref().filter(|_| !has_ended).map(|keys| match self.pending.is_empty() {
+                    true => poll_for(self.watcher.input, PollFlags::IN),
+                    false => poll_for(keys.as_fd(), PollFlags::OUT),
                 });
-                polled.len() - 1
-            });
-            let output_at = self.terminal.as_ref().map(|terminal| {
-                polled.push(PollFd::from_borrowed_fd(terminal.as_fd(), PollFlags::IN));
-                polled.len() - 1
-            });
+            let output_at = match &self.terminal {
+                _ if !self.unshown.is_empty() => Some(poll_for(self.watcher.output, PollFlags::OUT)),
+                terminal => terminal.as_ref().map(|terminal| poll_for(terminal.as_fd(), PollFlags::IN)),
+            };
             match poll(&mut polled, None) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(_) => return,
             }
             let came = |at: Option<usize>| at.is_some_and(|at| !polled[at].revents().is_empty());
-            let (ended, signalled) = (came(Some(0)), came(Some(1)));
+            let (signalled, ended) = (came(Some(0)), came(ended_at));
             let (keys, output) = (came(keys_at), came(output_at));
             if output {
                 self.show();
@@ -182,46 +188,58 @@ impl<'a> Exchange<'a> {
                 self.pass_keys();
             }
             if signalled {
-                self.hand_on(&signals.pending());
+                let signals = signals.pending();
+                if has_ended && signals.iter().any(|signal| ASK_TO_END.contains(signal)) {
+                    return;
+                }
+                self.hand_on(&signals);
             }
-            if ended {
+            has_ended |= ended;
+            if has_ended {
                 self.show();
+                if self.unshown.is_empty() || self.requests >= PATIENCE {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Copies what there is of the terminal's output, as far as the watcher takes it at once: signals are heard meanwhile.
+    fn show(&mut self) {
+        loop {
+            if self.unshown.is_empty() && !self.read_output() {
                 return;
             }
-        }
-    }
-
-    /// Copies what there is of the terminal's output.
-    fn show(&mut self) {
-        let mut bytes = [0_u8; 16 * 1024];
-        while let Some(terminal) = &self.terminal {
-            match rustix::io::read(terminal, &mut bytes[..]) {
-                Ok(count) if count > 0 => {
-                    let mut rest = &bytes[..count];
-                    while !rest.is_empty() {
-                        match rustix::io::write(self.watcher.output, rest) {
-                            Ok(written) => rest = &rest[written..],
-                            Err(Errno::INTR) => {}
-                            Err(Errno::AGAIN) => self.wait_for_room(),
-                            Err(_) => return self.hang_up(),
-                        }
-                    }
-                }
+            let mut room = [PollFd::from_borrowed_fd(self.watcher.output, PollFlags::OUT)];
+            if !matches!(poll(&mut room, Some(&Timespec::default())), Ok(1..)) {
+                return;
+            }
+            let at_once = self.unshown.len().min(AT_ONCE);
+            match rustix::io::write(self.watcher.output, &self.unshown[..at_once]) {
+                Ok(count) => drop(self.unshown.drain(..count)),
                 Err(Errno::AGAIN | Errno::INTR) => return,
-                // EIO: no process has the terminal open any more.
-                _ => self.terminal = None,
+                Err(_) => return self.hang_up(),
             }
         }
     }
 
-    /// Until the watcher, who may not wait for what cannot be written at once, takes more.
-    fn wait_for_room(&self) {
-        let _ = poll(&mut [PollFd::from_borrowed_fd(self.watcher.output, PollFlags::OUT)], None);
+    /// Says whether there was any.
+    fn read_output(&mut self) -> bool {
+        let Some(terminal) = &self.terminal else { return false };
+        let mut bytes = [0_u8; 16 * 1024];
+        match rustix::io::read(terminal, &mut bytes[..]) {
+            Ok(count) if count > 0 => self.unshown.extend_from_slice(&bytes[..count]),
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            // EIO: no process has the terminal open any more.
+            _ => self.terminal = None,
+        }
+        !self.unshown.is_empty()
     }
 
     /// Nobody watches any more. As when a terminal's window is closed: the command is told, and what it writes or reads
     /// there fails.
     fn hang_up(&mut self) {
+        self.unshown.clear();
         self.terminal = None;
         self.keys = None;
         let _ = self.signaller.signal(HUP);

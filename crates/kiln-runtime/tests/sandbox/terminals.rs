@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use kiln_runtime::{Exit, Foreground, Sandbox, Streams, Terminal, run_in_foreground};
+use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::Case;
 use crate::fixture::Fixture;
@@ -14,6 +15,9 @@ pub(crate) const CASES: &[Case] = &[
     ("keys_reach_a_command_without_a_terminal", keys_without_terminal),
     ("the_third_request_kills", third_request),
     ("a_terminal_that_nobody_watches_is_hung_up", unwatched),
+    // Whose writer is told that it would wait, and whose writer waits.
+    ("signals_are_heard_while_nobody_reads", |fixture| unread(fixture, PipeFlags::NONBLOCK)),
+    ("signals_are_heard_while_a_writer_waits", |fixture| unread(fixture, PipeFlags::empty())),
 ];
 
 fn own_terminal(fixture: &Fixture) {
@@ -144,7 +148,7 @@ fn third_request(fixture: &Fixture) {
 
 fn unwatched(fixture: &Fixture) {
     let (person, side) = watching();
-    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("a pipe");
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).expect("a pipe");
     // Fails to write for ever: what a command does that only ends with its output.
     let sandbox = fixture.shell("while echo more; do :; done 2> /dev/null; exit 6");
     let (ended, end) = std::sync::mpsc::channel();
@@ -168,6 +172,39 @@ fn unwatched(fixture: &Fixture) {
             }
         }
         assert!(matches!(exit, Ok(Exit::Code(6) | Exit::Signal(1))), "{exit:?}");
+    });
+    drop(person);
+}
+
+fn unread(fixture: &Fixture, flags: PipeFlags) {
+    let (person, side) = watching();
+    let sandbox = fixture.shell("while :; do echo more; done");
+    let (reader, writer) = pipe_with(flags | PipeFlags::CLOEXEC).expect("a pipe");
+    let (ended, end) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (input, output, error) = (side.as_fd(), writer.as_fd(), writer.as_fd());
+            let watcher = Foreground { input, output, error, interactive: true, own_terminal: true };
+            let finished = run_in_foreground(&sandbox, watcher, None, &kiln_runtime::Launcher::new());
+            ended.send(finished.expect("runs").exit).expect("told");
+        });
+        let has_room = || {
+            let mut room = [rustix::event::PollFd::new(&writer, rustix::event::PollFlags::OUT)];
+            rustix::event::poll(&mut room, Some(&rustix::event::Timespec::default())) != Ok(0)
+        };
+        let begin = Instant::now();
+        while has_room() && begin.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        for _ in 0..3 {
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM)
+                .expect("sent");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        let exit = end.recv_timeout(Duration::from_secs(20));
+        // So that a test that fails ends, too.
+        drop(reader);
+        assert_eq!(exit, Ok(Exit::Signal(9)));
     });
     drop(person);
 }
