@@ -624,7 +624,7 @@ mod tests {
             Operation::Run(run) => Some(&run.environment),
             _ => None,
         });
-        let found = runs.expect("a RUN").pairs().find(|(name, _)| *name == "HTTP_PROXY");
+        let found = runs.expect("a RUN").pairs().into_iter().find(|(name, _)| *name == "HTTP_PROXY");
         found.map(|(_, value)| value.to_owned())
     }
 
@@ -809,8 +809,8 @@ mod tests {
             })
             .collect();
         assert_eq!(runs.len(), STEPS);
-        assert_eq!(runs[STEPS - 1].pairs().count(), 1 + 10 * STEPS);
-        let settings = runs.iter().map(|run| &run.settings);
+        assert_eq!(runs[STEPS - 1].pairs().len(), 1 + 10 * STEPS);
+        let settings = runs.iter().copied();
         assert_eq!(crate::environment::tests::distinct(settings), 1 + 10 * STEPS);
     }
 
@@ -874,11 +874,12 @@ mod tests {
     }
 
     #[test]
-    fn only_proxies_that_were_given_stay_out_of_keys() {
+    fn proxies_that_are_declared_are_in_keys() {
         for (instructions, build_arg, expect) in [
             ("", Some("http://given"), None),
-            ("ARG HTTP_PROXY", Some("http://given"), None),
-            ("ARG HTTP_PROXY=http://default", Some("http://given"), None),
+            ("ARG HTTP_PROXY", Some("http://given"), Some("http://given")),
+            ("ARG HTTP_PROXY", None, None),
+            ("ARG HTTP_PROXY=http://default", Some("http://given"), Some("http://given")),
             ("ARG HTTP_PROXY=http://default", None, Some("http://default")),
             ("ARG HTTP_PROXY\nENV HTTP_PROXY=http://fixed", Some("http://given"), Some("http://fixed")),
         ] {
