@@ -874,6 +874,27 @@ mod tests {
     }
 
     #[test]
+    fn a_year_that_no_config_can_tell_is_refused() {
+        for (seconds, is_told) in [
+            ("-62167219200", true),
+            ("-62167219201", false),
+            ("253402207199", true),
+            ("253402207200", false),
+            ("9223372036854775807", false),
+        ] {
+            let request = request("FROM scratch\nLABEL a=b\n", &[("SOURCE_DATE_EPOCH", seconds)]);
+            let parsed = kiln_dockerfile::parse(&request.dockerfile);
+            let lowered = lower(&parsed.dockerfile, &request, &mut NoBases);
+            assert_eq!(lowered.is_ok(), is_told, "{seconds}");
+            if let Err(error) = lowered {
+                assert!(error.to_string().contains(seconds), "{error}");
+            }
+        }
+        assert_eq!(crate::export::format_seconds(253_402_207_199), "9999-12-30T21:59:59Z");
+        assert_eq!(crate::export::format_seconds(-62_167_219_200), "0000-01-01T00:00:00Z");
+    }
+
+    #[test]
     fn proxies_that_are_declared_are_in_keys() {
         for (instructions, build_arg, expect) in [
             ("", Some("http://given"), None),
