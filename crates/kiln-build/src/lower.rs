@@ -4,7 +4,7 @@ mod add;
 mod arguments;
 mod run;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use kiln_dockerfile::{
@@ -98,7 +98,7 @@ fn lower_within(
         stages: BTreeMap::new(),
         images: BTreeMap::new(),
         downloads: BTreeMap::new(),
-        repositories: Vec::new(),
+        repositories: HashMap::new(),
         linter,
         faults: Vec::new(),
     };
@@ -146,7 +146,7 @@ struct Lowering<'a> {
     /// Downloads by address and checksum.
     downloads: BTreeMap<(String, Option<String>), VertexId>,
     /// Repositories that were added before.
-    repositories: Vec<(crate::git::GitAddress, VertexId)>,
+    repositories: HashMap<crate::git::GitAddress, VertexId>,
     linter: Linter<'a>,
     /// What cannot be built, found while everything is looked at.
     faults: Vec<Diagnostic>,
