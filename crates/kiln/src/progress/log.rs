@@ -54,9 +54,9 @@ impl Lines {
 
 /// What a step is called, as one line; the end of a very long one, a script that is its own name, is left out.
 pub(super) fn name(text: &str) -> String {
-    match text.len() {
-        0..=LONGEST => sanitise(text.as_bytes()),
-        _ => sanitise(text[..text.floor_char_boundary(LONGEST)].as_bytes()) + "…",
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => sanitise(&text.as_bytes()[..end]) + "…",
+        None => sanitise(text.as_bytes()),
     }
 }
 
@@ -161,7 +161,8 @@ mod tests {
     #[test]
     fn names_are_capped() {
         assert_eq!(name("a\tb\n"), "a       b ");
-        assert_eq!(name(&"世".repeat(LONGEST)), "世".repeat(LONGEST / 3) + "…");
+        assert_eq!(name(&"世".repeat(LONGEST)), "世".repeat(LONGEST));
+        assert_eq!(name(&"世".repeat(LONGEST + 1)), "世".repeat(LONGEST) + "…");
     }
 
     #[test]
