@@ -515,3 +515,17 @@ fn list(directory: &Path, found: &mut Vec<(std::path::PathBuf, std::time::System
 fn is_empty(directory: &Path) -> bool {
     fs_err::read_dir(directory).expect("listed").next().is_none()
 }
+
+#[test]
+fn a_full_standard_error_changes_no_status() {
+    let kiln = Fixture::new();
+    kiln.check(&["load", "-q", "-i", "app.tar"], "Loaded image: app:1\n", "", 0);
+    fs_err::write(kiln.path("Dockerfile"), "FROM app:1 as warned\nLABEL c=d\n").expect("written");
+    let (_, warned, status) = kiln.run(&["build", "-t", "warned", "."]);
+    assert!(status == 0 && warned.contains("warning"), "{warned}");
+    for words in [&["build", "-t", "warned", "."][..], &["build", "."], &["--timings", "images"]] {
+        let full = fs_err::OpenOptions::new().write(true).open("/dev/full").expect("opened");
+        let output = kiln.command(words).stderr(full.into_parts().0).output().expect("kiln starts");
+        assert_eq!(output.status.code(), Some(0), "kiln {words:?}");
+    }
+}

@@ -28,6 +28,9 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Save) -> Result<u8> {
             .hint("name a file with -o, or redirect standard output")
             .into());
     }
+    if output.is_none() {
+        crate::output::is_there()?;
+    }
     if let Some(path) = output {
         can_be_saved_to(path, arguments.format)?;
     }
