@@ -153,7 +153,9 @@ pub(crate) struct Diff {
 #[command(after_long_help = "\
 Examples:
   kiln image files app
-  kiln image files app /etc")]
+  kiln image files app /etc
+
+Times are in UTC; one that no calendar has is shown as seconds since 1970: @1000000000000.")]
 pub(crate) struct Files {
     /// Image: NAME, NAME:TAG or an ID
     #[arg(value_name = "IMAGE")]

@@ -17,7 +17,6 @@ mod save;
 mod tag;
 mod version;
 
-
 use anyhow::Result;
 use kiln_oci::Reference;
 
