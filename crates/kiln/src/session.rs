@@ -1,6 +1,5 @@
 //! What most commands begin with: where the store is, and whose its files are.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -40,8 +39,7 @@ pub(crate) fn open_as(root: Option<&Path>, ownership: Ownership) -> Result<Store
     }
     let store = Store::open(&root, ownership).map_err(|error| not_opened(&root, error))?;
     store.tell_waits(|wait| {
-        // Nobody is left to tell if standard error is gone.
-        let _ = writeln!(std::io::stderr(), "kiln: {}", told(wait));
+        crate::output::aside(&format!("kiln: {}\n", told(wait)));
     });
     if unpacks_layers()? {
         store.never_mount_tars();
