@@ -136,6 +136,22 @@ fn links_are_gone_with_their_directory() {
     }
 }
 
+/// What a directory was to get, nothing else gets that has its name afterwards.
+#[test]
+fn modes_are_gone_with_their_directory() {
+    let kept = [E::Mode("e", 0o755)];
+    let tar = |directory: &str| Tar::new().dir("e", 0o755).dir(directory, 0o1700);
+    check("a link", &[], tar("d").symlink("e", "d"), &kept);
+    check("a link to above", &[], tar("d").symlink("/e", "d").dir("x", 0o711), &kept);
+    let within = tar("d").dir("d/e", 0o1700).dir("d/e/.f", 0o1700).symlink(".", "d");
+    check("a link to where the same is", &[], within, &kept);
+    let again = tar("d").dir("d/.s", 0o1700).file("d", b"").dir("d", 0o711).file("d/.s/f", b"");
+    check("an implied one", &[], again, &[E::Mode("d", 0o711), E::Mode("d/.s", 0o755)]);
+    let lower = [B::Dir("e"), B::Dir("real"), B::Symlink("real", "l")];
+    let through = Tar::new().dir("e", 0o755).dir("l/d", 0o1700).symlink("/e", "real/d");
+    check("a link by another way", &lower, through, &kept);
+}
+
 #[test]
 fn hard_links() {
     let same = &[E::Same("localpasswd", "etc/passwd")];
