@@ -15,10 +15,13 @@ use kiln_sys::mount::{self, Attributes, Depth};
 use kiln_sys::process::{self, Ended, Forked};
 use kiln_sys::{namespace, terminal};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::process::Uid;
 
 use crate::cgroup::Membership;
 use crate::failure::{Failure, at};
 use crate::filesystems::{self, Filesystems, Mounted, Nodes, Scratch};
+use crate::launcher::MadeStreams;
 use crate::report::Report;
 use crate::sandbox::{
     BindSource, Confinement, FirstProcess, Isolation, Mount, MountKind, Network, OwnershipMode, ProvidedFile,
@@ -76,7 +79,7 @@ fn begin(control: BorrowedFd<'_>) -> Result<std::convert::Infallible, Failure> {
         Isolation::Namespaces => Some(prepare(&outline)?),
         Isolation::Chroot => None,
     };
-    let description = receive_description(control)?;
+    let (description, streams) = receive_description(control)?;
     let sandbox = &description.sandbox;
     let mut notes = Vec::new();
     let (tree, terminal) = match made {
@@ -84,7 +87,7 @@ fn begin(control: BorrowedFd<'_>) -> Result<std::convert::Infallible, Failure> {
         None => (crate::chroot::set_up(sandbox, &mut notes)?, None),
     };
     // No descriptor of the host is open from here on, so no path leads there.
-    let ready = SetUp { tree, terminal, may_set_groups };
+    let ready = SetUp { tree, terminal, streams, may_set_groups };
     drop_privileges_and_execute(&description, ready, control, notes)
 }
 
@@ -105,9 +108,10 @@ fn prepare(outline: &Outline) -> Result<Filesystems, Failure> {
 }
 
 /// Waits for the description, which comes with the command's three streams.
-fn receive_description(control: BorrowedFd<'_>) -> Result<Description, Failure> {
+fn receive_description(control: BorrowedFd<'_>) -> Result<(Description, MadeStreams), Failure> {
     let step = || at("receive the sandbox's description");
-    let (length, descriptors) = terminal::receive_with_descriptors(control, &mut [0_u8; 1]).map_err(step())?;
+    let mut made = [0_u8; 1];
+    let (length, descriptors) = terminal::receive_with_descriptors(control, &mut made).map_err(step())?;
     if length == 0 {
         // It is not needed after all.
         process::leave(0);
@@ -119,8 +123,9 @@ fn receive_description(control: BorrowedFd<'_>) -> Result<Description, Failure> 
         .and_then(|()| rustix::stdio::dup2_stdout(&output))
         .and_then(|()| rustix::stdio::dup2_stderr(&error))
         .map_err(|errno| step()(errno.into()))?;
-    Description::decode(&read_all(&description).map_err(step())?)
-        .map_err(|_| step()(io::ErrorKind::InvalidData.into()))
+    let description = Description::decode(&read_all(&description).map_err(step())?)
+        .map_err(|_| step()(io::ErrorKind::InvalidData.into()))?;
+    Ok((description, MadeStreams(made[0])))
 }
 
 /// What an init is sent when it is started.
@@ -354,6 +359,7 @@ fn open_terminal(
 struct SetUp {
     tree: Tree,
     terminal: Option<OwnedFd>,
+    streams: MadeStreams,
     may_set_groups: bool,
 }
 
@@ -363,7 +369,7 @@ fn drop_privileges_and_execute(
     control: BorrowedFd<'_>,
     mut notes: Vec<String>,
 ) -> Result<std::convert::Infallible, Failure> {
-    let SetUp { mut tree, terminal: own_terminal, may_set_groups } = set_up;
+    let SetUp { mut tree, terminal: own_terminal, streams, may_set_groups } = set_up;
     let sandbox = &description.sandbox;
     let process = &sandbox.process;
     enter_directory(&mut tree, &process.directory)?;
@@ -386,6 +392,9 @@ fn drop_privileges_and_execute(
     }
     if let Some(own) = own_terminal {
         terminal::adopt(own.as_fd()).map_err(at("adopt the terminal"))?;
+        give_streams(sandbox, MadeStreams::ALL)?;
+    } else {
+        give_streams(sandbox, streams)?;
     }
     // Without room for another keyring, or without keyrings, the profile's refusal of keyctl has to do.
     let _ = process::leave_session_keyring();
@@ -403,6 +412,24 @@ fn drop_privileges_and_execute(
     }
     rustix::process::umask(Mode::from_raw_mode(0o022));
     Err(execute_command(&process.arguments, &process.environment))
+}
+
+/// Gives a user what kiln made for its command to read and write: `/dev/stdout` is opened as any other file is. What kiln's
+/// own caller passed stays as it is. The group stays: it is that of terminals, perhaps.
+fn give_streams(sandbox: &Sandbox, made: MadeStreams) -> Result<(), Failure> {
+    let uid = sandbox.process.credentials.uid;
+    if uid == 0 || sandbox.ownership == OwnershipMode::Recorded {
+        return Ok(());
+    }
+    let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+    for (number, stream) in streams.into_iter().enumerate().filter(|(number, _)| made.has(*number)) {
+        match rustix::fs::fchown(stream, Some(Uid::from_raw(uid)), None) {
+            // A user that the namespace does not have is refused below.
+            Ok(()) | Err(Errno::INVAL | Errno::PERM) => {}
+            Err(errno) => return Err(at(&format!("give descriptor {number} to user {uid}"))(errno.into())),
+        }
+    }
+    Ok(())
 }
 
 /// Changes into the process's directory, making it where it is missing.
