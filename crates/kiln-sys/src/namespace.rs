@@ -398,13 +398,13 @@ fn said_first(text: &[u8]) -> Option<String> {
 /// Maps root inside to the user outside, and nobody else. A process may do that for itself if it gives up setgroups.
 fn map_self_alone(uid: u32, gid: u32) -> io::Result<()> {
     // An earlier attempt may have written the users' map and failed at the groups'.
-    let is_empty = |path: &str| match std::fs::read_to_string(path) {
+    let is_empty = |path: &str| match fs_err::read_to_string(path) {
         Ok(map) => Ok(map.trim().is_empty()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(io::Error::new(
             error.kind(),
             "/proc is not mounted: a user namespace cannot be set up without",
         )),
-        Err(error) => Err(io::Error::new(error.kind(), format!("read {path}: {error}"))),
+        Err(error) => Err(error),
     };
     if is_empty("/proc/self/uid_map")? {
         fs_err::write("/proc/self/uid_map", format!("0 {uid} 1\n"))?;
