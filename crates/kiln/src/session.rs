@@ -1,5 +1,6 @@
 //! What most commands begin with: where the store is, and whose its files are.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
