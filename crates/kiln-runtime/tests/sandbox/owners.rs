@@ -15,6 +15,7 @@ use crate::fixture::{Fixture, run};
 
 pub(crate) const CASES: &[Case] = &[
     ("owners_are_kept_or_recorded", owners),
+    ("streams_and_proc_may_be_given_away", streams),
     ("owners_are_shown", shown),
     ("devices_are_made_or_recorded", devices),
     ("dropped_privileges_stay_dropped", dropped),
@@ -57,6 +58,25 @@ fn owners(fixture: &Fixture) {
     assert!(ownership.len() < ran.finished.ownership.len() || !recorded, "the removed file is forgotten");
     assert_eq!(owner(&root.upper, "tmp/l", &ownership), (11, 12, 0o777));
     assert_eq!(ran.finished.ownership.is_empty(), !recorded);
+}
+
+fn streams(fixture: &Fixture) {
+    let extra = fixture.empty("extra");
+    fs_err::os::unix::fs::symlink("../dev/stdout", extra.join("log")).expect("link");
+    fs_err::os::unix::fs::symlink("/nonesuch", extra.join("dangling")).expect("link");
+    let root = fixture.root(&[&extra]);
+    let script = "set -e; chown 99 /dev/fd/1; chown 99:99 /dev/stdout; chown 99 /dev/stderr; chown 99 /log; \
+                  cd /tmp; chown 99 ../proc/self/fd/1; chown -h 98:98 /log; ! chown 99 /dangling; \
+                  ! chown 99 /proc/self/fd/77; echo done";
+    let ran = run(&root.shell(script)).expect("starts");
+    assert_eq!(ran.output, "done\n", "{}", ran.error);
+    assert_eq!(owner(&root.upper, "log", &ran.finished.ownership), (98, 98, 0o777));
+    if matches!(fixture.user, UserNamespace::SingleId { .. }) {
+        assert_eq!(
+            fixture.output("chown 99 /proc/self/status && chown 7:7 /proc/self/exe && echo done"),
+            "done"
+        );
+    }
 }
 
 fn devices(fixture: &Fixture) {
