@@ -491,7 +491,15 @@ fn install_filter(description: &Description, control: BorrowedFd<'_>) -> Result<
         }
         _ => Err(error),
     });
-    let listening = listening.map_err(at("install the system call filter"))?;
+    let listening = listening.map_err(|error| {
+        let step = "install the system call filter";
+        if listener == Listener::Notify && error.kind() == io::ErrorKind::ResourceBusy {
+            let detail = "another program answers system calls of this one already, as kiln does where it has a single \
+                          user ID, and the kernel permits one: give the outer kiln sub-UIDs, or run it as root";
+            return Failure(Report::Failed { step: step.to_owned(), errno: 0, detail: detail.to_owned() });
+        }
+        at(step)(error)
+    })?;
     if let Some(listening) = listening {
         terminal::send_with_descriptors(control, &Report::Listener.encode(), &[listening.as_fd()])
             .map_err(at("hand the system call listener out"))?;

@@ -16,6 +16,7 @@ use crate::fixture::{Fixture, run};
 pub(crate) const CASES: &[Case] = &[
     ("owners_are_kept_or_recorded", owners),
     ("streams_and_proc_may_be_given_away", streams),
+    ("a_recorder_in_another_one_is_told", recorder_in_another),
     ("owners_are_shown", shown),
     ("devices_are_made_or_recorded", devices),
     ("dropped_privileges_stay_dropped", dropped),
@@ -58,6 +59,24 @@ fn owners(fixture: &Fixture) {
     assert!(ownership.len() < ran.finished.ownership.len() || !recorded, "the removed file is forgotten");
     assert_eq!(owner(&root.upper, "tmp/l", &ownership), (11, 12, 0o777));
     assert_eq!(ran.finished.ownership.is_empty(), !recorded);
+}
+
+fn recorder_in_another(fixture: &Fixture) {
+    use kiln_sys::seccomp::{Instruction, Listener, install};
+    if !matches!(fixture.user, UserNamespace::SingleId { .. }) {
+        return;
+    }
+    // What everything in a container of an outer kiln's is started with, though this filter asks nobody.
+    let allow = Instruction { code: 6, if_true: 0, if_false: 0, operand: 0x7fff_0000 };
+    let refused = std::thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            let _listener = install(&[allow], Listener::Notify).expect("a listener");
+            run(&fixture.shell("true")).err().map(|error| error.to_string())
+        });
+        inside.join().expect("lives")
+    });
+    let refused = refused.unwrap_or_default();
+    assert!(refused.contains("another program answers system calls"), "{refused}");
 }
 
 fn streams(fixture: &Fixture) {
