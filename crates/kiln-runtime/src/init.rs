@@ -183,7 +183,7 @@ fn set_up_namespaces(
         Tree::new(root.try_clone().map_err(at("look at the root"))?).map_err(at("look at the root"))?;
     let mounted = filesystems::mount_all(made, &mut tree, sandbox.security, membership, notes)?;
     for (wanted, made) in sandbox.mounts.iter().zip(mounts) {
-        attach_mount(&mut tree, wanted, made)?;
+        attach_mount(&mut tree, wanted, &made)?;
     }
     provide_files(&mut tree, &mounted.scratch, &sandbox.files)?;
     let terminal = open_terminal(sandbox, &mounted, control)?;
@@ -258,7 +258,7 @@ fn make_mount(wanted: &Mount, nodes: Nodes) -> Result<MadeMount, Failure> {
     }
 }
 
-fn attach_mount(tree: &mut Tree, wanted: &Mount, made: MadeMount) -> Result<(), Failure> {
+fn attach_mount(tree: &mut Tree, wanted: &Mount, made: &MadeMount) -> Result<(), Failure> {
     let step = mounting(wanted);
     let target = tree.resolve(&wanted.target, Missing::Stub(made.kind)).map_err(&step)?;
     check_kinds(made.kind, target.as_fd()).map_err(&step)?;

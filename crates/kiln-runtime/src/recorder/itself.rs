@@ -88,6 +88,6 @@ pub(super) fn is_of_proc(file: BorrowedFd<'_>) -> bool {
 /// Whether a file is a pipe that has no name.
 pub(super) fn is_pipe(file: BorrowedFd<'_>) -> bool {
     /// `PIPEFS_MAGIC`
-    const PIPES: i64 = 0x5049_5045;
-    rustix::fs::fstatfs(file).is_ok_and(|found| found.f_type as i64 == PIPES)
+    const PIPES: rustix::fs::FsWord = 0x5049_5045;
+    rustix::fs::fstatfs(file).is_ok_and(|found| found.f_type == PIPES)
 }
