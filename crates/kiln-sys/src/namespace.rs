@@ -74,6 +74,27 @@ impl IdMaps {
         Ok(Self { users: read("/proc/self/uid_map")?, groups: read("/proc/self/gid_map")? })
     }
 
+    /// Which of these identifiers is not mapped, if one is not: no process here can become it.
+    #[must_use]
+    pub fn lack(&self, credentials: &process::Credentials) -> Option<String> {
+        let lacks = |extents: &[Extent], id: u32| {
+            let holds = |extent: &Extent| id.checked_sub(extent.inside).is_some_and(|at| at < extent.count);
+            !extents.iter().any(holds)
+        };
+        let told = |kind: &str, id: u32, extents: &[Extent], file: &str| {
+            let count: u64 = extents.iter().map(|extent| u64::from(extent.count)).sum();
+            format!(
+                "{kind} {id} is none of the {count} {kind}s that are mapped here, as far as the ranges of {file} go"
+            )
+        };
+        if lacks(&self.users, credentials.uid) {
+            return Some(told("user", credentials.uid, &self.users, "/etc/subuid"));
+        }
+        let mut groups = std::iter::once(&credentials.gid).chain(&credentials.groups);
+        let group = groups.find(|group| lacks(&self.groups, **group))?;
+        Some(told("group", *group, &self.groups, "/etc/subgid"))
+    }
+
     /// Those that [`enter_user_namespace`] would ask for here, as far as that can be told without asking.
     ///
     /// # Errors
@@ -474,6 +495,25 @@ mod tests {
     fn what_is_asked_for_reads_as_what_the_kernel_shows() {
         let planned = MapPlan::extents(1000, &[Range { first: 100_000, count: 65536 }]);
         assert_eq!(extents("         0       1000          1\n         1     100000      65536\n"), planned);
+    }
+
+    #[test]
+    fn who_is_not_mapped_is_named() {
+        let maps = IdMaps {
+            users: MapPlan::extents(1000, &[Range { first: 100_000, count: 65536 }]),
+            groups: MapPlan::extents(1000, &[Range { first: 100_000, count: 1 }]),
+        };
+        let check = |uid, gid, groups: &[u32], expect: Option<&str>| {
+            let credentials = process::Credentials { uid, gid, groups: groups.to_vec() };
+            assert_eq!(maps.lack(&credentials).as_deref(), expect);
+        };
+        check(65536, 1, &[0, 1], None);
+        let user = "user 70000 is none of the 65537 users that are mapped here, as far as the ranges of /etc/subuid go";
+        check(70000, 0, &[], Some(user));
+        let group =
+            "group 27 is none of the 2 groups that are mapped here, as far as the ranges of /etc/subgid go";
+        check(0, 0, &[0, 1, 27, 28], Some(group));
+        check(0, 27, &[], Some(group));
     }
 
     #[test]

@@ -101,3 +101,15 @@ fn ranges_that_cannot_be_mapped_are_told() {
         assert!((1..=2).contains(&warnings.count()) && others == [info], "{environment:?}: {told}");
     }
 }
+
+/// The kernel says `Invalid argument` alone.
+#[test]
+fn a_user_without_an_identifier_is_named() {
+    let Some(place) = Place::new() else { return };
+    place.make_base();
+    let script = "kiln load -q -i base.image > /dev/null; kiln run -u 65536 base id -u; kiln run -u 70000 base true 2>&1 || true";
+    let told = place.run(Environment::SubIds, "022", script);
+    let expect = "cannot become user 70000 and group 0: user 70000 is none of the 65537 users that are mapped here, as \
+        far as the ranges of /etc/subuid go\n";
+    assert!(told.starts_with("65536\n") && told.ends_with(expect), "{told}");
+}
