@@ -419,13 +419,13 @@ fn said_first(text: &[u8]) -> Option<String> {
 /// Maps root inside to the user outside, and nobody else. A process may do that for itself if it gives up setgroups.
 fn map_self_alone(uid: u32, gid: u32) -> io::Result<()> {
     // An earlier attempt may have written the users' map and failed at the groups'.
-    let is_empty = |path: &str| match std::fs::read_to_string(path) {
+    let is_empty = |path: &str| match fs_err::read_to_string(path) {
         Ok(map) => Ok(map.trim().is_empty()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(io::Error::new(
             error.kind(),
             "/proc is not mounted: a user namespace cannot be set up without",
         )),
-        Err(error) => Err(io::Error::new(error.kind(), format!("read {path}: {error}"))),
+        Err(error) => Err(error),
     };
     if is_empty("/proc/self/uid_map")? {
         fs_err::write("/proc/self/uid_map", format!("0 {uid} 1\n"))?;
@@ -530,6 +530,26 @@ mod tests {
         let many: Vec<(u32, u32)> = (0..340).map(|number| (100_000 + number, 1)).collect();
         check(1000, &many[..339], None);
         check(1000, &many, Some("340 ranges for this user, and the kernel maps at most 339"));
+    }
+
+    #[test]
+    fn what_a_helper_says_is_the_reason() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let host = tempfile::tempdir().unwrap();
+        let program = |name: &str, text: &str| {
+            let path = host.path().join(name);
+            fs_err::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+            fs_err::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            path
+        };
+        let helped = |newuidmap: &str| {
+            let (newuidmap, newgidmap) = (program("newuidmap", newuidmap), program("newgidmap", "exit 0"));
+            Helper::start(&MapPlan { maps: IdMaps::default(), newuidmap, newgidmap }).unwrap().finish()
+        };
+        assert_eq!(helped("echo on its way >&2"), Ok(()));
+        let refused = helped("echo newuidmap: not allowed >&2; yes | head -c 200000 >&2; exit 1");
+        assert_eq!(refused, Err("newuidmap: not allowed".to_owned()));
+        assert_eq!(helped("exit 1"), Err("newuidmap or newgidmap refused".to_owned()));
     }
 
     #[test]

@@ -44,8 +44,7 @@ pub(crate) fn open_as(root: Option<&Path>, owners: &Owners) -> Result<Store> {
     });
     let store = opened.map_err(|error| not_opened(&root, error))?;
     store.tell_waits(|wait| {
-        // Nobody is left to tell if standard error is gone.
-        let _ = writeln!(std::io::stderr(), "kiln: {}", told(wait));
+        crate::output::aside(&format!("kiln: {}\n", told(wait)));
     });
     if unpacks_layers()? {
         store.never_mount_tars();
