@@ -211,6 +211,10 @@ impl Records for Engine<'_> {
         if let Some(claim) = self.store.try_claim(&key)? {
             return Ok(Claim::Owned(claim));
         }
+        if self.request.executions == Executions::Refused {
+            // What the other one makes may be of no use to who executes: whose files those are is certain only then.
+            return Err(Error::NeedsFiles);
+        }
         let holder = match self.store.claim_holders(&key).first().copied() {
             Some(process) if process == std::process::id() => "another step of this build".to_owned(),
             Some(process) => format!("another build (process {process})"),
@@ -452,6 +456,23 @@ mod tests {
             Step { chain: ChainId::SCRATCH.with(layer), layer: Some(layer), created: i64::from(number) }
         };
         kiln_graph::contract::records(open, result);
+    }
+
+    /// Whose files it will make is certain only when it executes: what another build makes meanwhile may be of no use then.
+    #[test]
+    fn who_only_looks_does_not_take_over_what_another_build_makes() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let allowed = request(directory.path().to_path_buf(), b"");
+        let refused = BuildRequest { executions: Executions::Refused, ..allowed.clone() };
+        let store = Store::open(&directory.path().join("store"), Ownership::SingleId).expect("a store");
+        let lease = store.lease_late("test").expect("a lease");
+        let operation = kiln_graph::Operation::new("copy", 1, "linux/amd64");
+        let key = Preimage { operation, inputs: Vec::new() }.key();
+        let claim = |request: &BuildRequest| Engine::new(&store, &lease, request).claim(&key);
+        let claimed = claim(&allowed).expect("claimed");
+        assert!(matches!(claim(&refused), Err(Error::NeedsFiles)));
+        drop(claimed);
+        assert!(matches!(claim(&refused), Ok(Claim::Owned(_))));
     }
 
     #[test]

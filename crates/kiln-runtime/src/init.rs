@@ -464,10 +464,12 @@ fn drop_privileges(
     process::bound_capabilities(kept).map_err(at("bound the capabilities"))?;
     install_filter(description, control)?;
     if sandbox.ownership == OwnershipMode::Kernel {
-        process::become_user(&process.credentials, may_set_groups).map_err(at(&format!(
-            "become user {} and group {}",
-            process.credentials.uid, process.credentials.gid
-        )))?;
+        let credentials = &process.credentials;
+        process::become_user(credentials, may_set_groups).map_err(|error| {
+            let lack = namespace::IdMaps::of_this_process().ok().and_then(|maps| maps.lack(credentials));
+            let step = format!("become user {} and group {}", credentials.uid, credentials.gid);
+            at(&step)(lack.map_or(error, std::io::Error::other))
+        })?;
     }
     process::set_capabilities(kept).map_err(at("set the capabilities"))
 }

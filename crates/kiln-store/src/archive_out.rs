@@ -414,7 +414,7 @@ impl Store {
     fn keep_layers(&self, lease: &Lease, layers: &[DiffId]) -> Result<()> {
         for layer in layers {
             if !self.keep_known(lease, *layer)? {
-                return Err(Error::NoLayer(*layer));
+                return Err(self.unusable(*layer));
             }
         }
         Ok(())

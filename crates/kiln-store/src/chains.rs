@@ -8,8 +8,10 @@ use rusqlite::{Connection, params};
 
 use crate::Store;
 use crate::database::{Durability, all, digest, execute};
-use crate::error::{Error, Result};
+use crate::error::{Error, OtherOwners, Result};
+use crate::layers::OVERLAY;
 use crate::lease::{Lease, Leased};
+use crate::store::Ownership;
 
 impl Store {
     /// The layers of a chain, from the bottom to the top; `None` if the chain was never seen.
@@ -50,6 +52,49 @@ impl Store {
     /// Whether a layer is there, was written to the end, and has a source that this ownership mode can read.
     pub(crate) fn is_usable(&self, t: &Connection, layer: DiffId) -> Result<bool> {
         Ok(self.usable(t, layer)?.is_some())
+    }
+
+    /// Why a layer cannot be used: it is not there, or its files have owners that this process does not give its own.
+    pub(crate) fn unusable(&self, layer: DiffId) -> Error {
+        match self.other_owners(layer) {
+            Ok(Some(owners)) => Error::OtherOwners { layer, owners },
+            _ => Error::NoLayer(layer),
+        }
+    }
+
+    /// As [`Self::unusable`], of a file of the layer that could not be read.
+    pub fn unreadable(&self, layer: DiffId, error: kiln_layer::Error) -> Error {
+        match error {
+            kiln_layer::Error::NoSource { .. } => match self.unusable(layer) {
+                Error::NoLayer(_) => error.into(),
+                others => others,
+            },
+            error => error.into(),
+        }
+    }
+
+    /// Whose files there are of a layer that this process cannot use.
+    pub(crate) fn other_owners(&self, layer: DiffId) -> Result<Option<OtherOwners>> {
+        let connection = self.database.lock();
+        if self.is_usable(&connection, layer)? {
+            return Ok(None);
+        }
+        let rows = all(
+            &connection,
+            "SELECT s.ownership, s.id FROM layers l JOIN snapshots s USING (diff_id) WHERE l.diff_id = ?1 \
+             AND (l.boot IS NULL OR l.boot = ?2) AND (s.boot IS NULL OR s.boot = ?2) \
+             AND l.snapshot_is_source AND s.ownership <> ?3",
+            params![layer.0.as_bytes(), self.boot, self.owners()],
+            |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)),
+        )?;
+        let is_there = |id: &String| self.root().join(OVERLAY).join(id).join("diff").is_dir();
+        let found = rows.into_iter().find(|(_, id)| is_there(id));
+        Ok(found.map(|(owners, _)| match owners.split(':').next() {
+            Some("root") => OtherOwners::Root,
+            Some("single-id") => OtherOwners::SingleId,
+            _ if self.ownership() == Ownership::SubIds => OtherOwners::OtherSubIds,
+            _ => OtherOwners::SubIds,
+        }))
     }
 
     /// When a layer that [is usable](Self::is_usable) was last leased.
@@ -167,7 +212,6 @@ pub(crate) fn prune(t: &Connection, links: &Links) -> Result<()> {
 mod tests {
     use super::*;
     use crate::database::Durability;
-    use crate::store::Ownership;
 
     /// A lease that thinks it has what it has not would let the collector take layers that are in use.
     #[test]

@@ -10,7 +10,7 @@ use rusqlite::params;
 
 use crate::Store;
 use crate::database::digest;
-use crate::error::{Error, Result};
+use crate::error::{Error, OtherOwners, Result};
 use crate::layers::{OVERLAY, snapshot_is_source};
 use crate::stale::Stale;
 use crate::tar_mounts::MOUNTS;
@@ -91,6 +91,8 @@ pub struct Checked {
     pub garbage: Vec<String>,
     /// Images that need something that is wrong.
     pub damaged: Vec<ImageId>,
+    /// Layers whose files this process cannot use, and whose those are: they were not read.
+    pub unread: Vec<(DiffId, OtherOwners)>,
     /// How many images were looked at.
     pub images: u64,
     /// How many layers.
@@ -224,7 +226,10 @@ impl Store {
                         checked.faults.push(Fault::Snapshot { layer, reason });
                     }
                 }
-                _ if !has_blob => checked.faults.push(Fault::NoSource { layer }),
+                _ if !has_blob => match self.other_owners(layer)? {
+                    Some(owners) => checked.unread.push((layer, owners)),
+                    None => checked.faults.push(Fault::NoSource { layer }),
+                },
                 _ => {}
             }
         }

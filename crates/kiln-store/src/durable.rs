@@ -79,6 +79,19 @@ impl Store {
         Ok(!rows.is_empty())
     }
 
+    /// Whether index and a snapshot of a layer are durable that files of other owners are in: an image that has a name may get
+    /// another one whoever can use it.
+    pub(crate) fn is_durable_for_others(&self, t: &Connection, layer: DiffId) -> Result<bool> {
+        let rows = all(
+            t,
+            "SELECT 1 FROM layers l JOIN snapshots s USING (diff_id) WHERE l.diff_id = ?1 AND l.boot IS NULL \
+             AND l.snapshot_is_source AND s.boot IS NULL AND s.ownership <> ?2",
+            params![layer.0.as_bytes(), self.owners()],
+            |_| Ok(()),
+        )?;
+        Ok(!rows.is_empty())
+    }
+
     fn sync_each(&self, unsynced: &Unsynced) -> Result<()> {
         let mut files = Vec::with_capacity(unsynced.files.len() + unsynced.entries);
         match self.open_all(unsynced, &mut files) {
@@ -167,16 +180,23 @@ impl Store {
     }
 
     fn unsynced_snapshot(&self, layer: DiffId, entries: usize, unsynced: &mut Unsynced) -> Result<()> {
-        let snapshots = self.database.all(
-            "SELECT id, boot, created FROM snapshots WHERE diff_id = ?1 AND ownership = ?2 \
-             AND (boot IS NULL OR boot = ?3)",
+        let mut snapshots = self.database.all(
+            "SELECT id, boot, created, ownership = ?2 FROM snapshots WHERE diff_id = ?1 \
+             AND (boot IS NULL OR boot = ?3) ORDER BY ownership <> ?2",
             params![layer.0.as_bytes(), self.owners(), self.boot],
-            |row| Ok((row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?, row.get(2)?)),
+            |row| {
+                let (id, boot) = (row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?);
+                Ok((id, boot, row.get(2)?, row.get::<_, bool>(3)?))
+            },
         )?;
-        if snapshots.iter().any(|(_, boot, _)| boot.is_none()) {
+        // Others' count where there is none of our own.
+        if snapshots.first().is_some_and(|(.., own)| *own) {
+            snapshots.retain(|(.., own)| *own);
+        }
+        if snapshots.iter().any(|(_, boot, ..)| boot.is_none()) {
             return Ok(());
         }
-        if let Some((id, _, created)) = snapshots.into_iter().next() {
+        if let Some((id, _, created, _)) = snapshots.into_iter().next() {
             unsynced.entries = unsynced.entries.saturating_add(entries);
             unsynced.snapshots.push((layer, self.root().join(OVERLAY).join(&id).join("diff")));
             unsynced.marks.add("snapshots", "id", Value::Text(id), created);

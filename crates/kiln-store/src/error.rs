@@ -7,6 +7,30 @@ use kiln_oci::{DiffId, Digest, DigestError, DocumentError, ReferenceError};
 
 use crate::refusal::is_full;
 
+/// By whom files of a layer were made that this process cannot use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OtherOwners {
+    /// By root.
+    Root,
+    /// By a user with subordinate IDs, where this process has none.
+    SubIds,
+    /// By a user with other subordinate IDs.
+    OtherSubIds,
+    /// By a user without subordinate IDs.
+    SingleId,
+}
+
+impl std::fmt::Display for OtherOwners {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Root => "by root",
+            Self::SubIds => "with subordinate IDs",
+            Self::OtherSubIds => "with other subordinate IDs",
+            Self::SingleId => "without subordinate IDs",
+        })
+    }
+}
+
 /// An error of the store. Each variant names the operation's subject.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -127,6 +151,14 @@ pub enum Error {
     /// A layer is known but its data is gone.
     #[error("layer {0} is not in the store")]
     NoLayer(DiffId),
+    /// A layer's files are there, and no blob, but this process cannot use them.
+    #[error("the files of layer {layer} were made {owners}, and this process cannot use them")]
+    OtherOwners {
+        /// The layer.
+        layer: DiffId,
+        /// Whose they are.
+        owners: OtherOwners,
+    },
     /// Whenever the layers of an image had been synced, one of them had been collected and made anew.
     #[error("other commands make the image's layers anew faster than they can be synced; try again")]
     Restless,

@@ -202,7 +202,11 @@ impl Store {
                 for layer in layers_of(t, id)? {
                     // What a power cut left behind must not get a name.
                     let usable = self.is_usable(t, layer)?;
-                    if !usable || !self.is_durable(t, layer)? {
+                    let durable = match usable {
+                        true => self.is_durable(t, layer)?,
+                        false => self.is_durable_for_others(t, layer)?,
+                    };
+                    if !durable {
                         anew = usable;
                         return Err(Error::NoLayer(layer));
                     }

@@ -47,7 +47,7 @@ pub use cache_mounts::{CacheMountBusy, CacheMountIdentity, CacheMountSharing, Ca
 pub use check::{Checked, Fault};
 pub use collect::{CacheToRemove, Collected, CollectedImage, Collection, ImagesToRemove};
 pub use database::SCHEMA_VERSION;
-pub use error::{Error, Result};
+pub use error::{Error, OtherOwners, Result};
 pub use images::{Image, ImageSummary, Removed, Tag};
 pub use late_lease::LateLease;
 pub use layers::{LayerBlob, LayerInfo, NewBlob, NewLayer};

@@ -108,7 +108,8 @@ impl Store {
         if file.entry.kind() != Kind::Regular {
             return Ok(None);
         }
-        Ok(Some(self.layer_contents(layers, file.layer)?.read(&file.entry, MAX_WHOLE_FILE)?))
+        let read = self.layer_contents(layers, file.layer)?.read(&file.entry, MAX_WHOLE_FILE);
+        read.map(Some).map_err(|error| self.unreadable(layers[file.layer], error))
     }
 
     /// What makes up `path` of a root, symbolic links followed inside it: directories or the file of snapshots, or a
@@ -235,7 +236,7 @@ impl Store {
     ) -> Result<()> {
         let _span = kiln_trace::span("make tar again").of(|| layer.to_string());
         let index = self.index(layer)?;
-        let snapshot = self.find_snapshot(ChainId::of(below), layer)?.ok_or(Error::NoLayer(layer))?;
+        let snapshot = self.find_snapshot(ChainId::of(below), layer)?.ok_or_else(|| self.unusable(layer))?;
         let root = Root::open(&snapshot.diff)?;
         if index.has_frames() {
             return write_foreign(&index, &root, layer, output);

@@ -179,7 +179,7 @@ impl Store {
         if let Some(snapshot) = self.snapshot_by_key(&key)? {
             return Ok(snapshot);
         }
-        let blob = self.layer_blobs(layer)?.into_iter().next().ok_or(Error::NoLayer(layer))?;
+        let blob = self.layer_blobs(layer)?.into_iter().next().ok_or_else(|| self.unusable(layer))?;
         let path = self.blob_path(&blob.digest);
         let file = fs_err::File::open(&path).map_err(Error::file("open", &path))?;
         let directory = lease.fresh_path("unpack");
@@ -195,7 +195,7 @@ impl Store {
             self.complete_snapshot(lease, below, &walk.index, &root)?;
         }
         self.publish_snapshot(&lease, parent, &walk.index, &directory)?;
-        self.snapshot_by_key(&key)?.ok_or(Error::NoLayer(layer))
+        self.snapshot_by_key(&key)?.ok_or_else(|| self.unusable(layer))
     }
 
     /// Gives a snapshot what its layer only implies: metadata of directories, files of lower layers that it links to.

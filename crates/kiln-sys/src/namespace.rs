@@ -74,6 +74,27 @@ impl IdMaps {
         Ok(Self { users: read("/proc/self/uid_map")?, groups: read("/proc/self/gid_map")? })
     }
 
+    /// Which of these identifiers is not mapped, if one is not: no process here can become it.
+    #[must_use]
+    pub fn lack(&self, credentials: &process::Credentials) -> Option<String> {
+        let lacks = |extents: &[Extent], id: u32| {
+            let holds = |extent: &Extent| id.checked_sub(extent.inside).is_some_and(|at| at < extent.count);
+            !extents.iter().any(holds)
+        };
+        let told = |kind: &str, id: u32, extents: &[Extent], file: &str| {
+            let count: u64 = extents.iter().map(|extent| u64::from(extent.count)).sum();
+            format!(
+                "{kind} {id} is none of the {count} {kind}s that are mapped here, as far as the ranges of {file} go"
+            )
+        };
+        if lacks(&self.users, credentials.uid) {
+            return Some(told("user", credentials.uid, &self.users, "/etc/subuid"));
+        }
+        let mut groups = std::iter::once(&credentials.gid).chain(&credentials.groups);
+        let group = groups.find(|group| lacks(&self.groups, **group))?;
+        Some(told("group", *group, &self.groups, "/etc/subgid"))
+    }
+
     /// Those that [`enter_user_namespace`] would ask for here, as far as that can be told without asking.
     ///
     /// # Errors
@@ -477,6 +498,25 @@ mod tests {
     }
 
     #[test]
+    fn who_is_not_mapped_is_named() {
+        let maps = IdMaps {
+            users: MapPlan::extents(1000, &[Range { first: 100_000, count: 65536 }]),
+            groups: MapPlan::extents(1000, &[Range { first: 100_000, count: 1 }]),
+        };
+        let check = |uid, gid, groups: &[u32], expect: Option<&str>| {
+            let credentials = process::Credentials { uid, gid, groups: groups.to_vec() };
+            assert_eq!(maps.lack(&credentials).as_deref(), expect);
+        };
+        check(65536, 1, &[0, 1], None);
+        let user = "user 70000 is none of the 65537 users that are mapped here, as far as the ranges of /etc/subuid go";
+        check(70000, 0, &[], Some(user));
+        let group =
+            "group 27 is none of the 2 groups that are mapped here, as far as the ranges of /etc/subgid go";
+        check(0, 0, &[0, 1, 27, 28], Some(group));
+        check(0, 27, &[], Some(group));
+    }
+
+    #[test]
     fn ranges_that_the_kernel_would_refuse_are_told() {
         let check = |own: u32, found: &[(u32, u32)], expect: Option<&str>| {
             let ranges: Vec<Range> = found.iter().map(|&(first, count)| Range { first, count }).collect();
@@ -490,6 +530,26 @@ mod tests {
         let many: Vec<(u32, u32)> = (0..340).map(|number| (100_000 + number, 1)).collect();
         check(1000, &many[..339], None);
         check(1000, &many, Some("340 ranges for this user, and the kernel maps at most 339"));
+    }
+
+    #[test]
+    fn what_a_helper_says_is_the_reason() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let host = tempfile::tempdir().unwrap();
+        let program = |name: &str, text: &str| {
+            let path = host.path().join(name);
+            fs_err::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+            fs_err::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            path
+        };
+        let helped = |newuidmap: &str| {
+            let (newuidmap, newgidmap) = (program("newuidmap", newuidmap), program("newgidmap", "exit 0"));
+            Helper::start(&MapPlan { maps: IdMaps::default(), newuidmap, newgidmap }).unwrap().finish()
+        };
+        assert_eq!(helped("echo on its way >&2"), Ok(()));
+        let refused = helped("echo newuidmap: not allowed >&2; yes | head -c 200000 >&2; exit 1");
+        assert_eq!(refused, Err("newuidmap: not allowed".to_owned()));
+        assert_eq!(helped("exit 1"), Err("newuidmap or newgidmap refused".to_owned()));
     }
 
     #[test]

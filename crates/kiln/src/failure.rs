@@ -129,7 +129,11 @@ pub(crate) fn report(error: &anyhow::Error, convention: Convention) -> Report {
         return Report { text: String::new(), status: 141 };
     }
     let kind = failure.map_or(Kind::World, |failure| failure.kind);
-    let hint = failure.and_then(|failure| failure.hint.clone()).or_else(|| io.and_then(io_hint));
+    let hint =
+        failure.and_then(|failure| failure.hint.clone()).or_else(|| io.and_then(io_hint)).or_else(|| {
+            let others = error.chain().any(is_of_other_owners);
+            others.then(|| OTHER_OWNERS_HINT.to_owned())
+        });
 
     let mut text = failure.map(|failure| failure.excerpt.clone()).unwrap_or_default();
     if !text.is_empty() && !text.ends_with('\n') {
@@ -168,6 +172,17 @@ fn chain(error: &anyhow::Error) -> String {
         }
     }
     out
+}
+
+const OTHER_OWNERS_HINT: &str = "`kiln info` tells which IDs this process has, and why; use the image as it was made, or \
+    load, import or build it again";
+
+fn is_of_other_owners(error: &(dyn std::error::Error + 'static)) -> bool {
+    let store = match error.downcast_ref::<kiln_build::Error>() {
+        Some(kiln_build::Error::Store(error)) => Some(error),
+        _ => error.downcast_ref::<kiln_store::Error>(),
+    };
+    store.is_some_and(|error| matches!(error, kiln_store::Error::OtherOwners { .. }))
 }
 
 fn io_hint(error: &io::Error) -> Option<String> {

@@ -54,6 +54,11 @@ pub(crate) fn open_as(root: Option<&Path>, owners: &Owners) -> Result<Store> {
 
 /// A store that this user may not use gets a hint.
 fn not_opened(root: &Path, error: kiln_store::Error) -> anyhow::Error {
+    if root.is_symlink() && !root.exists() {
+        let message = format!("the store {} is a symbolic link to what does not exist", root.display());
+        let hint = "make the directory that it leads to, or name another one with --root or KILN_ROOT";
+        return Failure::new(Kind::Input, message).hint(hint).into();
+    }
     let error = anyhow::Error::from(error);
     let refused = |error: &std::io::Error| error.kind() == std::io::ErrorKind::PermissionDenied;
     if !error.chain().any(|cause| cause.downcast_ref().is_some_and(refused)) {
@@ -213,17 +218,55 @@ fn default_root() -> Result<PathBuf> {
         return Ok(PathBuf::from("/var/lib/kiln"));
     }
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let data = set("XDG_DATA_HOME").or_else(|| set("HOME").map(|home| home.join(".local/share")));
-    data.map(|data| data.join("kiln")).ok_or_else(|| {
-        Failure::new(Kind::World, "cannot tell where the store is: neither XDG_DATA_HOME nor HOME is set")
-            .hint("name it with --root")
-            .into()
-    })
+    users_root(set("XDG_DATA_HOME"), set("HOME")).map_err(Into::into)
+}
+
+/// Where the store of a user is who is not root. Not below whatever directory is the current one.
+fn users_root(data: Option<PathBuf>, home: Option<PathBuf>) -> Result<PathBuf, Failure> {
+    let unknown = |why: &str| {
+        let message = format!("cannot tell where the store is: {why}");
+        Failure::new(Kind::World, message).hint("name it with --root")
+    };
+    // By the specification of XDG_DATA_HOME a path that is not absolute counts as none.
+    if let Some(data) = data.filter(|data| data.is_absolute()) {
+        return Ok(data.join("kiln"));
+    }
+    match home {
+        Some(home) if home.is_absolute() => Ok(home.join(".local/share/kiln")),
+        Some(home) => Err(unknown(&format!("HOME is {home:?}, which is no absolute path"))),
+        None => Err(unknown("neither XDG_DATA_HOME nor HOME is set to a path")),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_store_is_made_in_the_current_directory() {
+        let root = |data: &str, home: &str| {
+            let set = |text: &str| Some(PathBuf::from(text)).filter(|path| !path.as_os_str().is_empty());
+            users_root(set(data), set(home)).map_err(|failure| failure.to_string())
+        };
+        assert_eq!(root("/data", "/home/ann"), Ok(PathBuf::from("/data/kiln")));
+        for data in ["", "data", "./data"] {
+            assert_eq!(root(data, "/home/ann"), Ok(PathBuf::from("/home/ann/.local/share/kiln")), "{data}");
+            let unknown = "cannot tell where the store is: HOME is \"home\", which is no absolute path";
+            assert_eq!(root(data, "home"), Err(unknown.to_owned()), "{data}");
+        }
+        assert!(root("data", "").is_err_and(|message| message.ends_with("is set to a path")));
+    }
+
+    #[test]
+    fn a_store_at_a_link_to_nothing_is_refused() {
+        let host = tempfile::tempdir().unwrap();
+        let link = host.path().join("link");
+        fs_err::os::unix::fs::symlink("nothing", &link).unwrap();
+        let owners = Owners::plain(Ownership::SingleId);
+        let error = open_as(Some(&link), &owners).err().unwrap().to_string();
+        assert!(error.ends_with("link is a symbolic link to what does not exist"), "{error}");
+        assert!(link.is_symlink() && !link.exists());
+    }
 
     #[test]
     fn waits_are_told_with_their_processes() {

@@ -20,6 +20,12 @@ pub(crate) fn run(root: Option<&Path>) -> Result<u8> {
     for name in &checked.garbage {
         writeln!(out, "unused: {}", sanitise(name.as_bytes()))?;
     }
+    for (layer, owners) in &checked.unread {
+        writeln!(
+            out,
+            "not read: layer {layer}: its files were made {owners}, and this process cannot use them"
+        )?;
+    }
     let counted = |count: u64, word: &str| match count {
         1 => format!("1 {word}"),
         count => format!("{count} {word}s"),

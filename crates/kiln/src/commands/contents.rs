@@ -134,7 +134,8 @@ pub(crate) fn cat(root: Option<&Path>, arguments: &Cat) -> Result<u8> {
         Failure::new(Kind::Input, format!("cannot print {path:?} of {}: it is {what}", arguments.image))
     })?;
     let contents = store.layer_contents(&layers, file.layer)?;
-    let mut reader = contents.open(&file.entry)?;
+    let mut reader =
+        contents.open(&file.entry).map_err(|error| store.unreadable(layers[file.layer], error))?;
     std::io::copy(&mut reader, &mut crate::output::output())?;
     Ok(0)
 }

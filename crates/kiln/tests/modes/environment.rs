@@ -19,6 +19,12 @@ pub(crate) enum Environment {
     NoMounts,
     /// An ordinary user with ranges of subordinate identifiers.
     SubIds,
+    /// The same user with ranges that begin elsewhere.
+    OtherSubIds,
+    /// The same user with ranges that `newuidmap` may not map.
+    NoNewPrivileges,
+    /// The same user with ranges that overlap.
+    Overlapping,
     /// An ordinary user with no other identifier than his own.
     SingleId,
     /// An ordinary user who may make no user namespace.
@@ -86,6 +92,17 @@ impl Place {
             }
             Environment::SubIds => {
                 format!("{}; exec {own} \"$@\"", ranges(&name, &format!("{USER}:300000:65536")))
+            }
+            Environment::OtherSubIds => {
+                format!("{}; exec {own} \"$@\"", ranges(&name, &format!("{USER}:299000:65536")))
+            }
+            Environment::NoNewPrivileges => {
+                let ranges = ranges(&name, &format!("{USER}:300000:65536"));
+                format!("{ranges}; exec {own} --no-new-privs \"$@\"")
+            }
+            Environment::Overlapping => {
+                let ranges = ranges(&name, &format!("{USER}:300000:65536\n{USER}:300000:65536"));
+                format!("{ranges}; exec {own} \"$@\"")
             }
             Environment::SingleId => format!("{}; exec {own} \"$@\"", ranges(&name, "")),
             Environment::NoNamespaces => format!("{confined} {own} \"$@\""),

@@ -2,6 +2,7 @@
 
 mod environment;
 mod foreground;
+mod owners;
 #[path = "../patience/mod.rs"]
 mod patience;
 mod refused;
