@@ -533,26 +533,6 @@ mod tests {
     }
 
     #[test]
-    fn what_a_helper_says_is_the_reason() {
-        use std::os::unix::fs::PermissionsExt as _;
-        let host = tempfile::tempdir().unwrap();
-        let program = |name: &str, text: &str| {
-            let path = host.path().join(name);
-            fs_err::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-            fs_err::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-            path
-        };
-        let helped = |newuidmap: &str| {
-            let (newuidmap, newgidmap) = (program("newuidmap", newuidmap), program("newgidmap", "exit 0"));
-            Helper::start(&MapPlan { maps: IdMaps::default(), newuidmap, newgidmap }).unwrap().finish()
-        };
-        assert_eq!(helped("echo on its way >&2"), Ok(()));
-        let refused = helped("echo newuidmap: not allowed >&2; yes | head -c 200000 >&2; exit 1");
-        assert_eq!(refused, Err("newuidmap: not allowed".to_owned()));
-        assert_eq!(helped("exit 1"), Err("newuidmap or newgidmap refused".to_owned()));
-    }
-
-    #[test]
     fn a_refusal_is_one_line() {
         let said = b"\nnewuidmap: uid range [0-1) -> [5-6) not allowed\nusage: \x1b\n";
         assert_eq!(said_first(said).as_deref(), Some("newuidmap: uid range [0-1) -> [5-6) not allowed"));

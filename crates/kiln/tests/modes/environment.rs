@@ -25,6 +25,8 @@ pub(crate) enum Environment {
     NoNewPrivileges,
     /// The same user with ranges that overlap.
     Overlapping,
+    /// The same user with ranges and a `newuidmap` that refuses.
+    Refusing,
     /// An ordinary user with no other identifier than his own.
     SingleId,
     /// An ordinary user who may make no user namespace.
@@ -103,6 +105,15 @@ impl Place {
             Environment::Overlapping => {
                 let ranges = ranges(&name, &format!("{USER}:300000:65536\n{USER}:300000:65536"));
                 format!("{ranges}; exec {own} \"$@\"")
+            }
+            Environment::Refusing => {
+                let ranges = ranges(&name, &format!("{USER}:300000:65536"));
+                let program =
+                    r"printf '#!/bin/sh\necho newuidmap: not today >&2; yes | head -c 200000 >&2; exit 1\n'";
+                format!(
+                    "{ranges}; {program} > {name}/refuses; chmod 755 {name}/refuses; \
+                     mount --bind {name}/refuses $(command -v newuidmap); exec {own} \"$@\""
+                )
             }
             Environment::SingleId => format!("{}; exec {own} \"$@\"", ranges(&name, "")),
             Environment::NoNamespaces => format!("{confined} {own} \"$@\""),
