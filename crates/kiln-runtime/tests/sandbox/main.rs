@@ -54,6 +54,9 @@ fn main() {
     if std::env::args().any(|argument| argument == "--expecting") {
         return waiting::endless(&fixture);
     }
+    if std::env::args().any(|argument| argument == "--recorded") {
+        return owners::record(&fixture);
+    }
     let cases = match arranged {
         Some((_, hierarchies)) => {
             let has_rules = fixture.launcher.cgroup().make();
