@@ -22,7 +22,7 @@ pub(crate) struct List {
     #[arg(short, long)]
     pub(crate) all: bool,
 
-    /// Show digests of manifests
+    /// Show digests that images have in registries, of which kiln knows none yet
     #[arg(long)]
     pub(crate) digests: bool,
 
