@@ -38,7 +38,7 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Build) -> Result<u8> {
     let found = if rustix::process::geteuid().is_root() { None } else { find(root, &request, &rehearsal)? };
     let way = match found {
         Some(outcome) => Way::Found(outcome),
-        None => Way::Execute(session::open_to_run(root)?),
+        None => Way::Execute(Box::new(session::open_to_run(root)?)),
     };
     let progress = Progress::start(mode, std::io::stderr(), started);
     let cancel = Cancel::new();
@@ -48,7 +48,8 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Build) -> Result<u8> {
             rehearsal.repeat(&watch);
             outcome
         }
-        Way::Execute((store, commands)) => {
+        Way::Execute(opened) => {
+            let (store, commands) = *opened;
             let executions = match commands {
                 Commands::Held(isolation) => Executions::Allowed(isolation),
                 Commands::Refused { reason } => Executions::WithoutCommands { reason },
@@ -69,7 +70,7 @@ enum Way {
     /// It is at its end, and nothing was executed.
     Found(Outcome),
     /// Steps are executed.
-    Execute((Store, Commands)),
+    Execute(Box<(Store, Commands)>),
 }
 
 type Outcome = std::result::Result<Built, Box<BuildFailure>>;
