@@ -80,8 +80,15 @@ pub fn build<W: Watcher>(
     refused(&diagnostics)?;
     let lease = store.lease_late("build").map_err(|error| fail(error.into(), None, None))?;
     keep_named(store, &lease, request).map_err(|error| fail(error.into(), None, None))?;
-    let lowered =
-        plan(store, &lease, &parsed.dockerfile, request).map_err(|error| fail(error, None, None))?;
+    let lowered = match plan(store, &lease, &parsed.dockerfile, request) {
+        Err(Error::Syntax(kiln_dockerfile::Error::At { error, span })) => {
+            diagnostics.push(Diagnostic::error(error.to_string(), span));
+            return Err(refused(&diagnostics)
+                .err()
+                .unwrap_or_else(|| fail(Error::Syntax(*error), None, None)));
+        }
+        planned => planned.map_err(|error| fail(error, None, None))?,
+    };
     diagnostics.extend_from_slice(&lowered.findings);
     diagnostics.sort_by_key(|diagnostic| diagnostic.span.start);
     refused(&diagnostics)?;

@@ -116,7 +116,7 @@ impl<'a> BuildContext<'a> {
         Self { before_reading: Some(before_reading), ..self }
     }
 
-    /// The same context, no file of which is read on once `cancel` is set.
+    /// The same context, no file of which is read on and no directory walked once `cancel` is set.
     pub(crate) fn ending_with(self, cancel: &Cancel) -> Self {
         Self { cancel: cancel.clone(), ..self }
     }
@@ -223,6 +223,10 @@ impl<'a> BuildContext<'a> {
         Error::File { action, path: self.shown(path), source }
     }
 
+    pub(crate) fn check_canceled(&self) -> Result<()> {
+        if self.cancel.is_canceled() { Err(Error::Canceled) } else { Ok(()) }
+    }
+
     fn begin_reading(&self) -> Result<()> {
         self.before_reading.map_or(Ok(()), |begin| begin())
     }
@@ -239,9 +243,7 @@ impl<'a> BuildContext<'a> {
             let mut left = before.size;
             // Whatever comes after the size that it had shows in its size afterwards.
             while left > 0 {
-                if self.cancel.is_canceled() {
-                    return Err(Error::Canceled);
-                }
+                self.check_canceled()?;
                 match file.read(buffer) {
                     Ok(0) => break,
                     Ok(length) => {
@@ -626,6 +628,17 @@ mod tests {
             }
             ended.store(true, Ordering::Relaxed);
         });
+    }
+
+    #[test]
+    fn a_walk_ends_with_the_build() {
+        let lab = Lab::new().context(&[("d/s/empty/", "")]);
+        let cancel = Cancel::new();
+        let context = lab.open().ending_with(&cancel);
+        assert!(context.examine(b"d", &Filter::default()).is_ok());
+        cancel.cancel();
+        assert!(matches!(context.examine(b"d", &Filter::default()), Err(Error::Canceled)));
+        assert!(matches!(context.walk(b"d", &Filter::default()), Err(Error::Canceled)));
     }
 
     #[test]

@@ -237,6 +237,7 @@ impl<'a> Walk<'a> {
 
     /// Reads one directory.
     fn read(&self, task: &Task, scratch: &mut Scratch) -> Result<Read> {
+        self.context.check_canceled()?;
         let mut listing = Listing { path: task.path.clone(), ..Listing::default() };
         let mut tasks = Vec::new();
         let from_root = join(&self.root, &task.path);

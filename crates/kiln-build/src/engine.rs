@@ -211,7 +211,8 @@ impl Records for Engine<'_> {
         if let Some(claim) = self.store.try_claim(&key)? {
             return Ok(Claim::Owned(claim));
         }
-        let holder = match self.store.claim_holders(&key).first() {
+        let holder = match self.store.claim_holders(&key).first().copied() {
+            Some(process) if process == std::process::id() => "another step of this build".to_owned(),
             Some(process) => format!("another build (process {process})"),
             None => "another build".to_owned(),
         };
@@ -306,8 +307,12 @@ impl Engine<'_> {
         inputs: &[Given<'_, Step>],
         context: &Context<'_>,
     ) -> std::result::Result<Identity, Stop<Error>> {
-        let fixed =
-            operation.key_operation(&self.platform, self.store.ownership().name(), &self.environments);
+        let isolation = match self.request.executions {
+            Executions::Allowed(isolation) => isolation,
+            Executions::WithoutCommands { .. } | Executions::Refused => Isolation::Namespaces,
+        };
+        let ownership = self.store.ownership().name();
+        let fixed = operation.key_operation(&self.platform, ownership, isolation, &self.environments);
         let mut keyed = Vec::new();
         if let Some(root) = inputs.first() {
             keyed.push(Input { name: ROOT.to_owned(), selector: String::new(), digest: root.result.chain.0 });
@@ -447,6 +452,23 @@ mod tests {
             Step { chain: ChainId::SCRATCH.with(layer), layer: Some(layer), created: i64::from(number) }
         };
         kiln_graph::contract::records(open, result);
+    }
+
+    #[test]
+    fn a_build_that_waits_for_itself_says_so() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let request = request(directory.path().to_path_buf(), b"");
+        let store = Store::open(&directory.path().join("store"), Ownership::SingleId).expect("a store");
+        let lease = store.lease_late("test").expect("a lease");
+        let engine = Engine::new(&store, &lease, &request);
+        let preimage =
+            Preimage { operation: kiln_graph::Operation::new("run", 1, "linux/amd64"), inputs: Vec::new() };
+        let key = preimage.key();
+        let held = engine.claim(&key).expect("claimed");
+        assert!(matches!(held, Claim::Owned(_)));
+        let Claim::Busy { holder } = engine.claim(&key).expect("asked") else { panic!("claimed twice") };
+        assert_eq!(holder, "another step of this build");
+        drop(held);
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! The root of an image or stage as a tree to copy from, and as the parent that COPY writes onto.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 
 use kiln_layer::index::Entry;
+use kiln_layer::path::is_below;
 use kiln_layer::view::{Node, RootView};
 use kiln_layer::{Kind, Metadata};
 use kiln_oci::Digest;
@@ -21,6 +23,14 @@ pub(crate) trait Contents: Sync {
         layer: usize,
         entry: Entry<'a>,
     ) -> Result<Box<dyn Read + Send + 'a>>;
+
+    /// Whether to go on, asked for each directory that is walked.
+    ///
+    /// # Errors
+    /// [`crate::Error::Canceled`] if not.
+    fn go_on(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// An image's or stage's root.
@@ -65,6 +75,7 @@ impl<'a> ImageTree<'a> {
         state: &FilterState,
         below: &mut Vec<Below>,
     ) -> Result<()> {
+        self.contents.go_on()?;
         for child in self.view.children(node)? {
             let path = join(relative, child.name());
             let is_directory = child.is_directory();
@@ -112,17 +123,28 @@ impl SourceTree for ImageTree<'_> {
         Ok(self.view.content_digest(path)?)
     }
 
-    fn stored_links(&self, path: &[u8]) -> Result<Vec<[Vec<u8>; 2]>> {
-        let mut links = Vec::new();
+    fn stored_links(&self, path: &[u8]) -> Result<Vec<Vec<Vec<u8>>>> {
+        // Every name of a file that has several is a link in some layer, or what one leads to.
+        let mut names = BTreeSet::new();
         for layer in self.view.layers() {
             for position in layer.below(path)? {
                 let entry = layer.effective(position)?;
                 if entry.kind() == Kind::HardLink {
-                    links.push([entry.path().to_vec(), entry.link().to_vec()]);
+                    names.extend([entry.path().to_vec(), entry.link().to_vec()]);
                 }
             }
         }
-        Ok(links)
+        let mut groups: BTreeMap<_, Vec<Vec<u8>>> = BTreeMap::new();
+        for name in names {
+            if !is_below(&name, path) {
+                continue;
+            }
+            let Some(node) = self.view.lookup(&name)? else { continue };
+            if let Some(group) = self.found(&node)?.group {
+                groups.entry(group).or_default().push(name);
+            }
+        }
+        Ok(groups.into_values().filter(|names| names.len() > 1).collect())
     }
 
     fn walk(&self, path: &[u8], filter: &Filter) -> Result<Vec<Below>> {
@@ -142,5 +164,65 @@ impl SourceTree for ImageTree<'_> {
 
     fn place(&self) -> String {
         self.name.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_layer::{LayerWriter, Source};
+
+    use super::*;
+    use crate::lab::Image;
+
+    /// A layer with the file `d/a` and its other names.
+    fn linked(names: &[&str]) -> Image {
+        let mut image = Image::default();
+        let mut writer = LayerWriter::new();
+        let file = Metadata { size: 1, ..Metadata::new(Kind::Regular, 0o644) };
+        writer.add(b"d/a", file, Source::Bytes(b"x".to_vec())).expect("added");
+        for name in names {
+            let link = Metadata { link: b"d/a".to_vec(), ..Metadata::new(Kind::HardLink, 0o644) };
+            writer.add(name.as_bytes(), link, Source::Empty).expect("added");
+        }
+        image.add(writer);
+        image
+    }
+
+    #[track_caller]
+    fn links(image: &Image, path: &str) -> Vec<String> {
+        let view = image.view();
+        let links = ImageTree::new(&view, image, "").stored_links(path.as_bytes()).expect("links");
+        links.iter().map(|group| String::from_utf8_lossy(&group.join(&b' ')).into_owned()).collect()
+    }
+
+    /// Files whose build was canceled.
+    struct Ended;
+
+    impl Contents for Ended {
+        fn open<'a>(&'a self, _: &'a RootView, _: usize, _: Entry<'a>) -> Result<Box<dyn Read + Send + 'a>> {
+            Ok(Box::new(std::io::empty()))
+        }
+
+        fn go_on(&self) -> Result<()> {
+            Err(crate::Error::Canceled)
+        }
+    }
+
+    #[test]
+    fn a_walk_ends_with_the_build() {
+        let view = Image::default().with(&[("d/", 0o755, "")]).view();
+        let walked = ImageTree::new(&view, &Ended, "").walk(b"d", &Filter::default());
+        assert!(matches!(walked, Err(crate::Error::Canceled)));
+    }
+
+    #[test]
+    fn names_of_one_file_are_those_that_are_seen() {
+        let image = linked(&["d/b", "d/s/c", "e"]);
+        assert_eq!(links(&image, ""), ["d/a d/b d/s/c e"]);
+        assert_eq!(links(&image, "d"), ["d/a d/b d/s/c"], "what is elsewhere is nothing to it");
+        assert_eq!(links(&image, "d/s"), [""; 0]);
+        // A file of its own now, though it looks as before.
+        assert_eq!(links(&image.with(&[("d/a", 0o644, "x")]), "d"), ["d/b d/s/c"]);
+        assert_eq!(links(&linked(&["d/b"]).with(&[("d/a", 0o644, "x")]), ""), [""; 0]);
     }
 }

@@ -4,12 +4,13 @@ mod add;
 mod arguments;
 mod run;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use kiln_dockerfile::{
-    CopySource as StageSource, Diagnostic, Dockerfile, Expander, IgnoreMatcher, Instruction, Kind, Linter,
-    SourceKind, Span, Stage, StageNames, clean_path, glob_match, has_wildcards, history, source_kind,
+    CopySource as StageSource, Diagnostic, Dockerfile, Error as LanguageError, ExpandFailure, Expander,
+    IgnoreMatcher, Instruction, Kind, Linter, SourceKind, Span, Stage, StageNames, Word, clean_path,
+    glob_match, has_wildcards, history, source_kind,
 };
 use kiln_graph::{Graph, Vertex, VertexId};
 use kiln_oci::{ImageConfig, Platform, Reference};
@@ -98,11 +99,19 @@ fn lower_within(
         stages: BTreeMap::new(),
         images: BTreeMap::new(),
         downloads: BTreeMap::new(),
-        repositories: Vec::new(),
+        repositories: HashMap::new(),
         linter,
         faults: Vec::new(),
+        unknown: HashSet::new(),
     };
-    lowering.stage(target, 0)?;
+    match lowering.stage(target, 0) {
+        Err(Error::Syntax(LanguageError::At { error, span })) => {
+            lowering.faults.push(Diagnostic::error(error.to_string(), span));
+        }
+        // What else is wrong may be so because of what was told.
+        Err(_) if !lowering.faults.is_empty() => {}
+        lowered => lowered?,
+    }
     let mut state = lowering.stages.remove(&target).unwrap_or_else(|| unreachable_stage(request));
     if !request.labels.is_empty() {
         let labels = Arc::make_mut(&mut state.image).config.labels.get_or_insert_default();
@@ -146,10 +155,12 @@ struct Lowering<'a> {
     /// Downloads by address and checksum.
     downloads: BTreeMap<(String, Option<String>), VertexId>,
     /// Repositories that were added before.
-    repositories: Vec<(crate::git::GitAddress, VertexId)>,
+    repositories: HashMap<crate::git::GitAddress, VertexId>,
     linter: Linter<'a>,
     /// What cannot be built, found while everything is looked at.
     faults: Vec<Diagnostic>,
+    /// Variables that would have been set but for a fault.
+    unknown: HashSet<String>,
 }
 
 /// Where a stage is: for names of vertices.
@@ -182,7 +193,7 @@ impl Lowering<'_> {
             return Err(instruction_error(message, stage.span));
         }
         self.depth = depth;
-        let base = self.expander.word(&stage.base.text, &self.global_args)?.text;
+        let base = self.global_word(&stage.base)?;
         if base.is_empty() {
             return Err(instruction_error(
                 format!("base name ({}) should not be blank", stage.base.text),
@@ -224,17 +235,45 @@ impl Lowering<'_> {
         };
         self.triggers(&mut state, index, &triggers, &mut steps, stage.span)?;
         for instruction in &stage.instructions {
-            self.instruction(&mut state, index, instruction, &mut steps)
-                .map_err(|error| at(error, instruction.span))?;
+            if let Err(error) = self.instruction(&mut state, index, instruction, &mut steps) {
+                self.note(error, instruction)?;
+            }
         }
         self.stages.insert(index, state);
         self.depth = depth.saturating_sub(1);
         Ok(())
     }
 
+    /// A word of FROM.
+    fn global_word(&self, word: &Word) -> Result<String> {
+        let expanded = self.expander.word(&word.text, &self.global_args);
+        Ok(expanded.map_err(|error| error.at(word.span))?.text)
+    }
+
+    /// Notes what is wrong with a word, so that all such are told at once; gives back what else is wrong.
+    fn note(&mut self, error: Error, instruction: &Instruction) -> Result<()> {
+        let Error::Syntax(LanguageError::At { error, span }) = error else {
+            return Err(at(error, instruction.span));
+        };
+        let is_consequence = matches!(
+            &*error,
+            LanguageError::Expand { reason: ExpandFailure::Required { name, .. }, .. } if self.unknown.contains(name)
+        );
+        if !is_consequence {
+            self.faults.push(Diagnostic::error(error.to_string(), span));
+        }
+        let name = |word: &Word| word.text.clone();
+        match &instruction.kind {
+            Kind::Env(pairs) => self.unknown.extend(pairs.iter().map(|pair| name(&pair.key))),
+            Kind::Arg(items) => self.unknown.extend(items.iter().map(|item| name(&item.name))),
+            _ => {}
+        }
+        Ok(())
+    }
+
     fn stage_platform(&self, stage: &Stage) -> Result<Platform> {
         let Some(word) = &stage.platform else { return Ok(self.request.platform.clone()) };
-        let text = self.expander.word(&word.text, &self.global_args)?.text;
+        let text = self.global_word(word)?;
         if text.is_empty() {
             let message = format!("empty platform value from expression {}", word.text);
             return Err(instruction_error(message, word.span));
@@ -871,6 +910,29 @@ mod tests {
         lint(&request(file, &[("BASE", "scratch")]), &["InvalidDefaultArgInFrom 2"]);
         let misspelt = "ARG BASE=scratch\nFROM scratch$BSAE\n";
         lint(&request(misspelt, &[]), &["UndefinedArgInFrom 2"]);
+    }
+
+    #[test]
+    fn all_words_that_cannot_be_expanded_are_told_where_they_stand() {
+        let text = "FROM scratch\nENV A=${B\nWORKDIR /w${C:?need}\nARG X=${Y:?}\nLABEL l=${X:?}${A:?}\n\
+            ENV D=1 E=${E:^x}\nEXPOSE $A-x\n";
+        let request = request(text, &[]);
+        let parsed = kiln_dockerfile::parse(&request.dockerfile);
+        let findings = lower(&parsed.dockerfile, &request, &mut NoBases).expect("lowered").findings;
+        let errors = findings.iter().filter(|found| found.severity == kiln_dockerfile::Severity::Error);
+        let places: Vec<_> =
+            errors.map(|found| (found.span.line, &text[found.span.start..found.span.end])).collect();
+        assert_eq!(places, [(2, "${B"), (3, "/w${C:?need}"), (4, "${Y:?}"), (6, "${E:^x}")]);
+        for (text, place) in [("FROM ${x\n", "${x"), ("FROM --platform=${x scratch\n", "--platform=${x")] {
+            let request = super::tests::request(text, &[]);
+            let parsed = kiln_dockerfile::parse(&request.dockerfile);
+            let findings = lower(&parsed.dockerfile, &request, &mut NoBases).expect("lowered").findings;
+            let errors = findings.iter().filter(|found| found.severity == kiln_dockerfile::Severity::Error);
+            assert_eq!(
+                errors.map(|found| &text[found.span.start..found.span.end]).collect::<Vec<_>>(),
+                [place]
+            );
+        }
     }
 
     #[test]

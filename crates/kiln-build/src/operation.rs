@@ -4,6 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use kiln_graph::{Operation as KeyOperation, Preimage, Value};
 use kiln_oci::{DiffId, Digest};
+use kiln_runtime::Isolation;
 
 use crate::checksum::Checksum;
 use crate::environment::Settings;
@@ -211,6 +212,7 @@ impl Operation {
         &self,
         platform: &str,
         ownership: &str,
+        isolation: Isolation,
         environments: &KeyedEnvironment,
     ) -> KeyOperation {
         match self {
@@ -218,7 +220,7 @@ impl Operation {
                 let layers: Vec<Value> = layers.iter().map(|layer| Value::from(layer.to_string())).collect();
                 KeyOperation::new("base", 1, platform).with("layers", layers)
             }
-            Self::Run(run) => run.key_operation(platform, ownership, environments),
+            Self::Run(run) => run.key_operation(platform, ownership, isolation, environments),
             Self::Copy(copy) => copy.key_operation(platform),
             Self::Workdir(workdir) => KeyOperation::new("workdir", 1, platform)
                 .with("path", Value::from(workdir.path.as_str()))
@@ -265,6 +267,7 @@ impl RunOperation {
         &self,
         platform: &str,
         ownership: &str,
+        isolation: Isolation,
         environments: &KeyedEnvironment,
     ) -> KeyOperation {
         let mounts: Vec<Value> = self.mounts.iter().map(RunMount::value).collect();
@@ -276,7 +279,7 @@ impl RunOperation {
             .script
             .as_ref()
             .map(|(name, content)| Value::object([("name", name.as_str()), ("content", content.as_str())]));
-        KeyOperation::new("run", 1, platform)
+        let operation = KeyOperation::new("run", 1, platform)
             .with("arguments", Value::from(self.arguments.clone()))
             .with(ENVIRONMENT, environments.of(&self.environment))
             .with("directory", Value::from(self.directory.as_str()))
@@ -286,7 +289,12 @@ impl RunOperation {
             .with("ownership", Value::from(ownership))
             .with("mounts", mounts)
             .with("script", script.unwrap_or(Value::Null))
-            .with("epoch", Value::from(self.epoch))
+            .with("epoch", Value::from(self.epoch));
+        // There `/proc` is empty and nothing is read-only: a command may well do something else.
+        match isolation {
+            Isolation::Namespaces => operation,
+            Isolation::Chroot => operation.with("isolation", Value::from("chroot")),
+        }
     }
 }
 
@@ -385,6 +393,26 @@ mod tests {
     }
 
     #[test]
+    fn what_a_step_did_without_mounts_is_nothing_to_one_that_has_them() {
+        let run = RunOperation {
+            arguments: Vec::new(),
+            environment: Settings::default(),
+            directory: String::new(),
+            user: String::new(),
+            network: NetworkMode::Default,
+            security: SecurityMode::Sandbox,
+            mounts: Vec::new(),
+            script: None,
+            epoch: None,
+        };
+        let text = |isolation| {
+            run.key_operation("linux/amd64", "root", isolation, &KeyedEnvironment::default()).to_text()
+        };
+        assert!(!text(Isolation::Namespaces).contains("isolation"));
+        assert!(text(Isolation::Chroot).contains(r#""isolation":"chroot""#));
+    }
+
+    #[test]
     fn a_step_came_from_what_its_mounts_showed() {
         let bind = |target: &str, source| RunMount {
             target: target.to_owned(),
@@ -413,7 +441,12 @@ mod tests {
             digest: Digest::of(content.as_bytes()),
         };
         let preimage = |inputs: [&str; 2]| Preimage {
-            operation: run.key_operation("linux/amd64", "root", &KeyedEnvironment::default()),
+            operation: run.key_operation(
+                "linux/amd64",
+                "root",
+                Isolation::Namespaces,
+                &KeyedEnvironment::default(),
+            ),
             inputs: vec![
                 input(ROOT, "root"),
                 input("mount /m", "stage"),

@@ -77,7 +77,7 @@ impl SourceTree for RoutedTree<'_> {
         tree.stored_digest(path)
     }
 
-    fn stored_links(&self, path: &[u8]) -> Result<Vec<[Vec<u8>; 2]>> {
+    fn stored_links(&self, path: &[u8]) -> Result<Vec<Vec<Vec<u8>>>> {
         let (tree, path) = self.of(path);
         tree.stored_links(path)
     }

@@ -195,7 +195,7 @@ fn finish(
         if filter.is_empty()
             && let Some(digest) = source.stored_digest(path)?
         {
-            names.extend(source.stored_links(path)?.into_iter().map(|pair| pair.into()));
+            names.extend(source.stored_links(path)?);
             digests.push(digest);
             continue;
         }

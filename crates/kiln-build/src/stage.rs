@@ -289,7 +289,10 @@ impl StageState {
             let name = &item.name.text;
             let value = match (scope.build_args.get(name), &item.default) {
                 (Some(value), _) => Some(value.clone()),
-                (None, Some(default)) => Some(scope.expander.word(&default.text, &self.environment)?.text),
+                (None, Some(default)) => {
+                    let expanded = scope.expander.word(&default.text, &self.environment);
+                    Some(expanded.map_err(|error| error.at(default.span))?.text)
+                }
                 (None, None) => scope.global_args.get(name).map(str::to_owned),
             };
             if let Some(value) = value.as_ref().filter(|_| !NON_ENVIRONMENT_ARGS.contains(&name.as_str())) {

@@ -64,6 +64,10 @@ impl Contents for StoredRoot<'_, '_> {
         let reader = self.contents.open(engine.store, working, (layer, &entry))?;
         Ok(Box::new(Stopping::new(reader, &engine.cancel)))
     }
+
+    fn go_on(&self) -> Result<()> {
+        if self.engine.cancel.is_canceled() { Err(Error::Canceled) } else { Ok(()) }
+    }
 }
 
 /// Where a layer that is made goes.

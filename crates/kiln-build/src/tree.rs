@@ -64,9 +64,9 @@ pub(crate) trait SourceTree: Sync {
     /// The content digest of everything at and below `path`, if it is stored. Idempotent.
     fn stored_digest(&self, path: &[u8]) -> Result<Option<Digest>>;
 
-    /// What [`SourceTree::stored_digest`] does not tell: which names below `path` are hard links, and of what. May hold
-    /// names that an upper layer hides. Idempotent.
-    fn stored_links(&self, _path: &[u8]) -> Result<Vec<[Vec<u8>; 2]>> {
+    /// What [`SourceTree::stored_digest`] does not tell: the names at and below `path` of each file that has several there.
+    /// Idempotent.
+    fn stored_links(&self, _path: &[u8]) -> Result<Vec<Vec<Vec<u8>>>> {
         Ok(Vec::new())
     }
 

@@ -103,6 +103,14 @@ pub enum VolumeError {
         /// The option.
         option: String,
     },
+    /// Two options say the same or the opposite.
+    #[error("invalid volume {volume:?}: several options set its {subject}; expected one")]
+    Repeated {
+        /// As it was given.
+        volume: String,
+        /// What they are about.
+        subject: &'static str,
+    },
 }
 
 /// Reads `SOURCE:TARGET[:OPTIONS]` or `TARGET`; a source that begins with a dot is below `current`.
@@ -123,17 +131,25 @@ pub fn parse_volume(text: &str, current: &Path) -> std::result::Result<Volume, V
         return Err(VolumeError::Target { volume: volume(), target: target.to_owned() });
     }
     let mut access = Access::ReadWrite;
+    let mut subjects = Vec::new();
     for option in options.split(',').filter(|option| !option.is_empty()) {
-        access = match option {
-            "ro" => Access::ReadOnly,
-            "rw" => Access::ReadWrite,
+        let subject = match option {
+            "ro" | "rw" => "access",
             // Docker's default, and the only propagation there is here.
-            "rprivate" => access,
+            "rprivate" => "propagation",
             // Labels of SELinux, which kiln's containers have none of, and how Docker Desktop shares with its machine:
             // nothing, as in Docker where there is neither.
-            "z" | "Z" | "consistent" | "cached" | "delegated" => access,
+            "z" | "Z" => "label",
+            "consistent" | "cached" | "delegated" => "consistency",
             _ => return Err(VolumeError::Option { volume: volume(), option: option.to_owned() }),
         };
+        if subjects.contains(&subject) {
+            return Err(VolumeError::Repeated { volume: volume(), subject });
+        }
+        subjects.push(subject);
+        if option == "ro" {
+            access = Access::ReadOnly;
+        }
     }
     let target = PathBuf::from(target);
     match source {
@@ -229,6 +245,8 @@ mod tests {
         check("/a:/", "invalid volume \"/a:/\": the target \"/\" must be an absolute path other than /");
         check("/a:/b:x", "invalid volume \"/a:/b:x\": unknown option \"x\"; expected ro, rw, z or Z");
         check("/a:/b:z,x", "invalid volume \"/a:/b:z,x\": unknown option \"x\"; expected ro, rw, z or Z");
+        check("/a:/b:rw,ro", "invalid volume \"/a:/b:rw,ro\": several options set its access; expected one");
+        check("/a:/b:z,Z", "invalid volume \"/a:/b:z,Z\": several options set its label; expected one");
         check(":/b", "invalid volume \":/b\": expected SOURCE:TARGET[:OPTIONS]");
         check("/a:/b:ro:x", "invalid volume \"/a:/b:ro:x\": expected SOURCE:TARGET[:OPTIONS]");
     }

@@ -4,6 +4,8 @@
 
 use thiserror::Error;
 
+use crate::source::Span;
+
 /// Why a piece of Dockerfile text could not be evaluated.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum Error {
@@ -69,12 +71,28 @@ pub enum Error {
     /// A line of an ignore file is just `!`.
     #[error("illegal exclusion pattern: \"!\"")]
     EmptyExclusion,
+    /// One of the others, and which word of the Dockerfile it is about.
+    #[error("{error}")]
+    At {
+        /// What is wrong.
+        error: Box<Error>,
+        /// The word.
+        span: Span,
+    },
     /// A reference to a stage names none.
     #[error("{message}")]
     Stage {
         /// The full sentence, with a near name where there is one.
         message: String,
     },
+}
+
+impl Error {
+    /// The same, about this word.
+    #[must_use]
+    pub fn at(self, span: Span) -> Self {
+        Self::At { error: Box::new(self), span }
+    }
 }
 
 /// Why a word could not be expanded.

@@ -36,7 +36,7 @@ impl Kind {
     /// argument may stand in for them.
     ///
     /// # Errors
-    /// [`Error::Expand`], [`Error::Mount`].
+    /// [`Error::At`] with [`Error::Expand`] or [`Error::Mount`].
     pub fn expand<V: Variables + ?Sized>(
         &self,
         expander: &Expander,
@@ -57,7 +57,8 @@ impl Kind {
             }
             Kind::Run(run) => {
                 for flag in &run.mounts {
-                    let (mount, reports) = flag.resolve(expander, variables)?;
+                    let resolved = flag.resolve(expander, variables);
+                    let (mount, reports) = resolved.map_err(|error| error.at(flag.value.span))?;
                     mounts.push(mount);
                     let lookup = |expansion| Lookup { word: flag.value.clone(), expansion };
                     work.lookups.extend(reports.into_iter().map(lookup));
@@ -85,7 +86,7 @@ struct Work<'e, V: ?Sized> {
 
 impl<V: Variables + ?Sized> Work<'_, V> {
     fn look(&mut self, expander: &Expander, word: &Word) -> Result<Expansion, Error> {
-        let expansion = expander.word(&word.text, self.variables)?;
+        let expansion = expander.word(&word.text, self.variables).map_err(|error| error.at(word.span))?;
         self.lookups.push(Lookup { word: word.clone(), expansion: expansion.clone() });
         Ok(expansion)
     }

@@ -183,7 +183,7 @@ fn set_up_namespaces(
         Tree::new(root.try_clone().map_err(at("look at the root"))?).map_err(at("look at the root"))?;
     let mounted = filesystems::mount_all(made, &mut tree, sandbox.security, membership, notes)?;
     for (wanted, made) in sandbox.mounts.iter().zip(mounts) {
-        attach_mount(&mut tree, wanted, made)?;
+        attach_mount(&mut tree, wanted, &made)?;
     }
     provide_files(&mut tree, &mounted.scratch, &sandbox.files)?;
     let terminal = open_terminal(sandbox, &mounted, control)?;
@@ -258,7 +258,7 @@ fn make_mount(wanted: &Mount, nodes: Nodes) -> Result<MadeMount, Failure> {
     }
 }
 
-fn attach_mount(tree: &mut Tree, wanted: &Mount, made: MadeMount) -> Result<(), Failure> {
+fn attach_mount(tree: &mut Tree, wanted: &Mount, made: &MadeMount) -> Result<(), Failure> {
     let step = mounting(wanted);
     let target = tree.resolve(&wanted.target, Missing::Stub(made.kind)).map_err(&step)?;
     check_kinds(made.kind, target.as_fd()).map_err(&step)?;
@@ -491,7 +491,15 @@ fn install_filter(description: &Description, control: BorrowedFd<'_>) -> Result<
         }
         _ => Err(error),
     });
-    let listening = listening.map_err(at("install the system call filter"))?;
+    let listening = listening.map_err(|error| {
+        let step = "install the system call filter";
+        if listener == Listener::Notify && error.kind() == io::ErrorKind::ResourceBusy {
+            let detail = "another program answers system calls of this one already, as kiln does where it has a single \
+                          user ID, and the kernel permits one: give the outer kiln sub-UIDs, or run it as root";
+            return Failure(Report::Failed { step: step.to_owned(), errno: 0, detail: detail.to_owned() });
+        }
+        at(step)(error)
+    })?;
     if let Some(listening) = listening {
         terminal::send_with_descriptors(control, &Report::Listener.encode(), &[listening.as_fd()])
             .map_err(at("hand the system call listener out"))?;

@@ -229,11 +229,14 @@ pub(crate) fn end_processes(root: &Path) -> io::Result<()> {
             }
         }
         if !found {
-            break;
+            return Ok(());
         }
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
-    Ok(())
+    Err(io::Error::new(
+        io::ErrorKind::TimedOut,
+        format!("processes that were killed still have their root in {}", root.display()),
+    ))
 }
 
 /// The root directory of a process. Of another user's it is told to that user, where this one may not trace it.

@@ -38,6 +38,15 @@ pub fn reset_signals() {
     }
 }
 
+/// Lets writes beyond the largest size of a file that this process may make (`ulimit -f`) fail, as those to a full disk do,
+/// instead of ending the process. Programs that it starts inherit that, until [`reset_signals`].
+pub fn report_large_files() {
+    // SAFETY: no handler is set that could run.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
+}
+
 /// How [`own_executable`] keeps the running program's file from being overwritten through `/proc/<pid>/exe`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protection {

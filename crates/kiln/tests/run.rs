@@ -169,6 +169,48 @@ fn volumes_show_what_they_should() {
 }
 
 #[test]
+fn a_removed_directory_is_needed_by_relative_volumes_alone() {
+    let Some(bench) = Bench::new() else { return };
+    let gone = bench.directory.path().join("gone");
+    let run = |volume: &[&str]| {
+        fs_err::create_dir(&gone).expect("made");
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "rmdir \"$PWD\"; exec \"$@\"", "sh"]).current_dir(&gone);
+        let kiln =
+            shell.arg(env!("CARGO_BIN_EXE_kiln")).arg("--root").arg(bench.directory.path().join("store"));
+        let found = kiln.arg("run").args(volume).args(["bb", "true"]).output().expect("starts");
+        (found.status.code(), String::from_utf8_lossy(&found.stderr).into_owned())
+    };
+    assert_eq!(run(&[]), (Some(0), String::new()));
+    assert_eq!(run(&["-v", "/:/host"]), (Some(0), String::new()));
+    let (status, errors) = run(&["-v", "./x:/x"]);
+    assert_eq!(status, Some(125), "{errors}");
+    assert!(errors.contains("\"./x:/x\": cannot find the current directory"), "{errors}");
+}
+
+#[test]
+fn a_limit_of_files_is_an_error_of_kilns() {
+    let Some(bench) = Bench::new() else { return };
+    let limited = |command: &str, words: &[&str]| {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "ulimit -f 1500; exec \"$@\"", "sh"]).arg(env!("CARGO_BIN_EXE_kiln"));
+        shell.arg("--root").arg(bench.directory.path().join("store")).arg(command).args(words);
+        shell.output().expect("starts")
+    };
+    let into = bench.directory.path().join("saved.tar");
+    let into = into.to_str().expect("a name");
+    let found = limited("save", &["-o", into, "bb"]);
+    let errors = String::from_utf8_lossy(&found.stderr);
+    assert!(errors.contains("saved.tar") && errors.contains("File too large"), "{found:?}");
+    // Commands begin as anywhere else.
+    let found = limited("run", &["bb", "cat", "/proc/self/status"]);
+    let status = String::from_utf8_lossy(&found.stdout);
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:\t")).expect("a field");
+    let ignored = u64::from_str_radix(ignored, 16).expect("a number");
+    assert_eq!(ignored & (1 << (rustix::process::Signal::XFSZ.as_raw() - 1)), 0, "{ignored:x}");
+}
+
+#[test]
 fn nothing_stays_when_kiln_is_killed() {
     let Some(bench) = Bench::new() else { return };
     let marker = format!("{}", 100_000 + std::process::id());

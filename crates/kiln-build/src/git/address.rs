@@ -6,7 +6,7 @@ use kiln_dockerfile::{GitSource, clean_path};
 use crate::error::{Error, Result};
 
 /// What is wanted of a repository.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct GitAddress {
     /// Given to git; http, https or git.
     pub(crate) remote: String,

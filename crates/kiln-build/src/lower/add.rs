@@ -89,13 +89,13 @@ impl Lowering<'_> {
 impl Lowering<'_> {
     /// The vertex of a repository: one for each that is asked for in the same way.
     fn git_vertex(&mut self, address: GitAddress, span: Span) -> VertexId {
-        if let Some((_, id)) = self.repositories.iter().find(|(known, _)| *known == address) {
+        if let Some(id) = self.repositories.get(&address) {
             return *id;
         }
         let name = format!("check out {}", kiln_remote::shown(&address.remote));
         let vertex = Vertex::new(Operation::Git(Box::new(address.clone())), name);
         let id = self.graph.add(vertex.span(span.start..span.end));
-        self.repositories.push((address, id));
+        self.repositories.insert(address, id);
         id
     }
 }

@@ -85,7 +85,10 @@ pub(super) fn declare_meta_args(
         let name = &item.name.text;
         let value = match (build_args.get(name), &item.default) {
             (Some(value), _) => Some(value.clone()),
-            (None, Some(default)) => Some(expander.word(&default.text, args)?.text),
+            (None, Some(default)) => {
+                let expanded = expander.word(&default.text, args);
+                Some(expanded.map_err(|error| error.at(default.span))?.text)
+            }
             (None, None) => None,
         };
         if let Some(value) = value {

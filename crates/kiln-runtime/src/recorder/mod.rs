@@ -7,6 +7,7 @@
 
 mod calls;
 mod identity;
+mod itself;
 mod made;
 mod ownership;
 mod shown;
@@ -222,9 +223,18 @@ impl Scene {
         if !identity.may_give(uid, gid) {
             return Err(Errno::PERM);
         }
-        let named = self.named(notification.pid, directory, &path, flags)?;
+        let named = match self.named(notification.pid, directory, &path, flags) {
+            Err(Errno::NOENT) if !path.is_empty() => {
+                self.named_itself(notification.pid, directory, &path, flags)?
+            }
+            named => named?,
+        };
         if !seccomp::still_waits(listener, notification.id) {
             return Err(Errno::SRCH);
+        }
+        if itself::is_pipe(named.file.as_fd()) || itself::is_of_proc(named.file.as_fd()) {
+            // It goes with its processes.
+            return Ok(0);
         }
         // The real change, to the one owner there is: it copies the file up, takes set-user-ID bits away and touches
         // the change time exactly as the kernel would.

@@ -15,6 +15,8 @@ use crate::fixture::{Fixture, run};
 
 pub(crate) const CASES: &[Case] = &[
     ("owners_are_kept_or_recorded", owners),
+    ("streams_and_proc_may_be_given_away", streams),
+    ("a_recorder_in_another_one_is_told", recorder_in_another),
     ("owners_are_shown", shown),
     ("devices_are_made_or_recorded", devices),
     ("dropped_privileges_stay_dropped", dropped),
@@ -57,6 +59,43 @@ fn owners(fixture: &Fixture) {
     assert!(ownership.len() < ran.finished.ownership.len() || !recorded, "the removed file is forgotten");
     assert_eq!(owner(&root.upper, "tmp/l", &ownership), (11, 12, 0o777));
     assert_eq!(ran.finished.ownership.is_empty(), !recorded);
+}
+
+fn recorder_in_another(fixture: &Fixture) {
+    use kiln_sys::seccomp::{Instruction, Listener, install};
+    if !matches!(fixture.user, UserNamespace::SingleId { .. }) {
+        return;
+    }
+    // What everything in a container of an outer kiln's is started with, though this filter asks nobody.
+    let allow = Instruction { code: 6, if_true: 0, if_false: 0, operand: 0x7fff_0000 };
+    let refused = std::thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            let _listener = install(&[allow], Listener::Notify).expect("a listener");
+            run(&fixture.shell("true")).err().map(|error| error.to_string())
+        });
+        inside.join().expect("lives")
+    });
+    let refused = refused.unwrap_or_default();
+    assert!(refused.contains("another program answers system calls"), "{refused}");
+}
+
+fn streams(fixture: &Fixture) {
+    let extra = fixture.empty("extra");
+    fs_err::os::unix::fs::symlink("../dev/stdout", extra.join("log")).expect("link");
+    fs_err::os::unix::fs::symlink("/nonesuch", extra.join("dangling")).expect("link");
+    let root = fixture.root(&[&extra]);
+    let script = "set -e; chown 99 /dev/fd/1; chown 99:99 /dev/stdout; chown 99 /dev/stderr; chown 99 /log; \
+                  cd /tmp; chown 99 ../proc/self/fd/1; chown -h 98:98 /log; ! chown 99 /dangling; \
+                  ! chown 99 /proc/self/fd/77; echo done";
+    let ran = run(&root.shell(script)).expect("starts");
+    assert_eq!(ran.output, "done\n", "{}", ran.error);
+    assert_eq!(owner(&root.upper, "log", &ran.finished.ownership), (98, 98, 0o777));
+    if matches!(fixture.user, UserNamespace::SingleId { .. }) {
+        assert_eq!(
+            fixture.output("chown 99 /proc/self/status && chown 7:7 /proc/self/exe && echo done"),
+            "done"
+        );
+    }
 }
 
 fn devices(fixture: &Fixture) {

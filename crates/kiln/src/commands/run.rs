@@ -115,9 +115,14 @@ fn is_id(text: &str) -> bool {
 #[expect(clippy::disallowed_methods, reason = "the binary knows where it stands")]
 fn volumes(given: &[String]) -> Result<Vec<Volume>> {
     let wrong = |message: String| Failure::new(Kind::Usage, message);
-    let current = std::env::current_dir()?;
     let mut volumes: Vec<Volume> = Vec::with_capacity(given.len());
     for text in given {
+        let current = if text.starts_with('.') { std::env::current_dir() } else { Ok("/".into()) };
+        let current = current.map_err(|error| {
+            let message =
+                format!("invalid volume {text:?}: cannot find the current directory that it starts from");
+            Failure::new(Kind::World, message).status(125).caused_by(error)
+        })?;
         let volume = parse_volume(text, &current).map_err(|error| wrong(error.to_string()))?;
         if volumes.iter().any(|known| known.target() == volume.target()) {
             return Err(wrong(format!("two volumes at {}: expected one", volume.target().display())).into());
