@@ -1,6 +1,5 @@
 //! What most commands begin with: where the store is, and whose its files are.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -132,12 +131,10 @@ fn enter() -> Result<(Owners, Commands)> {
     let _span = kiln_trace::span("enter user namespace");
     let entered = enter_user_namespace(&namespace_configuration())?;
     if let UserNamespace::SingleId { reason, lack: Lack::Refused } = &entered {
-        // Nobody is left to tell if standard error is gone.
-        let _ = writeln!(
-            std::io::stderr(),
+        crate::output::aside(&format!(
             "kiln: warning: no subordinate IDs, so owners are recorded and layers made with such IDs are unpacked \
-             anew or out of reach: {reason}"
-        );
+             anew or out of reach: {reason}\n"
+        ));
     }
     let owners = Owners::in_namespace(&entered);
     let commands = match (Isolation::best(), entered) {

@@ -123,7 +123,7 @@ fn help() {
       run      Run a command in a new container
       images   List images
       history  Show how an image came to be, step by step
-      inspect  Show all that is known about images or containers, as JSON
+      inspect  Show all that is known about images, as JSON
       tag      Give an image another name
       rmi      Remove names of images, and images with their last name
       load     Load images from an archive or an OCI directory

@@ -542,3 +542,15 @@ fn an_archive_in_a_directory_that_was_removed() {
     assert_eq!(told, "kiln: cannot save to x.tar: the directory . was removed\n");
     assert_eq!(output.status.code(), Some(1));
 }
+
+#[test]
+fn an_archive_on_a_full_standard_output_is_begun() {
+    let kiln = Fixture::new();
+    kiln.check(&["load", "-q", "-i", "app.tar"], "Loaded image: app:1\n", "", 0);
+    let full = fs_err::OpenOptions::new().write(true).open("/dev/full").expect("opened");
+    let output = kiln.command(&["save", "app:1"]).stdout(full.into_parts().0).output().expect("kiln starts");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.starts_with("kiln: cannot save to standard output: "), "{told}");
+    assert!(!told.contains("nothing of it was left"), "what came before the end was written: {told}");
+    assert_eq!(output.status.code(), Some(1));
+}

@@ -22,7 +22,7 @@ pub(crate) struct List {
     #[arg(short, long)]
     pub(crate) all: bool,
 
-    /// Show digests of manifests
+    /// Show digests that images have in registries, of which kiln knows none yet
     #[arg(long)]
     pub(crate) digests: bool,
 
@@ -87,7 +87,7 @@ pub(crate) struct History {
     pub(crate) image: String,
 }
 
-/// Show all that is known about images or containers, as JSON
+/// Show all that is known about images, as JSON
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -112,7 +112,7 @@ pub(crate) struct Inspect {
 pub(crate) enum ObjectKind {
     /// Images.
     Image,
-    /// Containers.
+    /// Containers, of which none outlives its command.
     Container,
 }
 
@@ -220,9 +220,11 @@ pub(crate) struct Tag {
 #[command(after_long_help = "\
 Examples:
   kiln rmi app:1 app:2
-  kiln rmi -f 0f7396cbbc2a")]
+  kiln rmi -f 0f7396cbbc2a
+
+Of an image that a container runs from, the names go at once; the files stay as long as it needs them.")]
 pub(crate) struct Remove {
-    /// Remove an image that has several names or containers
+    /// Remove an image by its ID though it has several names; exit with 0 if there is none
     #[arg(short, long)]
     pub(crate) force: bool,
 
