@@ -163,6 +163,12 @@ impl<'a> Unpacker<'a> {
         }
         if self.to.whiteouts.is_plain() && !placed.kind.is_mark() {
             self.made.insert(placed.path.clone());
+            // A directory that it is in is this layer's, too, without an entry of its own.
+            let mut above = split(&placed.path).0;
+            while !above.is_empty() && !self.made.contains(above) {
+                self.made.insert(above.to_vec());
+                above = split(above).0;
+            }
         }
         match placed.kind {
             Kind::Opaque => self.opaque(&placed.path)?,

@@ -187,6 +187,17 @@ fn errors_name_the_entry() {
     assert_eq!(reserved.expect_err(told).to_string(), told);
 }
 
+/// A mark spares what its layer has in a directory, though that has no entry of its own.
+#[test]
+fn marks_spare_what_is_in_an_implied_directory() {
+    let lower = [B::Dir("a/c"), B::File("a/x", "lower"), B::File("a/c/x", "lower")];
+    let left = [E::Content("a/c/new", "upper"), E::Missing("a/x"), E::Missing("a/c/x")];
+    for (name, mark) in [("a whiteout", ".wh.a"), ("opaque", "a/.wh..wh..opq"), ("all", ".wh..wh..opq")] {
+        check(name, &lower, Tar::new().file("a/c/new", b"upper").file(mark, b""), &left);
+        check(name, &lower, Tar::new().file(mark, b"").file("a/c/new", b"upper"), &left);
+    }
+}
+
 #[test]
 fn hard_links() {
     let same = &[E::Same("localpasswd", "etc/passwd")];
