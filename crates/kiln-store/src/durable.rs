@@ -73,7 +73,7 @@ impl Store {
                     (SELECT 1 FROM snapshots s WHERE s.diff_id = l.diff_id AND s.ownership = ?2 AND s.boot IS NULL) \
                OR EXISTS (SELECT 1 FROM layer_blobs x JOIN blobs b ON b.digest = x.blob \
                           WHERE x.diff_id = l.diff_id AND b.boot IS NULL))",
-            params![layer.0.as_bytes(), self.ownership().name()],
+            params![layer.0.as_bytes(), self.owners()],
             |_| Ok(()),
         )?;
         Ok(!rows.is_empty())
@@ -170,7 +170,7 @@ impl Store {
         let snapshots = self.database.all(
             "SELECT id, boot, created FROM snapshots WHERE diff_id = ?1 AND ownership = ?2 \
              AND (boot IS NULL OR boot = ?3)",
-            params![layer.0.as_bytes(), self.ownership().name(), self.boot],
+            params![layer.0.as_bytes(), self.owners(), self.boot],
             |row| Ok((row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?, row.get(2)?)),
         )?;
         if snapshots.iter().any(|(_, boot, _)| boot.is_none()) {
