@@ -5,6 +5,7 @@ use std::io;
 use kiln_sys::root::FileError;
 
 use crate::erofs::Unmountable;
+use crate::path;
 
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +47,28 @@ pub enum Error {
         path: String,
         /// What is wrong.
         problem: EntryProblem,
+    },
+    /// What an entry says could not be done where it was unpacked.
+    #[error("layer entry {path}: cannot {operation} it")]
+    Unpack {
+        /// The entry, for people.
+        path: String,
+        /// What was tried, as a verb phrase ("set the owner of").
+        operation: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// An extended attribute of an entry could not be set.
+    #[error("layer entry {path}: cannot set the attribute {attribute}")]
+    Attribute {
+        /// The entry, for people.
+        path: String,
+        /// The attribute's name, for people.
+        attribute: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
     },
     /// The layer goes beyond a limit.
     #[error("the layer has more than {limit} {what}")]
@@ -97,6 +120,28 @@ pub enum Error {
     /// A thread of the pipeline ended without a word.
     #[error("a worker thread stopped unexpectedly")]
     Worker,
+}
+
+impl Error {
+    /// The same, of the entry at `path`: where it is unpacked says nothing to who made the layer. A full disk is no matter
+    /// of an entry's.
+    pub(crate) fn of_entry(self, path: &[u8]) -> Self {
+        let FileError { operation, source, .. } = match self {
+            Self::File(error) if !is_of_the_disk(error.kind()) => error,
+            other => return other,
+        };
+        let path = path::shown(path);
+        match source.kind() {
+            io::ErrorKind::NotADirectory => Self::Entry { path, problem: EntryProblem::ParentNotDirectory },
+            _ => Self::Unpack { path, operation, source },
+        }
+    }
+}
+
+/// Whether it would be so for any file on the disk.
+fn is_of_the_disk(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    matches!(kind, StorageFull | QuotaExceeded | ReadOnlyFilesystem)
 }
 
 /// How a tar breaks its format.

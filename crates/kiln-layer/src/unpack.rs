@@ -143,37 +143,48 @@ impl<'a> Unpacker<'a> {
     /// Writes an entry; of a regular file the content follows with [`data`](Self::data) and [`hole`](Self::hole).
     pub(crate) fn entry(&mut self, placed: Placed) -> Result<()> {
         self.close()?;
+        match self.make(&placed) {
+            Ok(Made::Whole) => {}
+            Ok(Made::Directory(mode_set)) => {
+                self.directories.insert(placed.path.clone(), (placed, mode_set));
+            }
+            Ok(Made::File(file)) => {
+                self.open = Some(Open { file, placed, hole_at_end: None, position: 0 });
+            }
+            Err(error) => return Err(error.of_entry(&placed.path)),
+        }
+        Ok(())
+    }
+
+    fn make(&mut self, placed: &Placed) -> Result<Made> {
         if self.to.whiteouts == Whiteouts::Refuse && placed.kind.is_mark() {
-            let path = String::from_utf8_lossy(&placed.path).into_owned();
+            let path = path::shown(&placed.path);
             return Err(Error::Entry { path, problem: EntryProblem::ReservedName });
         }
         if self.to.whiteouts.is_plain() && !placed.kind.is_mark() {
             self.made.insert(placed.path.clone());
-        }
-        if placed.path.is_empty() {
-            return match placed.kind {
-                Kind::Opaque => self.opaque(&placed.path),
-                _ => {
-                    self.directories.insert(Vec::new(), (placed, ModeSet::No));
-                    Ok(())
-                }
-            };
+            // A directory that it is in is this layer's, too, without an entry of its own.
+            let mut above = split(&placed.path).0;
+            while !above.is_empty() && !self.made.contains(above) {
+                self.made.insert(above.to_vec());
+                above = split(above).0;
+            }
         }
         match placed.kind {
-            Kind::Directory => self.directory(placed),
-            Kind::Regular => self.file(placed),
-            Kind::HardLink => self.link(&placed),
-            Kind::Whiteout => self.whiteout(&placed),
-            Kind::Opaque => self.opaque(&placed.path),
-            Kind::Symlink | Kind::CharacterDevice | Kind::BlockDevice | Kind::Fifo => self.node(&placed),
+            Kind::Opaque => self.opaque(&placed.path)?,
+            _ if placed.path.is_empty() => return Ok(Made::Directory(ModeSet::No)),
+            Kind::Directory => return self.directory(placed).map(Made::Directory),
+            Kind::Regular => return self.file(placed).map(Made::File),
+            Kind::HardLink => self.link(placed)?,
+            Kind::Whiteout => self.whiteout(placed)?,
+            Kind::Symlink | Kind::CharacterDevice | Kind::BlockDevice | Kind::Fifo => self.node(placed)?,
         }
+        Ok(Made::Whole)
     }
 
-    fn file(&mut self, placed: Placed) -> Result<()> {
-        let mode = self.mode(&placed) & 0o777;
-        let file = self.create(&placed.path, |parent, name| parent.create_file(name, mode))?;
-        self.open = Some(Open { file, placed, hole_at_end: None, position: 0 });
-        Ok(())
+    fn file(&mut self, placed: &Placed) -> Result<File> {
+        let mode = self.mode(placed) & 0o777;
+        self.create(&placed.path, |parent, name| parent.create_file(name, mode))
     }
 
     /// Runs `make` in the parent of `path`; what has the name already makes room and `make` runs again.
@@ -254,7 +265,7 @@ impl<'a> Unpacker<'a> {
         if wants_mode {
             parent.set_mode(name, mode)?;
         }
-        set_xattrs(parent, name, &placed.xattrs, ownership)?;
+        set_xattrs(parent, name, placed, ownership)?;
         Ok(parent.set_modified(name, time)?)
     }
 
@@ -320,27 +331,25 @@ impl<'a> Unpacker<'a> {
             && stat.st_rdev == 0
     }
 
-    fn directory(&mut self, placed: Placed) -> Result<()> {
+    fn directory(&mut self, placed: &Placed) -> Result<ModeSet> {
         let (parent, name) = split(&placed.path);
         let name = OsStr::from_bytes(name);
         // Our own access comes first; the real mode is set at the end.
         let mode = placed.mode & 0o777 | 0o700;
-        let mode_set = match self.parent(parent)?.make_directory(name, mode) {
+        match self.parent(parent)?.make_directory(name, mode) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 let stat = self.parent(parent)?.stat(name)?;
                 if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
                     self.replace_by_directory(&placed.path, mode, self.is_whiteout(&stat))?;
                 }
                 // It may have been implied, or given before with another mode.
-                ModeSet::No
+                Ok(ModeSet::No)
             }
             result => {
                 result?;
-                if self.own_umask { ModeSet::Yes } else { ModeSet::No }
+                Ok(if self.own_umask { ModeSet::Yes } else { ModeSet::No })
             }
-        };
-        self.directories.insert(placed.path.clone(), (placed, mode_set));
-        Ok(())
+        }
     }
 
     /// A directory beside a whiteout of the same name is opaque.
@@ -440,31 +449,35 @@ impl<'a> Unpacker<'a> {
 
     fn failed(&self, operation: &'static str, source: io::Error) -> Error {
         let path = self.open.as_ref().map_or(&[][..], |open| &open.placed.path);
-        FileError { operation, path: self.to.root.directory().name().join(to_system(path)), source }.into()
+        self.failed_at(path, operation, source)
+    }
+
+    fn failed_at(&self, path: &[u8], operation: &'static str, source: io::Error) -> Error {
+        let shown = self.to.root.directory().name().join(to_system(path));
+        Error::from(FileError { operation, path: shown, source }).of_entry(path)
     }
 
     /// Finishes the open file: owner before mode, so that set-user-ID bits stay; attributes after all writing, which would
     /// clear capabilities; the time last.
     fn close(&mut self) -> Result<()> {
         let Some(Open { file, placed, hole_at_end, .. }) = self.open.take() else { return Ok(()) };
-        let name_error = |operation, source| {
-            let path = self.to.root.directory().name().join(to_system(&placed.path));
-            Error::from(FileError { operation, path, source })
-        };
+        let (this, path) = (&*self, &placed.path);
+        let failed = |operation| move |source| this.failed_at(path, operation, source);
         if let Some(length) = hole_at_end {
-            file.set_len(length).map_err(|error| name_error("set the length of", error))?;
+            file.set_len(length).map_err(failed("set the length of"))?;
         }
         let owner = self.owner(&placed);
         let mode = self.mode(&placed);
         let mode = (!self.own_umask || mode & 0o7000 != 0).then_some(mode);
         let time = if placed.xattrs.is_empty() { Some(self.time(&placed)) } else { None };
-        root::set_file(&file, owner, mode, time).map_err(|error| name_error("set the metadata of", error))?;
+        root::set_file(&file, owner, mode, time).map_err(failed("set the metadata of"))?;
         if !placed.xattrs.is_empty() {
             let (parent, name) = split(&placed.path);
             let (time, ownership) = (self.time(&placed), self.to.ownership);
-            set_xattrs(self.parent(parent)?, OsStr::from_bytes(name), &placed.xattrs, ownership)?;
-            root::set_file(&file, None, None, Some(time))
-                .map_err(|error| name_error("set the time of", error))?;
+            let parent = self.parent(parent).map_err(|error| error.of_entry(&placed.path))?;
+            set_xattrs(parent, OsStr::from_bytes(name), &placed, ownership)?;
+            let timed = root::set_file(&file, None, None, Some(time));
+            timed.map_err(|source| self.failed_at(&placed.path, "set the time of", source))?;
         }
         Ok(())
     }
@@ -473,15 +486,19 @@ impl<'a> Unpacker<'a> {
     pub(crate) fn finish(mut self) -> Result<()> {
         self.close()?;
         let directories = std::mem::take(&mut self.directories);
-        for (path, (placed, mode_set)) in directories.iter().rev() {
-            let Some(directory) = self.find_own(path)? else { continue };
-            set_xattrs(&directory, OsStr::new(""), &placed.xattrs, self.to.ownership)?;
-            let mode = self.mode(placed);
-            let made_so = *mode_set == ModeSet::Yes && mode & !0o777 == 0 && mode & 0o700 == 0o700;
-            let mode = (!made_so).then_some(mode);
-            directory.set_self(mode, self.owner(placed), Some(self.time(placed)))?;
+        for (placed, mode_set) in directories.values().rev() {
+            self.finish_directory(placed, *mode_set).map_err(|error| error.of_entry(&placed.path))?;
         }
         Ok(())
+    }
+
+    fn finish_directory(&mut self, placed: &Placed, mode_set: ModeSet) -> Result<()> {
+        let Some(directory) = self.find_own(&placed.path)? else { return Ok(()) };
+        set_xattrs(&directory, OsStr::new(""), placed, self.to.ownership)?;
+        let mode = self.mode(placed);
+        let made_so = mode_set == ModeSet::Yes && mode & !0o777 == 0 && mode & 0o700 == 0o700;
+        let mode = (!made_so).then_some(mode);
+        Ok(directory.set_self(mode, self.owner(placed), Some(self.time(placed)))?)
     }
 
     /// The directory at `path` if there is one.
@@ -586,6 +603,16 @@ impl<'a> Unpacker<'a> {
     }
 }
 
+/// What was made of an entry, and so what is left to do.
+enum Made {
+    /// All of it.
+    Whole,
+    /// A directory that gets its metadata at the end.
+    Directory(ModeSet),
+    /// A regular file whose content comes.
+    File(File),
+}
+
 /// Whether a directory already has its mode, special bits apart.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ModeSet {
@@ -612,8 +639,8 @@ fn listed(directory: &Directory) -> Result<Vec<std::ffi::OsString>> {
 
 /// Writes attributes. File systems without them, and namespaces that are not ours to write, are passed over, as the
 /// field's engines do; a capability that cannot be written is an error, since programs would fail without it.
-fn set_xattrs(parent: &Directory, name: &OsStr, xattrs: &[Xattr], ownership: Ownership) -> Result<()> {
-    for (attribute, value) in xattrs {
+fn set_xattrs(parent: &Directory, name: &OsStr, placed: &Placed, ownership: Ownership) -> Result<()> {
+    for (attribute, value) in &placed.xattrs {
         if ownership != Ownership::Keep && !attribute.starts_with(b"user.") {
             continue;
         }
@@ -623,7 +650,11 @@ fn set_xattrs(parent: &Directory, name: &OsStr, xattrs: &[Xattr], ownership: Own
             Err(error)
                 if error.kind() == io::ErrorKind::PermissionDenied && attribute != b"security.capability" => {
             }
-            result => result?,
+            result => result.map_err(|error| Error::Attribute {
+                path: path::shown(&placed.path),
+                attribute: String::from_utf8_lossy(attribute).into_owned(),
+                source: error.source,
+            })?,
         }
     }
     Ok(())

@@ -339,23 +339,55 @@ impl RootView {
     /// # Errors
     /// When an index is damaged.
     pub fn digest(&self, node: &Node<'_>) -> Result<Digest> {
-        if let Some(digest) = self.stored_digest(node)? {
-            return Ok(digest);
+        self.digest_knowing(node, &mut Lowered::default())
+    }
+
+    /// Without recursion: a tree may be as deep as a path is long.
+    fn digest_knowing(&self, node: &Node<'_>, lowered: &mut Lowered) -> Result<Digest> {
+        struct Open<'a> {
+            directory: Node<'a>,
+            pending: std::vec::IntoIter<Node<'a>>,
+            children: Children,
         }
-        let metadata = self.metadata(node)?;
-        if !node.is_directory() {
-            let content = self.file(node)?.and_then(|resolved| resolved.entry.content());
-            return Ok(metadata.content_digest(&Tail::of(content.as_ref())));
+        let mut open: Vec<Open<'_>> = Vec::new();
+        let mut next = node.clone();
+        loop {
+            let mut done = match self.shallow_digest(&next, lowered)? {
+                Some(digest) => Some((digest, next)),
+                None => {
+                    let pending = self.children(&next)?.into_iter();
+                    open.push(Open { directory: next, pending, children: Children::default() });
+                    None
+                }
+            };
+            next = loop {
+                let Some(top) = open.last_mut() else {
+                    return done.map(|(digest, _)| digest).ok_or(Error::Index("order"));
+                };
+                if let Some((digest, child)) = done.take() {
+                    top.children.add(b"", child.name(), &digest);
+                }
+                if let Some(child) = top.pending.next() {
+                    break child;
+                }
+                let digest = self.metadata(&top.directory)?.content_digest(&Tail::Children(&top.children));
+                done = open.pop().map(|closed| (digest, closed.directory));
+            };
         }
-        let mut children = Children::default();
-        for child in self.children(node)? {
-            children.add(b"", child.name(), &self.digest(&child)?);
+    }
+
+    /// The digest of what needs no look at its children.
+    fn shallow_digest(&self, node: &Node<'_>, lowered: &mut Lowered) -> Result<Option<Digest>> {
+        let stored = self.stored_digest(node, lowered)?;
+        if stored.is_some() || node.is_directory() {
+            return Ok(stored);
         }
-        Ok(metadata.content_digest(&Tail::Children(&children)))
+        let content = self.file(node)?.and_then(|resolved| resolved.entry.content());
+        Ok(Some(self.metadata(node)?.content_digest(&Tail::of(content.as_ref()))))
     }
 
     /// The digest that one layer keeps, when the node is that layer's alone and nothing in it points lower.
-    fn stored_digest(&self, node: &Node<'_>) -> Result<Option<Digest>> {
+    fn stored_digest(&self, node: &Node<'_>, lowered: &mut Lowered) -> Result<Option<Digest>> {
         let Some((layer, entry)) = node.entry else { return Ok(None) };
         let index = &self.layers[layer];
         let alone = node.parts.iter().all(|part| part.layer == layer);
@@ -363,9 +395,8 @@ impl RootView {
             return Ok(None);
         }
         let clean = !index.has_marks() && index.stands_alone();
-        for position in node.parts.iter().flat_map(|part| part.range.clone()).filter(|_| !clean) {
-            let below = index.effective(position)?;
-            if below.kind().is_mark() || below.link_target() == LinkTarget::Lower {
+        for part in node.parts.iter().filter(|_| !clean) {
+            if lowered.is_in(index, part)? {
                 return Ok(None);
             }
         }
@@ -377,6 +408,46 @@ impl RootView {
             }
         }
         index.position(&node.path)?.map(|position| index.tree_digest(position)).transpose()
+    }
+}
+
+/// Where something points to lower layers: marks, and hard links to their files. A part is looked through once, whatever is
+/// asked of its own parts then.
+#[derive(Default)]
+struct Lowered {
+    /// What was looked through last.
+    seen: Option<Part>,
+    /// The positions in it, in order.
+    positions: Vec<u32>,
+    #[cfg(test)]
+    looked_at: usize,
+}
+
+impl Lowered {
+    /// Whether anything in a part of `index` does.
+    fn is_in(&mut self, index: &LayerIndex, part: &Part) -> Result<bool> {
+        let knows = |seen: &Part| {
+            seen.layer == part.layer
+                && seen.range.start <= part.range.start
+                && part.range.end <= seen.range.end
+        };
+        if !self.seen.as_ref().is_some_and(knows) {
+            self.seen = None;
+            self.positions.clear();
+            for position in part.range.clone() {
+                let entry = index.effective(position)?;
+                if entry.kind().is_mark() || entry.link_target() == LinkTarget::Lower {
+                    self.positions.push(position);
+                }
+            }
+            self.seen = Some(part.clone());
+            #[cfg(test)]
+            {
+                self.looked_at += part.range.len();
+            }
+        }
+        let first = self.positions.partition_point(|position| *position < part.range.start);
+        Ok(self.positions.get(first).is_some_and(|position| *position < part.range.end))
     }
 }
 
@@ -466,5 +537,36 @@ impl<'a> Iterator for Nodes<'a> {
             }
         }
         Some(Ok(node))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::writer::{LayerWriter, Outputs, Source};
+
+    /// A mark at the end of what is nested deep costs no look at everything for each directory above it.
+    #[test]
+    fn what_points_lower_is_looked_for_once() {
+        const DEPTH: usize = 900;
+        const FILES: usize = 2000;
+        let mut writer = LayerWriter::new();
+        let mut path = Vec::new();
+        for _ in 0..DEPTH {
+            path = path::join(&path, b"d");
+            writer.add(&path, Metadata::new(Kind::Directory, 0o755), Source::Empty).expect("added");
+        }
+        for number in 0..FILES {
+            let file = path::join(&path, format!("{number:04}").as_bytes());
+            writer.add(&file, Metadata::new(Kind::Regular, 0o644), Source::Empty).expect("added");
+        }
+        let mark = path::join(&path, b"z");
+        writer.add(&mark, Metadata::new(Kind::Whiteout, 0), Source::Empty).expect("added");
+        let written = writer.finish(&RootView::default(), Outputs::default()).expect("written");
+        let view = RootView::new(vec![Arc::new(written.index)]);
+        let node = view.lookup(b"d").expect("whole").expect("there");
+        let mut lowered = Lowered::default();
+        view.digest_knowing(&node, &mut lowered).expect("whole");
+        assert_eq!(lowered.looked_at, DEPTH - 1 + FILES + 1);
     }
 }

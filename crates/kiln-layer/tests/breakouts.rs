@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use kiln_layer::{Error, Whiteouts};
-use support::{Canary, Header, Tar, unpack};
+use support::{Canary, Header, Tar, is_root, unpack};
 
 /// What is there before the layer comes; only onto a flat tree.
 #[derive(Clone, Copy)]
@@ -150,6 +150,52 @@ fn modes_are_gone_with_their_directory() {
     let lower = [B::Dir("e"), B::Dir("real"), B::Symlink("real", "l")];
     let through = Tar::new().dir("e", 0o755).dir("l/d", 0o1700).symlink("/e", "real/d");
     check("a link by another way", &lower, through, &kept);
+}
+
+/// What could not be written is told by its name in the layer, not by that of the place where it was to be.
+#[test]
+fn errors_name_the_entry() {
+    let long = Header { name: b"d/dev", flag: b'3', device: (1, 3), ..Header::default() };
+    let capability = |tar: Tar| tar.pax(&[("SCHILY.xattr.security.capability", b"none")]);
+    let attribute = "layer entry /d/f: cannot set the attribute security.capability";
+    let below = "layer entry /a/b: its parent is not a directory";
+    let mut tars = vec![
+        (Tar::new().file("a", b"").file("a/b", b""), below),
+        (Tar::new().file("a", b"").dir("a/b", 0o755), below),
+        (Tar::new().file("a", b"").symlink("x", "a/b"), below),
+        (Tar::new().file("x", b"").file("a", b"").link("x", "a/b"), below),
+        (
+            Tar::new().header(&long).file("d/dev/f", b""),
+            "layer entry /d/dev/f: its parent is not a directory",
+        ),
+    ];
+    if is_root() {
+        tars.push((capability(Tar::new()).file("d/f", b"x"), attribute));
+        tars.push((capability(Tar::new()).dir("d/f", 0o755), attribute));
+    }
+    for (tar, told) in tars {
+        let tar = tar.end();
+        for mode in [Whiteouts::Apply, Whiteouts::Refuse, Whiteouts::OverlayUser] {
+            let directory = tempfile::tempdir().expect("a temporary directory");
+            let error = unpack(&tar, directory.path(), mode).expect_err(told);
+            assert_eq!(error.to_string(), told, "{mode:?}");
+        }
+    }
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let reserved = unpack(&Tar::new().file("d/.wh.a", b"").end(), directory.path(), Whiteouts::Refuse);
+    let told = "layer entry /d/a: its name is reserved for whiteouts";
+    assert_eq!(reserved.expect_err(told).to_string(), told);
+}
+
+/// A mark spares what its layer has in a directory, though that has no entry of its own.
+#[test]
+fn marks_spare_what_is_in_an_implied_directory() {
+    let lower = [B::Dir("a/c"), B::File("a/x", "lower"), B::File("a/c/x", "lower")];
+    let left = [E::Content("a/c/new", "upper"), E::Missing("a/x"), E::Missing("a/c/x")];
+    for (name, mark) in [("a whiteout", ".wh.a"), ("opaque", "a/.wh..wh..opq"), ("all", ".wh..wh..opq")] {
+        check(name, &lower, Tar::new().file("a/c/new", b"upper").file(mark, b""), &left);
+        check(name, &lower, Tar::new().file(mark, b"").file("a/c/new", b"upper"), &left);
+    }
 }
 
 #[test]
@@ -449,13 +495,15 @@ fn parents_that_move_during_unpacking() {
                 let _ = rustix::fs::renameat_with(&directory, "a", &directory, "b", flags);
             }
         });
-        for mode in [Whiteouts::Apply, Whiteouts::OverlayUser] {
-            // It may fail, since its directory is taken away; it must not write elsewhere.
-            if let Err(error) = unpack(&tar, &root, mode) {
-                assert!(matches!(error, Error::File(_)), "{error:?}");
-            }
-        }
+        let results = [Whiteouts::Apply, Whiteouts::OverlayUser].map(|mode| unpack(&tar, &root, mode));
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        // It may fail, since its directory is taken away; it must not write elsewhere.
+        for error in results.into_iter().filter_map(Result::err) {
+            assert!(
+                matches!(error, Error::File(_) | Error::Unpack { .. } | Error::Entry { .. }),
+                "{error:?}"
+            );
+        }
     });
     canary.check("moving parents");
 }

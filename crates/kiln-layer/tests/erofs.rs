@@ -463,6 +463,9 @@ fn the_image_is_pinned() {
     assert_eq!(image(0), "sha256:38a516d74b1a2d4f2865a9ba7a1fd8b6adca9d02994e625222405222c76db554");
 }
 
+/// Few names, among them beginnings of each other, and those that sort differently with a slash behind them.
+const PATH: &str = "(a|b|-|a[.+-]|[.]a)(/(a|b|-|a[.+-]|[.]a)){0,2}";
+
 /// One entry of a random layer.
 fn step(tar: Tar, (kind, path, other): (u8, String, String)) -> Tar {
     match kind {
@@ -484,7 +487,7 @@ proptest! {
 
     #[test]
     fn random_layers_look_as_if_unpacked(
-        steps in proptest::collection::vec((0..10_u8, "[ab-](/[ab-]){0,2}", "[ab-](/[ab-]){0,2}"), 1..14)
+        steps in proptest::collection::vec((0..10_u8, PATH, PATH), 1..14)
     ) {
         let mut tar = Tar::new().dir("./", 0o755);
         for name in ["-", "a", "b", "a/a", "a/b", "b/-"] {
