@@ -143,7 +143,7 @@ impl Store {
         if done {
             // A kill may have come between the names and the layout.
             if images.iter().any(|image| image.manifest.is_some()) {
-                self.write_layout()?;
+                self.with_reserve(|| self.write_layout())?;
             }
             let same = |image: &NewImage| PublishedImage { id: image.id(), moved: Vec::new() };
             return Ok(images.iter().map(same).collect());
@@ -171,11 +171,12 @@ impl Store {
         for _ in 0..MOST_TRIES {
             let marks = self.make_durable(&layers, &documents)?;
             if let Some((published, shown)) = self.publish_durable(images, &marks)? {
+                if shown {
+                    // The names have moved: what only shows them must not fail for want of room.
+                    self.with_reserve(|| self.write_layout())?;
+                }
                 // The database may have grown.
                 crate::reserve::make(self.root());
-                if shown {
-                    self.write_layout()?;
-                }
                 return Ok(published);
             }
         }
