@@ -6,6 +6,7 @@ use rusqlite::{Connection, params};
 use crate::Store;
 use crate::collect::Collection;
 use crate::database::{Durability, all, digest, execute, now};
+use crate::durable::DURABLE_LAYER;
 use crate::error::{Error, Result};
 use crate::layout::{NewManifest, insert_manifest, is_shown};
 use crate::lease::Lease;
@@ -232,10 +233,12 @@ impl Store {
 
     fn is_published(&self, id: ImageId, names: &[Reference], came_as: Option<Digest>) -> Result<bool> {
         let unsynced = self.database.one(
-            "SELECT EXISTS (SELECT 1 FROM image_layers i JOIN layers l USING (diff_id) \
-                            WHERE i.image = images.id AND l.boot IS NOT NULL) \
-             FROM images WHERE id = ?1",
-            [id.0.as_bytes()],
+            &format!(
+                "SELECT EXISTS (SELECT 1 FROM image_layers i LEFT JOIN layers l USING (diff_id) \
+                                WHERE i.image = images.id AND ({DURABLE_LAYER}) IS NOT 1) \
+                 FROM images WHERE id = ?1"
+            ),
+            params![id.0.as_bytes(), self.ownership().name()],
             |row| row.get::<_, bool>(0),
         )?;
         if unsynced != Some(false) {
