@@ -422,8 +422,7 @@ fn docker_images(members: &Members) -> Result<Vec<FoundImage>> {
             let reason = format!("it gives an image {} names; at most {MAX_NAMES} are read", names.len());
             return Err(Error::archive(members.name(), reason));
         }
-        let names =
-            names.iter().map(|name| Ok(name.parse::<Reference>()?.or_latest())).collect::<Result<_>>()?;
+        let names = names.iter().map(|name| tag_of(members, name)).collect::<Result<_>>()?;
         found.push(FoundImage { config_bytes, config, names, layers, manifest: None });
     }
     Ok(found)
@@ -536,7 +535,20 @@ fn names_of(descriptor: &Descriptor) -> Vec<Reference> {
     let full = annotations.get(media_type::CONTAINERD_NAME);
     let name =
         full.or_else(|| annotations.get(media_type::REF_NAME).filter(|name| name.contains([':', '/'])));
-    name.and_then(|name| name.parse::<Reference>().ok()).map(Reference::or_latest).into_iter().collect()
+    let name = name.and_then(|name| name.parse::<Reference>().ok()).map(Reference::or_latest);
+    // A name that is pinned as well is the tag's: a digest is not given, it is what the bytes have.
+    let name = name.filter(|name| name.tag.is_some());
+    name.map(|name| Reference { digest: None, ..name }).into_iter().collect()
+}
+
+/// A name of `RepoTags`, as the images are to have it.
+fn tag_of(members: &Members, name: &str) -> Result<Reference> {
+    let name = name.parse::<Reference>()?.or_latest();
+    if name.digest.is_some() {
+        let reason = format!("manifest.json names an image {}: a digest is no tag", name.familiar());
+        return Err(Error::archive(members.name(), reason));
+    }
+    Ok(name)
 }
 
 /// Whether a directory is an OCI layout.
