@@ -58,7 +58,9 @@ fn an_archive_gives_no_name_with_a_digest() {
         refused(&archive(&members), "a digest is no tag");
     }
     let (_, [manifest, config, tar]) = oci(|_| {});
-    for (name, given) in [(format!("docker.io/library/app:1@{digest}"), vec!["app:1"]), (format!("app@{digest}"), vec![])] {
+    for (name, given) in
+        [(format!("docker.io/library/app:1@{digest}"), vec!["app:1"]), (format!("app@{digest}"), vec![])]
+    {
         for annotation in ["io.containerd.image.name", "org.opencontainers.image.ref.name"] {
             let mut index: serde_json::Value = serde_json::from_slice(&layout_index(&manifest)).unwrap();
             index["manifests"][0]["annotations"] = json!({ annotation: name });
