@@ -481,9 +481,14 @@ fn remove_names(
         return Err(Error::SeveralNames(id.0.short()));
     }
     let gone = by_name.map_or_else(|| names.clone(), |name| vec![name.to_string()]);
+    // Another process may have moved or removed the name since it was looked up.
+    if let Some(name) = by_name
+        && !names.contains(&gone[0])
+    {
+        return Err(Error::NoImage(name.familiar()));
+    }
     let last = names.iter().all(|name| gone.contains(name));
     for name in &gone {
-        // Another process may have moved the name since it was looked up.
         execute(t, "DELETE FROM tags WHERE name = ?1 AND image = ?2", params![name, id.0.as_bytes()])?;
     }
     if last {
@@ -573,6 +578,22 @@ pub(crate) fn parse_time(text: &str) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Another process has moved the name between the look-up and the transaction.
+    #[test]
+    fn a_name_that_has_moved_takes_no_image_with_it() {
+        let host = tempfile::tempdir().unwrap();
+        let store = Store::open(&host.path().join("store"), crate::Ownership::SingleId).unwrap();
+        let name: Reference = "moved:1".parse().unwrap();
+        let ids = ["one", "two"].map(|comment| {
+            let mut config = ImageConfig::scratch(&kiln_oci::Platform::host());
+            config.author = Some(comment.to_owned());
+            store.publish_image(&config.to_bytes(), std::slice::from_ref(&name)).unwrap()
+        });
+        let removed = store.database.write(Durability::Durable, |t| remove_names(t, ids[0], Some(&name), false));
+        assert!(matches!(removed, Err(Error::NoImage(text)) if text == "moved:1"));
+        assert_eq!(store.images().unwrap().len(), 2);
+    }
 
     #[test]
     fn times_are_read() {
