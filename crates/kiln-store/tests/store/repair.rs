@@ -198,3 +198,21 @@ fn an_import_and_a_load_bring_back_files_that_are_gone_or_cut_off() {
         }
     }
 }
+
+/// A step that is run again brings back what it left before.
+#[test]
+fn a_step_brings_back_what_is_gone() {
+    for what in ["snapshot", "index"] {
+        let fixture = Fixture::new();
+        let layer = fixture.built("app");
+        let diff = fixture.again().find_snapshot(ChainId::SCRATCH, layer).unwrap().unwrap().diff;
+        match what {
+            "snapshot" => fs_err::remove_dir_all(diff.parent().unwrap()).unwrap(),
+            _ => gone(&fixture.path("store/index").join(layer.0.hex())),
+        }
+        assert_eq!(fixture.again().check().unwrap().faults.len(), 1, "{what}");
+        assert_eq!(fixture.built("app"), layer);
+        assert_eq!(fixture.again().check().unwrap().faults, [], "{what}");
+        assert!(fixture.has_durable_source(layer), "{what}");
+    }
+}
