@@ -135,6 +135,7 @@ impl Store {
 
     /// Collects while both locks are held and the reserve is free.
     fn collect_alone(&self, collection: &Collection<'_>) -> Result<Collected> {
+        crate::store::make_directories(self.root())?;
         self.end_dead_leases()?;
         let mut collected = Collected::default();
         let doomed = self.database.write(Durability::Durable, |t| {
