@@ -590,7 +590,8 @@ mod tests {
             config.author = Some(comment.to_owned());
             store.publish_image(&config.to_bytes(), std::slice::from_ref(&name)).unwrap()
         });
-        let removed = store.database.write(Durability::Durable, |t| remove_names(t, ids[0], Some(&name), false));
+        let removed =
+            store.database.write(Durability::Durable, |t| remove_names(t, ids[0], Some(&name), false));
         assert!(matches!(removed, Err(Error::NoImage(text)) if text == "moved:1"));
         assert_eq!(store.images().unwrap().len(), 2);
     }
