@@ -445,9 +445,13 @@ impl Store {
             .map(Reference::or_latest)
             .filter(|name| name.digest.is_none())
             .filter(|name| matches!(self.find_name(name), Ok(Some(found)) if found == id));
-        let layers = self.image(id)?.config.rootfs.diff_ids;
-        let (gone, last) = self.with_reserve(|| {
-            self.database.write(Durability::Durable, |t| remove_names(t, id, by_name.as_ref(), force))
+        let (layers, gone, last) = self.with_reserve(|| {
+            self.database.write(Durability::Durable, |t| {
+                // Not from the config, which may be damaged: that is a reason to remove an image.
+                let layers = layers_of(t, id)?;
+                let (gone, last) = remove_names(t, id, by_name.as_ref(), force)?;
+                Ok((layers, gone, last))
+            })
         })?;
         let mut removed = Vec::new();
         for name in gone {
