@@ -203,7 +203,7 @@ fn set_boot(t: &Connection, marks: &Marks, boot: &str, to: Option<&str>) -> Resu
 }
 
 /// What the store's root holds, made when the store is.
-const DIRECTORIES: [&str; 10] = [
+const DIRECTORIES: [&str; 11] = [
     "blobs/sha256",
     "overlay2/l",
     "index",
@@ -214,6 +214,7 @@ const DIRECTORIES: [&str; 10] = [
     "claims",
     "mounts",
     "downloads",
+    mount_points::NAME,
 ];
 
 /// Refuses to make a database where there are layers: the next collection would remove all that it does not know.
@@ -237,7 +238,7 @@ fn refuse_foreign(root: &Path) -> Result<()> {
         // What a kill may have left of a store that was being made, and what file systems have of their own.
         let is_ours = DIRECTORIES.iter().any(|path| path.split('/').next() == Some(&*text))
             || text.starts_with("kiln.db")
-            || matches!(&*text, mount_points::NAME | "reserve" | "oci-layout" | "index.json" | "lost+found")
+            || matches!(&*text, "reserve" | "oci-layout" | "index.json" | "lost+found")
             || text.ends_with(".lock")
             || kiln_sys::publish::is_temporary(&name);
         if !is_ours {
@@ -335,6 +336,7 @@ mod tests {
         let host = tempfile::tempdir().unwrap();
         let root = host.path().join("store");
         drop(Store::open(&root, Ownership::SingleId).unwrap());
+        drop(Store::open(&root, Ownership::SingleId).unwrap().mount_points(mount_points::GivenFiles::Hosts).unwrap());
         for name in DIRECTORIES {
             let lost = root.join(name.split('/').next().unwrap());
             fs_err::remove_dir_all(&lost).unwrap();
