@@ -336,7 +336,12 @@ mod tests {
         let host = tempfile::tempdir().unwrap();
         let root = host.path().join("store");
         drop(Store::open(&root, Ownership::SingleId).unwrap());
-        drop(Store::open(&root, Ownership::SingleId).unwrap().mount_points(mount_points::GivenFiles::Hosts).unwrap());
+        drop(
+            Store::open(&root, Ownership::SingleId)
+                .unwrap()
+                .mount_points(mount_points::GivenFiles::Hosts)
+                .unwrap(),
+        );
         for name in DIRECTORIES {
             let lost = root.join(name.split('/').next().unwrap());
             fs_err::remove_dir_all(&lost).unwrap();

@@ -61,10 +61,7 @@ fn an_image_with_a_damaged_config_can_be_removed() {
     fixture.change("UPDATE images SET config = x'7b'");
     assert_eq!(fixture.store.check().unwrap().damaged, [id]);
     let removed = fixture.store.remove_image("one:1", false).unwrap();
-    assert_eq!(
-        removed,
-        [Removed::Untagged("one:1".to_owned()), Removed::Deleted(id), Removed::Layer(layer)]
-    );
+    assert_eq!(removed, [Removed::Untagged("one:1".to_owned()), Removed::Deleted(id), Removed::Layer(layer)]);
 }
 
 #[test]

@@ -80,7 +80,7 @@ fn new_name(text: &str) -> Result<Reference> {
 /// Tells of files that were to be removed and may not be, if there are any.
 fn tell_files_stay(reason: Option<&str>) -> Result<()> {
     let Some(reason) = reason else { return Ok(()) };
-    let stay = format!("kiln: warning: some files stay in the store's trash: {reason}");
+    let stay = format!("kiln: warning: some files stay in the store: {reason}");
     let mut errors = std::io::stderr().lock();
     writeln!(errors, "{}", sanitise(stay.as_bytes()))?;
     writeln!(
