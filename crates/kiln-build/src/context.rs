@@ -21,6 +21,7 @@ use rustix::io::Errno;
 use crate::context_walk::{Purpose, Walk, Walked};
 use crate::error::{Error, Result};
 use crate::examine::{Entries, Examined};
+use crate::file_system::FileSystems;
 use crate::filter::Filter;
 use crate::request::GivenModes;
 use crate::stat_cache::StatCache;
@@ -41,6 +42,8 @@ pub(crate) struct BuildContext<'a> {
     /// Modes that files do not have on the disk.
     modes: Arc<GivenModes>,
     cache: RwLock<StatCache>,
+    /// None if nothing is kept.
+    file_systems: Option<FileSystems>,
     /// The directory that was opened last: files are mostly opened in order.
     last: Mutex<Option<(Vec<u8>, Arc<Directory>)>>,
     /// What is to be done before files are read.
@@ -67,6 +70,8 @@ struct HashedFile {
     stamp: Stamp,
     /// When the reading began.
     start: Time,
+    /// Whether a change of it could be told later.
+    is_told: bool,
 }
 
 impl<'a> BuildContext<'a> {
@@ -80,13 +85,21 @@ impl<'a> BuildContext<'a> {
         let root = Root::open(path)?;
         let ignore = IgnoreMatcher::parse(ignore).map_err(Error::IgnoreFile)?;
         let stat = root.directory().stat_self()?;
-        let caches = caches.filter(|_| tells_changes(root.directory()));
-        let cache = RwLock::new(StatCache::open(caches, (stat.st_dev, stat.st_ino)));
+        let kept = caches.and_then(|caches| Some((caches, FileSystems::of(root.directory(), stat.st_dev)?)));
+        let (cache, file_systems) = match kept {
+            Some((caches, systems)) => {
+                let of = (stat.st_dev, stat.st_ino);
+                (StatCache::open(caches, of, systems.identity()), Some(systems))
+            }
+            None => (StatCache::default(), None),
+        };
+        let cache = RwLock::new(cache);
         Ok(Self {
             root,
             ignore,
             modes: Arc::default(),
             cache,
+            file_systems,
             last: Mutex::new(None),
             before_reading: None,
             cancel: Cancel::new(),
@@ -240,7 +253,9 @@ impl<'a> BuildContext<'a> {
                 }
             }
             if left == 0 && self.stamp_of(&file, path)? == before {
-                return Ok(Some(HashedFile { digest: hasher.finish(), stamp: before, start }));
+                let systems = self.file_systems.as_ref();
+                let is_told = systems.is_none_or(|systems| systems.tell(&file, before.device));
+                return Ok(Some(HashedFile { digest: hasher.finish(), stamp: before, start, is_told }));
             }
         }
         Err(Error::Changed(self.shown(path)))
@@ -290,7 +305,9 @@ impl<'a> BuildContext<'a> {
         let mut gone = None;
         for (hashed, missing) in hashed {
             for (position, file) in hashed {
-                cache.learn(file.stamp, file.digest, file.start);
+                if file.is_told {
+                    cache.learn(file.stamp, file.digest, file.start);
+                }
                 walked.learn(position, file.digest, file.stamp);
             }
             gone = gone.or(missing);
@@ -305,11 +322,10 @@ impl<'a> BuildContext<'a> {
         if found.content.is_none() {
             self.begin_reading()?;
             let Some(file) = self.hash_file(path, &mut vec![0; BUFFER])? else { return Ok(false) };
-            self.cache.write().unwrap_or_else(PoisonError::into_inner).learn(
-                file.stamp,
-                file.digest,
-                file.start,
-            );
+            if file.is_told {
+                let mut cache = self.cache.write().unwrap_or_else(PoisonError::into_inner);
+                cache.learn(file.stamp, file.digest, file.start);
+            }
             found.content = Some(file.digest);
             found.stamp = Some(file.stamp);
             found.metadata.mode = file.stamp.mode & 0o7777;
@@ -485,22 +501,6 @@ pub(crate) fn is_no_file(error: &Error) -> bool {
         }
         _ => false,
     }
-}
-
-/// Whether a file that was changed can be told by its status. Images give every edition of a file the same times and
-/// numbers; what is far away, or made up by a program, may have no change time of its own, or another clock.
-fn tells_changes(directory: &Directory) -> bool {
-    const SQUASHFS: u64 = 0x7371_7368;
-    const EROFS: u64 = 0xe0f5_e1e2;
-    const ISO9660: u64 = 0x9660;
-    const FUSE: u64 = 0x6573_5546;
-    const CIFS: u64 = 0xff53_4d42;
-    const SMB2: u64 = 0xfe53_4d42;
-    const PLAN9: u64 = 0x0102_1997;
-    let kind = rustix::fs::fstatfs(directory).map(|found| u64::try_from(found.f_type).unwrap_or_default());
-    kind.is_ok_and(|kind| {
-        ![SQUASHFS, EROFS, ISO9660, FUSE, CIFS, SMB2, PLAN9].contains(&(kind & 0xffff_ffff))
-    })
 }
 
 /// How many threads walk and hash: no more than there are processors for this process.

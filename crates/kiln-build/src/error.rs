@@ -39,6 +39,16 @@ pub enum Error {
         /// Whether the path is there, but ignored.
         ignored: bool,
     },
+    /// A layer that the store counts among those that are there.
+    #[error(
+        "the index of layer {layer} is gone from {path}: `kiln system check` tells what else is, and how to repair it"
+    )]
+    LostIndex {
+        /// The layer.
+        layer: kiln_oci::DiffId,
+        /// Where its index should be.
+        path: String,
+    },
     /// A file changed while it was read, twice.
     #[error("{0} changed while it was read")]
     Changed(String),

@@ -20,6 +20,7 @@ mod environment;
 mod error;
 mod examine;
 mod export;
+mod file_system;
 mod filter;
 mod git;
 mod image_tree;

@@ -624,7 +624,7 @@ mod tests {
             Operation::Run(run) => Some(&run.environment),
             _ => None,
         });
-        let found = runs.expect("a RUN").pairs().find(|(name, _)| *name == "HTTP_PROXY");
+        let found = runs.expect("a RUN").pairs().into_iter().find(|(name, _)| *name == "HTTP_PROXY");
         found.map(|(_, value)| value.to_owned())
     }
 
@@ -809,8 +809,8 @@ mod tests {
             })
             .collect();
         assert_eq!(runs.len(), STEPS);
-        assert_eq!(runs[STEPS - 1].pairs().count(), 1 + 10 * STEPS);
-        let settings = runs.iter().map(|run| &run.settings);
+        assert_eq!(runs[STEPS - 1].pairs().len(), 1 + 10 * STEPS);
+        let settings = runs.iter().copied();
         assert_eq!(crate::environment::tests::distinct(settings), 1 + 10 * STEPS);
     }
 
@@ -874,11 +874,33 @@ mod tests {
     }
 
     #[test]
-    fn only_proxies_that_were_given_stay_out_of_keys() {
+    fn a_year_that_no_config_can_tell_is_refused() {
+        for (seconds, is_told) in [
+            ("-62167219200", true),
+            ("-62167219201", false),
+            ("253402207199", true),
+            ("253402207200", false),
+            ("9223372036854775807", false),
+        ] {
+            let request = request("FROM scratch\nLABEL a=b\n", &[("SOURCE_DATE_EPOCH", seconds)]);
+            let parsed = kiln_dockerfile::parse(&request.dockerfile);
+            let lowered = lower(&parsed.dockerfile, &request, &mut NoBases);
+            assert_eq!(lowered.is_ok(), is_told, "{seconds}");
+            if let Err(error) = lowered {
+                assert!(error.to_string().contains(seconds), "{error}");
+            }
+        }
+        assert_eq!(crate::export::format_seconds(253_402_207_199), "9999-12-30T21:59:59Z");
+        assert_eq!(crate::export::format_seconds(-62_167_219_200), "0000-01-01T00:00:00Z");
+    }
+
+    #[test]
+    fn proxies_that_are_declared_are_in_keys() {
         for (instructions, build_arg, expect) in [
             ("", Some("http://given"), None),
-            ("ARG HTTP_PROXY", Some("http://given"), None),
-            ("ARG HTTP_PROXY=http://default", Some("http://given"), None),
+            ("ARG HTTP_PROXY", Some("http://given"), Some("http://given")),
+            ("ARG HTTP_PROXY", None, None),
+            ("ARG HTTP_PROXY=http://default", Some("http://given"), Some("http://given")),
             ("ARG HTTP_PROXY=http://default", None, Some("http://default")),
             ("ARG HTTP_PROXY\nENV HTTP_PROXY=http://fixed", Some("http://given"), Some("http://fixed")),
         ] {

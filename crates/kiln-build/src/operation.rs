@@ -34,7 +34,8 @@ pub(crate) const ROOT: &str = "root";
 #[derive(Clone, Debug)]
 pub(crate) struct RunOperation {
     pub(crate) arguments: Vec<String>,
-    pub(crate) environment: StepEnvironment,
+    /// The variables, shared with the other steps of its stage.
+    pub(crate) environment: Settings,
     pub(crate) directory: String,
     pub(crate) user: String,
     pub(crate) network: NetworkMode,
@@ -45,40 +46,24 @@ pub(crate) struct RunOperation {
     pub(crate) epoch: Option<i64>,
 }
 
-/// The variables of a RUN, shared with the other steps of its stage.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct StepEnvironment {
-    pub(crate) settings: Settings,
-    /// Proxy variables whose values were build arguments: they are in no key.
-    pub(crate) withheld: Vec<String>,
-}
-
-impl StepEnvironment {
-    /// Names and values, in order.
-    pub(crate) fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.settings.pairs().into_iter().filter(|(name, _)| !self.withheld.iter().any(|known| known == name))
-    }
-}
-
 /// The member of a RUN's key that holds its variables.
 pub(crate) const ENVIRONMENT: &str = "environment";
 
 /// The variables of the last RUN as they stand in its key: those of the next one are mostly the same, and may be many.
 #[derive(Debug, Default)]
-pub(crate) struct KeyedEnvironment(Mutex<Option<(StepEnvironment, Value)>>);
+pub(crate) struct KeyedEnvironment(Mutex<Option<(Settings, Value)>>);
 
 impl KeyedEnvironment {
     /// The value of the key's member; clones of one share it.
-    fn of(&self, environment: &StepEnvironment) -> Value {
+    fn of(&self, environment: &Settings) -> Value {
         let last = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((known, value)) = &*last()
-            && known.settings.is(&environment.settings)
-            && known.withheld == environment.withheld
+            && known.is(environment)
         {
             return value.clone();
         }
         let mut pairs: Vec<String> =
-            environment.pairs().map(|(name, value)| format!("{name}={value}")).collect();
+            environment.pairs().into_iter().map(|(name, value)| format!("{name}={value}")).collect();
         pairs.sort();
         let value = Value::from(pairs);
         *last() = Some((environment.clone(), value.clone()));
@@ -387,21 +372,16 @@ mod tests {
         let mut environment = crate::environment::Environment::default();
         environment.set("B", "2");
         environment.set("A", "1");
-        let step = |environment: &crate::environment::Environment, withheld: &[&str]| StepEnvironment {
-            settings: environment.settings(),
-            withheld: withheld.iter().map(|name| (*name).to_owned()).collect(),
-        };
         let keyed = KeyedEnvironment::default();
-        let of = |step: &StepEnvironment| match keyed.of(step) {
+        let of = |environment: &crate::environment::Environment| match keyed.of(&environment.settings()) {
             Value::List(list) => list,
             other => panic!("{other:?}"),
         };
-        let first = of(&step(&environment, &[]));
+        let first = of(&environment);
         assert_eq!(*first, [Value::from("A=1"), Value::from("B=2")]);
-        assert!(std::sync::Arc::ptr_eq(&first, &of(&step(&environment, &[]))));
-        assert_eq!(*of(&step(&environment, &["B"])), [Value::from("A=1")]);
+        assert!(std::sync::Arc::ptr_eq(&first, &of(&environment)));
         environment.set("A", "3");
-        assert_eq!(*of(&step(&environment, &[])), [Value::from("A=3"), Value::from("B=2")]);
+        assert_eq!(*of(&environment), [Value::from("A=3"), Value::from("B=2")]);
     }
 
     #[test]
@@ -413,7 +393,7 @@ mod tests {
         let tmpfs = RunMount { target: "/t".to_owned(), kind: RunMountKind::Tmpfs { size: 0 } };
         let run = RunOperation {
             arguments: Vec::new(),
-            environment: StepEnvironment::default(),
+            environment: Settings::default(),
             directory: "/".to_owned(),
             user: String::new(),
             network: NetworkMode::None,

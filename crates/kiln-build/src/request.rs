@@ -144,7 +144,8 @@ pub struct Lent {
 }
 
 impl BuildRequest {
-    /// Proxy variables among the build arguments: RUN sees them, in both cases of letters; no key and no history does.
+    /// Proxy variables among the build arguments: RUN sees them, in both cases of letters. No key and no history has those
+    /// that the Dockerfile does not declare.
     pub(crate) fn proxies(&self) -> Vec<(String, String)> {
         let given =
             self.build_args.iter().filter(|(name, _)| kiln_dockerfile::predefined::is_proxy_arg(name));

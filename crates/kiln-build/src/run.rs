@@ -326,7 +326,7 @@ fn provided_files(engine: &Engine<'_>, operation: &RunOperation) -> Vec<Provided
 /// The image's own, as BuildKit has them, then what is lent and is not there already, then what BuildKit adds.
 fn environment(engine: &Engine<'_>, operation: &RunOperation, user: &Groups) -> Vec<OsString> {
     let mut environment = Environment::default();
-    operation.environment.pairs().for_each(|(name, value)| environment.set(name, value));
+    operation.environment.pairs().into_iter().for_each(|(name, value)| environment.set(name, value));
     let mut around = Environment::default();
     let lent = engine.request.lent.environment.iter().cloned().chain(engine.request.proxies());
     lent.for_each(|(name, value)| around.set(&name, &value));

@@ -12,8 +12,8 @@ use kiln_sys::root::{Directory, FileError, Time};
 use crate::tree::Stamp;
 
 const MAGIC: &[u8] = b"kilnctx\n";
-const VERSION: u32 = 1;
-const HEADER: usize = 16;
+const VERSION: u32 = 2;
+const HEADER: usize = 24;
 const RECORD: usize = 88;
 /// The part of a record that says whose it is and how the file looked, in words of eight bytes.
 const LOOKS: usize = 7;
@@ -29,22 +29,23 @@ const MOST: usize = 1 << 20;
 pub(crate) struct StatCache {
     directory: Option<Directory>,
     name: String,
+    /// Of the file system that it holds for.
+    file_system: [u8; 8],
     stored: Option<Map>,
     learned: BTreeMap<(u64, u64), [u8; RECORD]>,
 }
 
 impl StatCache {
-    /// The cache for the context directory with this device and inode. One that cannot be read is empty.
-    pub(crate) fn open(directory: Option<Directory>, identity: (u64, u64)) -> Self {
+    /// The cache for the context directory with this device and inode, on this file system. One that cannot be read is
+    /// empty, and so is that of another file system.
+    pub(crate) fn open(directory: Directory, identity: (u64, u64), file_system: [u8; 8]) -> Self {
         let mut hasher = Hasher::new();
         hasher.update(&identity.0.to_le_bytes());
         hasher.update(&identity.1.to_le_bytes());
         let name = hasher.finish().hex();
-        let stored = directory.as_ref().and_then(|directory| {
-            let map = Map::of(&directory.open_file(&name).ok()?).ok()?;
-            is_valid(&map).then_some(map)
-        });
-        Self { directory, name, stored, learned: BTreeMap::new() }
+        let map = directory.open_file(&name).ok().and_then(|file| Map::of(&file).ok());
+        let stored = map.filter(|map| is_valid(map, file_system));
+        Self { directory: Some(directory), name, file_system, stored, learned: BTreeMap::new() }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -93,6 +94,7 @@ impl StatCache {
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());
         bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&self.file_system);
         let mut learned = self.learned.iter().peekable();
         for record in kept {
             let identity = identity(record);
@@ -116,17 +118,18 @@ impl StatCache {
             path: directory.name().join(&self.name),
             source,
         })?;
-        self.stored = is_valid(&mapped).then_some(mapped);
+        self.stored = is_valid(&mapped, self.file_system).then_some(mapped);
         self.learned.clear();
         Ok(())
     }
 }
 
-fn is_valid(bytes: &[u8]) -> bool {
+fn is_valid(bytes: &[u8], file_system: [u8; 8]) -> bool {
     let header = bytes.get(..HEADER).is_some_and(|header| {
         header.starts_with(MAGIC)
             && header[8..12] == VERSION.to_le_bytes()
             && header[12..16] == (((bytes.len() - HEADER) / RECORD) as u32).to_le_bytes()
+            && header[16..] == file_system
     });
     header && (bytes.len() - HEADER).is_multiple_of(RECORD)
 }
@@ -182,6 +185,22 @@ mod tests {
                 assert_eq!(gallop(&records, wanted), expected, "{wanted:?} of {count}");
             }
         }
+    }
+
+    #[test]
+    fn what_another_file_system_told_is_forgotten() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let open = |system| {
+            let caches = Directory::open(directory.path()).expect("opened");
+            StatCache::open(caches, (1, 2), [system; 8])
+        };
+        let stamp =
+            Stamp { device: 1, inode: 3, size: 4, modified: (5, 0), changed: (6, 0), mode: 0o100_644 };
+        let mut cache = open(7);
+        cache.learn(stamp, Digest::of(b"x"), Time { seconds: 9, nanoseconds: 0 });
+        cache.save().expect("saved");
+        assert_eq!(open(7).content(&stamp, &mut 0), Some(Digest::of(b"x")));
+        assert_eq!(open(8).content(&stamp, &mut 0), None);
     }
 
     #[test]

@@ -76,7 +76,7 @@ pub(crate) enum Form {
 }
 
 impl Engine<'_> {
-    /// What COPY or ADD selects, for its key; `None` if the source's index is gone.
+    /// What COPY or ADD selects, for its key; `None` if a source's data is gone and can be made again.
     pub(crate) fn copy_input(
         &self,
         operation: &CopyOperation,
@@ -87,7 +87,9 @@ impl Engine<'_> {
             match self.with_sources(operation, inputs.iter().map(|input| input.result), context, |tree| {
                 select(operation, tree)
             }) {
-                Err(Error::Store(kiln_store::Error::NoLayer(_))) => return Ok(None),
+                Err(Error::Store(kiln_store::Error::NoLayer(layer))) => {
+                    return self.without(layer, inputs.iter().skip(1));
+                }
                 other => other?,
             };
         let input =
@@ -96,7 +98,7 @@ impl Engine<'_> {
         Ok(Some(input))
     }
 
-    /// What a mount shows, for its step's key; `None` if the source's index is gone.
+    /// What a mount shows, for its step's key; `None` if the source's data is gone and can be made again.
     pub(crate) fn mount_input(
         &self,
         target: &str,
@@ -109,7 +111,10 @@ impl Engine<'_> {
             match self.with_source(source, inputs.iter().map(|input| input.result), context, |tree| {
                 select_mount(path, tree)
             }) {
-                Err(Error::Store(kiln_store::Error::NoLayer(_))) => return Ok(None),
+                Err(Error::Store(kiln_store::Error::NoLayer(layer))) => {
+                    let MountSource::Input(position) = source else { return Ok(None) };
+                    return self.without(layer, inputs.get(position));
+                }
                 other => other?,
             };
         Ok(Some(Input {
@@ -117,6 +122,19 @@ impl Engine<'_> {
             selector: selected.selector,
             digest: selected.digest,
         }))
+    }
+
+    /// What it means that a layer of these inputs has no index: nothing yet if one of them is to be made again.
+    fn without<'b>(
+        &self,
+        layer: DiffId,
+        inputs: impl IntoIterator<Item = &'b Given<'b, Step>>,
+    ) -> Result<Option<Input>> {
+        if inputs.into_iter().any(|input| !input.present) {
+            return Ok(None);
+        }
+        let path = self.store.root().join("index").join(layer.0.hex()).display().to_string();
+        Err(Error::LostIndex { layer, path })
     }
 
     /// Everything that a COPY or ADD takes from, as one tree.

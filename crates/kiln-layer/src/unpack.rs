@@ -194,8 +194,17 @@ impl<'a> Unpacker<'a> {
         }
     }
 
-    /// Drops what is held of a path that was removed.
+    /// Drops what is held of a path that was removed, and what directories at and below it were to get: whatever has their
+    /// names next is another thing.
     fn forget(&mut self, path: &[u8]) {
+        self.directories.remove(path);
+        let below = [path, b"/"].concat();
+        while let Some((directory, _)) = self.directories.range(below.clone()..).next()
+            && directory.starts_with(&below)
+        {
+            let directory = directory.clone();
+            self.directories.remove(&directory);
+        }
         if self.place == path || path::is_below(&self.place, path) {
             self.held.clear();
             self.place.clear();
@@ -465,8 +474,7 @@ impl<'a> Unpacker<'a> {
         self.close()?;
         let directories = std::mem::take(&mut self.directories);
         for (path, (placed, mode_set)) in directories.iter().rev() {
-            let Some(directory) = self.find(path)? else { continue };
-            let directory = directory.try_clone()?;
+            let Some(directory) = self.find_own(path)? else { continue };
             set_xattrs(&directory, OsStr::new(""), &placed.xattrs, self.to.ownership)?;
             let mode = self.mode(placed);
             let made_so = *mode_set == ModeSet::Yes && mode & !0o777 == 0 && mode & 0o700 == 0o700;
@@ -478,16 +486,25 @@ impl<'a> Unpacker<'a> {
 
     /// The directory at `path` if there is one.
     fn find(&mut self, path: &[u8]) -> Result<Option<&Directory>> {
-        let missing = |error: &FileError| {
-            matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
-                || error.source.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
-        };
         match self.descend(path, Missing::Fail) {
             Ok(()) => {}
-            Err(Error::File(error)) if missing(&error) => return Ok(None),
+            Err(Error::File(error)) if is_no_directory(&error) => return Ok(None),
             Err(error) => return Err(error),
         }
         Ok(Some(self.current()))
+    }
+
+    /// As [`find`](Self::find), but a symbolic link to a directory is none.
+    fn find_own(&mut self, path: &[u8]) -> Result<Option<Directory>> {
+        let (parent, name) = split(path);
+        let Some(parent) = self.find(parent)? else { return Ok(None) };
+        if path.is_empty() {
+            return Ok(Some(parent.try_clone()?));
+        }
+        match parent.open_place(OsStr::from_bytes(name)) {
+            Err(error) if is_no_directory(&error) => Ok(None),
+            opened => Ok(Some(opened?)),
+        }
     }
 
     /// The directory at `path`, made with its parents where the layer implies it.
@@ -581,6 +598,12 @@ enum ModeSet {
 enum Missing {
     Make,
     Fail,
+}
+
+/// Whether no directory is there.
+fn is_no_directory(error: &FileError) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+        || error.source.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
 }
 
 fn listed(directory: &Directory) -> Result<Vec<std::ffi::OsString>> {

@@ -21,13 +21,13 @@ enum Before {
 }
 
 #[derive(Clone, Copy)]
-enum Expect {
-    Content(&'static str, &'static str),
-    Same(&'static str, &'static str),
-    Different(&'static str, &'static str),
-    Symlink(&'static str, &'static str),
-    Missing(&'static str),
-    Mode(&'static str, u32),
+enum Expect<'a> {
+    Content(&'a str, &'a str),
+    Same(&'a str, &'a str),
+    Different(&'a str, &'a str),
+    Symlink(&'a str, &'a str),
+    Missing(&'a str),
+    Mode(&'a str, u32),
     Refused,
 }
 
@@ -38,7 +38,7 @@ fn inside(root: &Path, path: &str) -> std::path::PathBuf {
     root.join(path.trim_start_matches('/'))
 }
 
-fn check(name: &str, before: &[Before], tar: Tar, expected: &[Expect]) {
+fn check(name: &str, before: &[Before], tar: Tar, expected: &[Expect<'_>]) {
     let modes: &[Whiteouts] =
         if before.is_empty() { &[Whiteouts::Apply, Whiteouts::OverlayUser] } else { &[Whiteouts::Apply] };
     for mode in modes {
@@ -122,6 +122,34 @@ fn links_of_the_layer_itself() {
     }
     let dangling = Tar::new().symlink("../outside", "out").file("out/secret", b"inside");
     check("to a directory outside", &[], dangling, &[E::Content("outside/secret", "inside")]);
+}
+
+/// Names that sort before what is below a directory, byte by byte, are below it all the same.
+#[test]
+fn links_are_gone_with_their_directory() {
+    for name in [".l", "-l", "+l", ",l", "#l", "!l", "l", "~l"] {
+        let link = format!("a/{name}");
+        let file = format!("{link}/f");
+        let tar = Tar::new().dir("a", 0o755).symlink("/b", &link).dir("b", 0o755).file("a", b"");
+        let tar = tar.dir("a", 0o755).file(&file, b"here");
+        check(name, &[], tar, &[E::Content(&file, "here"), E::Missing("b/f")]);
+    }
+}
+
+/// What a directory was to get, nothing else gets that has its name afterwards.
+#[test]
+fn modes_are_gone_with_their_directory() {
+    let kept = [E::Mode("e", 0o755)];
+    let tar = |directory: &str| Tar::new().dir("e", 0o755).dir(directory, 0o1700);
+    check("a link", &[], tar("d").symlink("e", "d"), &kept);
+    check("a link to above", &[], tar("d").symlink("/e", "d").dir("x", 0o711), &kept);
+    let within = tar("d").dir("d/e", 0o1700).dir("d/e/.f", 0o1700).symlink(".", "d");
+    check("a link to where the same is", &[], within, &kept);
+    let again = tar("d").dir("d/.s", 0o1700).file("d", b"").dir("d", 0o711).file("d/.s/f", b"");
+    check("an implied one", &[], again, &[E::Mode("d", 0o711), E::Mode("d/.s", 0o755)]);
+    let lower = [B::Dir("e"), B::Dir("real"), B::Symlink("real", "l")];
+    let through = Tar::new().dir("e", 0o755).dir("l/d", 0o1700).symlink("/e", "real/d");
+    check("a link by another way", &lower, through, &kept);
 }
 
 #[test]

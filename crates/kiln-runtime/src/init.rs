@@ -15,10 +15,13 @@ use kiln_sys::mount::{self, Attributes, Depth};
 use kiln_sys::process::{self, Ended, Forked};
 use kiln_sys::{namespace, terminal};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::process::Uid;
 
 use crate::cgroup::Membership;
 use crate::failure::{Failure, at};
 use crate::filesystems::{self, Filesystems, Mounted, Nodes, Scratch};
+use crate::launcher::MadeStreams;
 use crate::report::Report;
 use crate::sandbox::{
     BindSource, Confinement, FirstProcess, Isolation, Mount, MountKind, Network, OwnershipMode, ProvidedFile,
@@ -70,11 +73,13 @@ fn begin(control: BorrowedFd<'_>) -> Result<std::convert::Infallible, Failure> {
     process::reset_signals();
     rustix::process::umask(Mode::empty());
     let outline = receive_outline(control)?;
+    // What the root and its mounts make of /proc is not asked.
+    let may_set_groups = namespace::may_set_groups();
     let made = match outline.confinement.isolation {
         Isolation::Namespaces => Some(prepare(&outline)?),
         Isolation::Chroot => None,
     };
-    let description = receive_description(control)?;
+    let (description, streams) = receive_description(control)?;
     let sandbox = &description.sandbox;
     let mut notes = Vec::new();
     let (tree, terminal) = match made {
@@ -82,7 +87,8 @@ fn begin(control: BorrowedFd<'_>) -> Result<std::convert::Infallible, Failure> {
         None => (crate::chroot::set_up(sandbox, &mut notes)?, None),
     };
     // No descriptor of the host is open from here on, so no path leads there.
-    drop_privileges_and_execute(&description, tree, terminal, control, notes)
+    let ready = SetUp { tree, terminal, streams, may_set_groups };
+    drop_privileges_and_execute(&description, ready, control, notes)
 }
 
 fn receive_outline(control: BorrowedFd<'_>) -> Result<Outline, Failure> {
@@ -102,9 +108,10 @@ fn prepare(outline: &Outline) -> Result<Filesystems, Failure> {
 }
 
 /// Waits for the description, which comes with the command's three streams.
-fn receive_description(control: BorrowedFd<'_>) -> Result<Description, Failure> {
+fn receive_description(control: BorrowedFd<'_>) -> Result<(Description, MadeStreams), Failure> {
     let step = || at("receive the sandbox's description");
-    let (length, descriptors) = terminal::receive_with_descriptors(control, &mut [0_u8; 1]).map_err(step())?;
+    let mut made = [0_u8; 1];
+    let (length, descriptors) = terminal::receive_with_descriptors(control, &mut made).map_err(step())?;
     if length == 0 {
         // It is not needed after all.
         process::leave(0);
@@ -116,8 +123,9 @@ fn receive_description(control: BorrowedFd<'_>) -> Result<Description, Failure> 
         .and_then(|()| rustix::stdio::dup2_stdout(&output))
         .and_then(|()| rustix::stdio::dup2_stderr(&error))
         .map_err(|errno| step()(errno.into()))?;
-    Description::decode(&read_all(&description).map_err(step())?)
-        .map_err(|_| step()(io::ErrorKind::InvalidData.into()))
+    let description = Description::decode(&read_all(&description).map_err(step())?)
+        .map_err(|_| step()(io::ErrorKind::InvalidData.into()))?;
+    Ok((description, MadeStreams(made[0])))
 }
 
 /// What an init is sent when it is started.
@@ -166,13 +174,16 @@ fn set_up_namespaces(
         rustix::system::sethostname(name.as_bytes())
             .map_err(|errno| at("set the host name")(errno.into()))?;
     }
+    // While `/` is the host's: with the new root over it, it and what `..` leads to would be that.
+    let mounts =
+        sandbox.mounts.iter().map(|wanted| make_mount(wanted, nodes)).collect::<Result<Vec<_>, _>>()?;
     let root = mount_root(&sandbox.root, nodes)?;
     mount::attach_root(root.as_fd()).map_err(at("attach the root"))?;
     let mut tree =
         Tree::new(root.try_clone().map_err(at("look at the root"))?).map_err(at("look at the root"))?;
     let mounted = filesystems::mount_all(made, &mut tree, sandbox.security, membership, notes)?;
-    for mount in &sandbox.mounts {
-        mount_one(&mut tree, mount, nodes)?;
+    for (wanted, made) in sandbox.mounts.iter().zip(mounts) {
+        attach_mount(&mut tree, wanted, made)?;
     }
     provide_files(&mut tree, &mounted.scratch, &sandbox.files)?;
     let terminal = open_terminal(sandbox, &mounted, control)?;
@@ -208,17 +219,30 @@ fn mount_root(source: &RootSource, nodes: Nodes) -> Result<OwnedFd, Failure> {
     }
 }
 
+/// A mount that is shown nowhere yet.
+struct MadeMount {
+    mount: OwnedFd,
+    kind: StubKind,
+    /// What holds for it once it is shown.
+    limits: Option<(Attributes, Depth)>,
+}
+
+fn mounting(wanted: &Mount) -> impl Fn(io::Error) -> Failure {
+    move |error| at(&format!("mount {}", wanted.target.display()))(error)
+}
+
 /// Nodes in a mount are as dead or alive as those of the root.
-fn mount_one(tree: &mut Tree, wanted: &Mount, nodes: Nodes) -> Result<(), Failure> {
-    let step = |error: io::Error| at(&format!("mount {}", wanted.target.display()))(error);
-    let (made, kind, limits) = match &wanted.kind {
+fn make_mount(wanted: &Mount, nodes: Nodes) -> Result<MadeMount, Failure> {
+    let step = mounting(wanted);
+    let directory = |mount| MadeMount { mount, kind: StubKind::Directory, limits: None };
+    match &wanted.kind {
         MountKind::Tmpfs { size, mode } => {
             let mode = format!("{mode:o}");
             let size = size.map_or_else(|| "50%".to_owned(), |size| size.to_string());
-            let made = mount::filesystem("tmpfs", &[("mode", &mode), ("size", &size)], nodes.usual())?;
-            (made, StubKind::Directory, None)
+            let options = [("mode", mode.as_str()), ("size", &size)];
+            Ok(directory(mount::filesystem("tmpfs", &options, nodes.usual())?))
         }
-        MountKind::Overlay { overlay } => (overlay.mount(nodes.usual())?, StubKind::Directory, None),
+        MountKind::Overlay { overlay } => Ok(directory(overlay.mount(nodes.usual())?)),
         MountKind::Bind { source, read_only, recursive } => {
             let place = open_source(source)?;
             let status = rustix::fs::fstat(&place).map_err(|errno| step(errno.into()))?;
@@ -227,17 +251,40 @@ fn mount_one(tree: &mut Tree, wanted: &Mount, nodes: Nodes) -> Result<(), Failur
                 _ => StubKind::File,
             };
             let depth = if *recursive { Depth::Recursive } else { Depth::Single };
-            let made = mount::clone_tree(place.as_fd(), depth).map_err(step)?;
-            (made, kind, Some((Attributes { read_only: *read_only, ..nodes.usual() }, depth)))
+            let mount = mount::clone_tree(place.as_fd(), depth).map_err(step)?;
+            let attributes = Attributes { read_only: *read_only, ..nodes.usual() };
+            Ok(MadeMount { mount, kind, limits: Some((attributes, depth)) })
         }
-    };
-    let target = tree.resolve(&wanted.target, Missing::Stub(kind)).map_err(step)?;
-    check_kinds(kind, target.as_fd()).map_err(step)?;
-    mount::attach(made.as_fd(), target.as_fd()).map_err(step)?;
-    match limits {
-        Some((attributes, depth)) => mount::restrict(made.as_fd(), attributes, depth).map_err(step),
+    }
+}
+
+fn attach_mount(tree: &mut Tree, wanted: &Mount, made: MadeMount) -> Result<(), Failure> {
+    let step = mounting(wanted);
+    let target = tree.resolve(&wanted.target, Missing::Stub(made.kind)).map_err(&step)?;
+    check_kinds(made.kind, target.as_fd()).map_err(&step)?;
+    if is_of_proc(target.as_fd()) && !(may_be_covered(&wanted.target) || is_of_proc(made.mount.as_fd())) {
+        return Err(Failure(Report::Failed {
+            step: format!("mount {}", wanted.target.display()),
+            errno: 0,
+            detail: "it is in /proc, where programs ask the kernel what they may do".to_owned(),
+        }));
+    }
+    mount::attach(made.mount.as_fd(), target.as_fd()).map_err(&step)?;
+    match made.limits {
+        Some((attributes, depth)) => mount::restrict(made.mount.as_fd(), attributes, depth).map_err(step),
         None => Ok(()),
     }
+}
+
+fn is_of_proc(place: BorrowedFd<'_>) -> bool {
+    rustix::fs::fstatfs(place).is_ok_and(|found| found.f_type == rustix::fs::PROC_SUPER_MAGIC)
+}
+
+/// Whether a file of `/proc` tells of the machine's load alone, as runc lets it be replaced: lxcfs does.
+fn may_be_covered(target: &Path) -> bool {
+    const LOAD: [&str; 8] =
+        ["cpuinfo", "diskstats", "loadavg", "meminfo", "slabinfo", "stat", "swaps", "uptime"];
+    target.strip_prefix("/proc").is_ok_and(|inside| LOAD.iter().any(|name| inside == Path::new(name)))
 }
 
 /// A directory is mounted on a directory, anything else on none. The kernel's own answer is that something is invalid.
@@ -308,13 +355,21 @@ fn open_terminal(
     Ok(Some(pair.process))
 }
 
+/// What the command begins with.
+struct SetUp {
+    tree: Tree,
+    terminal: Option<OwnedFd>,
+    streams: MadeStreams,
+    may_set_groups: bool,
+}
+
 fn drop_privileges_and_execute(
     description: &Description,
-    mut tree: Tree,
-    own_terminal: Option<OwnedFd>,
+    set_up: SetUp,
     control: BorrowedFd<'_>,
     mut notes: Vec<String>,
 ) -> Result<std::convert::Infallible, Failure> {
+    let SetUp { mut tree, terminal: own_terminal, streams, may_set_groups } = set_up;
     let sandbox = &description.sandbox;
     let process = &sandbox.process;
     enter_directory(&mut tree, &process.directory)?;
@@ -337,13 +392,16 @@ fn drop_privileges_and_execute(
     }
     if let Some(own) = own_terminal {
         terminal::adopt(own.as_fd()).map_err(at("adopt the terminal"))?;
+        give_streams(sandbox, MadeStreams::ALL)?;
+    } else {
+        give_streams(sandbox, streams)?;
     }
     // Without room for another keyring, or without keyrings, the profile's refusal of keyctl has to do.
     let _ = process::leave_session_keyring();
     let stubs = tree.into_stubs();
     let ready = Report::Ready { stubs, notes };
     terminal::send_with_descriptors(control, &ready.encode(), &[]).map_err(at("report"))?;
-    drop_privileges(description, control)?;
+    drop_privileges(description, may_set_groups, control)?;
     process::die_with_parent().map_err(at("tie the process to kiln"))?;
     // Who died before that line was reached sends no signal, but has closed the socket.
     let hung_up = rustix::event::PollFd::from_borrowed_fd(control, rustix::event::PollFlags::empty());
@@ -354,6 +412,24 @@ fn drop_privileges_and_execute(
     }
     rustix::process::umask(Mode::from_raw_mode(0o022));
     Err(execute_command(&process.arguments, &process.environment))
+}
+
+/// Gives a user what kiln made for its command to read and write: `/dev/stdout` is opened as any other file is. What kiln's
+/// own caller passed stays as it is. The group stays: it is that of terminals, perhaps.
+fn give_streams(sandbox: &Sandbox, made: MadeStreams) -> Result<(), Failure> {
+    let uid = sandbox.process.credentials.uid;
+    if uid == 0 || sandbox.ownership == OwnershipMode::Recorded {
+        return Ok(());
+    }
+    let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+    for (number, stream) in streams.into_iter().enumerate().filter(|(number, _)| made.has(*number)) {
+        match rustix::fs::fchown(stream, Some(Uid::from_raw(uid)), None) {
+            // A user that the namespace does not have is refused below.
+            Ok(()) | Err(Errno::INVAL | Errno::PERM) => {}
+            Err(errno) => return Err(at(&format!("give descriptor {number} to user {uid}"))(errno.into())),
+        }
+    }
+    Ok(())
 }
 
 /// Changes into the process's directory, making it where it is missing.
@@ -370,7 +446,11 @@ fn enter_directory(tree: &mut Tree, directory: &Path) -> Result<(), Failure> {
     if current.as_bytes().starts_with(b"/") { Ok(()) } else { Err(step(rustix::io::Errno::NOENT.into())) }
 }
 
-fn drop_privileges(description: &Description, control: BorrowedFd<'_>) -> Result<(), Failure> {
+fn drop_privileges(
+    description: &Description,
+    may_set_groups: bool,
+    control: BorrowedFd<'_>,
+) -> Result<(), Failure> {
     let sandbox = &description.sandbox;
     let process = &sandbox.process;
     if process.no_new_privileges {
@@ -384,7 +464,7 @@ fn drop_privileges(description: &Description, control: BorrowedFd<'_>) -> Result
     process::bound_capabilities(kept).map_err(at("bound the capabilities"))?;
     install_filter(description, control)?;
     if sandbox.ownership == OwnershipMode::Kernel {
-        process::become_user(&process.credentials, namespace::may_set_groups()).map_err(at(&format!(
+        process::become_user(&process.credentials, may_set_groups).map_err(at(&format!(
             "become user {} and group {}",
             process.credentials.uid, process.credentials.gid
         )))?;

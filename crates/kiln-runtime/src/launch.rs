@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use crate::error::RuntimeError;
 use crate::init;
-use crate::launcher::{Launcher, Told, hand_over, is_hang_up};
+use crate::launcher::{Launcher, MadeStreams, Told, hand_over, is_hang_up};
 use crate::placement::Placements;
 use crate::recorder::{LowerFiles, Ownership, Recorder};
 use crate::report::Report;
@@ -28,10 +28,12 @@ pub enum Stream {
     Inherit,
     /// `/dev/null`.
     Null,
-    /// A pipe, whose other end is in [`Running`].
+    /// A pipe, whose other end is in [`Running`]. It is the command's user's, who may open it by its name.
     Pipe,
-    /// A given descriptor.
+    /// A given descriptor, which stays as it is.
     Descriptor(OwnedFd),
+    /// A pipe that was made for the command, and is given to its user.
+    Made(OwnedFd),
 }
 
 /// The process's streams. A terminal of its own takes the place of all three.
@@ -312,7 +314,7 @@ fn start_unless(
     }
     let begin = |running: &mut Running, control: OwnedFd| -> Result<(), (Told, RuntimeError)> {
         launcher.watch(&running.child).map_err(|error| (Told::Read, error))?;
-        let told = hand_over(control.as_fd(), &description, &ends.near)
+        let told = hand_over(control.as_fd(), &description, (&ends.near, ends.made))
             .map_err(|source| (Told::Unread, set_up("pass the sandbox's description")(source)))?;
         follow(running, sandbox, below, (&control, interrupt), told)
     };
@@ -461,6 +463,7 @@ fn heed(
 struct Ends {
     near: [OwnedFd; 3],
     far: [Option<OwnedFd>; 3],
+    made: MadeStreams,
 }
 
 impl Ends {
@@ -471,18 +474,22 @@ impl Ends {
             [streams.input, streams.output, streams.error]
         };
         let mut number = 0;
+        let mut made = MadeStreams::default();
         let opened = streams.map(|stream| {
+            if matches!(stream, Stream::Pipe | Stream::Made(_)) {
+                made.0 |= 1 << number;
+            }
             number += 1;
             Self::end(stream, number - 1)
         });
         let [input, output, error] = opened;
         let ((a, x), (b, y), (c, z)) = (input?, output?, error?);
-        Ok(Self { near: [a, b, c], far: [x, y, z] })
+        Ok(Self { near: [a, b, c], far: [x, y, z], made })
     }
 
     fn end(stream: Stream, number: usize) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
         Ok(match stream {
-            Stream::Descriptor(given) => (given, None),
+            Stream::Descriptor(given) | Stream::Made(given) => (given, None),
             Stream::Null => {
                 let flags = OFlags::RDWR | OFlags::CLOEXEC;
                 (rustix::fs::open("/dev/null", flags, Mode::empty())?, None)

@@ -166,16 +166,29 @@ pub(crate) enum Told {
     Unread,
 }
 
+/// Which of a command's three streams kiln made for it, a bit each: those become its user's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct MadeStreams(pub(crate) u8);
+
+impl MadeStreams {
+    /// All three.
+    pub(crate) const ALL: Self = Self(0b111);
+
+    pub(crate) fn has(self, number: usize) -> bool {
+        self.0 & (1 << number) != 0
+    }
+}
+
 /// Tells an init what to set up, and gives it the command's streams. That it has ended is no error: what it reported before is
 /// still to be read.
 pub(crate) fn hand_over(
     control: BorrowedFd<'_>,
     description: &OwnedFd,
-    streams: &[OwnedFd; 3],
+    (streams, made): (&[OwnedFd; 3], MadeStreams),
 ) -> io::Result<Told> {
     let [input, output, error] = streams;
     let descriptors = [description.as_fd(), input.as_fd(), output.as_fd(), error.as_fd()];
-    match terminal::send_with_descriptors(control, b"!", &descriptors) {
+    match terminal::send_with_descriptors(control, &[made.0], &descriptors) {
         Ok(()) => Ok(Told::Read),
         Err(error) if is_hang_up(&error) => Ok(Told::Unread),
         Err(error) => Err(error),

@@ -110,7 +110,7 @@ impl Store {
         let mut sibling = 0;
         loop {
             // Private ones that are in use get siblings. Files of one ownership mode are not another one's.
-            let (path, filled) = self.cache_directory(&identity.name(self.ownership().name(), sibling))?;
+            let (path, filled) = self.cache_directory(&identity.name(self.owners(), sibling))?;
             let lock_path = path.with_extension("lock");
             let busy = CacheMountBusy { lock: &lock_path };
             let wanted = match sharing {

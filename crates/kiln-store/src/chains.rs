@@ -62,7 +62,7 @@ impl Store {
                           AND (s.boot IS NULL OR s.boot = ?2)) \
                OR EXISTS (SELECT 1 FROM layer_blobs x JOIN blobs b ON b.digest = x.blob \
                           WHERE x.diff_id = l.diff_id AND (b.boot IS NULL OR b.boot = ?2)))",
-            params![layer.0.as_bytes(), self.boot, self.ownership().name()],
+            params![layer.0.as_bytes(), self.boot, self.owners()],
             |row| row.get(0),
         )?;
         Ok(rows.first().copied())

@@ -75,7 +75,7 @@ impl Store {
         let rows = all(
             t,
             &format!("SELECT 1 FROM layers l WHERE l.diff_id = ?1 AND {DURABLE_LAYER}"),
-            params![layer.0.as_bytes(), self.ownership().name()],
+            params![layer.0.as_bytes(), self.owners()],
             |_| Ok(()),
         )?;
         Ok(!rows.is_empty())
@@ -172,7 +172,7 @@ impl Store {
         let snapshots = self.database.all(
             "SELECT id, boot, created FROM snapshots WHERE diff_id = ?1 AND ownership = ?2 \
              AND (boot IS NULL OR boot = ?3)",
-            params![layer.0.as_bytes(), self.ownership().name(), self.boot],
+            params![layer.0.as_bytes(), self.owners(), self.boot],
             |row| Ok((row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?, row.get(2)?)),
         )?;
         if snapshots.iter().any(|(_, boot, _)| boot.is_none()) {

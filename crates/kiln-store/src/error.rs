@@ -61,6 +61,16 @@ pub enum Error {
         /// What is there.
         path: PathBuf,
     },
+    /// SQLite opens no files whose paths are that long.
+    #[error("the path of the store at {} is too long: {found} bytes with symbolic links followed, and kiln takes {most} at most; --root or KILN_ROOT names another place", path.display())]
+    LongPath {
+        /// Where the store was to be.
+        path: PathBuf,
+        /// Bytes of its path.
+        found: usize,
+        /// As many are taken.
+        most: usize,
+    },
     /// The store was written by a newer kiln.
     #[error("the store at {} has schema version {found}; this kiln knows {known}: use a newer kiln, or another --root", path.display())]
     NewerStore {

@@ -238,7 +238,7 @@ impl Store {
                                 WHERE i.image = images.id AND ({DURABLE_LAYER}) IS NOT 1) \
                  FROM images WHERE id = ?1"
             ),
-            params![id.0.as_bytes(), self.ownership().name()],
+            params![id.0.as_bytes(), self.owners()],
             |row| row.get::<_, bool>(0),
         )?;
         if unsynced != Some(false) {

@@ -139,7 +139,7 @@ impl Store {
         let rows = all(
             t,
             "SELECT id FROM snapshots WHERE key = ?1 AND ownership = ?2 AND (boot IS NULL OR boot = ?3)",
-            params![key.as_bytes(), self.ownership().name(), self.boot],
+            params![key.as_bytes(), self.owners(), self.boot],
             |row| row.get::<_, String>(0),
         )?;
         Ok(rows.first().is_some_and(|id| self.root().join(OVERLAY).join(id).join("diff").is_dir()))
@@ -274,7 +274,7 @@ impl Store {
              AND (s.boot IS NULL OR s.boot = ?2) AND l.snapshot_is_source AND NOT EXISTS \
                (SELECT 1 FROM layer_blobs x JOIN blobs b ON b.digest = x.blob \
                 WHERE x.diff_id = s.diff_id AND (b.boot IS NULL OR b.boot = ?2))",
-            params![layer.0.as_bytes(), self.boot, self.ownership().name()],
+            params![layer.0.as_bytes(), self.boot, self.owners()],
             |row| row.get::<_, String>(0),
         )?;
         if ids.is_empty() {
@@ -360,7 +360,7 @@ impl Store {
         let known = all(
             t,
             "SELECT boot FROM snapshots WHERE key = ?1 AND ownership = ?2",
-            params![key.as_bytes(), self.ownership().name()],
+            params![key.as_bytes(), self.owners()],
             |row| row.get::<_, Option<String>>(0),
         )?;
         match known.first() {
@@ -369,7 +369,7 @@ impl Store {
                 execute(
                     t,
                     "DELETE FROM snapshots WHERE key = ?1 AND ownership = ?2",
-                    params![key.as_bytes(), self.ownership().name()],
+                    params![key.as_bytes(), self.owners()],
                 )?;
             }
             None => {}
@@ -388,7 +388,7 @@ impl Store {
                 staged.id,
                 staged.link,
                 key.as_bytes(),
-                self.ownership().name(),
+                self.owners(),
                 index.diff_id().0.as_bytes(),
                 self.boot,
                 now()
@@ -406,7 +406,7 @@ impl Store {
                 t,
                 "SELECT c.parent, s.link FROM chains c LEFT JOIN snapshots s ON s.diff_id = c.diff_id \
                  AND s.ownership = ?2 AND s.key IN (c.diff_id, c.chain_id) WHERE c.chain_id = ?1",
-                params![at.0.as_bytes(), self.ownership().name()],
+                params![at.0.as_bytes(), self.owners()],
                 |row| Ok((crate::database::digest(row, 0)?, row.get::<_, Option<String>>(1)?)),
             )?;
             let Some((below, link)) = row.into_iter().next() else { break };

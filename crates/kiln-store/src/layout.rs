@@ -168,7 +168,8 @@ impl Store {
         Ok(())
     }
 
-    fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
+    /// Writes a file of the store's root anew. Only for who has `layout.lock`.
+    pub(crate) fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let directory = kiln_sys::root::Directory::open(self.root())?;
         kiln_sys::publish::write_over(&directory, name.as_ref(), bytes, 0o600).map_err(|error| {
             match error.kind() {

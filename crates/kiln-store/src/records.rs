@@ -245,6 +245,12 @@ impl Store {
         Ok(Claim { _lock: lock })
     }
 
+    /// As [`Store::claim_files`], of a layer's tar: who makes files ready may need it, and holds another claim then.
+    pub(crate) fn claim_tar(&self, layer: DiffId, waiting: Working<'_>) -> Result<Claim> {
+        let lock = self.lock_files(&self.claim_path("tar-", &layer.0), waiting)?;
+        Ok(Claim { _lock: lock })
+    }
+
     /// One of 4,096 lock files: two keys that share one wait for each other needlessly, which is harmless,
     /// and the files never need to be removed.
     fn claim_path(&self, kind: &str, key: &Digest) -> std::path::PathBuf {

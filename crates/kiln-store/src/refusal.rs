@@ -10,6 +10,10 @@ use rustix::fs::Access;
 
 use crate::error::Error;
 
+/// Bytes of the path of a store's directory at most: SQLite takes 512 for `/kiln.db` in it with the name of a journal's ending,
+/// `-journal`, which it counts whether or not there is one (`MAX_PATHNAME` of its os_unix.c).
+const LONGEST_ROOT: usize = 512 - "/kiln.db-journal".len();
+
 /// What `action` on the database at `path` came to.
 pub(crate) fn refused(path: &Path, action: &'static str) -> impl FnOnce(rusqlite::Error) -> Error {
     move |source| explain(path, action, source)
@@ -40,6 +44,12 @@ fn explain(path: &Path, action: &'static str, source: rusqlite::Error) -> Error 
 /// What the system has against a database's files: SQLite keeps that to itself. None of them is opened, since closing one
 /// would take the locks away that this process has on it.
 fn systems_answer(path: &Path) -> Option<Error> {
+    if let Some(root) = path.parent().and_then(|root| fs_err::canonicalize(root).ok())
+        && root.as_os_str().len() > LONGEST_ROOT
+    {
+        let found = root.as_os_str().len();
+        return Some(Error::LongPath { path: root, found, most: LONGEST_ROOT });
+    }
     if path.is_dir() {
         return Some(Error::LostDatabase { path: path.to_path_buf(), found: "is a directory", source: None });
     }
@@ -72,4 +82,30 @@ fn no_room(directory: &Path) -> Option<io::Error> {
 /// Whether there was no room, or no more that is this user's.
 pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Ownership, Store};
+
+    #[test]
+    fn a_path_that_is_too_long_is_said_to_be() {
+        let directory = tempfile::tempdir().unwrap();
+        let base = fs_err::canonicalize(directory.path()).unwrap();
+        let root = |length: usize| {
+            let mut root = base.clone();
+            while length - root.as_os_str().len() > 200 {
+                root.push("d".repeat(100));
+            }
+            let rest = length - root.as_os_str().len() - 1;
+            root.join("e".repeat(rest))
+        };
+        Store::open(&root(LONGEST_ROOT), Ownership::SingleId).unwrap();
+        let long = root(LONGEST_ROOT + 1);
+        match Store::open(&long, Ownership::SingleId).err() {
+            Some(Error::LongPath { found: 497, most: 496, path }) => assert_eq!(path, long),
+            other => panic!("{other:?}"),
+        }
+    }
 }

@@ -49,7 +49,7 @@ CREATE TABLE snapshots (
   id        TEXT PRIMARY KEY,         -- directory name
   link      TEXT NOT NULL,            -- name in overlay2/l
   key       BLOB NOT NULL,            -- diff ID or chain ID, see layers.stands_alone
-  ownership TEXT NOT NULL,            -- root, sub-ids, single-id: who owns the files
+  ownership TEXT NOT NULL,            -- root, sub-ids (with `:` and a digest for other ranges than the store's first), single-id
   diff_id   BLOB NOT NULL,
   boot      TEXT,
   created   INTEGER NOT NULL,
@@ -132,7 +132,7 @@ CREATE TABLE record_inputs (
 
 -- Directories of RUN --mount=type=cache under cache/.
 CREATE TABLE cache_mounts (
-  id        TEXT PRIMARY KEY,         -- ownership mode; NUL, the id as the Dockerfile says; NUL, +, what it begins with if that is not
+  id        TEXT PRIMARY KEY,         -- ownership as of snapshots; NUL, the id as the Dockerfile says; NUL, +, what it begins with if that is not
                                       -- an empty directory of root's; NUL, the number of a private sibling
   directory TEXT NOT NULL UNIQUE,     -- name under cache/
   created   INTEGER NOT NULL,

@@ -131,7 +131,7 @@ impl Store {
     fn snapshot_by_key(&self, key: &Digest) -> Result<Option<SnapshotPaths>> {
         let row = self.database.one(
             "SELECT id FROM snapshots WHERE key = ?1 AND ownership = ?2 AND (boot IS NULL OR boot = ?3)",
-            params![key.as_bytes(), self.ownership().name(), self.boot],
+            params![key.as_bytes(), self.owners(), self.boot],
             |row| row.get::<_, String>(0),
         )?;
         Ok(row.map(|id| {

@@ -27,7 +27,7 @@ pub enum Ownership {
 }
 
 impl Ownership {
-    /// As it is written in the database and in keys.
+    /// As it is written in keys, and in the database.
     pub fn name(self) -> &'static str {
         match self {
             Self::Root => "root",
@@ -41,6 +41,8 @@ impl Ownership {
 pub struct Store {
     root: PathBuf,
     ownership: Ownership,
+    /// Whose the files are, as the database says it.
+    owners: String,
     pub(crate) boot: String,
     pub(crate) database: Arc<Database>,
     pub(crate) indexes: Mutex<HashMap<DiffId, Arc<LayerIndex>>>,
@@ -76,6 +78,7 @@ impl Store {
         let store = Self {
             root: root.to_path_buf(),
             ownership,
+            owners: ownership.name().to_owned(),
             boot,
             database,
             indexes: Mutex::default(),
@@ -98,6 +101,16 @@ impl Store {
     /// Who owns the files of snapshots that this process makes and uses.
     pub fn ownership(&self) -> Ownership {
         self.ownership
+    }
+
+    /// As the database says whose files these are: the ownership, and with sub-identifiers which ranges, if they are not
+    /// the first that were used here.
+    pub(crate) fn owners(&self) -> &str {
+        &self.owners
+    }
+
+    pub(crate) fn set_owners(&mut self, owners: String) {
+        self.owners = owners;
     }
 
     /// Does what gives room in the end. Where it finds none, it may take what is set aside.
@@ -238,7 +251,10 @@ fn refuse_foreign(root: &Path) -> Result<()> {
         // What a kill may have left of a store that was being made, and what file systems have of their own.
         let is_ours = DIRECTORIES.iter().any(|path| path.split('/').next() == Some(&*text))
             || text.starts_with("kiln.db")
-            || matches!(&*text, "reserve" | "oci-layout" | "index.json" | "lost+found")
+            || matches!(
+                &*text,
+                crate::sub_ids::NAME | "reserve" | "oci-layout" | "index.json" | "lost+found"
+            )
             || text.ends_with(".lock")
             || kiln_sys::publish::is_temporary(&name);
         if !is_ours {
@@ -349,7 +365,7 @@ mod tests {
             assert!(root.join(name).is_dir(), "{name}");
             drop(store.lease("test").unwrap());
             // While it is open.
-            fs_err::remove_dir_all(&root.join(name)).unwrap();
+            fs_err::remove_dir_all(root.join(name)).unwrap();
             store.collect(&crate::Collection::default()).unwrap();
             assert!(root.join(name).is_dir(), "{name}");
         }

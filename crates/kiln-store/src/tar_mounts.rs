@@ -152,7 +152,7 @@ impl Store {
             return Ok(Some(self.blob_path(&blob.digest)));
         }
         // Two processes that need it do not both decompress it.
-        let _claim = self.claim_files(&layer.0, lease)?;
+        let _claim = self.claim_tar(layer, lease)?;
         let plain = self.blob_path(&layer.0);
         if self.layer_blobs(layer)?.iter().any(|blob| blob.compression == "none") {
             return Ok(Some(plain));

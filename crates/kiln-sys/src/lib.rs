@@ -23,5 +23,6 @@ pub mod seccomp;
 #[path = "../../../tests/skipped.rs"]
 mod skipped;
 pub mod status;
+pub mod streams;
 pub mod terminal;
 pub mod xattr;

@@ -18,21 +18,79 @@ pub enum UserNamespace {
     None,
     /// A namespace in which the user is root and ranges of sub-UIDs and sub-GIDs are all others.
     SubIds {
-        /// Number of users, root included.
-        users: u32,
-        /// Number of groups, root's included.
-        groups: u32,
+        /// Who they are outside.
+        maps: IdMaps,
     },
     /// A namespace in which there is root alone, which is the user.
     SingleId {
         /// Why there are no more.
         reason: String,
+        /// Whether there should have been.
+        lack: Lack,
     },
     /// No namespace may be made.
     Unavailable {
         /// Why not.
         reason: String,
     },
+}
+
+/// Why a user has no sub-identifiers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lack {
+    /// None were given, or nothing is installed that could map them.
+    NotGiven,
+    /// They were given and could not be mapped.
+    Refused,
+}
+
+/// A range of identifiers in a user namespace, and what they are outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// The first one inside.
+    pub inside: u32,
+    /// The first one outside.
+    pub outside: u32,
+    /// How many.
+    pub count: u32,
+}
+
+/// Who the users and groups of a user namespace are outside.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IdMaps {
+    /// The users.
+    pub users: Vec<Extent>,
+    /// The groups.
+    pub groups: Vec<Extent>,
+}
+
+impl IdMaps {
+    /// Those of the user namespace that this process is in.
+    ///
+    /// # Errors
+    /// Where `/proc` cannot be read.
+    pub fn of_this_process() -> io::Result<Self> {
+        let read = |path: &str| fs_err::read_to_string(path).map(|text| extents(&text));
+        Ok(Self { users: read("/proc/self/uid_map")?, groups: read("/proc/self/gid_map")? })
+    }
+
+    /// Those that [`enter_user_namespace`] would ask for here, as far as that can be told without asking.
+    ///
+    /// # Errors
+    /// Why there would be one identifier alone.
+    pub fn expected(configuration: &Configuration) -> Result<Self, (String, Lack)> {
+        let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+        MapPlan::find(configuration, uid, gid).map(|plan| plan.maps)
+    }
+}
+
+fn extents(map: &str) -> Vec<Extent> {
+    let read = |line: &str| {
+        let mut fields = line.split_whitespace().map(str::parse::<u32>);
+        let mut next = || fields.next()?.ok();
+        Some(Extent { inside: next()?, outside: next()?, count: next()? })
+    };
+    map.lines().filter_map(read).collect()
 }
 
 /// A range of identifiers given to a user in `/etc/subuid` or `/etc/subgid`.
@@ -55,6 +113,8 @@ pub struct Configuration {
     pub helpers: Vec<PathBuf>,
     /// The user's name, if known: ranges are given to names more often than to numbers.
     pub user: Option<String>,
+    /// The user's group in passwd, if known: the helpers refuse who has another one.
+    pub group: Option<u32>,
 }
 
 impl Default for Configuration {
@@ -64,6 +124,7 @@ impl Default for Configuration {
             sub_gids: PathBuf::from("/etc/subgid"),
             helpers: ["/usr/bin", "/bin", "/usr/local/bin", "/usr/sbin"].map(PathBuf::from).to_vec(),
             user: None,
+            group: None,
         }
     }
 }
@@ -115,18 +176,18 @@ pub fn enter_user_namespace(configuration: &Configuration) -> io::Result<UserNam
         return Ok(UserNamespace::Unavailable { reason: refusal_of_namespaces(errno) });
     }
     let mapped = match (helper, &plan) {
-        (Some(helper), Ok(plan)) => helper.finish().map(|()| UserNamespace::SubIds {
-            users: plan.uids.iter().map(|range| range.count).sum::<u32>() + 1,
-            groups: plan.gids.iter().map(|range| range.count).sum::<u32>() + 1,
-        }),
-        (_, Err(reason)) => Err(reason.clone()),
-        (None, Ok(_)) => Err("no helper process".to_owned()),
+        (Some(helper), Ok(plan)) => match helper.finish() {
+            Ok(()) => Ok(UserNamespace::SubIds { maps: plan.maps.clone() }),
+            Err(reason) => Err((reason, Lack::Refused)),
+        },
+        (_, Err(lack)) => Err(lack.clone()),
+        (None, Ok(_)) => Err(("no helper process".to_owned(), Lack::Refused)),
     };
     let entered = match mapped {
         Ok(entered) => entered,
-        Err(reason) => {
+        Err((reason, lack)) => {
             map_self_alone(uid, gid)?;
-            UserNamespace::SingleId { reason }
+            UserNamespace::SingleId { reason, lack }
         }
     };
     let root = process::Credentials::default();
@@ -147,7 +208,9 @@ fn unshare(flags: UnshareFlags) -> Result<(), rustix::io::Errno> {
 
 fn refusal_of_namespaces(errno: rustix::io::Errno) -> String {
     let read = |path: &str| fs_err::read_to_string(path).unwrap_or_default().trim().to_owned();
-    let cause = if read("/proc/sys/kernel/unprivileged_userns_clone") == "0" {
+    let cause = if errno == rustix::io::Errno::PERM && is_in_changed_root() {
+        "it gives none to a process whose root directory was changed by chroot"
+    } else if read("/proc/sys/kernel/unprivileged_userns_clone") == "0" {
         "kernel.unprivileged_userns_clone is 0"
     } else if read("/proc/sys/user/max_user_namespaces") == "0" {
         "user.max_user_namespaces is 0"
@@ -159,27 +222,36 @@ fn refusal_of_namespaces(errno: rustix::io::Errno) -> String {
     format!("the kernel refuses a user namespace: {} ({cause})", io::Error::from(errno))
 }
 
+/// Whether this process's root directory is in the midst of a file system, where only `chroot(2)` leads.
+fn is_in_changed_root() -> bool {
+    use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+    let found = statx(CWD, "/", AtFlags::empty(), StatxFlags::empty());
+    found.is_ok_and(|found| {
+        found.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT)
+            && !found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)
+    })
+}
+
+/// As many lines as the kernel takes in a map.
+const MOST_EXTENTS: usize = 340;
+
 /// The maps to write with the helpers.
 #[derive(Clone, Debug)]
 struct MapPlan {
-    uid: u32,
-    gid: u32,
-    uids: Vec<Range>,
-    gids: Vec<Range>,
+    maps: IdMaps,
     newuidmap: PathBuf,
     newgidmap: PathBuf,
 }
 
 impl MapPlan {
-    fn find(configuration: &Configuration, uid: u32, gid: u32) -> Result<Self, String> {
+    fn find(configuration: &Configuration, uid: u32, gid: u32) -> Result<Self, (String, Lack)> {
         let user = configuration.user.as_deref();
-        let of = |file: &Path| {
+        let of = |file: &Path, own: u32| {
             let found = ranges(&fs_err::read_to_string(file).unwrap_or_default(), user, uid);
             if found.is_empty() {
-                Err(format!("{} has no range for this user", file.display()))
-            } else {
-                Ok(found)
+                return Err((format!("{} has no range for this user", file.display()), Lack::NotGiven));
             }
+            Ok(Self::extents(own, &found))
         };
         let program = |name: &str| {
             let found = configuration
@@ -187,49 +259,90 @@ impl MapPlan {
                 .iter()
                 .map(|directory| directory.join(name))
                 .find(|path| rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok());
-            found.ok_or_else(|| format!("{name} is not installed (Debian: package uidmap)"))
+            found.ok_or_else(|| (format!("{name} is not installed (Debian: package uidmap)"), Lack::NotGiven))
         };
-        Ok(Self {
-            uid,
-            gid,
-            uids: of(&configuration.sub_uids)?,
-            gids: of(&configuration.sub_gids)?,
-            newuidmap: program("newuidmap")?,
-            newgidmap: program("newgidmap")?,
-        })
+        let maps =
+            IdMaps { users: of(&configuration.sub_uids, uid)?, groups: of(&configuration.sub_gids, gid)? };
+        let plan = Self { maps, newuidmap: program("newuidmap")?, newgidmap: program("newgidmap")? };
+        let files =
+            [(&configuration.sub_uids, &plan.maps.users), (&configuration.sub_gids, &plan.maps.groups)];
+        for (file, extents) in files {
+            if let Some(refusal) = refusal_of_extents(extents) {
+                return Err((format!("{}: {refusal}", file.display()), Lack::Refused));
+            }
+        }
+        if let Some(group) = configuration.group.filter(|group| *group != gid) {
+            let reason = format!(
+                "newgidmap serves who has the group {group}, as in /etc/passwd, and this is group {gid}"
+            );
+            return Err((reason, Lack::Refused));
+        }
+        if rustix::thread::no_new_privs().is_ok_and(|refused| refused) {
+            let reason = "newuidmap gains no privileges in a process with no_new_privs";
+            return Err((reason.to_owned(), Lack::Refused));
+        }
+        Ok(plan)
     }
 
-    fn arguments(pid: i32, own: u32, ranges: &[Range]) -> Vec<String> {
-        let mut arguments = vec![pid.to_string(), "0".to_owned(), own.to_string(), "1".to_owned()];
+    /// The user first, and the ranges behind.
+    fn extents(own: u32, ranges: &[Range]) -> Vec<Extent> {
+        let mut extents = vec![Extent { inside: 0, outside: own, count: 1 }];
         let mut inside: u32 = 1;
         for range in ranges {
             let count = range.count.min(u32::MAX - 1 - inside);
-            arguments.extend([inside.to_string(), range.first.to_string(), count.to_string()]);
+            extents.push(Extent { inside, outside: range.first, count });
             inside += count;
         }
-        arguments
+        extents
     }
+
+    fn arguments(pid: i32, extents: &[Extent]) -> Vec<String> {
+        let numbers = extents.iter().flat_map(|extent| [extent.inside, extent.outside, extent.count]);
+        std::iter::once(pid.to_string()).chain(numbers.map(|number| number.to_string())).collect()
+    }
+}
+
+/// Why the kernel would refuse a map.
+fn refusal_of_extents(extents: &[Extent]) -> Option<String> {
+    if extents.len() > MOST_EXTENTS {
+        let most = MOST_EXTENTS - 1;
+        return Some(format!(
+            "{} ranges for this user, and the kernel maps at most {most}",
+            extents.len() - 1
+        ));
+    }
+    let mut sorted = extents.to_vec();
+    sorted.sort_by_key(|extent| extent.outside);
+    let overlap = sorted
+        .windows(2)
+        .find(|pair| u64::from(pair[0].outside) + u64::from(pair[0].count) > u64::from(pair[1].outside))?;
+    Some(format!("what this user has overlaps at {}, which the kernel does not map", overlap[1].outside))
 }
 
 /// A process that stays outside of the namespace and runs the mapping programs when told.
 struct Helper {
     pid: i32,
     go: OwnedFd,
+    /// What the programs have to say.
+    said: OwnedFd,
 }
 
 impl Helper {
     fn start(plan: &MapPlan) -> io::Result<Self> {
         let target = rustix::process::getpid().as_raw_nonzero().get();
         let (wait, go) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        let (said, say) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         match process::fork()? {
-            Forked::Parent(pid) => Ok(Self { pid, go }),
+            Forked::Parent(pid) => Ok(Self { pid, go, said }),
             Forked::Child => {
-                drop(go);
+                drop((go, said));
+                let _ = rustix::stdio::dup2_stderr(&say);
+                drop(say);
                 // Nothing to read means that the other process gave up or died.
                 let told = rustix::io::read(wait.as_fd(), &mut [0_u8; 1][..]);
                 let done = told == Ok(1)
-                    && Self::run(&plan.newuidmap, &MapPlan::arguments(target, plan.uid, &plan.uids))
-                    && Self::run(&plan.newgidmap, &MapPlan::arguments(target, plan.gid, &plan.gids));
+                    && Self::run(&plan.newuidmap, &MapPlan::arguments(target, &plan.maps.users))
+                    && Self::run(&plan.newgidmap, &MapPlan::arguments(target, &plan.maps.groups));
                 process::leave(u8::from(!done));
             }
         }
@@ -255,25 +368,48 @@ impl Helper {
         let _ = process::wait_for(Some(self.pid));
     }
 
-    /// The program's own message has gone to standard error if it refused.
+    /// What the program that refused said is the reason.
     fn finish(self) -> Result<(), String> {
+        use io::Read as _;
+        const MOST_SAID: u64 = 4096;
+
         let failed = |error: io::Error| error.to_string();
         rustix::io::write(&self.go, b"!").map_err(|errno| failed(errno.into()))?;
-        match process::wait_for(Some(self.pid)).map_err(failed)? {
-            (_, Ended::Exited(0)) => Ok(()),
-            _ => Err("newuidmap or newgidmap refused".to_owned()),
+        let (mut text, mut said) = (Vec::new(), std::fs::File::from(self.said));
+        (&mut said).take(MOST_SAID).read_to_end(&mut text).map_err(failed)?;
+        // Whatever more it says must not keep it.
+        io::copy(&mut said, &mut io::sink()).map_err(failed)?;
+        let (_, ended) = process::wait_for(Some(self.pid)).map_err(failed)?;
+        match (ended, said_first(&text)) {
+            (Ended::Exited(0), _) => Ok(()),
+            (_, Some(line)) => Err(line),
+            (_, None) => Err("newuidmap or newgidmap refused".to_owned()),
         }
     }
+}
+
+/// The first line of a program's message.
+fn said_first(text: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(text);
+    let line = text.lines().map(str::trim).find(|line| !line.is_empty())?;
+    Some(line.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect())
 }
 
 /// Maps root inside to the user outside, and nobody else. A process may do that for itself if it gives up setgroups.
 fn map_self_alone(uid: u32, gid: u32) -> io::Result<()> {
     // An earlier attempt may have written the users' map and failed at the groups'.
-    let empty = |path: &str| fs_err::read_to_string(path).is_ok_and(|map| map.trim().is_empty());
-    if empty("/proc/self/uid_map") {
+    let is_empty = |path: &str| match fs_err::read_to_string(path) {
+        Ok(map) => Ok(map.trim().is_empty()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(io::Error::new(
+            error.kind(),
+            "/proc is not mounted: a user namespace cannot be set up without",
+        )),
+        Err(error) => Err(error),
+    };
+    if is_empty("/proc/self/uid_map")? {
         fs_err::write("/proc/self/uid_map", format!("0 {uid} 1\n"))?;
     }
-    if empty("/proc/self/gid_map") {
+    if is_empty("/proc/self/gid_map")? {
         match fs_err::write("/proc/self/setgroups", "deny") {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -326,15 +462,41 @@ mod tests {
 
     #[test]
     fn maps_put_the_user_first_and_the_ranges_behind() {
-        let arguments = MapPlan::arguments(
-            7,
-            1000,
-            &[Range { first: 100_000, count: 65536 }, Range { first: 9, count: u32::MAX }],
-        );
+        let ranges = [Range { first: 100_000, count: 65536 }, Range { first: 9, count: u32::MAX }];
+        let arguments = MapPlan::arguments(7, &MapPlan::extents(1000, &ranges));
         assert_eq!(
             arguments.join(" "),
             format!("7 0 1000 1 1 100000 65536 65537 9 {}", u32::MAX - 1 - 65537)
         );
+    }
+
+    #[test]
+    fn what_is_asked_for_reads_as_what_the_kernel_shows() {
+        let planned = MapPlan::extents(1000, &[Range { first: 100_000, count: 65536 }]);
+        assert_eq!(extents("         0       1000          1\n         1     100000      65536\n"), planned);
+    }
+
+    #[test]
+    fn ranges_that_the_kernel_would_refuse_are_told() {
+        let check = |own: u32, found: &[(u32, u32)], expect: Option<&str>| {
+            let ranges: Vec<Range> = found.iter().map(|&(first, count)| Range { first, count }).collect();
+            let refusal = refusal_of_extents(&MapPlan::extents(own, &ranges));
+            assert_eq!(refusal.as_deref(), expect);
+        };
+        check(1000, &[(100_000, 10), (100_010, 10)], None);
+        let overlap = "what this user has overlaps at 100005, which the kernel does not map";
+        check(1000, &[(100_005, 10), (100_000, 10)], Some(overlap));
+        check(100_005, &[(100_000, 10)], Some(overlap));
+        let many: Vec<(u32, u32)> = (0..340).map(|number| (100_000 + number, 1)).collect();
+        check(1000, &many[..339], None);
+        check(1000, &many, Some("340 ranges for this user, and the kernel maps at most 339"));
+    }
+
+    #[test]
+    fn a_refusal_is_one_line() {
+        let said = b"\nnewuidmap: uid range [0-1) -> [5-6) not allowed\nusage: \x1b\n";
+        assert_eq!(said_first(said).as_deref(), Some("newuidmap: uid range [0-1) -> [5-6) not allowed"));
+        assert_eq!(said_first(b"\n"), None);
     }
 
     #[test]

@@ -19,7 +19,6 @@ mod units;
 mod watch;
 mod web;
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use arguments::Arguments;
@@ -42,7 +41,8 @@ fn command_line() -> ExitCode {
             Err(error) => (error, commands::convention(&arguments.command)),
         },
         Err(Stop::Shown { text }) => {
-            let shown = text.print().and_then(|()| output::finish()).map_err(output::own);
+            let shown = output::is_there()
+                .and_then(|()| text.print().and_then(|()| output::finish()).map_err(output::own));
             match shown {
                 Ok(()) => return ExitCode::SUCCESS,
                 Err(error) => (error.into(), Convention::Plain),
@@ -78,7 +78,6 @@ fn run(arguments: &Arguments) -> anyhow::Result<u8> {
 /// Reports a failure and gives the exit status.
 fn tell(error: &anyhow::Error, convention: Convention) -> u8 {
     let report = failure::report(error, convention);
-    // Nobody is left to tell if standard error is gone.
-    let _ = std::io::stderr().lock().write_all(report.text.as_bytes());
+    output::aside(&report.text);
     report.status
 }

@@ -1,7 +1,9 @@
-//! Standard output, whose failures say that they are its own: a full disk below it is not the store's.
+//! Standard output, whose failures say that they are its own: a full disk below it is not the store's. And standard error,
+//! whose failures nobody is left to be told.
 
 use std::io::{self, StdoutLock, Write};
 
+use rustix::io::Errno;
 use thiserror::Error;
 
 /// Standard output did not take what a command had to say.
@@ -22,8 +24,22 @@ pub(crate) fn finish() -> io::Result<()> {
     output().flush()
 }
 
+/// Fails if standard output was closed when kiln was started: what is written then would be lost without a word.
+pub(crate) fn is_there() -> io::Result<()> {
+    match kiln_sys::streams::output_was_closed() {
+        true => Err(own(Errno::BADF.into())),
+        false => Ok(()),
+    }
+}
+
+/// Tells people something besides, on standard error. Where that is gone or full the command is as good as without it.
+pub(crate) fn aside(text: &str) {
+    let _ = io::stderr().lock().write_all(text.as_bytes());
+}
+
 impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        is_there()?;
         self.0.write(bytes).map_err(own)
     }
 

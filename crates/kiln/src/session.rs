@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use kiln_runtime::Isolation;
-use kiln_store::{Awaited, Ownership, Store, Wait};
-use kiln_sys::namespace::{Configuration, UserNamespace, enter_user_namespace, ranges};
+use kiln_store::{Awaited, Certainty, Ownership, Store, Wait};
+use kiln_sys::namespace::{Configuration, IdMaps, Lack, UserNamespace, enter_user_namespace};
 
 use crate::failure::{Failure, Kind, enumerate};
 
@@ -21,15 +21,15 @@ pub(crate) enum Files {
 
 /// Opens the store. With [`Files::Touched`] this must come before any thread is started.
 pub(crate) fn open(root: Option<&Path>, files: Files) -> Result<Store> {
-    let ownership = match files {
-        Files::Untouched => expected_ownership(),
+    let owners = match files {
+        Files::Untouched => Owners::expected(),
         Files::Touched => enter()?.0,
     };
-    open_as(root, ownership)
+    open_as(root, &owners)
 }
 
 /// Opens the store for who makes files that are owned this way.
-pub(crate) fn open_as(root: Option<&Path>, ownership: Ownership) -> Result<Store> {
+pub(crate) fn open_as(root: Option<&Path>, owners: &Owners) -> Result<Store> {
     let root = match root {
         Some(root) => std::path::absolute(root)?,
         None => default_root()?,
@@ -38,10 +38,13 @@ pub(crate) fn open_as(root: Option<&Path>, ownership: Ownership) -> Result<Store
         let message = format!("the store {} is no directory", root.display());
         return Err(Failure::new(Kind::Input, message).hint("--root and KILN_ROOT name it").into());
     }
-    let store = Store::open(&root, ownership).map_err(|error| not_opened(&root, error))?;
+    let opened = Store::open(&root, owners.ownership).and_then(|store| match &owners.maps {
+        Some((maps, certainty)) => store.with_maps(maps, *certainty),
+        None => Ok(store),
+    });
+    let store = opened.map_err(|error| not_opened(&root, error))?;
     store.tell_waits(|wait| {
-        // Nobody is left to tell if standard error is gone.
-        let _ = writeln!(std::io::stderr(), "kiln: {}", told(wait));
+        crate::output::aside(&format!("kiln: {}\n", told(wait)));
     });
     if unpacks_layers()? {
         store.never_mount_tars();
@@ -109,58 +112,81 @@ pub(crate) const REMEDY: &str =
 
 /// Opens the store for a command that runs commands. This must come before any thread is started.
 pub(crate) fn open_to_run(root: Option<&Path>) -> Result<(Store, Commands)> {
-    let (ownership, commands) = enter()?;
-    Ok((open_as(root, ownership)?, commands))
+    let (owners, commands) = enter()?;
+    Ok((open_as(root, &owners)?, commands))
 }
 
 /// Where this user's subordinate IDs are looked for.
 pub(crate) fn namespace_configuration() -> Configuration {
-    Configuration { user: user_name(), ..Configuration::default() }
+    let (user, group) = passwd_entry().unzip();
+    Configuration { user, group: group.flatten(), ..Configuration::default() }
 }
 
 /// Becomes whoever may own the files of layers and run commands, as far as this machine lets.
-fn enter() -> Result<(Ownership, Commands)> {
+fn enter() -> Result<(Owners, Commands)> {
     let _span = kiln_trace::span("enter user namespace");
     let entered = enter_user_namespace(&namespace_configuration())?;
-    let ownership = ownership_in(&entered);
+    if let UserNamespace::SingleId { reason, lack: Lack::Refused } = &entered {
+        // Nobody is left to tell if standard error is gone.
+        let _ = writeln!(
+            std::io::stderr(),
+            "kiln: warning: no subordinate IDs, so owners are recorded and layers made with such IDs are unpacked \
+             anew or out of reach: {reason}"
+        );
+    }
+    let owners = Owners::in_namespace(&entered);
     let commands = match (Isolation::best(), entered) {
         (Ok(isolation), _) => Commands::Held(isolation),
         (Err(_), UserNamespace::Unavailable { reason }) => Commands::Refused { reason },
         (Err(reason), _) => Commands::Refused { reason },
     };
-    Ok((ownership, commands))
+    Ok((owners, commands))
 }
 
-/// Whose files this process makes, now that it has tried to enter a user namespace.
-pub(crate) fn ownership_in(entered: &UserNamespace) -> Ownership {
-    match entered {
-        UserNamespace::SubIds { .. } => Ownership::SubIds,
-        UserNamespace::SingleId { .. } => Ownership::SingleId,
-        UserNamespace::Unavailable { .. } if !rustix::process::geteuid().is_root() => Ownership::SingleId,
-        UserNamespace::None | UserNamespace::Unavailable { .. } => expected_ownership(),
-    }
+/// Whose the files are that a process makes.
+#[derive(Clone, Debug)]
+pub(crate) struct Owners {
+    pub(crate) ownership: Ownership,
+    /// With sub-identifiers, which they are.
+    maps: Option<(IdMaps, Certainty)>,
 }
 
-/// Whose files this process makes, or will make once it has entered its user namespace.
-pub(crate) fn expected_ownership() -> Ownership {
-    if rustix::process::geteuid().is_root() {
-        return match mapped_users() {
-            Some(1) => Ownership::SingleId,
-            Some(count) if count < u32::MAX => Ownership::SubIds,
-            _ => Ownership::Root,
-        };
+impl Owners {
+    fn plain(ownership: Ownership) -> Self {
+        Self { ownership, maps: None }
     }
-    let uid = rustix::process::getuid().as_raw();
-    let name = user_name();
-    let listed = |file: &str| {
-        fs_err::read_to_string(file).is_ok_and(|text| !ranges(&text, name.as_deref(), uid).is_empty())
-    };
-    let helper = |program: &str| {
-        Configuration::default().helpers.iter().any(|directory| directory.join(program).is_file())
-    };
-    let sub_ids =
-        listed("/etc/subuid") && listed("/etc/subgid") && helper("newuidmap") && helper("newgidmap");
-    if sub_ids { Ownership::SubIds } else { Ownership::SingleId }
+
+    /// Of this process, now that it has tried to enter a user namespace.
+    pub(crate) fn in_namespace(entered: &UserNamespace) -> Self {
+        match entered {
+            UserNamespace::SubIds { maps } => {
+                Self { ownership: Ownership::SubIds, maps: Some((maps.clone(), Certainty::Entered)) }
+            }
+            UserNamespace::SingleId { .. } => Self::plain(Ownership::SingleId),
+            UserNamespace::Unavailable { .. } if !rustix::process::geteuid().is_root() => {
+                Self::plain(Ownership::SingleId)
+            }
+            UserNamespace::None | UserNamespace::Unavailable { .. } => Self::expected(),
+        }
+    }
+
+    /// Of this process, once it has entered its user namespace.
+    pub(crate) fn expected() -> Self {
+        if rustix::process::geteuid().is_root() {
+            return match mapped_users() {
+                Some(1) => Self::plain(Ownership::SingleId),
+                Some(count) if count < u32::MAX => {
+                    let maps = IdMaps::of_this_process().ok().map(|maps| (maps, Certainty::Entered));
+                    Self { ownership: Ownership::SubIds, maps }
+                }
+                _ => Self::plain(Ownership::Root),
+            };
+        }
+        match IdMaps::expected(&namespace_configuration()) {
+            Ok(maps) => Self { ownership: Ownership::SubIds, maps: Some((maps, Certainty::Expected)) },
+            Err(_) => Self::plain(Ownership::SingleId),
+        }
+    }
 }
 
 /// How many users this user namespace has; `None` where that cannot be read.
@@ -170,14 +196,14 @@ fn mapped_users() -> Option<u32> {
     Some(counts.fold(0, u32::saturating_add))
 }
 
-/// The name of the calling user, as passwd has it.
-fn user_name() -> Option<String> {
+/// The name of the calling user and the group, as passwd has them.
+fn passwd_entry() -> Option<(String, Option<u32>)> {
     let uid = rustix::process::getuid().as_raw().to_string();
     let passwd = fs_err::read_to_string("/etc/passwd").ok()?;
     passwd.lines().find_map(|line| {
         let mut fields = line.split(':');
         let name = fields.next()?;
-        (fields.nth(1)? == uid).then(|| name.to_owned())
+        (fields.nth(1)? == uid).then(|| (name.to_owned(), fields.next().and_then(|group| group.parse().ok())))
     })
 }
 

@@ -53,8 +53,7 @@ impl Timings {
         drop(self.command);
         let Some(trace) = kiln_trace::finish() else { return Ok(()) };
         if self.table {
-            // Nobody is left to tell if standard error is gone.
-            let _ = std::io::stderr().lock().write_all(table(&trace).as_bytes());
+            crate::output::aside(&table(&trace));
         }
         match self.file {
             Some((path, file)) => write(file, &trace).map_err(|error| failed(&path, error)),

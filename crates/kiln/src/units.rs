@@ -1,6 +1,7 @@
 //! Sizes, durations, times and identifiers as Docker's users know them.
 
 use std::fmt::Write as _;
+use std::time::SystemTime;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -19,7 +20,7 @@ pub(crate) struct Clock {
 impl Clock {
     /// The machine's time and zone.
     pub(crate) fn system() -> Self {
-        Self { now: Timestamp::now(), zone: TimeZone::system() }
+        Self { now: moment(SystemTime::now()), zone: TimeZone::system() }
     }
 
     /// "5 seconds ago".
@@ -51,6 +52,12 @@ impl Clock {
         };
         format!("{}{offset}", zoned.strftime("%Y-%m-%dT%H:%M:%S"))
     }
+}
+
+/// A time of the machine's clock; the nearest one that has a year of four digits where that is set to none.
+pub(crate) fn moment(time: SystemTime) -> Timestamp {
+    let far = if time < SystemTime::UNIX_EPOCH { Timestamp::MIN } else { Timestamp::MAX };
+    Timestamp::try_from(time).unwrap_or(far)
 }
 
 fn fraction(time: Timestamp) -> String {
@@ -174,6 +181,21 @@ pub(crate) fn ellipsis(text: &str, columns: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clock_that_is_far_off() {
+        let far = std::time::Duration::from_secs(1 << 40);
+        let after = moment(SystemTime::UNIX_EPOCH + far);
+        assert_eq!(after, Timestamp::MAX);
+        assert_eq!(moment(SystemTime::UNIX_EPOCH - far), Timestamp::MIN);
+        for zone in
+            [TimeZone::UTC, TimeZone::fixed(jiff::tz::offset(25)), TimeZone::fixed(jiff::tz::offset(-25))]
+        {
+            let clock = Clock { now: after, zone };
+            assert_eq!(clock.since(Timestamp::UNIX_EPOCH), "8035 years ago");
+            assert!(clock.full(after).len() > clock.rfc3339(Timestamp::MIN).len());
+        }
+    }
 
     #[test]
     fn sizes() {

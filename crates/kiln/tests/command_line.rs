@@ -413,3 +413,22 @@ fn a_terminal_is_no_archive() {
         assert!(!place.path().join("store").exists(), "{words:?}");
     }
 }
+
+#[test]
+fn a_closed_standard_output_takes_nothing() {
+    let store = tempfile::tempdir().expect("a directory");
+    let run = |words: &str| {
+        let script = format!("exec \"$0\" --root \"$1\" {words}");
+        let mut command = Command::new("sh");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_kiln")]).arg(store.path());
+        let output = command.env_remove("KILN_ROOT").output().expect("kiln starts");
+        (String::from_utf8_lossy(&output.stderr).into_owned(), output.status.code())
+    };
+    let lost = "kiln: cannot write to standard output: Bad file descriptor (os error 9)\n".to_owned();
+    for words in ["images >&-", "info >&-", "save nosuch >&-", "--help >&-", "--version >&-"] {
+        assert_eq!(run(words), (lost.clone(), Some(1)), "{words}");
+    }
+    for words in ["images -q >&-", "images >/dev/null", "images 1<>/dev/null", "--help 1<>/dev/null"] {
+        assert_eq!(run(words), (String::new(), Some(0)), "{words}");
+    }
+}

@@ -515,3 +515,30 @@ fn list(directory: &Path, found: &mut Vec<(std::path::PathBuf, std::time::System
 fn is_empty(directory: &Path) -> bool {
     fs_err::read_dir(directory).expect("listed").next().is_none()
 }
+
+#[test]
+fn a_full_standard_error_changes_no_status() {
+    let kiln = Fixture::new();
+    kiln.check(&["load", "-q", "-i", "app.tar"], "Loaded image: app:1\n", "", 0);
+    fs_err::write(kiln.path("Dockerfile"), "FROM app:1 as warned\nLABEL c=d\n").expect("written");
+    let (_, warned, status) = kiln.run(&["build", "-t", "warned", "."]);
+    assert!(status == 0 && warned.contains("warning"), "{warned}");
+    for words in [&["build", "-t", "warned", "."][..], &["build", "."], &["--timings", "images"]] {
+        let full = fs_err::OpenOptions::new().write(true).open("/dev/full").expect("opened");
+        let output = kiln.command(words).stderr(full.into_parts().0).output().expect("kiln starts");
+        assert_eq!(output.status.code(), Some(0), "kiln {words:?}");
+    }
+}
+
+#[test]
+fn an_archive_in_a_directory_that_was_removed() {
+    let kiln = Fixture::new();
+    kiln.check(&["load", "-q", "-i", "app.tar"], "Loaded image: app:1\n", "", 0);
+    let script = "mkdir gone && cd gone && rmdir ../gone && exec \"$0\" save -o x.tar app:1";
+    let mut command = Command::new("sh");
+    command.args(["-c", script, env!("CARGO_BIN_EXE_kiln")]).env("KILN_ROOT", kiln.path("store"));
+    let output = command.current_dir(kiln.path("")).output().expect("kiln starts");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(told, "kiln: cannot save to x.tar: the directory . was removed\n");
+    assert_eq!(output.status.code(), Some(1));
+}

@@ -98,6 +98,8 @@ pub(super) fn declare_meta_args(
 /// `SOURCE_DATE_EPOCH` as build argument or global ARG, in seconds since the epoch.
 pub(super) fn source_date_epoch(request: &BuildRequest, global_args: &Environment) -> Result<Option<i64>> {
     const NAME: &str = "SOURCE_DATE_EPOCH";
+    // What RFC 3339 can tell, and the time zones of the last day cannot make another year of.
+    const YEARS: std::ops::Range<i64> = -62_167_219_200..253_402_207_200;
     let given = request.build_args.get(NAME).map(String::as_str);
     let Some(value) = given.or_else(|| global_args.get(NAME)).filter(|value| !value.is_empty()) else {
         return Ok(None);
@@ -105,5 +107,8 @@ pub(super) fn source_date_epoch(request: &BuildRequest, global_args: &Environmen
     let seconds = value.parse().map_err(|_| {
         Error::Unsupported(format!("{NAME}={value}: expected seconds since 1970-01-01; anything else"))
     })?;
+    if !YEARS.contains(&seconds) {
+        return Err(Error::Unsupported(format!("{NAME}={value}: a year outside of 0 to 9999")));
+    }
     Ok(Some(seconds))
 }

@@ -1,15 +1,13 @@
 //! RUN: its command, and what it mounts.
 
-use kiln_dockerfile::{
-    Instruction, Mount, MountType, Sharing, Span, Variables as _, clean_path, history, predefined,
-};
+use kiln_dockerfile::{Instruction, Mount, MountType, Sharing, Span, clean_path, history};
 use kiln_graph::VertexId;
 
 use super::{LoweredStep, Lowering, instruction_error};
 use crate::error::{Error, Result};
 use crate::operation::{
     Access, CacheMount, CacheOwner, CacheSharing, MountSource, Operation, RunMount, RunMountKind,
-    RunOperation, SecurityMode, StepEnvironment,
+    RunOperation, SecurityMode,
 };
 use crate::request::{Entitlement, NetworkMode};
 use crate::stage::{StageState, absolute};
@@ -46,18 +44,9 @@ impl Lowering<'_> {
         }
         let program = run.program(&state.shell());
         let text = history::run(&program.arguments, &state.build_args, &state.environment);
-        // RUN gets what was given with --build-arg all the same; a Dockerfile's own value is a value like any.
-        let is_given = |(name, value): &(&String, &String)| {
-            state.declared.contains(*name)
-                && predefined::is_proxy_arg(name)
-                && state.environment.get(name) == Some(value)
-        };
-        let withheld = self.request.build_args.iter().filter(is_given).map(|(name, _)| name.clone());
-        let environment =
-            StepEnvironment { settings: state.environment.settings(), withheld: withheld.collect() };
         let operation = RunOperation {
             arguments: program.arguments,
-            environment,
+            environment: state.environment.settings(),
             directory: state.directory().to_owned(),
             user: state.image.config.user.clone(),
             network,

@@ -11,6 +11,8 @@ pub(crate) const CASES: &[Case] = &[
     ("mount_targets_through_links", mount_targets_through_links),
     ("mount_targets_that_race", mount_targets_that_race),
     ("mount_sources_through_links", mount_sources_through_links),
+    ("the_hosts_root_as_a_source", hosts_root),
+    ("proc_is_not_covered", covered_proc),
     ("special_directories_as_links", special_directories_as_links),
     ("stubs_replaced_by_links", stubs_replaced_by_links),
     ("own_program_cannot_be_overwritten", own_program),
@@ -29,6 +31,48 @@ fn unharmed(canary: &std::path::Path) {
         fs_err::read_dir(canary).expect("list").map(|entry| entry.expect("entry").file_name()).collect();
     assert_eq!(names, ["secret"]);
     assert_eq!(fs_err::read(canary.join("secret")).expect("read"), b"secret");
+}
+
+fn bind(source: &std::path::Path, target: &str) -> Mount {
+    let source = BindSource::Host { path: source.to_owned() };
+    Mount { kind: MountKind::Bind { source, read_only: false, recursive: true }, target: target.into() }
+}
+
+fn hosts_root(fixture: &Fixture) {
+    let there = fixture.empty("there");
+    fs_err::write(there.join("mark"), "the host's").expect("write");
+    for source in ["/", "/proc/..", "/proc/self/../.."] {
+        let mut sandbox = fixture.shell(&format!("cat /h{}/mark", there.display()));
+        sandbox.mounts = vec![bind(source.as_ref(), "/h")];
+        let ran = run(&sandbox).expect("starts");
+        assert_eq!(ran.output, "the host's", "{source}: {}", ran.error);
+    }
+}
+
+fn covered_proc(fixture: &Fixture) {
+    let own = fixture.empty("proc");
+    fs_err::create_dir(own.join("self")).expect("make");
+    fs_err::write(own.join("self/setgroups"), "deny").expect("write");
+    let extra = fixture.empty("extra");
+    fs_err::os::unix::fs::symlink("proc", extra.join("link")).expect("link");
+    let shell = |script| fixture.root(&[&extra]).shell(script);
+    for (source, target) in [
+        (&own, "/proc"),
+        (&own, "/link"),
+        (&own, "/proc/self"),
+        (&own, "/tmp/../proc/self/attr"),
+        (&own.join("self/setgroups"), "/proc/self/setgroups"),
+    ] {
+        let mut sandbox = shell("true");
+        sandbox.mounts = vec![bind(source, target)];
+        let refused = run(&sandbox).err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(refused.contains("it is in /proc"), "{target}: {refused:?}");
+    }
+    // What lxcfs and those do who want to see the host's processes.
+    let mut sandbox = shell("cat /proc/uptime; ls /proc | grep -c '^[0-9]'");
+    sandbox.mounts = vec![bind("/proc".as_ref(), "/proc"), bind(&own.join("self/setgroups"), "/proc/uptime")];
+    let ran = run(&sandbox).expect("starts");
+    assert!(ran.finished.exit.success() && ran.output.starts_with("deny"), "{} {}", ran.output, ran.error);
 }
 
 fn descriptors(fixture: &Fixture) {

@@ -8,10 +8,10 @@ use kiln_sys::namespace::UserNamespace;
 use kiln_sys::overlay::{Overlay, Upper};
 
 /// The applets that the cases use.
-const APPLETS: [&str; 38] = [
+const APPLETS: [&str; 39] = [
     "sh", "true", "false", "echo", "cat", "ls", "id", "grep", "sleep", "mount", "mkdir", "touch", "stat",
     "readlink", "hostname", "ip", "mknod", "head", "wc", "rm", "ln", "kill", "stty", "tty", "pwd", "chown",
-    "chmod", "env", "test", "ps", "dd", "sort", "unshare", "ifconfig", "su", "seq", "cp", "mv",
+    "chmod", "env", "test", "timeout", "ps", "dd", "sort", "unshare", "ifconfig", "su", "seq", "cp", "mv",
 ];
 
 /// Where the cases run.

@@ -7,12 +7,15 @@ use kiln_runtime::{Exit, Foreground, Sandbox, Streams, Terminal, run_in_foregrou
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::Case;
-use crate::fixture::Fixture;
+use crate::fixture::{Fixture, run};
 
 pub(crate) const CASES: &[Case] = &[
     ("a_terminal_is_the_sandboxes_own", own_terminal),
     ("a_watcher_sees_the_terminal", watcher),
     ("keys_reach_a_command_without_a_terminal", keys_without_terminal),
+    ("a_persons_terminal_is_not_lent", not_lent),
+    ("streams_are_the_users", streams_of_users),
+    ("a_callers_files_stay_its_own", callers_files),
     ("the_third_request_kills", third_request),
     ("a_terminal_that_nobody_watches_is_hung_up", unwatched),
     // Whose writer is told that it would wait, and whose writer waits.
@@ -126,6 +129,86 @@ fn keys_without_terminal(fixture: &Fixture) {
         assert_eq!(running.join().expect("lives"), Exit::Code(0));
         assert!(seen.contains("got one") && seen.contains("got two"), "{seen:?}");
     });
+}
+
+fn not_lent(fixture: &Fixture) {
+    let (person, side) = watching();
+    let script = "timeout 1 head -c3 <&1; stty -isig <&1; stty -isig <&2; test -t 1 && echo tty; test -t 2 && echo tty; \
+                  echo on output; echo on error >&2; echo over";
+    let sandbox = fixture.shell(script);
+    let (input, output, error) = (side.as_fd(), side.as_fd(), side.as_fd());
+    let watcher = Foreground { input, output, error, interactive: false, own_terminal: false };
+    rustix::io::write(&person, b"secret\n").expect("types");
+    let finished = run_in_foreground(&sandbox, watcher, None, &kiln_runtime::Launcher::new());
+    assert_eq!(finished.expect("runs").exit, Exit::Code(0));
+    let mut seen = String::new();
+    read_until(&person, &mut seen, "over");
+    // What a terminal itself echoes comes first.
+    let shown = seen.trim_start_matches("secret\r\n");
+    assert!(!shown.contains("secret") && !shown.contains("tty\r"), "{seen:?}");
+    assert!(shown.ends_with("on output\r\non error\r\nover\r\n"), "{seen:?}");
+    let modes = rustix::termios::tcgetattr(&side).expect("modes").local_modes;
+    assert!(modes.contains(rustix::termios::LocalModes::ISIG));
+}
+
+/// Everybody who may, writes by the names of the streams.
+const BY_NAME: &str = "set -e; echo one > /dev/stdout; echo two > /dev/stderr; echo three > /proc/self/fd/1";
+
+fn streams_of_users(fixture: &Fixture) {
+    for uid in [0, 1000] {
+        let mut sandbox = fixture.shell(BY_NAME);
+        sandbox.process.credentials.uid = uid;
+        let ran = run(&sandbox).expect("starts");
+        assert_eq!((ran.output.as_str(), ran.error.as_str()), ("one\nthree\n", "two\n"), "{uid}");
+        let (person, side) = watching();
+        let mut sandbox =
+            fixture.shell("echo one > $(tty); echo two > /dev/console; echo three > /dev/stdout");
+        sandbox.process.credentials.uid = uid;
+        assert_eq!(foreground(&sandbox, &side, true), Exit::Code(0));
+        let mut seen = String::new();
+        read_until(&person, &mut seen, "three");
+        assert!(seen.contains("one\r\ntwo\r\nthree"), "{seen:?}");
+    }
+}
+
+fn callers_files(fixture: &Fixture) {
+    use std::os::unix::fs::MetadataExt as _;
+    let directory = fixture.empty("streams");
+    for uid in [0, 1000] {
+        let mut sandbox = fixture.shell(&format!("{BY_NAME}; cat < /dev/stdin; echo four; echo five >&2"));
+        sandbox.process.credentials.uid = uid;
+        let log = directory.join(format!("log{uid}"));
+        let open = || fs_err::OpenOptions::new().create(true).append(true).open(&log).expect("opened");
+        let (output, error) = (open(), open());
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).expect("a pipe");
+        rustix::io::write(&writer, b"typed\n").expect("written");
+        drop(writer);
+        let before = rustix::fs::fstat(&reader).expect("status").st_uid;
+        let (input, shown) = (reader.as_fd(), output.as_fd());
+        let watcher =
+            Foreground { input, output: shown, error: error.as_fd(), interactive: true, own_terminal: false };
+        let finished = run_in_foreground(&sandbox, watcher, None, &kiln_runtime::Launcher::new());
+        let text = fs_err::read_to_string(&log).expect("read");
+        assert_eq!(finished.expect("runs").exit, Exit::Code(0), "{text}");
+        // root opens the file itself, and writes over it.
+        let is_copied = uid != 0 && sandbox.ownership == kiln_runtime::OwnershipMode::Kernel;
+        assert!(!is_copied || text == "one\ntwo\nthree\ntyped\nfour\nfive\n", "{uid}: {text:?}");
+        assert_eq!(rustix::fs::fstat(&reader).expect("status").st_uid, before);
+        assert_eq!(fs_err::metadata(&log).expect("status").uid(), before);
+    }
+    // What cannot be written is not lost without a word.
+    let full = fs_err::OpenOptions::new().write(true).open("/dev/full").expect("opened");
+    let mut sandbox = fixture.shell("echo one");
+    sandbox.process.credentials.uid = 1000;
+    let watcher = Foreground {
+        input: full.as_fd(),
+        output: full.as_fd(),
+        error: full.as_fd(),
+        interactive: false,
+        own_terminal: false,
+    };
+    let finished = run_in_foreground(&sandbox, watcher, None, &kiln_runtime::Launcher::new());
+    assert_eq!(finished.expect("runs").exit, Exit::Code(1));
 }
 
 fn third_request(fixture: &Fixture) {

@@ -153,7 +153,9 @@ pub(crate) struct Diff {
 #[command(after_long_help = "\
 Examples:
   kiln image files app
-  kiln image files app /etc")]
+  kiln image files app /etc
+
+Times are in UTC; one that no calendar has is shown as seconds since 1970: @1000000000000.")]
 pub(crate) struct Files {
     /// Image: NAME, NAME:TAG or an ID
     #[arg(value_name = "IMAGE")]
@@ -183,7 +185,11 @@ pub(crate) struct Cat {
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
-  kiln image unpack app ./rootfs")]
+  kiln image unpack app ./rootfs
+
+For a user with ranges in /etc/subuid, files get the owners that the image gives them, out of these ranges, and directories
+of theirs cannot be removed by rm alone. Any image with an rm in it does:
+  kiln run --rm -v \"$PWD:/w\" IMAGE rm -rf /w/rootfs")]
 pub(crate) struct Unpack {
     /// Image: NAME, NAME:TAG or an ID
     #[arg(value_name = "IMAGE")]

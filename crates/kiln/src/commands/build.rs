@@ -110,11 +110,11 @@ fn report(arguments: &Build, built: &Built) -> Result<u8> {
         return Ok(0);
     }
     if arguments.tag.is_empty() && arguments.iidfile.is_none() {
-        // Else nothing would tell what to run. With standard error closed the build was good all the same.
-        let _ = writeln!(std::io::stderr(), "\nimage {}", built.id);
+        // Else nothing would tell what to run.
+        crate::output::aside(&format!("\nimage {}\n", built.id));
     }
     if !built.warnings.is_empty() {
-        write!(std::io::stderr(), "\n{}", built.warnings)?;
+        crate::output::aside(&format!("\n{}", built.warnings));
     }
     Ok(0)
 }

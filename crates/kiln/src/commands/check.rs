@@ -36,7 +36,7 @@ pub(crate) fn run(root: Option<&Path>) -> Result<u8> {
         counted(checked.blobs, "blob")
     )?;
     if let Some(hint) = how_to_repair(&store, &checked)? {
-        writeln!(std::io::stderr(), "hint: {hint}")?;
+        crate::output::aside(&format!("hint: {hint}\n"));
     }
     Ok(u8::from(!checked.faults.is_empty()))
 }

@@ -16,6 +16,7 @@ use rustix::io::Errno;
 
 use crate::arguments::image::{Cat, Diff, Files as List, Unpack};
 use crate::failure::{Failure, Kind};
+use crate::progress::log::sanitise;
 use crate::session::{self, Files};
 
 /// Lists files as `tar tv` does.
@@ -50,12 +51,11 @@ fn write_line(out: &mut impl Write, view: &RootView, node: &Node<'_>) -> Result<
     };
     let owner = format!("{}/{}", metadata.uid, metadata.gid);
     let width = 19_usize.saturating_sub(owner.len());
-    let time = Timestamp::from_second(metadata.modified.seconds).unwrap_or_default().to_zoned(TimeZone::UTC);
     write!(
         out,
         "{letter}{} {owner} {size:>width$} {} {}",
         permissions(metadata.mode),
-        time.strftime("%Y-%m-%d %H:%M"),
+        time(metadata.modified.seconds),
         shown(node.path())
     )?;
     if metadata.kind == FileKind::Symlink {
@@ -63,6 +63,14 @@ fn write_line(out: &mut impl Write, view: &RootView, node: &Node<'_>) -> Result<
     }
     writeln!(out)?;
     Ok(())
+}
+
+/// A time to the minute, in UTC; one that no calendar has as its seconds since the epoch, after an `@` as date(1) takes them.
+fn time(seconds: i64) -> String {
+    match Timestamp::from_second(seconds) {
+        Ok(time) => time.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d %H:%M").to_string(),
+        Err(_) => format!("{:<16}", format!("@{seconds}")),
+    }
 }
 
 fn permissions(mode: u32) -> String {
@@ -168,9 +176,13 @@ pub(crate) fn unpack(root: Option<&Path>, arguments: &Unpack) -> Result<u8> {
         Err(error) => return Err(cannot().caused_by(error).into()),
     };
     let unpacked = store.unpack_layers(&lease, &layers, &directory);
-    if unpacked.is_err() {
+    if unpacked.is_err()
         // What is half there helps nobody.
-        clear(&directory, made)?;
+        && let Err(error) = clear(&directory, made)
+    {
+        // Why nothing could be unpacked is said after it, and matters more.
+        let kept = format!("kiln: warning: what was unpacked stays in {}: {error:#}", directory.display());
+        crate::output::aside(&(sanitise(kept.as_bytes()) + "\n"));
     }
     unpacked.with_context(|| format!("cannot unpack {}", arguments.image))?;
     Ok(0)
@@ -215,6 +227,14 @@ mod tests {
         check(b"a\nb\x1b[2J\\", "a\\nb\\x1b[2J\\\\");
         check(b"\xff\xfe", "\\xff\\xfe");
         check("a\u{202e}b\u{9b}".as_bytes(), "a\\u{202e}b\\u{9b}");
+    }
+
+    #[test]
+    fn times_that_no_calendar_has() {
+        assert_eq!(time(0), "1970-01-01 00:00");
+        assert_eq!(time(-1), "1969-12-31 23:59");
+        assert_eq!(time(1_000_000_000_000), "@1000000000000  ");
+        assert_eq!(time(i64::MIN), "@-9223372036854775808");
     }
 
     #[test]

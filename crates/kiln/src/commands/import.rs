@@ -4,9 +4,9 @@ use std::fs::File;
 use std::io::Write as _;
 use std::os::fd::AsFd as _;
 use std::path::Path;
+use std::time::SystemTime;
 
 use anyhow::Result;
-use jiff::Timestamp;
 use kiln_oci::{History, Platform};
 use kiln_store::Error;
 use rustix::fs::{Mode, OFlags};
@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use crate::arguments::image::Import;
 use crate::failure::{Failure, Kind};
 use crate::session::{self, Files};
+use crate::units;
 
 /// Where standard input has no archive.
 const HINT: &str = "name a file, or pipe an archive into `kiln import -`";
@@ -65,7 +66,7 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Import) -> Result<u8> {
     let store = session::open(root, Files::Touched)?;
     let lease = store.lease("import")?;
     let history = History {
-        created: Some(Timestamp::now().to_string()),
+        created: Some(units::moment(SystemTime::now()).to_string()),
         // As docker says it of every file, wherever that is.
         comment: arguments.message.clone().unwrap_or_else(|| "Imported from -".to_owned()),
         ..History::default()

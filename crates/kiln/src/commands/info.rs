@@ -42,7 +42,7 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Info) -> Result<u8> {
     let inspect = Inspect::read(format).map_err(Failure::from)?;
     // Before any thread; without a namespace the rest is still told.
     let ways = Entered::try_here();
-    let store = session::open_as(root, ways.ownership)?;
+    let store = session::open_as(root, &ways.whose)?;
     let facts = facts(&store, &ways)?;
     let owners = ways.owners;
     let mut out = crate::output::output();
@@ -60,7 +60,7 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Info) -> Result<u8> {
 
 /// What came of trying to become whoever may own files and run commands.
 struct Entered {
-    ownership: Ownership,
+    whose: session::Owners,
     owners: Way,
     isolation: Way,
     held: Option<Isolation>,
@@ -70,12 +70,12 @@ impl Entered {
     fn try_here() -> Self {
         let entered = enter_user_namespace(&session::namespace_configuration())
             .unwrap_or_else(|error| UserNamespace::Unavailable { reason: error.to_string() });
-        let ownership = session::ownership_in(&entered);
-        let (way, reason) = match (&entered, ownership) {
+        let whose = session::Owners::in_namespace(&entered);
+        let (way, reason) = match (&entered, whose.ownership) {
             (UserNamespace::SubIds { .. }, _) | (_, Ownership::SubIds) => {
                 ("kept by the kernel, in a user namespace with subordinate IDs", None)
             }
-            (UserNamespace::SingleId { reason }, _) => {
+            (UserNamespace::SingleId { reason, .. }, _) => {
                 ("recorded, in a user namespace with one ID", Some(reason.clone()))
             }
             (_, Ownership::Root) => ("kept by the kernel, as root", None),
@@ -97,7 +97,7 @@ impl Entered {
                 Way { way: "none: no command can be run", reason: refusal.or_else(|| Some(reason.clone())) }
             }
         };
-        Self { ownership, owners, isolation, held: held.ok() }
+        Self { whose, owners, isolation, held: held.ok() }
     }
 }
 

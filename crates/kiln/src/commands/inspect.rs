@@ -149,7 +149,7 @@ fn graph_driver(store: &Store, image: &Image, unpacked: bool) -> Result<Json> {
         && let Err(error) = unpack(store, image)
     {
         // A full disk, perhaps: what else is known of the image can be shown all the same.
-        writeln!(std::io::stderr(), "kiln: the layers of {} are not unpacked: {error}", image.id)?;
+        crate::output::aside(&format!("kiln: the layers of {} are not unpacked: {error}\n", image.id));
     }
     let mut snapshots = Vec::with_capacity(layers.len());
     let mut parent = ChainId::SCRATCH;

@@ -84,8 +84,7 @@ fn not_loaded(name: &str, is_standard_input: bool, error: Error) -> Failure {
 fn tell(event: &LoadEvent) {
     let LoadEvent::Layer { position, count, layer, known } = event;
     let note = if *known { " (already here)" } else { "" };
-    // Progress that cannot be shown is no failure.
-    let _ = writeln!(std::io::stderr(), "layer {position}/{count} {}{note}", layer.0.short());
+    crate::output::aside(&format!("layer {position}/{count} {}{note}\n", layer.0.short()));
 }
 
 fn report(loaded: &[LoadedImage]) -> Result<()> {

@@ -17,8 +17,6 @@ mod save;
 mod tag;
 mod version;
 
-use std::io::Write as _;
-
 use anyhow::Result;
 use kiln_oci::Reference;
 
@@ -78,23 +76,17 @@ fn new_name(text: &str) -> Result<Reference> {
 }
 
 /// Tells of files that were to be removed and may not be, if there are any.
-fn tell_files_stay(reason: Option<&str>) -> Result<()> {
-    let Some(reason) = reason else { return Ok(()) };
+fn tell_files_stay(reason: Option<&str>) {
+    let Some(reason) = reason else { return };
     let stay = format!("kiln: warning: some files stay in the store: {reason}");
-    let mut errors = std::io::stderr().lock();
-    writeln!(errors, "{}", sanitise(stay.as_bytes()))?;
-    writeln!(
-        errors,
-        "hint: give this user back the ranges of /etc/subuid and /etc/subgid that made them, or remove them as root"
-    )?;
-    Ok(())
+    let hint = "give this user back the ranges of /etc/subuid and /etc/subgid that made them, or remove them as root";
+    crate::output::aside(&format!("{}\nhint: {hint}\n", sanitise(stay.as_bytes())));
 }
 
 /// Tells of every failure of a command that goes on after one; the exit status is 0 if there is none, else 1.
 fn report_all(failures: &[anyhow::Error]) -> u8 {
     for failure in failures {
-        // Nobody is left to tell if standard error is gone.
-        let _ = std::io::stderr().write_all(report(failure, Convention::Plain).text.as_bytes());
+        crate::output::aside(&report(failure, Convention::Plain).text);
     }
     u8::from(!failures.is_empty())
 }

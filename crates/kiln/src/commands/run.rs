@@ -1,6 +1,5 @@
 //! `run`.
 
-use std::io::Write as _;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
@@ -61,7 +60,7 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Run) -> Result<u8> {
         Failure::new(kind, message).status(status).caused_by(error)
     })?;
     for note in &ended.notes {
-        writeln!(std::io::stderr(), "kiln: {note}")?;
+        crate::output::aside(&format!("kiln: {note}\n"));
     }
     Ok(ended.exit.status())
 }
@@ -82,7 +81,7 @@ fn look_at_platform(store: &Store, image: ImageId, name: &str) -> Result<()> {
             .into());
     }
     if !config.architecture.is_empty() && config.architecture != host.architecture {
-        writeln!(std::io::stderr(), "kiln: warning: {}", sanitise(told().as_bytes()))?;
+        crate::output::aside(&format!("kiln: warning: {}\n", sanitise(told().as_bytes())));
     }
     Ok(())
 }

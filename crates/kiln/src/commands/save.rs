@@ -28,6 +28,9 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Save) -> Result<u8> {
             .hint("name a file with -o, or redirect standard output")
             .into());
     }
+    if output.is_none() {
+        crate::output::is_there()?;
+    }
     if let Some(path) = output {
         can_be_saved_to(path, arguments.format)?;
     }
@@ -62,6 +65,12 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Save) -> Result<u8> {
 /// Whether an archive or a directory can get this name: it gets it when it is complete, which may take long.
 fn can_be_saved_to(path: &Path, format: ArchiveForm) -> Result<()> {
     let cannot = Failure::new(Kind::Input, format!("cannot save to {}", path.display()));
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if rustix::fs::stat(parent).is_ok_and(|found| found.st_nlink == 0) {
+        // The system calls that a permission that is missing.
+        let message = format!("the directory {} was removed", parent.display());
+        return Err(cannot.caused_by(anyhow::Error::msg(message)).into());
+    }
     let hint = "--format oci-dir makes a directory, which must be empty or not there";
     Err(match (format, path.is_dir()) {
         (ArchiveForm::OciDir, true) if fs_err::read_dir(path)?.next().is_some() => {

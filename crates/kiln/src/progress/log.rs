@@ -52,10 +52,19 @@ impl Lines {
     }
 }
 
+/// What a step is called, as one line; the end of a very long one, a script that is its own name, is left out.
+pub(super) fn name(text: &str) -> String {
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => sanitise(&text.as_bytes()[..end]) + "…",
+        None => sanitise(text.as_bytes()),
+    }
+}
+
 /// One line without escape sequences, controls and invisible marks that reorder text; tabs become spaces.
 pub(crate) fn sanitise(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let mut out = String::with_capacity(text.len());
+    let mut column = 0_usize;
     let mut rest = text.chars().peekable();
     while let Some(c) = rest.next() {
         match c {
@@ -69,15 +78,20 @@ pub(crate) fn sanitise(bytes: &[u8]) -> String {
             '\u{9b}' => skip_control(&mut rest),
             '\u{90}' | '\u{98}' | '\u{9d}'..='\u{9f}' => skip_string(&mut rest),
             '\t' => {
-                let column = out.chars().count();
-                out.extend(std::iter::repeat_n(' ', 8 - column % 8));
+                let spaces = 8 - column % 8;
+                out.extend(std::iter::repeat_n(' ', spaces));
+                column += spaces;
             }
-            '\n' => out.push(' '),
-            '\x08' => {
-                out.pop();
+            '\n' => {
+                out.push(' ');
+                column += 1;
             }
+            '\x08' => column -= usize::from(out.pop().is_some()),
             c if c.is_control() || reorders(c) => {}
-            c => out.push(c),
+            c => {
+                out.push(c);
+                column += 1;
+            }
         }
     }
     out
@@ -135,6 +149,20 @@ mod tests {
         check(b"open \x1b[31", "open ");
         check(b"open \x1b]0;never closed", "open ");
         check(b"open \x1b", "open ");
+    }
+
+    #[test]
+    fn tabs_without_end_take_no_time() {
+        let began = std::time::Instant::now();
+        assert_eq!(sanitise(&vec![b'\t'; 1 << 20]).len(), 8 << 20);
+        assert!(began.elapsed() < std::time::Duration::from_secs(1), "{:?}", began.elapsed());
+    }
+
+    #[test]
+    fn names_are_capped() {
+        assert_eq!(name("a\tb\n"), "a       b ");
+        assert_eq!(name(&"世".repeat(LONGEST)), "世".repeat(LONGEST));
+        assert_eq!(name(&"世".repeat(LONGEST + 1)), "世".repeat(LONGEST) + "…");
     }
 
     #[test]

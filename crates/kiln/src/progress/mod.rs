@@ -11,6 +11,7 @@ mod steps;
 mod terminal;
 
 use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -107,6 +108,9 @@ impl Display for Quiet {
     }
 }
 
+/// What is said when a display panics: what it panicked with is above it.
+const BROKEN: &str = "kiln: warning: progress is not shown any more: this is a bug in kiln, please report it with the lines above; the build goes on\n";
+
 /// How often a display is drawn at most.
 const INTERVAL: Duration = Duration::from_millis(100);
 
@@ -163,7 +167,11 @@ impl Progress {
             }
             Stage::Shown { sender, thread } => {
                 drop(sender);
-                thread.join().unwrap_or_default()
+                thread.join().unwrap_or_else(|_| {
+                    // The steps are gone with it; the build is not.
+                    let _ = std::io::stderr().write_all(BROKEN.as_bytes());
+                    Steps::default()
+                })
             }
             Stage::Over => Steps::default(),
         };
@@ -230,7 +238,23 @@ struct Show {
 impl Show {
     fn take(&mut self, at: Duration, event: Event) {
         for (step, news) in self.steps.apply(at, event) {
-            self.display.changed(&self.steps, step, news, at);
+            self.ask(|display, steps| {
+                display.changed(steps, step, news, at);
+                String::new()
+            });
+        }
+    }
+
+    /// Writes what the display says. If it panics it is never asked again: the build and what is known of its steps are worth
+    /// more than their picture.
+    fn ask(&mut self, question: impl FnOnce(&mut dyn Display, &Steps) -> String) {
+        let (display, steps) = (self.display.as_mut(), &self.steps);
+        match catch_unwind(AssertUnwindSafe(|| question(display, steps))) {
+            Ok(text) => self.write(&text),
+            Err(_) => {
+                self.display = Box::new(Quiet);
+                self.write(BROKEN);
+            }
         }
     }
 
@@ -252,16 +276,15 @@ impl Show {
             let now = self.started.elapsed();
             if now.saturating_sub(self.drawn) >= INTERVAL {
                 self.drawn = now;
-                let text = self.display.draw(&self.steps, now);
-                self.write(&text);
+                self.ask(|display, steps| display.draw(steps, now));
             }
         }
         self.finish()
     }
 
     fn finish(mut self) -> Steps {
-        let text = self.display.finish(&self.steps, self.started.elapsed());
-        self.write(&text);
+        let now = self.started.elapsed();
+        self.ask(|display, steps| display.finish(steps, now));
         self.steps
     }
 }
@@ -317,6 +340,37 @@ mod tests {
         assert_eq!(text.matches(" 0.000 line ").count(), 2000);
         assert_eq!(text.matches("DONE 0.0s").count(), 3);
         assert_eq!(text.matches("ERROR: exit code: 7").count(), 1);
+    }
+
+    #[test]
+    fn a_display_that_panics_takes_nothing_with_it() {
+        struct Broken;
+        impl Display for Broken {
+            fn changed(&mut self, _: &Steps, _: StepId, _: News, _: Duration) {}
+
+            fn draw(&mut self, _: &Steps, _: Duration) -> String {
+                panic!("a test of a display that panics")
+            }
+
+            fn finish(&mut self, _: &Steps, _: Duration) -> String {
+                panic!("a test of a display that panics")
+            }
+        }
+        let sink = Sink::default();
+        let progress = Progress::start(Mode::Quiet, sink.clone(), Instant::now());
+        match &mut *lock(&progress.stage) {
+            Stage::Kept { show, .. } => show.display = Box::new(Broken),
+            _ => panic!("nothing was sent"),
+        }
+        let sender = progress.sender();
+        let at = Duration::from_millis(1);
+        sender.send(at, Event::Started { step: 1 });
+        std::thread::sleep(INTERVAL * 2);
+        sender.send(at, Event::Log { step: 1, bytes: b"the reason\n".to_vec() });
+        sender.send(at, Event::Failed { step: 1, message: "exit code: 1".to_owned() });
+        let failed = progress.finish();
+        assert_eq!(failed[0].lines, ["0.000 the reason"]);
+        assert_eq!(String::from_utf8(sink.0.lock().unwrap().clone()).unwrap(), BROKEN, "said once");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use super::log::{Lines, sanitise};
+use super::log::{self, Lines, sanitise};
 use super::{Amount, Event, StepId, TaskState, Unit};
 use crate::units::progress_size;
 
@@ -77,7 +77,7 @@ impl Steps {
     pub(super) fn apply(&mut self, at: Duration, event: Event) -> Vec<(StepId, News)> {
         let id = event.step();
         if let Event::Named { step, name } = event {
-            self.steps.entry(step).or_insert_with(|| Step::new(&name)).name = sanitise(name.as_bytes());
+            self.steps.entry(step).or_insert_with(|| Step::new(&name)).name = log::name(&name);
             return Vec::new();
         }
         let step = self.steps.entry(id).or_insert_with(|| Step::new(&format!("step {id}")));
@@ -151,7 +151,7 @@ impl Steps {
 impl Step {
     fn new(name: &str) -> Self {
         Self {
-            name: sanitise(name.as_bytes()),
+            name: log::name(name),
             state: State::Unseen,
             tasks: Vec::new(),
             lines: Lines::default(),

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+use unicode_width::UnicodeWidthChar;
 
 use super::steps::{News, State, Step, Steps};
 use super::{Display, StepId};
@@ -95,7 +95,7 @@ impl Terminal {
         self.painted.clear();
         for line in lines {
             let text = fit(line, columns);
-            self.painted.push(text.width());
+            self.painted.push(width(&text));
             match (self.colours, line.tone.code()) {
                 (Colours::Used, Some(code)) => {
                     let _ = write!(out, "\x1b[{code}m{text}\x1b[0m");
@@ -201,13 +201,13 @@ fn faint(text: String) -> Line {
 /// The line cut to the width, its right part at the edge if there is room for both.
 fn fit(line: &Line, columns: usize) -> String {
     // The last column stays free: terminals differ in what they do after writing to it.
-    let width = columns.saturating_sub(1);
-    let right = line.right.width() + 1;
-    if line.right.is_empty() || width < right + 16 {
-        return cut(&line.text, width);
+    let free = columns.saturating_sub(1);
+    let right = width(&line.right) + 1;
+    if line.right.is_empty() || free < right + 16 {
+        return cut(&line.text, free);
     }
-    let text = cut(&line.text, width - right);
-    let space = width - right - text.width() + 1;
+    let text = cut(&line.text, free - right);
+    let space = free.saturating_sub(width(&text) + width(&line.right));
     format!("{text}{}{}", " ".repeat(space), line.right)
 }
 
@@ -215,14 +215,30 @@ fn cut(text: &str, columns: usize) -> String {
     let mut used = 0;
     text.chars()
         .take_while(|c| {
-            used += c.width().unwrap_or(0);
+            used += columns_of(*c);
             used <= columns
         })
         .collect()
 }
 
+/// The columns that a text takes at most, whatever the terminal makes of sequences of characters.
+fn width(text: &str) -> usize {
+    text.chars().map(columns_of).sum()
+}
+
+/// The columns that a character adds at most. The selector of an emoji's coloured form makes the character before it wide
+/// on terminals that know of it; parts of what is drawn as one (U+200D) are counted as if they stood apart.
+fn columns_of(c: char) -> usize {
+    match c {
+        '\u{fe0f}' => 1,
+        c => c.width().unwrap_or(1),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use unicode_width::UnicodeWidthStr as _;
+
     use super::super::{Amount, Event, TaskState, Unit};
     use super::*;
     use std::sync::Arc;
@@ -479,6 +495,27 @@ mod tests {
          => => # fake prompt$
          => => # wide 世wide 世wide 世wide 世wide 世wide 世wide 世w
         ");
+    }
+
+    #[test]
+    fn sequences_of_characters_stay_within_the_line() {
+        for part in ["⚠️", "❤️", "👩‍👩‍👧", "🏳️‍🌈", "1️⃣", "🇩🇪", "👍🏽", "世", "e\u{301}", "لا", "\u{fe0f}", "한"]
+        {
+            for columns in [60, 61, 62, 63] {
+                let mut build = Fixture::new(columns, 24);
+                build.begin(0, 1, &part.repeat(50));
+                build.log(0, 1, &part.repeat(200));
+                let raw = build.terminal.draw(&build.steps, Duration::from_millis(100));
+                for line in raw.lines().map(|line| line.trim_end_matches("\x1b[K")).skip(1) {
+                    let shown = line.trim_start_matches('\r');
+                    let apart: usize = shown.chars().filter_map(UnicodeWidthChar::width).sum();
+                    if !shown.starts_with('\x1b') {
+                        assert!(shown.width().max(apart) < columns, "{part} at {columns}: {shown:?}");
+                    }
+                }
+                assert!(raw.lines().nth(1).unwrap().ends_with(" 0.1s\x1b[K"), "{raw:?}");
+            }
+        }
     }
 
     #[test]

@@ -34,6 +34,36 @@ fn an_image_of_five_hundred_layers_is_built_and_run() {
     }
 }
 
+/// A file of the store that is lost is named, whatever asks for it.
+#[test]
+fn a_lost_index_is_named() {
+    let Some(bench) = Bench::new() else { return };
+    for (number, step) in ["COPY --from=made /f /g", "RUN --mount=type=bind,from=made,target=/m cat /m/f"]
+        .into_iter()
+        .enumerate()
+    {
+        let store = format!("store{number}");
+        bench.run(&store, &["import", "image.tar", "bb"]);
+        let indexes = || {
+            let entries = fs_err::read_dir(bench.path(&store).join("index")).expect("listed");
+            entries.map(|entry| entry.expect("an entry").path()).collect::<Vec<_>>()
+        };
+        let before = indexes();
+        bench.write("Dockerfile", &format!("FROM bb AS made\nRUN echo {number} > /f\n"));
+        let built = bench.run(&store, &["build", "-q", "-t", "made", "-f", "Dockerfile", "context"]);
+        assert!(built.status.success(), "{built:?}");
+        let made: Vec<_> = indexes().into_iter().filter(|path| !before.contains(path)).collect();
+        let [index] = made.as_slice() else { panic!("{made:?}") };
+        fs_err::remove_file(index).expect("removed");
+        bench.write("Dockerfile", &format!("FROM bb AS made\nRUN echo {number} > /f\nFROM bb\n{step}\n"));
+        let refused = bench.run(&store, &["build", "-q", "-f", "Dockerfile", "context"]);
+        let told = text(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(1), "{told}");
+        assert!(told.contains(&index.display().to_string()), "{told}");
+        assert!(told.contains("kiln system check"), "{told}");
+    }
+}
+
 /// What every container has something mounted on is there for the mounts alone.
 #[test]
 fn what_is_there_for_mounts_is_in_no_layer() {

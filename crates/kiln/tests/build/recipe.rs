@@ -119,6 +119,10 @@ impl Recipe {
     }
 
     fn show_variables(&mut self, dice: &mut Dice) -> String {
+        if dice.one_in(4) {
+            // One that is not declared may be seen without being in a key.
+            return format!("ARG HTTP_PROXY\nRUN echo \"$HTTP_PROXY\" > {}", self.output());
+        }
         let shown = dice.pick(&["$A", "$A-$B", "$SOURCE", "$B$PWD", "${A:-none}"]);
         format!("RUN echo \"{shown}\" > {}", self.output())
     }

@@ -311,13 +311,13 @@ impl Case {
         match self.dice.below(20) {
             0..=3 => self.recipe.edit(&mut self.dice),
             4 => {
-                let name = self.dice.pick(&["A", "B", "SOURCE"]);
+                let name = self.dice.pick(&["A", "B", "SOURCE", "HTTP_PROXY"]);
                 let value = self.dice.pick(&["a", "d", "b.txt", "*.txt"]);
                 self.arguments.insert(name, value);
                 format!("argument {name}={value}")
             }
             5 => {
-                let name = self.dice.pick(&["A", "B", "SOURCE"]);
+                let name = self.dice.pick(&["A", "B", "SOURCE", "HTTP_PROXY"]);
                 self.arguments.remove(name);
                 format!("no argument {name}")
             }

@@ -249,8 +249,10 @@ fn who_waits_for_files_of_a_layer_says_for_whom() {
     let claims = bench.path("store/claims");
     let first = claims.join("files-000");
     let held = Lock::acquire(&first, Sharing::Exclusive).expect("locked");
-    for number in 1..4096 {
-        fs_err::hard_link(&first, claims.join(format!("files-{number:03x}"))).expect("linked");
+    for number in 0..4096 {
+        for kind in ["files", "tar"] {
+            let _ = fs_err::hard_link(&first, claims.join(format!("{kind}-{number:03x}")));
+        }
     }
     let own = std::process::id();
     let told = format!("waiting for files of a layer, made ready by process {own}\n");

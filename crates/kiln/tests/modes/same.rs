@@ -143,3 +143,19 @@ fn an_archive_may_hold_what_its_owner_may_not_read() {
         same(&place.run(environment, "022", build), &expect, environment);
     }
 }
+
+/// What a user with sub-identifiers has unpacked is not his to remove; the way out that the help names is one.
+#[test]
+fn an_unpacked_tree_can_be_removed() {
+    let Some(place) = Place::new() else { return };
+    place.make_base();
+    place
+        .write("Dockerfile", "FROM base\nRUN mkdir -m 700 /own && touch /own/f && chown -R 1000:1000 /own\n");
+    let script = "kiln load -q -i base.image > /dev/null; kiln build -q -t made -f Dockerfile context > /dev/null\n\
+        kiln image unpack made rootfs; if rm -rf rootfs 2> /dev/null; then echo removed; else echo refused; fi\n\
+        kiln run --rm -v \"$PWD:/w\" made rm -rf /w/rootfs; test ! -e rootfs";
+    for (environment, expect) in [(Environment::SubIds, "refused\n"), (Environment::SingleId, "removed\n")] {
+        assert_eq!(place.run(environment, "022", script), expect, "{environment:?}");
+    }
+    place.assert_nothing_is_mounted();
+}
