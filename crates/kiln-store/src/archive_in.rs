@@ -1,5 +1,6 @@
 //! Image archives and layouts coming in: docker archives old and new, OCI archives, OCI directories.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write as _};
 use std::os::unix::fs::FileExt;
@@ -8,8 +9,8 @@ use std::path::Path;
 use kiln_layer::archive::{Archive, Entry};
 use kiln_layer::{Compression, Limits, Options};
 use kiln_oci::{
-    ChainId, Descriptor, DiffId, Document, ImageConfig, ImageId, Manifest, Platform, Reference, Shape,
-    check_members, media_type,
+    ChainId, Descriptor, DiffId, Digest, Document, ImageConfig, ImageId, Manifest, Platform, Reference,
+    Shape, check_members, media_type,
 };
 use kiln_sys::root::{Directory, Root};
 use serde::Deserialize;
@@ -192,12 +193,12 @@ impl Store {
             return Err(Error::archive(members.name(), "it holds no image for this platform"));
         }
         let load = || {
-            let mut others = Vec::new();
+            let mut done = Done::default();
             for image in &found {
-                self.load_layers(lease, members, image, unpacking, &mut others, progress)?;
+                self.load_layers(lease, members, image, unpacking, &mut done, progress)?;
             }
             // Now that nothing is wrong with any of them.
-            self.keep_layer_blobs(lease, &others)?;
+            self.keep_layer_blobs(lease, &done.others)?;
             self.publish_all(lease, found)
         };
         let outcome = load();
@@ -229,21 +230,21 @@ impl Store {
         }
     }
 
-    /// Brings the layers of an image here. Of layers that are known by other bytes than those that came, these are added to
-    /// `others`.
+    /// Brings the layers of an image here, those that this load has not brought yet.
     fn load_layers(
         &self,
         lease: &Lease,
         members: &Members,
         image: &FoundImage,
         unpacking: Unpacking,
-        others: &mut Vec<(DiffId, NewBlob)>,
+        done: &mut Done,
         progress: &mut dyn FnMut(LoadEvent),
     ) -> Result<()> {
         let diff_ids = &image.config.rootfs.diff_ids;
         let mut parent = ChainId::SCRATCH;
         for (position, (layer, source)) in diff_ids.iter().zip(&image.layers).enumerate() {
-            let known = self.keep_known(lease, *layer)? && !self.drop_what_is_gone(*layer)?;
+            let again = done.layers.contains(layer);
+            let known = again || self.keep_known(lease, *layer)? && !self.drop_what_is_gone(*layer)?;
             progress(LoadEvent::Layer {
                 position: position + 1,
                 count: diff_ids.len(),
@@ -252,19 +253,22 @@ impl Store {
             });
             let below = &diff_ids[..position];
             if known {
-                self.remember_chain(parent, *layer)?;
+                if !again {
+                    self.remember_chain(parent, *layer)?;
+                }
                 // Under the manifest that the image came with stands the layer as it came, not as it was here before.
                 if let Some(named) = &source.descriptor
-                    && !others.iter().any(|(_, blob)| blob.digest == named.digest)
+                    && done.blobs.insert((*layer, named.digest))
                     && !self.has_layer_as(*layer, named)?
                 {
                     let new = self.verified_layer(lease, members, below, *layer, source, Unpacking::Later)?;
-                    others.extend(new.blob.map(|blob| (*layer, blob)));
+                    done.others.extend(new.blob.map(|blob| (*layer, blob)));
                 }
             } else {
                 let new = self.verified_layer(lease, members, below, *layer, source, unpacking)?;
                 self.publish_layer(lease, parent, new)?;
             }
+            done.layers.insert(*layer);
             parent = parent.with(*layer);
         }
         Ok(())
@@ -381,6 +385,16 @@ impl Store {
     }
 }
 
+/// What a load has brought here: archives may name a layer again and again.
+#[derive(Default)]
+struct Done {
+    layers: HashSet<DiffId>,
+    /// Layers in the bytes that descriptors name.
+    blobs: HashSet<(DiffId, Digest)>,
+    /// The bytes of layers that were known by other ones.
+    others: Vec<(DiffId, NewBlob)>,
+}
+
 /// An image of an archive, its documents verified, its layers not read yet.
 struct FoundImage {
     config_bytes: Vec<u8>,
@@ -422,8 +436,7 @@ fn docker_images(members: &Members) -> Result<Vec<FoundImage>> {
             let reason = format!("it gives an image {} names; at most {MAX_NAMES} are read", names.len());
             return Err(Error::archive(members.name(), reason));
         }
-        let names =
-            names.iter().map(|name| Ok(name.parse::<Reference>()?.or_latest())).collect::<Result<_>>()?;
+        let names = names.iter().map(|name| tag_of(members, name)).collect::<Result<_>>()?;
         found.push(FoundImage { config_bytes, config, names, layers, manifest: None });
     }
     Ok(found)
@@ -464,13 +477,7 @@ fn oci_image(
     count(members, found, total, &bytes)?;
     match Document::parse(Some(&descriptor.media_type), &bytes)? {
         Document::Index(index) => {
-            let host = Platform::host();
-            let fits = |inner: &&Descriptor| {
-                inner.platform.as_ref().is_none_or(|platform| {
-                    platform.os == host.os && platform.architecture == host.architecture
-                })
-            };
-            for inner in index.manifests.iter().filter(fits) {
+            for inner in fitting(&index.manifests, &Platform::host()) {
                 oci_image(members, inner, &names, found, depth + 1, total)?;
             }
         }
@@ -486,6 +493,30 @@ fn oci_image(
         }
     }
     Ok(())
+}
+
+/// Of an index what runs on a host: the one for the nearest variant, or those that do not say what they are for.
+fn fitting<'a>(manifests: &'a [Descriptor], host: &Platform) -> Vec<&'a Descriptor> {
+    // Containerd's: what a variant that is not written means.
+    let level = |platform: &Platform| {
+        let number = platform.variant.as_deref().and_then(|variant| variant.strip_prefix('v')?.parse().ok());
+        number.unwrap_or(match platform.architecture.as_str() {
+            "arm64" => 8,
+            "arm" => 7,
+            _ => 1_u32,
+        })
+    };
+    let own = level(host);
+    let best = manifests
+        .iter()
+        .filter_map(|manifest| Some((manifest, manifest.platform.as_ref()?)))
+        .filter(|(_, platform)| platform.os == host.os && platform.architecture == host.architecture)
+        // A higher variant may not run here.
+        .min_by_key(|(_, platform)| (level(platform) > own, level(platform).abs_diff(own)));
+    match best {
+        Some((manifest, _)) => vec![manifest],
+        None => manifests.iter().filter(|manifest| manifest.platform.is_none()).collect(),
+    }
 }
 
 fn oci_manifest(
@@ -536,7 +567,20 @@ fn names_of(descriptor: &Descriptor) -> Vec<Reference> {
     let full = annotations.get(media_type::CONTAINERD_NAME);
     let name =
         full.or_else(|| annotations.get(media_type::REF_NAME).filter(|name| name.contains([':', '/'])));
-    name.and_then(|name| name.parse::<Reference>().ok()).map(Reference::or_latest).into_iter().collect()
+    let name = name.and_then(|name| name.parse::<Reference>().ok()).map(Reference::or_latest);
+    // A name that is pinned as well is the tag's: a digest is not given, it is what the bytes have.
+    let name = name.filter(|name| name.tag.is_some());
+    name.map(|name| Reference { digest: None, ..name }).into_iter().collect()
+}
+
+/// A name of `RepoTags`, as the images are to have it.
+fn tag_of(members: &Members, name: &str) -> Result<Reference> {
+    let name = name.parse::<Reference>()?.or_latest();
+    if name.digest.is_some() {
+        let reason = format!("manifest.json names an image {}: a digest is no tag", name.familiar());
+        return Err(Error::archive(members.name(), reason));
+    }
+    Ok(name)
 }
 
 /// Whether a directory is an OCI layout.
@@ -550,6 +594,28 @@ mod tests {
 
     use super::*;
     use crate::store::Ownership;
+
+    #[test]
+    fn the_nearest_variant_is_taken() {
+        let take = |host: &str, offered: &[&str]| {
+            let describe = |platform: &&str| {
+                let mut descriptor = Descriptor::of(media_type::OCI_MANIFEST, platform.as_bytes());
+                descriptor.platform = (!platform.is_empty()).then(|| platform.parse().unwrap());
+                descriptor
+            };
+            let manifests: Vec<Descriptor> = offered.iter().map(describe).collect();
+            let taken = fitting(&manifests, &host.parse().unwrap());
+            let position = |found: &&Descriptor| manifests.iter().position(|one| one == *found).unwrap();
+            taken.iter().map(position).collect::<Vec<_>>()
+        };
+        let arm = ["linux/arm/v5", "linux/arm/v7", "linux/arm/v6", "linux/arm/v8"];
+        assert_eq!(take("linux/arm/v7", &arm), [1]);
+        assert_eq!(take("linux/arm/v6", &arm), [2]);
+        assert_eq!(take("linux/amd64", &["linux/amd64/v3", "linux/amd64", "linux/amd64/v2"]), [1]);
+        assert_eq!(take("linux/amd64", &["linux/amd64/v3", "linux/amd64/v2", ""]), [1]);
+        assert_eq!(take("linux/amd64", &["linux/arm64", ""]), [1]);
+        assert_eq!(take("linux/amd64", &["linux/arm64"]), [] as [usize; 0]);
+    }
 
     #[test]
     fn archives_end_at_the_limit() {

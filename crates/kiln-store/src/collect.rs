@@ -100,7 +100,7 @@ pub struct Collected {
     pub cache_mounts: Vec<String>,
     /// Bytes of blobs, unpacked files, indexes and cache mounts that are gone.
     pub bytes: u64,
-    /// Why some of their files stay in the store's `trash`: they belong to identifiers that are this user's no longer.
+    /// Why some of their files stay in the store's `trash` or `cache`: they belong to identifiers that are this user's no longer.
     pub not_removed: Option<String>,
 }
 
@@ -118,10 +118,17 @@ impl Store {
     pub fn collect(&self, collection: &Collection<'_>) -> Result<Collected> {
         let _span = kiln_trace::span("collect");
         let _one = self.exclude_collections()?;
-        // Before the next file that may have to be made.
+        // Others have the reserve while they are waited for, unless there is no room for the lock's own file.
+        let _alone = self.with_reserve(|| self.exclude_look_ups())?;
+        self.collect_with_reserve(collection)
+    }
+
+    /// Collects while both locks are held. If that fails, what is left of the room is set aside again.
+    fn collect_with_reserve(&self, collection: &Collection<'_>) -> Result<Collected> {
         reserve::release(self.root())?;
-        let _alone = self.exclude_look_ups()?;
-        self.collect_alone(collection)
+        let collected = self.collect_alone(collection);
+        reserve::make(self.root());
+        collected
     }
 
     /// Collects if nobody has to be waited for.
@@ -129,12 +136,12 @@ impl Store {
         let lock = |name| Lock::try_acquire(&self.root().join(name), Sharing::Exclusive);
         let Some(_one) = lock(COLLECT_LOCK)? else { return Ok(Collected::default()) };
         let Some(_alone) = lock(LOOK_LOCK)? else { return Ok(Collected::default()) };
-        reserve::release(self.root())?;
-        self.collect_alone(collection)
+        self.collect_with_reserve(collection)
     }
 
     /// Collects while both locks are held and the reserve is free.
     fn collect_alone(&self, collection: &Collection<'_>) -> Result<Collected> {
+        crate::store::make_directories(self.root())?;
         self.end_dead_leases()?;
         let mut collected = Collected::default();
         let doomed = self.database.write(Durability::Durable, |t| {
@@ -156,12 +163,11 @@ impl Store {
         if matches!(collection.cache, CacheToRemove::Unused | CacheToRemove::All) {
             self.remove_cache_mounts(collection.until, &mut collected)?;
         }
-        self.database.write(Durability::Relaxed, |t| self.sweep(t))?;
-        collected.not_removed = self.empty_trash()?;
+        let swept = self.database.write(Durability::Relaxed, |t| self.sweep(t))?;
+        collected.not_removed = swept.or(self.empty_trash()?);
         self.forget_what_is_only_remembered(collection.cache)?;
         self.sweep_layout()?;
         self.write_layout()?;
-        reserve::make(self.root());
         Ok(collected)
     }
 
@@ -200,8 +206,15 @@ impl Store {
             let path = caches.join(&directory);
             let lock_path = path.with_extension("lock");
             let Some(_lock) = Lock::try_acquire(&lock_path, Sharing::Exclusive)? else { continue };
-            collected.bytes = collected.bytes.saturating_add(crate::usage::bytes_below(&path));
-            self.to_trash(&path)?;
+            let bytes = crate::usage::bytes_below(&path);
+            // One that may not be moved is nobody's cache any more all the same; the sweep says why it stays.
+            match self.to_trash(&path) {
+                Err(error) if error.is_refused() => {}
+                moved => {
+                    moved?;
+                    collected.bytes = collected.bytes.saturating_add(bytes);
+                }
+            }
             self.database.write(Durability::Relaxed, |t| {
                 execute(t, "DELETE FROM cache_mounts WHERE directory = ?1", [&directory]).map(|_| ())
             })?;
@@ -298,8 +311,9 @@ impl Store {
         Ok(())
     }
 
-    /// Removes files that no row names: what a kill left behind.
-    fn sweep(&self, t: &Connection) -> Result<()> {
+    /// Removes files that no row names: what a kill left behind. Gives the first reason why something may not be: a directory
+    /// of somebody else's cannot be moved.
+    fn sweep(&self, t: &Connection) -> Result<Option<String>> {
         let known = |table: &str, column: &str| -> Result<HashSet<String>> {
             let rows = all(t, &format!("SELECT {column} FROM {table}"), [], |row| digest(row, 0))?;
             Ok(rows.iter().map(Digest::hex).collect())
@@ -317,7 +331,7 @@ impl Store {
         let root = self.root();
         let tmp = root.join("tmp");
         self.sweep_directory(&tmp, |name| leases.contains(name) || crate::lease::is_alive(&tmp.join(name)))?;
-        self.sweep_directory(&root.join("cache"), |name| {
+        let not_removed = self.sweep_directory(&root.join("cache"), |name| {
             caches.contains(name.strip_suffix(".lock").unwrap_or(name))
         })?;
         self.sweep_directory(&root.join("index"), |name| layers.contains(name))?;
@@ -326,7 +340,8 @@ impl Store {
         self.sweep_directory(&mounts.join(self.mounts_of_boot()), |name| layers.contains(name))?;
         self.sweep_directory(&root.join("blobs/sha256"), |name| blobs.contains(name))?;
         self.sweep_directory(&root.join(OVERLAY), |name| name == "l" || snapshots.contains(name))?;
-        self.sweep_directory(&root.join(OVERLAY).join("l"), |name| links.contains(name))
+        self.sweep_directory(&root.join(OVERLAY).join("l"), |name| links.contains(name))?;
+        Ok(not_removed)
     }
 
     /// What contexts and addresses held, which saves work, goes when there is much of it: what was written longest ago
@@ -355,18 +370,29 @@ impl Store {
         Ok(())
     }
 
-    fn sweep_directory(&self, directory: &Path, known: impl Fn(&str) -> bool) -> Result<()> {
+    /// Gives the first reason why something may not be removed.
+    fn sweep_directory(&self, directory: &Path, known: impl Fn(&str) -> bool) -> Result<Option<String>> {
         let entries = match fs_err::read_dir(directory) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             entries => entries.map_err(Error::file("list", directory))?,
         };
+        let mut not_removed = None;
         for entry in entries {
             let entry = entry.map_err(Error::file("list", directory))?;
-            if !entry.file_name().to_str().is_some_and(&known) {
-                self.to_trash(&entry.path())?;
+            if entry.file_name().to_str().is_some_and(&known) {
+                continue;
+            }
+            match self.to_trash(&entry.path()) {
+                Err(error) if error.is_refused() => {
+                    not_removed.get_or_insert_with(|| {
+                        let source = std::error::Error::source(&error).map(ToString::to_string);
+                        format!("{error}: {}", source.unwrap_or_default())
+                    });
+                }
+                moved => moved?,
             }
         }
-        Ok(())
+        Ok(not_removed)
     }
 
     /// Moves something out of the way; what is gone already is no error.

@@ -24,6 +24,12 @@ use crate::store::Marks;
 /// More files than this are not synced one by one: the whole file system is.
 const MOST_FILES: usize = 512;
 
+/// Whether index and one source of a layer, `l`, are durable; `?2` is the ownership mode.
+pub(crate) const DURABLE_LAYER: &str = "l.boot IS NULL AND (l.snapshot_is_source AND EXISTS \
+       (SELECT 1 FROM snapshots s WHERE s.diff_id = l.diff_id AND s.ownership = ?2 AND s.boot IS NULL) \
+     OR EXISTS (SELECT 1 FROM layer_blobs x JOIN blobs b ON b.digest = x.blob \
+                WHERE x.diff_id = l.diff_id AND b.boot IS NULL))";
+
 /// What is not durable yet of what an image needs.
 #[derive(Default)]
 struct Unsynced {
@@ -68,11 +74,7 @@ impl Store {
     pub(crate) fn is_durable(&self, t: &Connection, layer: DiffId) -> Result<bool> {
         let rows = all(
             t,
-            "SELECT 1 FROM layers l WHERE l.diff_id = ?1 AND l.boot IS NULL \
-             AND (l.snapshot_is_source AND EXISTS \
-                    (SELECT 1 FROM snapshots s WHERE s.diff_id = l.diff_id AND s.ownership = ?2 AND s.boot IS NULL) \
-               OR EXISTS (SELECT 1 FROM layer_blobs x JOIN blobs b ON b.digest = x.blob \
-                          WHERE x.diff_id = l.diff_id AND b.boot IS NULL))",
+            &format!("SELECT 1 FROM layers l WHERE l.diff_id = ?1 AND {DURABLE_LAYER}"),
             params![layer.0.as_bytes(), self.owners()],
             |_| Ok(()),
         )?;

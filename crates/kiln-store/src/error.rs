@@ -250,6 +250,11 @@ impl Error {
         }
     }
 
+    /// Whether this user may not do it.
+    pub(crate) fn is_refused(&self) -> bool {
+        matches!(self, Self::File { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
+    }
+
     pub(crate) fn file(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
         move |source| Self::File { action, path, source }

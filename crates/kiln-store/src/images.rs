@@ -6,6 +6,7 @@ use rusqlite::{Connection, params};
 use crate::Store;
 use crate::collect::Collection;
 use crate::database::{Durability, all, digest, execute, now};
+use crate::durable::DURABLE_LAYER;
 use crate::error::{Error, Result};
 use crate::layout::{NewManifest, insert_manifest, is_shown};
 use crate::lease::Lease;
@@ -143,7 +144,7 @@ impl Store {
         if done {
             // A kill may have come between the names and the layout.
             if images.iter().any(|image| image.manifest.is_some()) {
-                self.write_layout()?;
+                self.with_reserve(|| self.write_layout())?;
             }
             let same = |image: &NewImage| PublishedImage { id: image.id(), moved: Vec::new() };
             return Ok(images.iter().map(same).collect());
@@ -171,11 +172,12 @@ impl Store {
         for _ in 0..MOST_TRIES {
             let marks = self.make_durable(&layers, &documents)?;
             if let Some((published, shown)) = self.publish_durable(images, &marks)? {
+                if shown {
+                    // The names have moved: what only shows them must not fail for want of room.
+                    self.with_reserve(|| self.write_layout())?;
+                }
                 // The database may have grown.
                 crate::reserve::make(self.root());
-                if shown {
-                    self.write_layout()?;
-                }
                 return Ok(published);
             }
         }
@@ -235,10 +237,12 @@ impl Store {
 
     fn is_published(&self, id: ImageId, names: &[Reference], came_as: Option<Digest>) -> Result<bool> {
         let unsynced = self.database.one(
-            "SELECT EXISTS (SELECT 1 FROM image_layers i JOIN layers l USING (diff_id) \
-                            WHERE i.image = images.id AND l.boot IS NOT NULL) \
-             FROM images WHERE id = ?1",
-            [id.0.as_bytes()],
+            &format!(
+                "SELECT EXISTS (SELECT 1 FROM image_layers i LEFT JOIN layers l USING (diff_id) \
+                                WHERE i.image = images.id AND ({DURABLE_LAYER}) IS NOT 1) \
+                 FROM images WHERE id = ?1"
+            ),
+            params![id.0.as_bytes(), self.owners()],
             |row| row.get::<_, bool>(0),
         )?;
         if unsynced != Some(false) {
@@ -445,9 +449,13 @@ impl Store {
             .map(Reference::or_latest)
             .filter(|name| name.digest.is_none())
             .filter(|name| matches!(self.find_name(name), Ok(Some(found)) if found == id));
-        let layers = self.image(id)?.config.rootfs.diff_ids;
-        let (gone, last) = self.with_reserve(|| {
-            self.database.write(Durability::Durable, |t| remove_names(t, id, by_name.as_ref(), force))
+        let (layers, gone, last) = self.with_reserve(|| {
+            self.database.write(Durability::Durable, |t| {
+                // Not from the config, which may be damaged: that is a reason to remove an image.
+                let layers = layers_of(t, id)?;
+                let (gone, last) = remove_names(t, id, by_name.as_ref(), force)?;
+                Ok((layers, gone, last))
+            })
         })?;
         let mut removed = Vec::new();
         for name in gone {
@@ -481,9 +489,14 @@ fn remove_names(
         return Err(Error::SeveralNames(id.0.short()));
     }
     let gone = by_name.map_or_else(|| names.clone(), |name| vec![name.to_string()]);
+    // Another process may have moved or removed the name since it was looked up.
+    if let Some(name) = by_name
+        && !names.contains(&gone[0])
+    {
+        return Err(Error::NoImage(name.familiar()));
+    }
     let last = names.iter().all(|name| gone.contains(name));
     for name in &gone {
-        // Another process may have moved the name since it was looked up.
         execute(t, "DELETE FROM tags WHERE name = ?1 AND image = ?2", params![name, id.0.as_bytes()])?;
     }
     if last {
@@ -573,6 +586,23 @@ pub(crate) fn parse_time(text: &str) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Another process has moved the name between the look-up and the transaction.
+    #[test]
+    fn a_name_that_has_moved_takes_no_image_with_it() {
+        let host = tempfile::tempdir().unwrap();
+        let store = Store::open(&host.path().join("store"), crate::Ownership::SingleId).unwrap();
+        let name: Reference = "moved:1".parse().unwrap();
+        let ids = ["one", "two"].map(|comment| {
+            let mut config = ImageConfig::scratch(&kiln_oci::Platform::host());
+            config.author = Some(comment.to_owned());
+            store.publish_image(&config.to_bytes(), std::slice::from_ref(&name)).unwrap()
+        });
+        let removed =
+            store.database.write(Durability::Durable, |t| remove_names(t, ids[0], Some(&name), false));
+        assert!(matches!(removed, Err(Error::NoImage(text)) if text == "moved:1"));
+        assert_eq!(store.images().unwrap().len(), 2);
+    }
 
     #[test]
     fn times_are_read() {

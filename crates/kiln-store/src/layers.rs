@@ -82,6 +82,10 @@ impl Store {
         {
             return Ok(diff_id);
         }
+        if self.layer(diff_id)?.is_some() {
+            // What is trusted and not there would keep its place.
+            self.drop_what_is_gone(diff_id)?;
+        }
         let index_path = lease.fresh_path("index");
         fs_err::write(&index_path, layer.index.bytes()).map_err(Error::file("write", &index_path))?;
         let snapshot = match &layer.snapshot {

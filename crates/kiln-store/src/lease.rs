@@ -230,16 +230,21 @@ impl Lease {
         (!names.is_empty()).then_some(Spent { directory, names })
     }
 
+    /// Removes all that is in the lease's directory but the lock.
+    fn remove_files(&self) -> Result<()> {
+        let directory = Directory::open(&self.directory)?;
+        for found in directory.list()? {
+            if found.name != LOCK {
+                directory.remove_all(&found.name)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Lets go of everything that was leased and removes the files of unfinished work.
     fn clear(&self) -> Result<()> {
         // Files first: on a full disk they are what makes room for the rows' change.
-        let directory = Directory::open(&self.directory)?;
-        for entry in fs_err::read_dir(&self.directory).map_err(Error::file("list", &self.directory))? {
-            let name = entry.map_err(Error::file("list", &self.directory))?.file_name();
-            if name != LOCK {
-                directory.remove_all(&name)?;
-            }
-        }
+        self.remove_files()?;
         self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
         self.mounted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
         self.snapshots.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
@@ -255,6 +260,8 @@ impl Drop for Lease {
         let _ = self
             .database
             .write(Durability::Relaxed, |t| execute(t, "DELETE FROM leases WHERE id = ?1", [&self.id]));
+        // The lock goes last: without it, a collection takes what is left for a dead command's.
+        let _ = self.remove_files();
         if let (Some(parent), Some(name)) = (self.directory.parent(), self.directory.file_name()) {
             let _ = Directory::open(parent).and_then(|parent| parent.remove_all(name));
         }

@@ -211,20 +211,25 @@ impl Store {
     /// The bytes of a layer as a tar, compressed as its blob is, and their length. A layer without a blob is made
     /// again from its snapshot and index, and must come out with its diff ID.
     pub fn open_layer(&self, lease: &Lease, below: &[DiffId], layer: DiffId) -> Result<(std::fs::File, u64)> {
-        let path = match self.layer_blobs(layer)?.first() {
-            Some(blob) => self.blob_path(&blob.digest),
+        let file = match self.layer_blobs(layer)?.first() {
+            Some(blob) => {
+                let path = self.blob_path(&blob.digest);
+                fs_err::File::open(&path).map_err(Error::file("open", &path))?
+            }
             None => self.remake_tar(lease, below, layer)?,
         };
-        let file = fs_err::File::open(&path).map_err(Error::file("open", &path))?;
-        let size = file.metadata().map_err(Error::file("stat", &path))?.len();
+        let size = file.metadata().map_err(Error::file("stat", file.path()))?.len();
         Ok((file.into_file(), size))
     }
 
-    fn remake_tar(&self, lease: &Lease, below: &[DiffId], layer: DiffId) -> Result<PathBuf> {
+    /// A file that goes when it is closed: of many layers, one takes room at a time.
+    fn remake_tar(&self, lease: &Lease, below: &[DiffId], layer: DiffId) -> Result<fs_err::File> {
         let path = lease.fresh_path("layer.tar");
         let mut output = fs_err::File::create_new(&path).map_err(Error::file("make", &path))?;
-        self.write_tar(below, layer, &mut output)?;
-        Ok(path)
+        let written = self.write_tar(below, layer, &mut output);
+        let opened = fs_err::File::open(&path).map_err(Error::file("open", &path));
+        fs_err::remove_file(&path).map_err(Error::file("remove", &path))?;
+        written.and(opened)
     }
 
     /// Writes the tar of a layer that has no blob, from snapshot and index.

@@ -66,7 +66,12 @@ impl Store {
         if is_new {
             create_directories(root)?;
         } else {
-            close_to_others(root)?;
+            let found = close_to_others(root)?;
+            // A copy of a store may lack what was empty. Where links do not count directories, they are always made.
+            if found.nlink() < 2 + DIRECTORIES.len() as u64 {
+                // A store that can only be read lacks nothing that is asked for.
+                let _ = make_directories(root);
+            }
         }
         let boot = kiln_sys::publish::boot_id()?;
         let database = Arc::new(open_database(root, &database_path)?);
@@ -211,7 +216,7 @@ fn set_boot(t: &Connection, marks: &Marks, boot: &str, to: Option<&str>) -> Resu
 }
 
 /// What the store's root holds, made when the store is.
-const DIRECTORIES: [&str; 10] = [
+const DIRECTORIES: [&str; 11] = [
     "blobs/sha256",
     "overlay2/l",
     "index",
@@ -222,6 +227,7 @@ const DIRECTORIES: [&str; 10] = [
     "claims",
     "mounts",
     "downloads",
+    mount_points::NAME,
 ];
 
 /// Refuses to make a database where there are layers: the next collection would remove all that it does not know.
@@ -247,12 +253,7 @@ fn refuse_foreign(root: &Path) -> Result<()> {
             || text.starts_with("kiln.db")
             || matches!(
                 &*text,
-                mount_points::NAME
-                    | crate::sub_ids::NAME
-                    | "reserve"
-                    | "oci-layout"
-                    | "index.json"
-                    | "lost+found"
+                crate::sub_ids::NAME | "reserve" | "oci-layout" | "index.json" | "lost+found"
             )
             || text.ends_with(".lock")
             || kiln_sys::publish::is_temporary(&name);
@@ -268,18 +269,9 @@ fn create_directories(root: &Path) -> Result<()> {
     if let Some(file_system) = network_file_system(root) {
         return Err(Error::NetworkFileSystem { path: root.to_path_buf(), file_system });
     }
-    let make = |path: &Path| {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .map_err(Error::file("make the directory", path))
-    };
-    make(root)?;
+    make_directory(root)?;
     close_to_others(root)?;
-    for name in DIRECTORIES {
-        make(&root.join(name))?;
-    }
+    make_directories(root)?;
     let tmp = root.join("tmp");
     let opened = fs_err::File::open(&tmp).map_err(Error::file("open", &tmp))?;
     // Only for speed: other file systems do without.
@@ -287,9 +279,19 @@ fn create_directories(root: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Makes the directories that are missing.
+pub(crate) fn make_directories(root: &Path) -> Result<()> {
+    DIRECTORIES.iter().try_for_each(|name| make_directory(&root.join(name)))
+}
+
+fn make_directory(path: &Path) -> Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(path).map_err(Error::file("make the directory", path))
+}
+
 /// A directory that was there already, or was changed since, may be open to others: setuid files of layers must not be
 /// reachable (CVE-2021-41091). Its owner cannot be kept out, and would say what is in root's images.
-fn close_to_others(root: &Path) -> Result<()> {
+fn close_to_others(root: &Path) -> Result<std::fs::Metadata> {
     let found = fs_err::metadata(root).map_err(Error::file("stat", root))?;
     let (owner, own) = (found.uid(), rustix::process::geteuid().as_raw());
     if owner != own {
@@ -300,7 +302,7 @@ fn close_to_others(root: &Path) -> Result<()> {
         fs_err::set_permissions(root, std::fs::Permissions::from_mode(0o700))
             .map_err(Error::file("set the mode of", root))?;
     }
-    Ok(())
+    Ok(found)
 }
 
 /// `bytes` random bytes in hexadecimal digits.
@@ -343,6 +345,31 @@ fn network_file_system(path: &Path) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// As copies of stores lose them that keep files alone.
+    #[test]
+    fn directories_that_are_lost_are_made_again() {
+        let host = tempfile::tempdir().unwrap();
+        let root = host.path().join("store");
+        drop(Store::open(&root, Ownership::SingleId).unwrap());
+        drop(
+            Store::open(&root, Ownership::SingleId)
+                .unwrap()
+                .mount_points(mount_points::GivenFiles::Hosts)
+                .unwrap(),
+        );
+        for name in DIRECTORIES {
+            let lost = root.join(name.split('/').next().unwrap());
+            fs_err::remove_dir_all(&lost).unwrap();
+            let store = Store::open(&root, Ownership::SingleId).unwrap();
+            assert!(root.join(name).is_dir(), "{name}");
+            drop(store.lease("test").unwrap());
+            // While it is open.
+            fs_err::remove_dir_all(root.join(name)).unwrap();
+            store.collect(&crate::Collection::default()).unwrap();
+            assert!(root.join(name).is_dir(), "{name}");
+        }
+    }
 
     #[test]
     fn a_directory_of_another_user_is_no_store() {

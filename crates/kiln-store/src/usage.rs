@@ -167,34 +167,42 @@ impl Store {
 
     fn cache_mount_items(&self) -> Result<Vec<CacheItem>> {
         let caches = self.root().join("cache");
-        self.database.all(
+        let mut items = self.database.all(
             "SELECT directory, id, created, last_used FROM cache_mounts ORDER BY last_used",
             [],
             |row| {
                 let directory: String = row.get(0)?;
                 let id: String = row.get(1)?;
-                let path = caches.join(&directory);
-                let lock = path.with_extension("lock");
-                let free = kiln_sys::lock::Lock::try_acquire(&lock, kiln_sys::lock::Sharing::Exclusive);
                 Ok(CacheItem {
                     kind: CacheItemKind::Mount,
                     description: crate::CacheMountIdentity::describe(&id),
-                    size: bytes_below(&path),
+                    size: 0,
                     created: row.get(2)?,
                     last_used: row.get(3)?,
                     records: 1,
-                    in_use: matches!(free, Ok(None)),
+                    in_use: false,
                     shared: false,
                     id: directory,
                 })
             },
-        )
+        )?;
+        for item in &mut items {
+            let path = caches.join(&item.id);
+            item.in_use = is_held(&path.with_extension("lock"));
+            item.size = bytes_below(&path);
+        }
+        Ok(items)
     }
 
     /// Layers that are in the store, by diff ID.
     pub(crate) fn all_layers(&self) -> Result<Vec<DiffId>> {
         self.database.all("SELECT diff_id FROM layers ORDER BY diff_id", [], |row| digest(row, 0).map(DiffId))
     }
+}
+
+/// Whether somebody holds a lock. It is not kept while anything else is done: a step would find its cache mount in use.
+fn is_held(lock: &Path) -> bool {
+    matches!(kiln_sys::lock::Lock::try_acquire(lock, kiln_sys::lock::Sharing::Exclusive), Ok(None))
 }
 
 /// Bytes of regular files below a directory, hard links counted for each name. What cannot be read counts nothing.

@@ -77,7 +77,11 @@ fn listed(locks: &str, device: (u32, u32), inode: u64) -> Vec<u32> {
     let found: Vec<((u32, u32), u32)> = locks.lines().filter_map(held).collect();
     let is_exact = found.iter().any(|(shown, _)| *shown == device);
     let holders = found.into_iter().filter(|(shown, _)| !is_exact || *shown == device);
-    holders.map(|(_, process)| process).collect()
+    let mut holders: Vec<u32> = holders.map(|(_, process)| process).collect();
+    // Who holds it shared in two places, or a line that is in two pieces of the list.
+    holders.sort_unstable();
+    holders.dedup();
+    holders
 }
 
 fn open(path: &Path) -> Result<File, FileError> {

@@ -223,6 +223,22 @@ fn names_that_do_not_fit_are_refused() {
     let Some(disk) = Disk::new(12) else { return };
     disk.context(1, 64);
     disk.succeed(&["build", "-q", "-t", "kept:1", "context"]);
+    names_fill(&disk);
+}
+
+/// The names of an image that has a manifest are in the layout, too, which is written once they have moved.
+#[test]
+fn names_that_the_layout_shows_and_that_do_not_fit_are_refused() {
+    let Some(disk) = Disk::new(12) else { return };
+    disk.archive(1, 64);
+    assert!(Command::new("gzip").arg(disk.path("layer.tar")).status().expect("gzip").success());
+    disk.succeed(&["import", "layer.tar.gz", "kept:1"]);
+    names_fill(&disk);
+}
+
+/// Gives `kept:1` further names until the disk is full.
+#[track_caller]
+fn names_fill(disk: &Disk) {
     let mut told = None;
     for number in 0..10_000 {
         disk.take_the_rest();
@@ -234,7 +250,7 @@ fn names_that_do_not_fit_are_refused() {
             break;
         }
     }
-    is_clear(&told.expect("the disk takes every name"), &disk);
+    is_clear(&told.expect("the disk takes every name"), disk);
     let checked = disk.succeed(&["system", "check"]);
     assert!(checked.ends_with(": no fault\n"), "{checked}");
     disk.succeed(&["system", "prune", "-f"]);

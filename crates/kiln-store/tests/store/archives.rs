@@ -43,6 +43,36 @@ fn loaded(bytes: &[u8], layers: usize) {
     assert_eq!(fixture.store.check().unwrap().faults, []);
 }
 
+/// A digest in it would make the name another one, which looks the same and which no command finds.
+#[test]
+fn an_archive_gives_no_name_with_a_digest() {
+    let digest = Digest::of(b"any");
+    let tar = layer("hello\n");
+    for name in [format!("app:1@{digest}"), format!("app@{digest}")] {
+        let manifest = json!([{ "Config": "c.json", "RepoTags": [name], "Layers": ["0.tar"] }]);
+        let members = [
+            ("manifest.json", Ok(manifest.to_string().into_bytes())),
+            ("c.json", Ok(config(&[&tar]))),
+            ("0.tar", Ok(tar.clone())),
+        ];
+        refused(&archive(&members), "a digest is no tag");
+    }
+    let (_, [manifest, config, tar]) = oci(|_| {});
+    for (name, given) in
+        [(format!("docker.io/library/app:1@{digest}"), vec!["app:1"]), (format!("app@{digest}"), vec![])]
+    {
+        for annotation in ["io.containerd.image.name", "org.opencontainers.image.ref.name"] {
+            let mut index: serde_json::Value = serde_json::from_slice(&layout_index(&manifest)).unwrap();
+            index["manifests"][0]["annotations"] = json!({ annotation: name });
+            let mut members = vec![("index.json".to_owned(), Ok(index.to_string().into_bytes()))];
+            members.extend([&manifest, &config, &tar].map(|bytes| (blob(bytes), Ok(bytes.clone()))));
+            let fixture = Fixture::new();
+            fixture.load(&archive(&members)).unwrap();
+            assert_eq!(fixture.names(), given);
+        }
+    }
+}
+
 #[test]
 fn well_formed_archives_load() {
     loaded(&docker_archive(), 2);

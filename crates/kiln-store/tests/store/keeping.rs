@@ -55,6 +55,16 @@ fn images_go_by_their_names() {
 }
 
 #[test]
+fn an_image_with_a_damaged_config_can_be_removed() {
+    let fixture = Fixture::new();
+    let (id, layer) = fixture.image("one", Some("one:1"));
+    fixture.change("UPDATE images SET config = x'7b'");
+    assert_eq!(fixture.store.check().unwrap().damaged, [id]);
+    let removed = fixture.store.remove_image("one:1", false).unwrap();
+    assert_eq!(removed, [Removed::Untagged("one:1".to_owned()), Removed::Deleted(id), Removed::Layer(layer)]);
+}
+
+#[test]
 fn collection_takes_what_was_asked_for() {
     let fixture = Fixture::new();
     let (named, named_layer) = fixture.image("named", Some("named:1"));

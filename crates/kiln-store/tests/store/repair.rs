@@ -1,7 +1,7 @@
 //! Files of the store that are gone, cut off or changed: nothing bad goes out, and an archive brings them back.
 
 use kiln_layer::Compression;
-use kiln_oci::{ChainId, Digest};
+use kiln_oci::{ChainId, DiffId, Digest};
 use kiln_store::{ArchiveForm, CacheToRemove, Collection, Error, Fault, LoadEvent, Saving, Store, Unpacking};
 
 use crate::fixture::{Fixture, image_of, layer, oci};
@@ -36,6 +36,15 @@ impl Fixture {
         let lease = store.lease("test").unwrap();
         store.load(&lease, &self.path("archive.tar"), Unpacking::Later, &mut progress).unwrap();
         known
+    }
+
+    /// Whether a snapshot or a blob that holds a layer was synced.
+    fn has_durable_source(&self, layer: DiffId) -> bool {
+        let sql = "SELECT EXISTS (SELECT 1 FROM snapshots WHERE diff_id = ?1 AND boot IS NULL) \
+                   OR EXISTS (SELECT 1 FROM layer_blobs JOIN blobs ON digest = blob \
+                              WHERE diff_id = ?1 AND boot IS NULL)";
+        let database = rusqlite::Connection::open(self.path("store/kiln.db")).unwrap();
+        database.query_row(sql, [layer.0.as_bytes()], |row| row.get(0)).unwrap()
     }
 
     fn save(&self, form: Option<ArchiveForm>, how: &Saving<'_>) -> Result<(), Error> {
@@ -178,6 +187,8 @@ fn an_import_and_a_load_bring_back_files_that_are_gone_or_cut_off() {
                 assert_ne!(files().unwrap().diff, before);
             }
             assert_eq!(fixture.again().check().unwrap().faults, []);
+            // The name is there already: what it stands for is made durable all the same.
+            assert!(fixture.has_durable_source(layer), "a power cut would take it");
             fixture.save(Some(ArchiveForm::Docker), &PLAIN).unwrap();
             // What is whole is not made again.
             let now = files();
@@ -185,5 +196,23 @@ fn an_import_and_a_load_bring_back_files_that_are_gone_or_cut_off() {
             fixture.image("hello\n", Some("app:1"));
             assert!(now.is_none() || files() == now);
         }
+    }
+}
+
+/// A step that is run again brings back what it left before.
+#[test]
+fn a_step_brings_back_what_is_gone() {
+    for what in ["snapshot", "index"] {
+        let fixture = Fixture::new();
+        let layer = fixture.built("app");
+        let diff = fixture.again().find_snapshot(ChainId::SCRATCH, layer).unwrap().unwrap().diff;
+        match what {
+            "snapshot" => fs_err::remove_dir_all(diff.parent().unwrap()).unwrap(),
+            _ => gone(&fixture.path("store/index").join(layer.0.hex())),
+        }
+        assert_eq!(fixture.again().check().unwrap().faults.len(), 1, "{what}");
+        assert_eq!(fixture.built("app"), layer);
+        assert_eq!(fixture.again().check().unwrap().faults, [], "{what}");
+        assert!(fixture.has_durable_source(layer), "{what}");
     }
 }

@@ -19,6 +19,9 @@ impl Fixture {
         let store = self.again();
         let lease = store.lease("test").unwrap();
         let (mut file, _) = store.open_layer(&lease, below, layer)?;
+        // One that was made takes no room once it is closed.
+        let left = fs_err::read_dir(lease.directory()).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(left.collect::<Vec<_>>(), ["lock"]);
         let mut bytes = Vec::new();
         std::io::Read::read_to_end(&mut file, &mut bytes).unwrap();
         Ok(bytes)

@@ -377,15 +377,14 @@ impl Directory {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             result => return result,
         }
-        self.open_removable(name)?.clear()?;
-        match self.remove_directory(name) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            result => result,
+        if let Some(directory) = unless_gone(self.open_removable(name))? {
+            directory.clear()?;
         }
+        unless_gone(self.remove_directory(name)).map(drop)
     }
 
     /// Removes everything below this directory, whatever the depth: only two descriptors are open at a time, and the way
-    /// back up is checked by device and inode.
+    /// back up is checked by device and inode. What somebody else removes meanwhile is removed.
     ///
     /// # Errors
     /// When something cannot be removed, or the tree is moved meanwhile.
@@ -397,12 +396,12 @@ impl Directory {
         }
         let mut levels: Vec<Level> = Vec::new();
         let mut current = self.try_clone()?;
-        let mut rest = self.list()?;
+        let mut rest = unless_gone(self.list())?.unwrap_or_default();
         loop {
             let Some(found) = rest.pop() else {
                 let Some(level) = levels.pop() else { return Ok(()) };
                 current = current.open_above(level.identity)?;
-                current.remove_directory(&level.child)?;
+                unless_gone(current.remove_directory(&level.child))?;
                 rest = level.rest;
                 continue;
             };
@@ -418,9 +417,9 @@ impl Directory {
             } else if current.remove_directory(&found.name).is_ok() {
                 continue;
             }
-            let below = current.open_removable(&found.name)?;
+            let Some(below) = unless_gone(current.open_removable(&found.name))? else { continue };
             let stat = current.stat_self()?;
-            let list = below.list()?;
+            let list = unless_gone(below.list())?.unwrap_or_default();
             let rest_here = std::mem::replace(&mut rest, list);
             levels.push(Level { rest: rest_here, identity: (stat.st_dev, stat.st_ino), child: found.name });
             current = below;
@@ -471,6 +470,14 @@ impl From<Directory> for OwnedFd {
     }
 }
 
+/// `None` of what is not there any more.
+fn unless_gone<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        result => result.map(Some),
+    }
+}
+
 /// A name must be one component; anything else would be resolved by the kernel without our rules.
 fn single(name: &OsStr) -> rustix::io::Result<()> {
     let bytes = name.as_bytes();
@@ -514,6 +521,31 @@ mod tests {
     use super::super::set_file;
     use super::super::tests::scratch;
     use super::*;
+
+    #[test]
+    fn two_may_remove_one_tree() {
+        for _ in 0..5 {
+            let host = tempfile::tempdir().expect("a temporary directory");
+            for number in 0..200 {
+                let path = host.path().join(format!("tree/{}/{}/{number}", number % 7, number % 5));
+                fs_err::create_dir_all(&path).expect("made");
+                fs_err::write(path.join("file"), "").expect("written");
+            }
+            let directory = Directory::open(host.path()).expect("opened");
+            let both = std::sync::Barrier::new(2);
+            let remove = || {
+                both.wait();
+                directory.remove_all("tree")
+            };
+            let removed = std::thread::scope(|scope| {
+                [scope.spawn(remove), scope.spawn(remove)].map(|thread| thread.join().expect("joined"))
+            });
+            for removed in removed {
+                removed.expect("removed");
+            }
+            assert_eq!(fs_err::read_dir(host.path()).expect("listed").count(), 0);
+        }
+    }
 
     #[test]
     fn names_are_listed_in_order_and_anew() {

@@ -78,7 +78,7 @@ fn new_name(text: &str) -> Result<Reference> {
 /// Tells of files that were to be removed and may not be, if there are any.
 fn tell_files_stay(reason: Option<&str>) {
     let Some(reason) = reason else { return };
-    let stay = format!("kiln: warning: some files stay in the store's trash: {reason}");
+    let stay = format!("kiln: warning: some files stay in the store: {reason}");
     let hint = "give this user back the ranges of /etc/subuid and /etc/subgid that made them, or remove them as root";
     crate::output::aside(&format!("{}\nhint: {hint}\n", sanitise(stay.as_bytes())));
 }

@@ -75,7 +75,9 @@ fn prune(store: &Store, filters: &PruneFilters, all: bool, cache: CacheToRemove)
 fn with_labels(store: &Store, filters: &PruneFilters) -> Result<HashSet<ImageId>> {
     let mut chosen = HashSet::new();
     for image in store.images()? {
-        let labels = store.image(image.id)?.config.config.labels.unwrap_or_default();
+        // What is gone meanwhile is not to be removed, and of a damaged config nobody knows.
+        let Ok(found) = store.image(image.id) else { continue };
+        let labels = found.config.config.labels.unwrap_or_default();
         if filters.accepts(&labels, super::images::time(image.created)) {
             chosen.insert(image.id);
         }

@@ -131,7 +131,7 @@ fn what_cannot_be_removed_stops_no_collection() {
         // Once, however many images went.
         let [warning, hint, left, reclaimed] = lines.as_slice() else { panic!("{remove}: {told}") };
         assert!(
-            warning.starts_with("kiln: warning: some files stay in the store's trash: ")
+            warning.starts_with("kiln: warning: some files stay in the store: ")
                 && warning.contains("ermission denied"),
             "{remove}: {told}"
         );
@@ -142,4 +142,22 @@ fn what_cannot_be_removed_stops_no_collection() {
             "Total reclaimed space: 0B\n"
         );
     }
+}
+
+/// A directory of somebody else's cannot even be moved.
+#[test]
+fn a_cache_mount_that_cannot_be_removed_stops_no_collection() {
+    let Some(place) = Place::new() else { return };
+    place.make_base();
+    place.write("caches", "FROM base\nRUN --mount=type=cache,target=/c,uid=5,gid=6 touch /c/f\n");
+    let fill = "kiln load -q -i base.image > /dev/null; kiln build -q -t made -f caches context > /dev/null";
+    place.run(Environment::SubIds, "022", fill);
+    let script = "STORE=$PWD/SubIds/store
+        for i in 1 2; do kiln system prune -af > $STORE.out 2> $STORE.err || echo failed; grep -c '' $STORE.err
+        grep -c 'some files stay in the store: ' $STORE.err; grep '^untagged: made' $STORE.out || :; done
+        kiln images -q; ls $STORE/cache | grep -c .";
+    let told = place.run(Environment::SingleId, "022", script);
+    assert_eq!(told, "2\n1\nuntagged: made:latest\n2\n1\n1\n");
+    let told = place.run(Environment::SubIds, "022", "kiln system prune -af; ls $STORE/cache");
+    assert_eq!(told, "Total reclaimed space: 0B\n");
 }
