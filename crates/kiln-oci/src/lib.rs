@@ -7,7 +7,6 @@
 //! Entry: [`Digest`], [`Reference`], [`ImageConfig`], [`Manifest`].
 #![forbid(unsafe_code)]
 
-mod blobs;
 mod config;
 mod digest;
 mod manifest;
@@ -16,7 +15,6 @@ mod platform;
 mod reference;
 mod users;
 
-pub use blobs::Blobs;
 pub use config::{Config, Empty, Healthcheck, History, ImageConfig, RootFs};
 pub use digest::{ChainId, DiffId, Digest, DigestError, Hasher, HashingWriter, ImageId};
 pub use manifest::{

@@ -416,29 +416,6 @@ impl Store {
         Ok(images)
     }
 
-    /// Images whose topmost layers are those of `id`: its children by layers.
-    pub fn children_of(&self, id: ImageId) -> Result<Vec<ImageId>> {
-        let image = self.image(id)?;
-        let layers = image.config.rootfs.diff_ids;
-        let Some((top, position)) = layers.last().map(|top| (top, layers.len() - 1)) else {
-            return Ok(Vec::new());
-        };
-        let candidates = self.database.all(
-            "SELECT image FROM image_layers WHERE diff_id = ?1 AND position = ?2 AND image <> ?3",
-            params![top.0.as_bytes(), position as i64, id.0.as_bytes()],
-            |row| digest(row, 0),
-        )?;
-        let mut children = Vec::new();
-        for candidate in candidates {
-            let other = self.image(ImageId(candidate))?;
-            let longer = other.config.rootfs.diff_ids.len() > layers.len();
-            if longer && other.config.rootfs.diff_ids.starts_with(&layers) {
-                children.push(other.id);
-            }
-        }
-        Ok(children)
-    }
-
     /// Removes what `text` means, as `docker rmi` does: a name if it is not the last one, else the image
     /// with its names; an ID with several names needs `force`.
     pub fn remove_image(&self, text: &str, force: bool) -> Result<Vec<Removed>> {

@@ -129,19 +129,6 @@ impl Lock {
             Err(error) => Err(FileError::new("lock", path, error)),
         }
     }
-
-    /// Whether `path` still names the file that is locked: a collector may have removed it between open and lock.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn is_current(&self, path: &Path) -> io::Result<bool> {
-        let held = rustix::fs::fstat(&self.file)?;
-        match rustix::fs::lstat(path) {
-            Ok(named) => Ok((held.st_dev, held.st_ino) == (named.st_dev, named.st_ino)),
-            Err(Errno::NOENT) => Ok(false),
-            Err(error) => Err(error.into()),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -180,9 +167,6 @@ mod tests {
         let shared = Lock::acquire(&path, Sharing::Shared).expect("locked");
         assert!(Lock::try_acquire(&path, Sharing::Shared).expect("tried").is_some());
         assert!(Lock::try_acquire(&path, Sharing::Exclusive).expect("tried").is_none());
-        assert!(shared.is_current(&path).expect("checked"));
-        fs_err::remove_file(&path).expect("removed");
-        assert!(!shared.is_current(&path).expect("checked"));
         drop(shared);
         assert!(Lock::try_acquire(&path, Sharing::Exclusive).expect("tried").is_some());
     }

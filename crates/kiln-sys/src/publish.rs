@@ -9,40 +9,13 @@ use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::root::{Directory, FileError};
 pub use unfinished::UnfinishedDirectory;
 
 type Result<T> = std::result::Result<T, FileError>;
-
-/// Whether a publication was the one that made the name appear.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Published {
-    /// The name is new.
-    New,
-    /// The name existed; the source was left where it is.
-    Existed,
-}
-
-/// Renames `from` to `to` unless `to` exists. Atomic; not durable until [`sync_file_system`].
-///
-/// # Errors
-/// When the kernel refuses. File systems without `RENAME_NOREPLACE` get a hard link and an unlink instead, which works
-/// for files only.
-pub fn rename_new(from: (&Directory, &OsStr), to: (&Directory, &OsStr)) -> Result<Published> {
-    match rustix::fs::renameat_with(from.0, from.1, to.0, to.1, RenameFlags::NOREPLACE) {
-        Ok(()) => Ok(Published::New),
-        Err(Errno::EXIST | Errno::NOTEMPTY) => Ok(Published::Existed),
-        Err(Errno::INVAL | Errno::NOSYS) => match to.0.make_link(to.1, from.0, from.1) {
-            Ok(()) => from.0.unlink(from.1).map(|()| Published::New),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(Published::Existed),
-            Err(error) => Err(error),
-        },
-        Err(error) => Err(FileError::new("publish", to.0.name().join(to.1), error)),
-    }
-}
 
 /// Renames `from` to `to`, replacing what was there. Atomic.
 ///
@@ -299,19 +272,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_publication_wins() {
+    fn what_is_published_replaces_what_was_there() {
         let host = tempfile::tempdir().expect("a temporary directory");
         let directory = Directory::open(host.path()).expect("opened");
-        for (text, expected) in [("one", Published::New), ("two", Published::Existed)] {
-            let (name, mut file) = create_temporary(&directory, 0o600).expect("created");
-            file.write_all(text.as_bytes()).expect("written");
-            let published =
-                rename_new((&directory, name.as_ref()), (&directory, "x".as_ref())).expect("renamed");
-            assert_eq!(published, expected);
+        for text in ["one", "two"] {
+            write_over(&directory, "x".as_ref(), text.as_bytes(), 0o600).expect("written");
+            assert_eq!(fs_err::read_to_string(host.path().join("x")).expect("read"), text);
         }
-        assert_eq!(fs_err::read_to_string(host.path().join("x")).expect("read"), "one");
-        write_over(&directory, "x".as_ref(), b"three", 0o600).expect("written");
-        assert_eq!(fs_err::read_to_string(host.path().join("x")).expect("read"), "three");
         sync_file_system(&directory).expect("synced");
         let file = fs_err::File::open(host.path().join("x")).expect("opened").into_file();
         let count = || fs_err::read_dir(host.path()).expect("read").count();
