@@ -6,7 +6,10 @@ use crate::environment::{Environment, Place};
 fn made() -> Option<(Place, String)> {
     let place = Place::new()?;
     place.make_base();
-    place.write("runs", "FROM base\nRUN mkdir /d && echo f > /d/f && chown 5:6 /d/f\n");
+    place.write(
+        "runs",
+        "FROM base\nRUN mkdir /d && echo f > /d/f && chown 5:6 /d/f && touch -t 202001010000 /d/f /d\n",
+    );
     place.write("above", "FROM runs\nRUN cp -a /d/f /copy; stat -c %u:%g /copy > /owner\n");
     let script = "kiln load -q -i base.image > /dev/null; kiln build -q -f runs -t runs context";
     let built = place.run(Environment::SubIds, "022", script);
