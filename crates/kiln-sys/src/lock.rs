@@ -22,7 +22,7 @@ pub enum Sharing {
 /// A held lock; dropping it releases it. Descriptors that a fork copies hold it too, so it is close-on-exec.
 #[derive(Debug)]
 pub struct Lock {
-    file: File,
+    _file: File,
 }
 
 /// Takes the record lock of one byte of a file for writing, as SQLite does (`F_SETLK`): false if another process has it. It
@@ -107,7 +107,7 @@ impl Lock {
                 Err(Errno::INTR) => {}
                 result => {
                     result.map_err(|error| FileError::new("lock", path, error))?;
-                    return Ok(Self { file });
+                    return Ok(Self { _file: file });
                 }
             }
         }
@@ -124,7 +124,7 @@ impl Lock {
             Sharing::Exclusive => FlockOperation::NonBlockingLockExclusive,
         };
         match rustix::fs::flock(&file, operation) {
-            Ok(()) => Ok(Some(Self { file })),
+            Ok(()) => Ok(Some(Self { _file: file })),
             Err(Errno::WOULDBLOCK) => Ok(None),
             Err(error) => Err(FileError::new("lock", path, error)),
         }
