@@ -236,11 +236,15 @@ impl Store {
     }
 
     fn is_published(&self, id: ImageId, names: &[Reference], came_as: Option<Digest>) -> Result<bool> {
+        // Mostly all that is in the store is durable, which is told at once.
         let unsynced = self.database.one(
             &format!(
-                "SELECT EXISTS (SELECT 1 FROM image_layers i LEFT JOIN layers l USING (diff_id) \
-                                WHERE i.image = images.id AND ({DURABLE_LAYER}) IS NOT 1) \
-                 FROM images WHERE id = ?1"
+                "SELECT CASE WHEN EXISTS (SELECT 1 FROM layers WHERE boot IS NOT NULL) \
+                               OR EXISTS (SELECT 1 FROM snapshots WHERE boot IS NOT NULL) \
+                               OR EXISTS (SELECT 1 FROM blobs WHERE boot IS NOT NULL) \
+                 THEN EXISTS (SELECT 1 FROM image_layers i LEFT JOIN layers l USING (diff_id) \
+                              WHERE i.image = images.id AND ({DURABLE_LAYER}) IS NOT 1) \
+                 ELSE 0 END FROM images WHERE id = ?1"
             ),
             params![id.0.as_bytes(), self.owners()],
             |row| row.get::<_, bool>(0),
