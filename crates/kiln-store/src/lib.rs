@@ -59,5 +59,5 @@ pub use snapshots::{PreparedRoot, RootForm, RootWay, SnapshotPaths};
 pub use stack::StackContents;
 pub use store::{Ownership, Store};
 pub use sub_ids::Certainty;
-pub use usage::{CacheItem, CacheItemKind, DiskUsage, ImageUsage};
+pub use usage::{CONTAINER, CacheItem, CacheItemKind, DiskUsage, ImageUsage};
 pub use waiting::{Awaited, FilesBusy, Patience, Wait, Working};

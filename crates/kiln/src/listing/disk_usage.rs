@@ -36,8 +36,8 @@ pub(crate) struct CacheEntry {
     pub(crate) shared: bool,
 }
 
-/// Everything that `system df` tells. There are no volumes and, at rest, no containers yet: their lines are there
-/// because scripts count on them.
+/// Everything that `system df` tells. There are no volumes, and containers, which have no names, are counted and not listed:
+/// their lines are there because scripts count on them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct DiskUsage {
     pub(crate) images: Usage,
