@@ -48,7 +48,7 @@ pub use check::{Checked, Fault};
 pub use collect::{CacheToRemove, Collected, CollectedImage, Collection, ImagesToRemove};
 pub use database::SCHEMA_VERSION;
 pub use error::{Error, OtherOwners, Result};
-pub use images::{Image, ImageSummary, Removed, Tag};
+pub use images::{Image, ImageSummary, NO_TIME, Removed, Tag};
 pub use late_lease::LateLease;
 pub use layers::{LayerBlob, LayerInfo, NewBlob, NewLayer};
 pub use lease::{Lease, Leased, Spent};
