@@ -544,7 +544,8 @@ fn what_a_container_needs_is_not_reclaimable() {
     assert_eq!(found(&at_rest), (0, None, at_rest.image_bytes));
     let container = fixture.store.lease(kiln_store::CONTAINER).unwrap();
     container.keep(Leased::Image(used)).unwrap();
-    let _other = fixture.store.lease("save").map(|lease| lease.keep(Leased::Image(used)).map(|()| lease)).unwrap();
+    let other = fixture.store.lease("save").unwrap();
+    other.keep(Leased::Image(used)).unwrap();
     fs_err::write(container.fresh_path("written"), "1234567").unwrap();
     let running = usage();
     assert_eq!(found(&running), (1, Some((used, 1)), at_rest.image_bytes - "used".len() as u64));

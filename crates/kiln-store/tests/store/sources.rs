@@ -122,7 +122,9 @@ fn a_snapshot_says_what_is_below_it() {
         .unwrap()
         .filter_map(|entry| fs_err::read_to_string(entry.unwrap().path().join("lower")).ok())
         .map(|text| {
-            let names = |link: &str| fs_err::read_dir(overlay.join(link)).unwrap().next().unwrap().unwrap().file_name();
+            let names = |link: &str| {
+                fs_err::read_dir(overlay.join(link)).unwrap().next().unwrap().unwrap().file_name()
+            };
             text.split(':').map(|link| names(link).to_string_lossy().into_owned()).collect()
         })
         .collect();
