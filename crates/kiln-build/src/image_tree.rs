@@ -124,13 +124,16 @@ impl SourceTree for ImageTree<'_> {
     }
 
     fn stored_links(&self, path: &[u8]) -> Result<Vec<Vec<Vec<u8>>>> {
-        // Every name of a file that has several is a link in some layer, or what one leads to.
+        // Every name of a file that has several is a link in some layer, or the file that one leads to in the end.
         let mut names = BTreeSet::new();
         for layer in self.view.layers() {
             for position in layer.below(path)? {
                 let entry = layer.effective(position)?;
-                if entry.kind() == Kind::HardLink {
-                    names.extend([entry.path().to_vec(), entry.link().to_vec()]);
+                if entry.kind() == Kind::HardLink
+                    && let Some(node) = self.view.lookup(entry.path())?
+                    && let Some(file) = self.view.file(&node)?
+                {
+                    names.extend([entry.path().to_vec(), file.entry.path().to_vec()]);
                 }
             }
         }
@@ -224,5 +227,21 @@ mod tests {
         // A file of its own now, though it looks as before.
         assert_eq!(links(&image.with(&[("d/a", 0o644, "x")]), "d"), ["d/b d/s/c"]);
         assert_eq!(links(&linked(&["d/b"]).with(&[("d/a", 0o644, "x")]), ""), [""; 0]);
+    }
+
+    /// A foreign tar may lead from link to link, and through what is not copied.
+    #[test]
+    fn names_through_other_places_are_seen() {
+        let mut tar = Vec::new();
+        for (path, kind, link) in
+            [("d/a", Kind::Regular, ""), ("e/x", Kind::HardLink, "d/a"), ("d/c", Kind::HardLink, "e/x")]
+        {
+            let metadata = Metadata { link: link.as_bytes().to_vec(), ..Metadata::new(kind, 0o644) };
+            kiln_layer::tar::write_header(path.as_bytes(), &metadata, &mut tar);
+        }
+        tar.resize(tar.len() + 1024, 0);
+        let walk = kiln_layer::walk(&tar[..], &kiln_layer::Options::default()).expect("walked");
+        let layer = crate::lab::Layer { index: std::sync::Arc::new(walk.index), tar: tar.into() };
+        assert_eq!(links(&Image(vec![layer]), "d"), ["d/a d/c"]);
     }
 }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use kiln_dockerfile::{
     CopySource as StageSource, Diagnostic, Dockerfile, Error as LanguageError, ExpandFailure, Expander,
-    IgnoreMatcher, Instruction, Kind, Linter, SourceKind, Span, Stage, StageNames, Word, clean_path,
-    glob_match, has_wildcards, history, source_kind,
+    IgnoreMatcher, Instruction, Kind, Linter, MAX_DIAGNOSTICS, SourceKind, Span, Stage, StageNames, Word,
+    clean_path, glob_match, has_wildcards, history, source_kind,
 };
 use kiln_graph::{Graph, Vertex, VertexId};
 use kiln_oci::{ImageConfig, Platform, Reference};
@@ -259,6 +259,9 @@ impl Lowering<'_> {
             &*error,
             LanguageError::Expand { reason: ExpandFailure::Required { name, .. }, .. } if self.unknown.contains(name)
         );
+        if self.faults.len() >= MAX_DIAGNOSTICS {
+            return Err(Error::Syntax(LanguageError::At { error, span }));
+        }
         if !is_consequence {
             self.faults.push(Diagnostic::error(error.to_string(), span));
         }
@@ -548,10 +551,12 @@ impl Lowering<'_> {
         let malformed = paths.filter(|source| is_malformed(&source.text)).chain(
             transfer.exclude.iter().filter(|pattern| IgnoreMatcher::new([pattern.text.as_str()]).is_err()),
         );
-        self.faults
-            .extend(malformed.map(|word| {
-                Diagnostic::error(format!("syntax error in pattern {:?}", word.text), word.span)
-            }));
+        let room = MAX_DIAGNOSTICS.saturating_sub(self.faults.len());
+        self.faults.extend(
+            malformed
+                .take(room)
+                .map(|word| Diagnostic::error(format!("syntax error in pattern {:?}", word.text), word.span)),
+        );
         let paths = transfer.sources.iter().map(|source| CopySource::Path(source.text.clone()));
         let inline = transfer
             .inline
@@ -794,9 +799,17 @@ mod tests {
             kiln_dockerfile::MAX_DIAGNOSTICS
         );
         assert_eq!(lowered(&format!("# check=skip=all\n{file}")), 0);
+        // Nor many words that cannot be expanded, whatever their messages hold.
+        let long = "x".repeat(1 << 20);
+        let required = "LABEL l=${x?$A}\n".repeat(20_000);
+        let request = request(&format!("FROM scratch\nENV A={long}\n{required}"), &[]);
+        let parsed = kiln_dockerfile::parse(&request.dockerfile);
+        let findings = lower(&parsed.dockerfile, &request, &mut NoBases).expect("lowered").findings;
+        let told: usize = findings.iter().map(|found| found.message.len()).sum();
+        assert!(findings.len() <= 2 * MAX_DIAGNOSTICS && told < 10 << 20, "{} {told}", findings.len());
         // Nor many patterns of an ignore file beside many sources.
         let copies: String = (0..3_000).map(|number| format!("COPY a{number} /\n")).collect();
-        let mut request = request(&format!("FROM scratch\n{copies}"), &[]);
+        let mut request = super::tests::request(&format!("FROM scratch\n{copies}"), &[]);
         request.ignore = b"*x\n".repeat(200_000);
         let parsed = kiln_dockerfile::parse(&request.dockerfile);
         lower(&parsed.dockerfile, &request, &mut NoBases).expect("lowered");

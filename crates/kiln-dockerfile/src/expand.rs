@@ -426,7 +426,7 @@ impl<'v, F: Fn(&str) -> Option<&'v str>> Lexer<F> {
             '?' => {
                 let default =
                     if value.is_none() { "is not allowed to be unset" } else { "is not allowed to be empty" };
-                let message = if word.is_empty() { default.to_owned() } else { word };
+                let message = if word.is_empty() { default.to_owned() } else { capped(word) };
                 Err(ExpandFailure::Required { name: name.to_owned(), message })
             }
             '#' | '%' => trim(operator, &word, &value.unwrap_or_default()),
@@ -505,4 +505,14 @@ fn trim(operator: char, word: &str, value: &str) -> Result<String, ExpandFailure
     let reversed: String = value.chars().rev().collect();
     let rest = ShellPattern::compile(&reverse_pattern(pattern), appetite)?.trim_start(&reversed)?;
     Ok(rest.chars().rev().collect())
+}
+
+/// As much of a message as anybody reads: it may be made of variables that are megabytes long.
+fn capped(mut message: String) -> String {
+    const MOST: usize = 4096;
+    if let Some((end, _)) = message.char_indices().nth(MOST) {
+        message.truncate(end);
+        message.push('…');
+    }
+    message
 }

@@ -106,7 +106,7 @@ pub use parse::{
     MAX_DIAGNOSTICS, MAX_LINE_BYTES, MAX_SOURCE_BYTES, Parsed, parse, parse_change, parse_checked,
     parse_trigger,
 };
-pub use remote_source::{GitSource, SourceKind, context_kind, source_kind};
+pub use remote_source::{GitSource, SourceKind, context_kind, percent_decoded, source_kind};
 pub use source::{Span, Word};
 pub use stage::{CopySource, StageNames};
 pub use value::{format_duration, parse_duration, parse_port, parse_signal, parse_size};

@@ -46,7 +46,7 @@ pub fn source_kind(source: &str) -> SourceKind {
         "http" | "https" if path.ends_with(".git") => SourceKind::Git(git_source(source)),
         // As in BuildKit, a download is told by its small letters.
         _ if source.starts_with("http://") || source.starts_with("https://") => {
-            let cleaned = clean_path(&percent_decoded(path));
+            let cleaned = clean_path(&decoded(path));
             let base = cleaned.rsplit('/').next().unwrap_or_default();
             let named = !base.is_empty() && base != ".";
             SourceKind::Url { file_name: if named { base } else { "__unnamed__" }.to_owned() }
@@ -102,14 +102,24 @@ fn git_source(source: &str) -> GitSource {
 }
 
 /// `%41` as `A`; what is no UTF-8 afterwards, or no escape, stays.
-fn percent_decoded(text: &str) -> String {
+fn decoded(text: &str) -> String {
+    String::from_utf8(percent_decoded(text)).unwrap_or_else(|_| text.to_owned())
+}
+
+/// The bytes of a part of an address, whose escapes (`%41`) are of two hexadecimal digits (RFC 3986, section 2.1); what is no
+/// escape stays.
+#[must_use]
+pub fn percent_decoded(text: &str) -> Vec<u8> {
+    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&byte, after)) = rest.split_first() {
-        let code = (byte == b'%').then(|| after.get(..2)).flatten();
-        let code = code.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
+        let code = match (byte, after) {
+            (b'%', [high, low, ..]) => digit(*high).zip(digit(*low)).map(|(high, low)| (high << 4) | low),
+            _ => None,
+        };
         bytes.push(code.unwrap_or(byte));
         rest = if code.is_some() { &after[2..] } else { after };
     }
-    String::from_utf8(bytes).unwrap_or_else(|_| text.to_owned())
+    bytes
 }

@@ -479,6 +479,7 @@ fn sources_of_add() {
         ("ftp://a/b", SourceKind::Path),
         ("https://a/b/c.tar.gz?x=/y#z", url("c.tar.gz")),
         ("http://a/b%20c", url("b c")),
+        ("http://a/b%+1c%2", url("b%+1c%2")),
         ("http://a/", url("__unnamed__")),
         ("http://a", url("__unnamed__")),
         ("https://a/b.git", git("https://a/b.git", "", "")),

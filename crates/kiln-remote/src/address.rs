@@ -55,7 +55,8 @@ impl Address {
         self.uri.port_u16().unwrap_or(if self.is_https() { 443 } else { 80 })
     }
 
-    /// Where a Location header leads. Credentials of this address do not go with it.
+    /// Where a Location header leads. Credentials of this address go no further than to what it names without a host (RFC 3986,
+    /// section 5.2.2), as with Go and curl.
     pub(crate) fn join(&self, location: &str) -> Result<Self> {
         let location = location.trim();
         let scheme = self.uri.scheme_str().unwrap_or_default();
@@ -65,7 +66,6 @@ impl Address {
             format!("{scheme}://{rest}")
         } else {
             let authority = self.uri.authority().map_or("", |authority| authority.as_str());
-            let authority = authority.rsplit('@').next().unwrap_or_default();
             format!("{scheme}://{authority}{}", self.joined_path(location))
         };
         Self::parse(&text)

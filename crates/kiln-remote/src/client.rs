@@ -200,7 +200,12 @@ fn next(address: &Address, headers: &HeaderMap, status: u16) -> Result<Address> 
     let Some(location) = headers.get(LOCATION) else {
         return Err(Error::Status { url: address.shown(), status });
     };
-    let location = String::from_utf8_lossy(location.as_bytes()).into_owned();
+    // Bytes beyond ASCII may be in any encoding: the server knows which.
+    let byte = |byte: &u8| match byte.is_ascii() {
+        true => char::from(*byte).to_string(),
+        false => format!("%{byte:02X}"),
+    };
+    let location: String = location.as_bytes().iter().map(byte).collect();
     let refused = |problem| Error::Redirect { url: address.shown(), target: shown(&location), problem };
     let next = address.join(&location).map_err(|_| refused("it is no http or https address"))?;
     if address.is_https() && !next.is_https() {

@@ -3,7 +3,7 @@
 use std::io::{self, BufReader, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use flate2::bufread::MultiGzDecoder;
 use ureq::http::Response;
@@ -39,8 +39,8 @@ enum Decoded {
 struct Paced {
     body: BodyReader<'static>,
     limits: Limits,
-    /// When counting began, and what came since.
-    since: Instant,
+    /// How long it was waited since counting began, and what came since.
+    waited: Duration,
     bytes: u64,
     /// What came at all: a compressed body need not decompress to anything.
     total: u64,
@@ -63,7 +63,7 @@ impl Download {
             return Err(Error::TooLarge { url, limit: limits.bytes });
         }
         let body = response.into_body().into_reader();
-        let paced = Paced { body, limits, since: Instant::now(), bytes: 0, total: 0 };
+        let paced = Paced { body, limits, waited: Duration::ZERO, bytes: 0, total: 0 };
         // Nothing else was asked for, and BuildKit undoes gzip alone, too.
         let (body, length) = match encoding.as_str() {
             "gzip" | "x-gzip" => {
@@ -154,18 +154,20 @@ struct Large;
 
 impl Read for Paced {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let began = Instant::now();
         let count = self.body.read(buffer)?;
+        // A process that was stopped itself has not waited.
+        self.waited += began.elapsed().min(self.limits.stall);
         self.bytes += count as u64;
         self.total += count as u64;
         if self.total > self.limits.bytes {
             return Err(io::Error::other(Large));
         }
-        if self.since.elapsed() >= self.limits.stall {
-            // What was awaited in the caller counts for the caller: a full buffer is never slow.
+        if self.waited >= self.limits.stall {
             if count > 0 && count < buffer.len() && self.bytes < Limits::STALLED {
                 return Err(io::Error::other(Slow));
             }
-            (self.since, self.bytes) = (Instant::now(), 0);
+            (self.waited, self.bytes) = (Duration::ZERO, 0);
         }
         Ok(count)
     }

@@ -1,7 +1,7 @@
 //! Running a command for someone who watches: keys go in, output comes out, signals and the window's size are handed on.
 
 use std::cell::RefCell;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use kiln_sys::terminal::{self, RawMode, Signals};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -179,7 +179,10 @@ impl Interrupt for Early<'_> {
 struct Outlet<'a> {
     /// A pipe, or the watcher's side of the command's terminal. Nothing when there is no more.
     source: Option<OwnedFd>,
-    shown: BorrowedFd<'a>,
+    watcher: BorrowedFd<'a>,
+    /// The watcher's terminal, by a description of its own, to which nothing is written that would have to wait: of a
+    /// terminal it cannot be told how much it takes.
+    unwaiting: Option<OwnedFd>,
     /// Output that was read and could not be shown yet.
     unshown: Vec<u8>,
     /// So many bytes are written at once.
@@ -195,8 +198,8 @@ enum Flow {
     Dry,
     /// For the watcher to take it.
     Full,
-    /// It could not be shown.
-    Lost(Errno),
+    /// It could not be shown: why, if somebody still wanted it.
+    Lost(Option<Errno>),
 }
 
 impl<'a> Outlet<'a> {
@@ -204,12 +207,17 @@ impl<'a> Outlet<'a> {
         set_nonblocking(&source)?;
         let file = FileType::from_raw_mode(rustix::fs::fstat(shown)?.st_mode) == FileType::RegularFile;
         let at_once = if file { CHUNK } else { AT_ONCE };
-        Ok(Self { source: Some(source), shown, unshown: Vec::new(), at_once, rest: None })
+        let unwaiting = if terminal::is_terminal(shown) { reopened(shown) } else { None };
+        Ok(Self { source: Some(source), watcher: shown, unwaiting, unshown: Vec::new(), at_once, rest: None })
+    }
+
+    fn shown(&self) -> BorrowedFd<'_> {
+        self.unwaiting.as_ref().map_or(self.watcher, AsFd::as_fd)
     }
 
     fn waits_for(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
         match (&self.source, self.unshown.is_empty()) {
-            (_, false) => Some((self.shown, PollFlags::OUT)),
+            (_, false) => Some((self.shown(), PollFlags::OUT)),
             (Some(source), true) => Some((source.as_fd(), PollFlags::IN)),
             (None, true) => None,
         }
@@ -221,18 +229,21 @@ impl<'a> Outlet<'a> {
             if self.unshown.is_empty() && !self.read() {
                 return Flow::Dry;
             }
-            let mut room = [PollFd::from_borrowed_fd(self.shown, PollFlags::OUT)];
+            let mut room = [PollFd::from_borrowed_fd(self.shown(), PollFlags::OUT)];
             if !matches!(poll(&mut room, Some(&Timespec::default())), Ok(1..)) {
                 return Flow::Full;
             }
             let at_once = self.unshown.len().min(self.at_once);
-            match rustix::io::write(self.shown, &self.unshown[..at_once]) {
+            match rustix::io::write(self.shown(), &self.unshown[..at_once]) {
                 Ok(count) => drop(self.unshown.drain(..count)),
                 Err(Errno::AGAIN | Errno::INTR) => return Flow::Full,
                 Err(errno) => {
                     self.unshown.clear();
                     self.source = None;
-                    return Flow::Lost(errno);
+                    // A terminal that is gone, and a pipe that nobody reads, are missed by nobody.
+                    let is_unwatched =
+                        errno == Errno::PIPE || errno == Errno::IO && terminal::is_terminal(self.shown());
+                    return Flow::Lost((!is_unwatched).then_some(errno));
                 }
             }
         }
@@ -262,6 +273,13 @@ impl<'a> Outlet<'a> {
         let pipe = self.source.as_ref().filter(|source| !terminal::is_terminal(source.as_fd()));
         self.rest = pipe.and_then(|pipe| rustix::io::ioctl_fionread(pipe).ok());
     }
+}
+
+/// None where it may not be opened, as by who became another user.
+fn reopened(side: BorrowedFd<'_>) -> Option<OwnedFd> {
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let path = format!("/proc/self/fd/{}", side.as_raw_fd());
+    rustix::fs::open(path, flags, rustix::fs::Mode::empty()).ok()
 }
 
 fn set_nonblocking(side: &OwnedFd) -> std::io::Result<()> {
@@ -360,7 +378,10 @@ impl<'a> Exchange<'a> {
             match self.outlets[number].show() {
                 Flow::Dry => {}
                 Flow::Full => is_dry = false,
-                Flow::Lost(errno) => self.hang_up(errno),
+                Flow::Lost(reason) => {
+                    self.lost = self.lost.or(reason);
+                    self.hang_up();
+                }
             }
         }
         is_dry
@@ -368,10 +389,7 @@ impl<'a> Exchange<'a> {
 
     /// Nobody watches any more. As when a terminal's window is closed: the command is told, and what it writes or reads
     /// there fails; as that into a pipe does.
-    fn hang_up(&mut self, errno: Errno) {
-        if !matches!(errno, Errno::PIPE | Errno::IO) {
-            self.lost.get_or_insert(errno);
-        }
+    fn hang_up(&mut self) {
         if self.terminal.take().is_some() {
             self.keys = None;
             let _ = self.signaller.signal(HUP);

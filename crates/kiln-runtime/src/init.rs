@@ -262,7 +262,9 @@ fn attach_mount(tree: &mut Tree, wanted: &Mount, made: &MadeMount) -> Result<(),
     let step = mounting(wanted);
     let target = tree.resolve(&wanted.target, Missing::Stub(made.kind)).map_err(&step)?;
     check_kinds(made.kind, target.as_fd()).map_err(&step)?;
-    if is_of_proc(target.as_fd()) && !(may_be_covered(&wanted.target) || is_of_proc(made.mount.as_fd())) {
+    if is_of_proc(target.as_fd())
+        && !(may_be_covered(&wanted.target) || is_proc(made.mount.as_fd()) && is_proc(target.as_fd()))
+    {
         return Err(Failure(Report::Failed {
             step: format!("mount {}", wanted.target.display()),
             errno: 0,
@@ -278,6 +280,13 @@ fn attach_mount(tree: &mut Tree, wanted: &Mount, made: &MadeMount) -> Result<(),
 
 fn is_of_proc(place: BorrowedFd<'_>) -> bool {
     rustix::fs::fstatfs(place).is_ok_and(|found| found.f_type == rustix::fs::PROC_SUPER_MAGIC)
+}
+
+/// Whether it is all of a `/proc`.
+fn is_proc(place: BorrowedFd<'_>) -> bool {
+    /// `PROC_ROOT_INO`
+    const TOP: u64 = 1;
+    is_of_proc(place) && rustix::fs::fstat(place).is_ok_and(|found| found.st_ino == TOP)
 }
 
 /// Whether a file of `/proc` tells of the machine's load alone, as runc lets it be replaced: lxcfs does.

@@ -9,12 +9,13 @@ use std::path::Path;
 
 use kiln_oci::{DiffId, Digest, ImageId, Reference};
 use kiln_sys::lock::{Lock, Sharing};
-use rusqlite::Connection;
+use rusqlite::{Connection, params};
 
 use crate::Store;
 use crate::chains::Links;
 use crate::database::{Durability, all, digest, execute};
 use crate::error::{Error, Result};
+use crate::images::NO_TIME;
 use crate::late_lease::LOOK_LOCK;
 use crate::layers::OVERLAY;
 use crate::reserve;
@@ -330,18 +331,23 @@ impl Store {
             all(t, "SELECT id FROM leases", [], |row| row.get(0))?.into_iter().collect();
         let root = self.root();
         let tmp = root.join("tmp");
-        self.sweep_directory(&tmp, |name| leases.contains(name) || crate::lease::is_alive(&tmp.join(name)))?;
-        let not_removed = self.sweep_directory(&root.join("cache"), |name| {
-            caches.contains(name.strip_suffix(".lock").unwrap_or(name))
-        })?;
-        self.sweep_directory(&root.join("index"), |name| layers.contains(name))?;
         let mounts = root.join(MOUNTS);
-        self.sweep_directory(&mounts, |name| self.keeps_mounts(name, !leases.is_empty()))?;
-        self.sweep_directory(&mounts.join(self.mounts_of_boot()), |name| layers.contains(name))?;
-        self.sweep_directory(&root.join("blobs/sha256"), |name| blobs.contains(name))?;
-        self.sweep_directory(&root.join(OVERLAY), |name| name == "l" || snapshots.contains(name))?;
-        self.sweep_directory(&root.join(OVERLAY).join("l"), |name| links.contains(name))?;
-        Ok(not_removed)
+        let overlay = root.join(OVERLAY);
+        let swept = [
+            self.sweep_directory(&tmp, |name| {
+                leases.contains(name) || crate::lease::is_alive(&tmp.join(name))
+            })?,
+            self.sweep_directory(&root.join("cache"), |name| {
+                caches.contains(name.strip_suffix(".lock").unwrap_or(name))
+            })?,
+            self.sweep_directory(&root.join("index"), |name| layers.contains(name))?,
+            self.sweep_directory(&mounts, |name| self.keeps_mounts(name, !leases.is_empty()))?,
+            self.sweep_directory(&mounts.join(self.mounts_of_boot()), |name| layers.contains(name))?,
+            self.sweep_directory(&root.join("blobs/sha256"), |name| blobs.contains(name))?,
+            self.sweep_directory(&overlay, |name| name == "l" || snapshots.contains(name))?,
+            self.sweep_directory(&overlay.join("l"), |name| links.contains(name))?,
+        ];
+        Ok(swept.into_iter().flatten().next())
     }
 
     /// What contexts and addresses held, which saves work, goes when there is much of it: what was written longest ago
@@ -442,10 +448,10 @@ fn remove_images(
         ImagesToRemove::All => "1",
     };
     let sql = format!(
-        "SELECT i.id FROM images i WHERE {wanted} AND i.created < ?1 AND NOT EXISTS \
+        "SELECT i.id FROM images i WHERE {wanted} AND (?1 IS NULL OR i.created < ?1 AND i.created <> ?2) AND NOT EXISTS \
          (SELECT 1 FROM lease_roots r WHERE r.kind = 'image' AND r.digest = i.id)"
     );
-    let images = all(t, &sql, [collection.until.unwrap_or(i64::MAX)], |row| digest(row, 0))?;
+    let images = all(t, &sql, params![collection.until, NO_TIME], |row| digest(row, 0))?;
     let images = images.into_iter().map(ImageId);
     for id in images.filter(|id| collection.only.is_none_or(|only| only.contains(id))) {
         let image = id.0.as_bytes();

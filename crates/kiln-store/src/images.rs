@@ -497,7 +497,7 @@ fn insert_image(t: &Connection, config_bytes: &[u8]) -> Result<ImageId> {
     let id = ImageId(Digest::of(config_bytes));
     let config = ImageConfig::parse(config_bytes)?;
     let size = image_size(t, &config.rootfs.diff_ids)?;
-    let created = config.created.as_deref().and_then(parse_time).unwrap_or(0);
+    let created = config.created.as_deref().and_then(parse_time).unwrap_or(NO_TIME);
     let inserted = execute(
         t,
         "INSERT INTO images (id, config, chain_id, size, created, stored) VALUES (?1, ?2, ?3, ?4, ?5, ?6) \
@@ -557,6 +557,9 @@ fn move_tag(
     )?;
     Ok(old.first().copied().map(ImageId))
 }
+
+/// When an image was made that does not say it, or says a time that so few nanoseconds do not reach.
+pub const NO_TIME: i64 = i64::MIN;
 
 /// Nanoseconds since the epoch of an RFC 3339 time.
 pub(crate) fn parse_time(text: &str) -> Option<i64> {

@@ -399,20 +399,17 @@ impl Store {
 
     /// `lower` as people know it: short links, the nearest first. Only for reading; kiln itself asks the database.
     fn write_lower(&self, t: &Connection, parent: ChainId, directory: &std::path::Path) -> Result<()> {
-        let mut links = Vec::new();
-        let mut at = parent;
-        while at != ChainId::SCRATCH {
-            let row = all(
-                t,
-                "SELECT c.parent, s.link FROM chains c LEFT JOIN snapshots s ON s.diff_id = c.diff_id \
-                 AND s.ownership = ?2 AND s.key IN (c.diff_id, c.chain_id) WHERE c.chain_id = ?1",
-                params![at.0.as_bytes(), self.owners()],
-                |row| Ok((crate::database::digest(row, 0)?, row.get::<_, Option<String>>(1)?)),
-            )?;
-            let Some((below, link)) = row.into_iter().next() else { break };
-            links.extend(link.map(|link| format!("l/{link}")));
-            at = ChainId(below);
-        }
+        let links = all(
+            t,
+            "WITH RECURSIVE below (chain, parent, layer, depth) AS \
+               (SELECT chain_id, parent, diff_id, 0 FROM chains WHERE chain_id = ?1 \
+                UNION ALL SELECT c.chain_id, c.parent, c.diff_id, b.depth + 1 \
+                FROM below b JOIN chains c ON c.chain_id = b.parent) \
+             SELECT s.link FROM below b JOIN snapshots s \
+             ON s.key IN (b.layer, b.chain) AND s.ownership = ?2 AND s.diff_id = b.layer ORDER BY b.depth",
+            params![parent.0.as_bytes(), self.owners()],
+            |row| row.get::<_, String>(0).map(|link| format!("l/{link}")),
+        )?;
         if links.is_empty() {
             return Ok(());
         }

@@ -64,7 +64,7 @@ CREATE TABLE images (
   config    BLOB NOT NULL,            -- the config's own bytes
   chain_id  BLOB NOT NULL,
   size      INTEGER NOT NULL,         -- sum of files_size over its layers
-  created   INTEGER NOT NULL,         -- `created` of the config
+  created   INTEGER NOT NULL,         -- `created` of the config; the least number if it has none
   stored    INTEGER NOT NULL          -- when it came into this store
 ) WITHOUT ROWID;
 -- Rows of this table hold configs: what a list tells is read from the index, which in older stores has no more than the chain.

@@ -42,11 +42,18 @@ impl Store {
                 match self.replace(NAME, written(maps).as_bytes()) {
                     // The next process says it.
                     Err(error) if error.is_full_disk() => {}
-                    replaced => replaced?,
+                    replaced => {
+                        replaced?;
+                        // What is known of the files outlasts a power cut as they do.
+                        for path in [&self.root().join(NAME), self.root()] {
+                            let synced = fs_err::File::open(path).and_then(|file| file.sync_all());
+                            synced.map_err(Error::file("sync", path))?;
+                        }
+                    }
                 }
             }
         }
-        if fits.is_some_and(|first| !extends(maps, &first)) {
+        if fits.is_some_and(|first| !extends(maps, &first)) && !self.is_idmapped() {
             let digest = Digest::of(written(maps).as_bytes()).hex();
             self.set_owners(format!("{}:{}", Ownership::SubIds.name(), &digest[..16]));
         }
@@ -58,6 +65,15 @@ impl Store {
         first.is_none_or(|first| first != maps && extends(maps, first))
     }
 
+    /// Whether the store is on a mount that maps owners itself: what is on the disk does not depend on ranges there, which are
+    /// others in each container of some clusters.
+    fn is_idmapped(&self) -> bool {
+        use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+        let found = statx(CWD, self.root(), AtFlags::empty(), StatxFlags::MNT_ID);
+        let mounts = fs_err::read_to_string("/proc/self/mountinfo");
+        matches!((found, mounts), (Ok(found), Ok(mounts)) if is_idmapped(&mounts, found.stx_mnt_id))
+    }
+
     fn first_maps(&self) -> Result<Option<IdMaps>> {
         let path = self.root().join(NAME);
         match fs_err::read_to_string(&path) {
@@ -66,6 +82,16 @@ impl Store {
             Err(error) => Err(Error::file("read", &path)(error)),
         }
     }
+}
+
+/// Whether a mount maps owners (mount_setattr(2), `MOUNT_ATTR_IDMAP`), by the options of the mount in proc_pid_mountinfo(5).
+fn is_idmapped(mountinfo: &str, id: u64) -> bool {
+    let id = id.to_string();
+    let mut mounts =
+        mountinfo.lines().map(|line| line.split(' ')).filter(|line| line.clone().next() == Some(&*id));
+    mounts.any(|mut line| {
+        line.nth(5).is_some_and(|options| options.split(',').any(|option| option == "idmapped"))
+    })
 }
 
 /// Whether `maps` has all identifiers of `first`, and maps them alike.
@@ -84,6 +110,9 @@ fn extends(maps: &IdMaps, first: &IdMaps) -> bool {
     all(&maps.users, &first.users) && all(&maps.groups, &first.groups)
 }
 
+/// The last line.
+const END: &str = "end\n";
+
 fn written(maps: &IdMaps) -> String {
     let mut text = String::new();
     for (kind, extents) in [("user", &maps.users), ("group", &maps.groups)] {
@@ -91,11 +120,12 @@ fn written(maps: &IdMaps) -> String {
             let _ = writeln!(text, "{kind} {inside} {outside} {count}");
         }
     }
-    text
+    text + END
 }
 
 /// `None` of what a power cut tore.
 fn read(text: &str) -> Option<IdMaps> {
+    let text = text.strip_suffix(END)?;
     let mut maps = IdMaps::default();
     for line in text.lines() {
         let mut fields = line.split(' ');
@@ -186,9 +216,18 @@ mod tests {
     }
 
     #[test]
+    fn mounts_that_map_owners_are_told() {
+        let mounts = "36 35 98:0 / / rw,noatime - ext4 /dev/a rw\n37 36 98:0 /x /x rw,idmapped,nosuid - ext4 /dev/a rw\n";
+        assert_eq!([36, 37, 3, 38].map(|id| is_idmapped(mounts, id)), [false, true, false, false]);
+    }
+
+    #[test]
     fn ranges_are_read_as_they_were_written() {
         let maps = maps(&[(300_000, 65536), (5, 7)]);
         assert_eq!(read(&written(&maps)), Some(maps.clone()));
-        assert_eq!(read(&written(&maps)[..20]), None);
+        let text = written(&maps);
+        for length in 0..text.len() {
+            assert_eq!(read(&text[..length]), None);
+        }
     }
 }

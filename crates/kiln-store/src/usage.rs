@@ -3,13 +3,23 @@
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use kiln_oci::{DiffId, Digest, ImageId};
 
 use crate::Store;
 use crate::database::{all, digest};
 use crate::error::Result;
+
+/// What the lease of a container is taken for.
+pub const CONTAINER: &str = "run";
+
+/// A container that runs.
+struct Container {
+    image: ImageId,
+    /// Its lease's directory, where its own files are.
+    files: PathBuf,
+}
 
 /// What takes space.
 #[derive(Clone, Debug, Default)]
@@ -18,6 +28,12 @@ pub struct DiskUsage {
     pub images: Vec<ImageUsage>,
     /// Bytes of unpacked files of all images' layers, each layer once.
     pub image_bytes: u64,
+    /// Bytes of those that no running container needs.
+    pub unused_image_bytes: u64,
+    /// How many containers run.
+    pub containers: u64,
+    /// Bytes of the files that are theirs alone.
+    pub container_bytes: u64,
     /// How many blobs of layers there are.
     pub blobs: u64,
     /// How many of them hold a layer of an image.
@@ -43,7 +59,12 @@ pub struct ImageUsage {
     pub size: u64,
     /// Bytes of files in layers that other images have too.
     pub shared: u64,
+    /// How many containers run from it.
+    pub containers: u64,
 }
+
+/// What an image has of the store: its layers with the bytes of their files.
+type LayersOfImages = Vec<(Digest, Digest, u64)>;
 
 /// What an item of the build cache is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +101,14 @@ pub struct CacheItem {
 impl Store {
     /// What takes space, and what of it could go.
     pub fn disk_usage(&self) -> Result<DiskUsage> {
-        let mut usage = DiskUsage { images: self.image_usage()?, ..DiskUsage::default() };
+        let containers = self.containers()?;
+        let layers = self.layers_of_images()?;
+        let mut usage = DiskUsage {
+            images: self.image_usage(&layers, &containers)?,
+            containers: containers.len() as u64,
+            container_bytes: containers.iter().map(|container| bytes_below(&container.files)).sum(),
+            ..DiskUsage::default()
+        };
         let connection = self.database.lock();
         let number = |sql: &str| -> Result<Vec<u64>> {
             let row = all(&connection, sql, [], |row| {
@@ -95,6 +123,12 @@ impl Store {
         usage.image_bytes =
             number("SELECT sum(files_size) FROM layers WHERE diff_id IN (SELECT diff_id FROM image_layers)")?
                 [0];
+        let needed: HashMap<Digest, u64> = layers
+            .iter()
+            .filter(|(image, ..)| containers.iter().any(|container| container.image.0 == *image))
+            .map(|(_, layer, size)| (*layer, *size))
+            .collect();
+        usage.unused_image_bytes = usage.image_bytes.saturating_sub(needed.values().sum());
         let blobs =
             number("SELECT count(*), sum(size) FROM blobs WHERE digest IN (SELECT blob FROM layer_blobs)")?;
         let used = number(&format!("SELECT count(*), sum(size) FROM blobs WHERE digest IN ({OF_IMAGES})"))?;
@@ -107,21 +141,41 @@ impl Store {
         Ok(usage)
     }
 
-    fn image_usage(&self) -> Result<Vec<ImageUsage>> {
-        let rows = self.database.all(
+    fn layers_of_images(&self) -> Result<LayersOfImages> {
+        self.database.all(
             "SELECT i.image, i.diff_id, l.files_size FROM image_layers i JOIN layers l USING (diff_id)",
             [],
             |row| Ok((digest(row, 0)?, digest(row, 1)?, row.get::<_, i64>(2)?.unsigned_abs())),
+        )
+    }
+
+    /// The containers that run: each has a lease, which keeps its image.
+    fn containers(&self) -> Result<Vec<Container>> {
+        let mut containers = self.database.all(
+            "SELECT l.id, r.digest FROM leases l JOIN lease_roots r ON r.lease = l.id \
+             WHERE l.command = ?1 AND r.kind = 'image'",
+            [CONTAINER],
+            |row| {
+                Ok(Container {
+                    files: self.root().join("tmp").join(row.get::<_, String>(0)?),
+                    image: ImageId(digest(row, 1)?),
+                })
+            },
         )?;
+        containers.retain(|container| crate::lease::is_alive(&container.files));
+        Ok(containers)
+    }
+
+    fn image_usage(&self, rows: &LayersOfImages, containers: &[Container]) -> Result<Vec<ImageUsage>> {
         let mut owners: HashMap<Digest, Vec<Digest>> = HashMap::new();
-        for (image, layer, _) in &rows {
+        for (image, layer, _) in rows {
             let owners = owners.entry(*layer).or_default();
             if owners.last() != Some(image) {
                 owners.push(*image);
             }
         }
         let mut shared: HashMap<Digest, u64> = HashMap::new();
-        for (image, layer, size) in &rows {
+        for (image, layer, size) in rows {
             if owners.get(layer).is_some_and(|owners| owners.len() > 1) {
                 *shared.entry(*image).or_default() += size;
             }
@@ -133,6 +187,7 @@ impl Store {
             created: image.created,
             size: image.size,
             shared: shared.get(&image.id.0).copied().unwrap_or(0),
+            containers: containers.iter().filter(|container| container.image == image.id).count() as u64,
         };
         Ok(images.into_iter().map(usage).collect())
     }

@@ -298,7 +298,8 @@ impl MapPlan {
             );
             return Err((reason, Lack::Refused));
         }
-        if rustix::thread::no_new_privs().is_ok_and(|refused| refused) {
+        // Root need not gain any.
+        if uid != 0 && rustix::thread::no_new_privs().is_ok_and(|refused| refused) {
             let reason = "newuidmap gains no privileges in a process with no_new_privs";
             return Err((reason.to_owned(), Lack::Refused));
         }

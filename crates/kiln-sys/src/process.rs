@@ -38,6 +38,15 @@ pub fn reset_signals() {
     }
 }
 
+/// Lets this process be told how its children end, whatever its caller had set: where SIGCHLD is ignored, which an execution does
+/// not change, the kernel forgets them at once (wait(2), NOTES).
+pub fn remember_children() {
+    // SAFETY: no handler is set that could run.
+    unsafe {
+        libc::signal(libc::SIGCHLD, libc::SIG_DFL);
+    }
+}
+
 /// Lets writes beyond the largest size of a file that this process may make (`ulimit -f`) fail, as those to a full disk do,
 /// instead of ending the process. Programs that it starts inherit that, until [`reset_signals`].
 pub fn report_large_files() {

@@ -130,7 +130,7 @@ extern "C" fn note(number: libc::c_int) {
 }
 
 impl Signals {
-    /// Takes over the given signals.
+    /// Takes over the given signals, but for a SIGHUP that is ignored, as by nohup(1).
     ///
     /// # Errors
     /// The kernel's refusal; `EBUSY` while another stream exists.
@@ -150,6 +150,10 @@ impl Signals {
                 action.sa_flags = libc::SA_RESTART;
                 if libc::sigaction(*signal, &raw const action, &raw mut before) != 0 {
                     return Err(io::Error::last_os_error());
+                }
+                if *signal == libc::SIGHUP && before.sa_sigaction == libc::SIG_IGN {
+                    libc::sigaction(*signal, &raw const before, std::ptr::null_mut());
+                    continue;
                 }
                 stream.before.push((*signal, before));
             }

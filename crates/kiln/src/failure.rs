@@ -178,8 +178,11 @@ const OTHER_OWNERS_HINT: &str = "`kiln info` tells which IDs this process has, a
     load, import or build it again";
 
 fn is_of_other_owners(error: &(dyn std::error::Error + 'static)) -> bool {
-    let store = match error.downcast_ref::<kiln_build::Error>() {
-        Some(kiln_build::Error::Store(error)) => Some(error),
+    // Those that say what is in them do not show it as their cause.
+    let store = match (error.downcast_ref(), error.downcast_ref()) {
+        (Some(kiln_build::Error::Store(error)), _) | (_, Some(kiln_container::Error::Store(error))) => {
+            Some(error)
+        }
         _ => error.downcast_ref::<kiln_store::Error>(),
     };
     store.is_some_and(|error| matches!(error, kiln_store::Error::OtherOwners { .. }))

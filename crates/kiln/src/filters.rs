@@ -24,6 +24,9 @@ pub(crate) enum FilterError {
     /// A filter that can only have one value, given two.
     #[error("invalid filter '{name}=[{first} {second}]': expected one value")]
     Twice { name: &'static str, first: bool, second: bool },
+    /// A filter that can only be given once.
+    #[error("invalid filter '{name}': more than one {name} filter specified")]
+    Again { name: &'static str },
     /// A pattern that does not parse.
     #[error("invalid filter 'reference=[{0}]': syntax error in pattern")]
     Pattern(String),
@@ -98,7 +101,11 @@ impl ImageFilters {
                     path_match(value, "").ok_or_else(|| FilterError::Pattern(value.to_owned()))?;
                     read.references.push(value.to_owned());
                 }
-                "until" => read.until = Some(until(value, clock)?),
+                "until" => {
+                    // As in Docker, the oldest counts.
+                    let new = until(value, clock)?;
+                    read.until = Some(read.until.map_or(new, |old| old.min(new)));
+                }
                 _ => return Err(unknown(name, IMAGE_FILTERS)),
             }
         }
@@ -142,6 +149,8 @@ impl PruneFilters {
         for filter in filters {
             let (name, value) = pair(filter)?;
             match name {
+                // To take one of them might be to remove more than was meant.
+                "until" if read.until.is_some() => return Err(FilterError::Again { name: "until" }),
                 "until" => read.until = Some(until(value, clock)?),
                 "label" => read.labels.push(LabelFilter::read(value)),
                 "label!" => read.kept_labels.push(LabelFilter::read(value)),
@@ -344,6 +353,15 @@ mod tests {
 
     fn labels(pairs: &[(&str, &str)]) -> Labels {
         pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn of_several_times_the_oldest_counts_and_prune_takes_one() {
+        for order in [["until=2h", "until=1h"], ["until=1h", "until=2h"]] {
+            assert_eq!(images(&order).unwrap().until, Some("2026-11-21T10:00:00Z".parse().unwrap()));
+            let filters = order.map(str::to_owned);
+            assert_eq!(PruneFilters::read(&filters, &clock()), Err(FilterError::Again { name: "until" }));
+        }
     }
 
     #[test]

@@ -28,6 +28,7 @@ use timings::Timings;
 
 fn main() -> ExitCode {
     kiln_runtime::init_if_asked();
+    kiln_sys::process::remember_children();
     kiln_sys::process::report_large_files();
     let status = command_line();
     kiln_runtime::wait_for_wardens();

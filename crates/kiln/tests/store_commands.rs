@@ -552,5 +552,6 @@ fn an_archive_on_a_full_standard_output_is_begun() {
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(told.starts_with("kiln: cannot save to standard output: "), "{told}");
     assert!(!told.contains("nothing of it was left"), "what came before the end was written: {told}");
+    assert!(!told.contains("prune"), "the store is not what is full: {told}");
     assert_eq!(output.status.code(), Some(1));
 }

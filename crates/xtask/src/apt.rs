@@ -78,27 +78,37 @@ fn fetch_settings() -> Result<String> {
 
 /// One-line sources of the machine's own Debian mirrors, so that no host is named here.
 pub(crate) fn debian_sources() -> Result<String> {
-    let format = "$(SITE) $(RELEASE) $(CREATED_BY) $(ORIGIN) $(REPO_URI) $(COMPONENT)";
+    let format = "$(RELEASE) $(REPO_URI)";
     let listed =
         output(Command::new("apt-get").args(["indextargets", "--format", format, "Identifier: Packages"]))?;
+    let os_release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let lines = sources_of(&listed, &os_release);
+    if lines.is_empty() {
+        bail!("apt knows no Debian mirror on this machine");
+    }
+    Ok(lines.join("\n") + "\n")
+}
+
+/// The sources of [`SUITE`] on the mirrors of the machine's own release, which may be another one: mirrors have all.
+fn sources_of(listed: &str, os_release: &str) -> Vec<String> {
+    let own = os_release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    let own = own.map(|name| name.trim_matches('"')).filter(|name| !name.is_empty());
     let mut lines: Vec<String> = Vec::new();
     for target in listed.lines() {
-        let mut fields = target.split_whitespace();
-        let (Some(_site), Some(release)) = (fields.next(), fields.next()) else { continue };
-        let Some(uri) = fields.clone().find(|field| field.contains("://")) else { continue };
-        if !release.starts_with(SUITE) || !uri.contains("debian") {
-            continue;
-        }
-        let line = format!("deb {uri} {release} main");
+        let Some((release, uri)) = target.split_once(' ') else { continue };
+        let names = [Some(SUITE), own, Some("stable")].into_iter().flatten();
+        let part = names.filter_map(|name| release.strip_prefix(name)).find(|part| PARTS.contains(part));
+        let Some(part) = part.filter(|_| uri.contains("debian")) else { continue };
+        let line = format!("deb {} {SUITE}{part} main", uri.trim());
         if !lines.contains(&line) {
             lines.push(line);
         }
     }
-    if lines.is_empty() {
-        bail!("apt knows no Debian {SUITE} mirror on this machine");
-    }
-    Ok(lines.join("\n") + "\n")
+    lines
 }
+
+/// What is read of a release.
+const PARTS: [&str; 3] = ["", "-updates", "-security"];
 
 /// A source of another suite, on the mirror that has this machine's own.
 pub(crate) fn source_of(suite: &str) -> Result<String> {
@@ -107,4 +117,28 @@ pub(crate) fn source_of(suite: &str) -> Result<String> {
         sources.lines().find_map(|line| line.strip_prefix("deb ")?.strip_suffix(&format!(" {SUITE} main")));
     let Some(mirror) = mirror else { bail!("apt knows no mirror of Debian {SUITE} on this machine") };
     Ok(format!("deb {mirror} {suite} main\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mirrors_of_another_release_have_this_one() {
+        let listed = |name: &str| {
+            format!(
+                "{name} http://m/debian\n{name} http://m/debian\n{name}-updates http://m/debian\n\
+                 {name}-backports http://m/debian\n{name}-security http://m/debian-security\n{name} http://m/other\n"
+            )
+        };
+        let expect = [
+            "deb http://m/debian bookworm main",
+            "deb http://m/debian bookworm-updates main",
+            "deb http://m/debian-security bookworm-security main",
+        ];
+        for name in ["bookworm", "trixie", "stable"] {
+            assert_eq!(sources_of(&listed(name), "ID=debian\nVERSION_CODENAME=trixie\n"), expect, "{name}");
+        }
+        assert_eq!(sources_of(&listed("sid"), "VERSION_CODENAME=trixie\n"), [""; 0]);
+    }
 }

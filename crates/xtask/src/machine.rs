@@ -13,7 +13,8 @@ pub(crate) fn repository() -> PathBuf {
 
 /// Where cargo puts what it builds.
 pub(crate) fn target_directory() -> PathBuf {
-    match std::env::var_os("CARGO_TARGET_DIR") {
+    let given = ["CARGO_TARGET_DIR", "CARGO_BUILD_TARGET_DIR"].into_iter().find_map(std::env::var_os);
+    match given {
         Some(directory) => repository().join(directory),
         None => repository().join("target"),
     }

@@ -15,6 +15,7 @@ const PACKAGES: [(&str, &str); 4] =
 /// Formatting, lints, tidiness, then the tests of every crate.
 pub(crate) fn run() -> Result<()> {
     install_readers();
+    complete_toolchain()?;
     say("formatting");
     machine::run(cargo().args(["fmt", "--all", "--check"]))?;
     say("lints, warnings denied");
@@ -39,6 +40,21 @@ pub(crate) fn run() -> Result<()> {
     say("skipped");
     print!("{}", skipped.table());
     Ok(())
+}
+
+/// rustup's smallest profile has neither rustfmt nor clippy.
+fn complete_toolchain() -> Result<()> {
+    let lacks =
+        |tool: &str| !cargo().args([tool, "--version"]).output().is_ok_and(|told| told.status.success());
+    if !["fmt", "clippy"].into_iter().any(lacks) {
+        return Ok(());
+    }
+    if !has("rustup") {
+        bail!("cargo fmt and cargo clippy are needed: install rustfmt and clippy");
+    }
+    machine::run(
+        Command::new("rustup").args(["component", "add", "rustfmt", "clippy"]).current_dir(repository()),
+    )
 }
 
 /// Builds the corpus and compares it with BuildKit's answers. Needs root, python3 and busybox.

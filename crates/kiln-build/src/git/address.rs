@@ -188,16 +188,9 @@ pub(crate) fn is_reference(text: &str) -> bool {
         && text.split('/').all(component)
 }
 
+/// A part of a query, where `+` is a blank.
 fn decoded(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, after)) = rest.split_first() {
-        let code = (byte == b'%').then(|| after.get(..2)).flatten();
-        let code = code.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
-        bytes.push(code.unwrap_or(if byte == b'+' { b' ' } else { byte }));
-        rest = if code.is_some() { &after[2..] } else { after };
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
+    String::from_utf8_lossy(&kiln_dockerfile::percent_decoded(&text.replace('+', " "))).into_owned()
 }
 
 #[cfg(test)]

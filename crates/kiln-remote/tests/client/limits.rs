@@ -7,7 +7,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use kiln_remote::{Answer, Client, Error};
 
-use crate::server::{Server, fetch, reply, settings};
+use crate::server::{Server, fetch, read, reply, settings};
 
 /// The same again and again, far beyond the limit of a mebibyte. It does end: a client that knows no limit is to fail the
 /// test, not to read for ever.
@@ -55,6 +55,17 @@ fn endless_bodies_of_nothing_end_at_the_limit() {
         let found = fetch(&settings(), &server.url("/"));
         assert!(matches!(found, Err(Error::TooLarge { .. })), "{found:?}");
     }
+}
+
+/// It was stopped, or what it writes to was slow: that is no fault of the server's.
+#[test]
+fn a_reader_that_comes_late_finds_all() {
+    let server = Server::start(|_, out| reply(out, "200 OK", &[], b"ten bytes!"));
+    let settings = settings();
+    let client = Client::new(&settings).expect("a client");
+    let Ok(Answer::Body(mut body)) = client.get(&server.url("/"), None) else { panic!("no body") };
+    std::thread::sleep(settings.limits.stall + Duration::from_millis(200));
+    assert_eq!(read(&mut body).expect("read"), b"ten bytes!");
 }
 
 #[test]

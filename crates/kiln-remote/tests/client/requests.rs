@@ -113,7 +113,7 @@ fn credentials_stay_with_their_host() {
     assert_eq!(fetch(&settings(), &url("/away")).unwrap(), b"elsewhere");
     assert_eq!(fetch(&settings(), &url("/here")).unwrap(), b"home");
     let sent = |head: &String| head.to_ascii_lowercase().contains("authorization: basic ");
-    assert_eq!(server.requests().iter().map(sent).collect::<Vec<_>>(), [true, true, false]);
+    assert_eq!(server.requests().iter().map(sent).collect::<Vec<_>>(), [true, true, true]);
     assert!(!sent(&other.requests()[0]), "{}", other.requests()[0]);
     let failure = fetch(&settings(), "http://user:secret@127.0.0.1:1/").unwrap_err();
     let text = format!("{failure} {failure:?}");

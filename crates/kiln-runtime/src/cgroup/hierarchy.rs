@@ -37,10 +37,12 @@ pub(super) fn of_this_process() -> Vec<Hierarchy> {
 
 fn find(mounts: &str, own: &str) -> Vec<Hierarchy> {
     let mut found: Vec<Hierarchy> = Vec::new();
-    for hierarchy in mounts.lines().filter_map(|line| of_mount(line, own)) {
-        // The last one at a place hides the others.
-        found.retain(|hidden| hidden.mounted != hierarchy.mounted);
-        found.push(hierarchy);
+    for line in mounts.lines() {
+        // The last one at a place hides the others, whatever it is.
+        if let Some(place) = line.split(' ').nth(4).map(unescaped) {
+            found.retain(|hidden| hidden.mounted != place);
+        }
+        found.extend(of_mount(line, own));
     }
     found
 }
@@ -138,6 +140,8 @@ mod tests {
     fn what_is_mounted_over_a_hierarchy_hides_it() {
         let twice = "32 31 0:29 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n33 31 0:29 /a /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
         check(twice, "0::/a/b\n", &[("/sys/fs/cgroup", "/sys/fs/cgroup/b", Version::Two)]);
+        let foreign = format!("{twice}34 31 0:29 /../x /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n");
+        check(&foreign, "0::/a/b\n", &[]);
         let host = tempfile::tempdir().expect("a temporary directory");
         let mounted = host.path().to_path_buf();
         let own = mounted.join("own");

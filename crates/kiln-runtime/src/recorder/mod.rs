@@ -214,7 +214,9 @@ impl Scene {
         let none = c"".to_owned();
         let (directory, path, uid, gid, flags) = match call {
             Call::Fchown => (first as i32, none, second, third, AT_EMPTY_PATH),
-            Call::FchownAt => (first as i32, self.text(notification, second)?, third, fourth, fifth as u32),
+            Call::FchownAt => {
+                (first as i32, self.name(notification, second, fifth as u32)?, third, fourth, fifth as u32)
+            }
             Call::Lchown => (AT_FDCWD, self.text(notification, first)?, second, third, AT_SYMLINK_NOFOLLOW),
             _ => (AT_FDCWD, self.text(notification, first)?, second, third, 0),
         };
@@ -481,6 +483,14 @@ impl Scene {
                 if same { ownership::key_of(kept.as_fd()).map(Some) } else { Ok(None) }
             }
             Err(_) => Ok(None),
+        }
+    }
+
+    /// The path of a call that may name a descriptor instead: since Linux 6.11 by no path at all (openat(2), `AT_EMPTY_PATH`).
+    fn name(&self, notification: &Notification, address: u64, flags: u32) -> Result<CString, Errno> {
+        match address {
+            0 if flags & AT_EMPTY_PATH != 0 => Ok(c"".to_owned()),
+            _ => self.text(notification, address),
         }
     }
 

@@ -67,7 +67,7 @@ impl Scene {
             _ => (first as i32, Some(second), third as u32, fifth),
         };
         let path = match path {
-            Some(address) => self.text(notification, address)?,
+            Some(address) => self.name(notification, address, flags)?,
             None => c"".to_owned(),
         };
         let Named { file, .. } = self.named(notification.pid, directory, &path, flags)?;

@@ -62,6 +62,7 @@ fn covered_proc(fixture: &Fixture) {
         (&own, "/proc/self"),
         (&own, "/tmp/../proc/self/attr"),
         (&own.join("self/setgroups"), "/proc/self/setgroups"),
+        (&"/proc/version".into(), "/proc/self/attr/exec"),
     ] {
         let mut sandbox = shell("true");
         sandbox.mounts = vec![bind(source, target)];

@@ -19,8 +19,9 @@ pub(crate) const CASES: &[Case] = &[
     ("the_third_request_kills", third_request),
     ("a_terminal_that_nobody_watches_is_hung_up", unwatched),
     // Whose writer is told that it would wait, and whose writer waits.
-    ("signals_are_heard_while_nobody_reads", |fixture| unread(fixture, PipeFlags::NONBLOCK)),
-    ("signals_are_heard_while_a_writer_waits", |fixture| unread(fixture, PipeFlags::empty())),
+    ("signals_are_heard_while_nobody_reads", |fixture| unread(fixture, unread_pipe(PipeFlags::NONBLOCK))),
+    ("signals_are_heard_while_a_writer_waits", |fixture| unread(fixture, unread_pipe(PipeFlags::empty()))),
+    ("signals_are_heard_while_a_terminal_stands_still", |fixture| unread(fixture, watching())),
 ];
 
 fn own_terminal(fixture: &Fixture) {
@@ -142,7 +143,7 @@ fn not_lent(fixture: &Fixture) {
     let finished = run_in_foreground(&sandbox, watcher, None, &kiln_runtime::Launcher::new());
     assert_eq!(finished.expect("runs").exit, Exit::Code(0));
     let mut seen = String::new();
-    read_until(&person, &mut seen, "over");
+    read_until(&person, &mut seen, "over\r\n");
     // What a terminal itself echoes comes first.
     let shown = seen.trim_start_matches("secret\r\n");
     assert!(!shown.contains("secret") && !shown.contains("tty\r"), "{seen:?}");
@@ -259,10 +260,13 @@ fn unwatched(fixture: &Fixture) {
     drop(person);
 }
 
-fn unread(fixture: &Fixture, flags: PipeFlags) {
+fn unread_pipe(flags: PipeFlags) -> (OwnedFd, OwnedFd) {
+    pipe_with(flags | PipeFlags::CLOEXEC).expect("a pipe")
+}
+
+fn unread(fixture: &Fixture, (reader, writer): (OwnedFd, OwnedFd)) {
     let (person, side) = watching();
     let sandbox = fixture.shell("while :; do echo more; done");
-    let (reader, writer) = pipe_with(flags | PipeFlags::CLOEXEC).expect("a pipe");
     let (ended, end) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
         scope.spawn(|| {

@@ -529,3 +529,27 @@ fn records_have_a_most() {
     fixture.store.collect_if_needed().unwrap();
     assert!(found(2002) && !found(2003));
 }
+
+#[test]
+fn what_a_container_needs_is_not_reclaimable() {
+    let fixture = Fixture::new();
+    let (used, _) = fixture.image("used", Some("used:1"));
+    fixture.image("other one", Some("other:1"));
+    let usage = || fixture.store.disk_usage().unwrap();
+    let found = |usage: &kiln_store::DiskUsage| {
+        let mut active = usage.images.iter().filter(|image| image.containers > 0);
+        (usage.containers, active.next().map(|image| (image.id, image.containers)), usage.unused_image_bytes)
+    };
+    let at_rest = usage();
+    assert_eq!(found(&at_rest), (0, None, at_rest.image_bytes));
+    let container = fixture.store.lease(kiln_store::CONTAINER).unwrap();
+    container.keep(Leased::Image(used)).unwrap();
+    let other = fixture.store.lease("save").unwrap();
+    other.keep(Leased::Image(used)).unwrap();
+    fs_err::write(container.fresh_path("written"), "1234567").unwrap();
+    let running = usage();
+    assert_eq!(found(&running), (1, Some((used, 1)), at_rest.image_bytes - "used".len() as u64));
+    assert_eq!(running.container_bytes, 7);
+    drop(container);
+    assert_eq!(found(&usage()), found(&at_rest));
+}

@@ -110,3 +110,24 @@ fn stores_of_older_schemas_are_upgraded() {
         fixture.load(&image_of(&[&layer(&format!("loaded after {older}"))])).unwrap();
     }
 }
+
+/// What people read: the layers below a snapshot's own, the nearest first, by the short links.
+#[test]
+fn a_snapshot_says_what_is_below_it() {
+    let fixture = Fixture::new();
+    let layers = ["one", "two", "three"].map(|name| archive(&[(name, Ok(name.into()))]));
+    fixture.load(&image_of(&[&layers[0], &layers[1], &layers[2]])).unwrap();
+    let overlay = fixture.path("store/overlay2");
+    let mut below: Vec<Vec<String>> = fs_err::read_dir(&overlay)
+        .unwrap()
+        .filter_map(|entry| fs_err::read_to_string(entry.unwrap().path().join("lower")).ok())
+        .map(|text| {
+            let names = |link: &str| {
+                fs_err::read_dir(overlay.join(link)).unwrap().next().unwrap().unwrap().file_name()
+            };
+            text.split(':').map(|link| names(link).to_string_lossy().into_owned()).collect()
+        })
+        .collect();
+    below.sort_by_key(Vec::len);
+    assert_eq!(below, [vec!["one"], vec!["two", "one"]]);
+}

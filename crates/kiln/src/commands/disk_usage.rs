@@ -35,9 +35,9 @@ fn listing(found: &Found) -> DiskUsage {
     DiskUsage {
         images: Usage {
             count: count(found.images.len()),
-            active: 0,
+            active: count(found.images.iter().filter(|image| image.containers > 0).count()),
             size: found.image_bytes,
-            reclaimable: found.image_bytes,
+            reclaimable: found.unused_image_bytes,
         },
         blobs: Usage {
             count: found.blobs,
@@ -45,7 +45,13 @@ fn listing(found: &Found) -> DiskUsage {
             size: found.blob_bytes,
             reclaimable: found.unused_blob_bytes,
         },
-        containers: Usage::default(),
+        // One that ends is gone.
+        containers: Usage {
+            count: found.containers,
+            active: found.containers,
+            size: found.container_bytes,
+            reclaimable: 0,
+        },
         cache: Usage {
             count: count(found.cache.len()),
             active: count(found.cache.iter().filter(in_use).count()),
@@ -68,7 +74,7 @@ fn image(image: &ImageUsage) -> Image {
         created: super::images::time(image.created),
         size: image.size,
         shared: Some(image.shared),
-        containers: Some(0),
+        containers: Some(image.containers),
     }
 }
 

@@ -86,7 +86,9 @@ fn rows(image: &ImageSummary, filters: &ImageFilters) -> Vec<Image> {
         .collect()
 }
 
-/// The store's time as a time; 0 stands for none.
+/// The store's time as a time, if it is one.
 pub(crate) fn time(nanoseconds: i64) -> Option<Timestamp> {
-    (nanoseconds != 0).then(|| Timestamp::from_nanosecond(nanoseconds.into()).ok()).flatten()
+    (nanoseconds != kiln_store::NO_TIME)
+        .then(|| Timestamp::from_nanosecond(nanoseconds.into()).ok())
+        .flatten()
 }

@@ -52,7 +52,7 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Run) -> Result<u8> {
         interactive: arguments.interactive,
         own_terminal: arguments.tty,
     };
-    let lease = store.lease("run")?;
+    let lease = store.lease(kiln_store::CONTAINER)?;
     let ended = kiln_container::run(&store, &lease, &request, watcher).map_err(|error| {
         let status = error.status();
         let kind = if status == 125 { Kind::World } else { Kind::Input };

@@ -92,6 +92,9 @@ fn explain(error: Error, output: Option<&Path>) -> Failure {
         Error::Stopped => cannot.status(interrupt::status()),
         Error::Output { source, .. } if output.is_some() && source.kind() == ErrorKind::StorageFull => cannot
             .hint("there is not enough room for the archive where it is to be; nothing of it was left there"),
+        Error::Output { source, .. } if source.kind() == ErrorKind::StorageFull => {
+            cannot.hint("there is not enough room for the archive where standard output goes")
+        }
         Error::Damaged { .. } => cannot.hint(
             "`kiln system check` tells what else is damaged, and how to repair it; nothing in the archive can be relied on",
         ),

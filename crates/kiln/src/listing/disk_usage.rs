@@ -36,8 +36,8 @@ pub(crate) struct CacheEntry {
     pub(crate) shared: bool,
 }
 
-/// Everything that `system df` tells. There are no volumes and, at rest, no containers yet: their lines are there
-/// because scripts count on them.
+/// Everything that `system df` tells. There are no volumes, and containers, which have no names, are counted and not listed:
+/// their lines are there because scripts count on them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct DiskUsage {
     pub(crate) images: Usage,
@@ -89,6 +89,8 @@ impl DiskUsage {
                 ];
                 let members: Map<String, Json> =
                     document.into_iter().map(|(name, list)| (name.to_owned(), list)).collect();
+                // As in Docker: a document is no table, and the word is as good as not there.
+                let format = format.strip_prefix("table ").unwrap_or(format);
                 render_document(format, "disk usage", &Json::Object(members))
             }
             _ => {
@@ -293,6 +295,7 @@ x7ma82pll5pd   source.local   336B      About a minute ago   1 second ago       
     #[test]
     fn detail_documents() {
         let render = |format| usage().details(Some(format), &clock()).unwrap();
+        assert_eq!(render("table {{len .Images}}"), render("{{len .Images}}"));
         let json = render("{{json .}}");
         assert!(
             json.starts_with(

@@ -20,10 +20,20 @@ fn place() -> Option<Place> {
 }
 
 impl Place {
-    /// `kiln run` itself, with nothing between it and its signals.
+    /// `kiln run` itself, with nothing between it and its signals. These tests themselves may have been started by nohup(1).
     fn kiln_run(&self, words: &[&str]) -> Command {
-        let mut kiln = Command::new(self.path("kiln"));
-        kiln.arg("--root").arg(self.path("Root/store")).arg("run").args(words).stdin(Stdio::null());
+        self.kiln_run_as("--default-signal=HUP", words)
+    }
+
+    fn kiln_run_as(&self, signals: &str, words: &[&str]) -> Command {
+        let mut kiln = Command::new("env");
+        kiln.arg(signals)
+            .arg(self.path("kiln"))
+            .arg("--root")
+            .arg(self.path("Root/store"))
+            .arg("run")
+            .args(words)
+            .stdin(Stdio::null());
         kiln
     }
 
@@ -142,6 +152,22 @@ fn signals_reach_the_command() {
     place.assert_nothing_is_left("# signalled");
 }
 
+/// As with nohup(1): whoever has logged out wants the command to go on.
+#[test]
+fn a_hang_up_that_was_ignored_stays_so() {
+    let Some(place) = place() else { return };
+    let script = "trap 'exit 41' HUP; echo ready; read line; exit 5 # ignored";
+    let mut kiln = place.kiln_run_as("--ignore-signal=HUP", &["-i", "base", "sh", "-c", script]);
+    let mut kiln = kiln.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("kiln");
+    let mut said = [0; 6];
+    kiln.stdout.as_mut().expect("a pipe").read_exact(&mut said).expect("it says that it is ready");
+    rustix::process::kill_process(Pid::from_child(&kiln), Signal::HUP).expect("sent");
+    std::thread::sleep(Duration::from_millis(300));
+    drop(kiln.stdin.take());
+    assert_eq!(kiln.wait().expect("waited").code(), Some(5));
+    place.assert_nothing_is_left("# ignored");
+}
+
 #[test]
 fn statuses_are_dockers_in_every_environment() {
     let Some(place) = Place::new() else { return };
@@ -150,15 +176,20 @@ fn statuses_are_dockers_in_every_environment() {
         kiln load -q -i base.image > /dev/null
         status() { kiln run "$@" > /dev/null 2>&1 || echo $?; }
         status base sh -c 'exit 7'; status base nosuch; status base /etc/passwd; status nosuch; status --nosuch base
+        env --ignore-signal=CHLD ./kiln --root "$STORE" run base sh -c 'exit 7' || echo $?
         status base sh -c 'kill -9 $$; sleep 1'; status base sh -c 'sh -c "kill -9 \$\$"; exit $?'; ls $STORE/tmp
     "#;
     for environment in
         [Environment::Root, Environment::OverlayRoot, Environment::SubIds, Environment::SingleId]
     {
         // Process 1 cannot kill itself.
-        assert_eq!(place.run(environment, "022", script), "7\n127\n126\n125\n125\n137\n", "{environment:?}");
+        assert_eq!(
+            place.run(environment, "022", script),
+            "7\n127\n126\n125\n125\n7\n137\n",
+            "{environment:?}"
+        );
     }
-    assert_eq!(place.run(Environment::NoMounts, "022", script), "7\n127\n126\n125\n125\n137\n137\n");
+    assert_eq!(place.run(Environment::NoMounts, "022", script), "7\n127\n126\n125\n125\n7\n137\n137\n");
     place.assert_nothing_is_mounted();
 }
 

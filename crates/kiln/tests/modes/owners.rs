@@ -69,6 +69,7 @@ fn what_another_mode_made_is_whole() {
             let told = place.run(environment, "022", &script);
             assert!(
                 told.contains("subordinate IDs, and this process cannot use them")
+                    && told.contains("\nhint: `kiln info` tells which IDs")
                     && told.ends_with("failed\n"),
                 "{environment:?} {command}: {told}"
             );
