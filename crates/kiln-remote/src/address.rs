@@ -185,13 +185,13 @@ mod tests {
         for (location, expect) in [
             ("http://o/x", "http://o/x"),
             ("//o/x", "https://o/x"),
-            ("/x", "https://h:1/x"),
-            ("x?y=../z", "https://h:1/a/b/x?y=../z"),
-            ("../x", "https://h:1/a/x"),
-            ("../../../../x/./y/..", "https://h:1/x/"),
-            ("?q=2", "https://h:1/a/b/c?q=2"),
-            ("", "https://h:1/a/b/c?q=1"),
-            ("/x#frag", "https://h:1/x"),
+            ("/x", "https://user:secret@h:1/x"),
+            ("x?y=../z", "https://user:secret@h:1/a/b/x?y=../z"),
+            ("../x", "https://user:secret@h:1/a/x"),
+            ("../../../../x/./y/..", "https://user:secret@h:1/x/"),
+            ("?q=2", "https://user:secret@h:1/a/b/c?q=2"),
+            ("", "https://user:secret@h:1/a/b/c?q=1"),
+            ("/x#frag", "https://user:secret@h:1/x"),
         ] {
             assert_eq!(base.join(location).unwrap().uri().to_string(), expect, "{location}");
         }
