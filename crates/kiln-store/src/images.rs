@@ -237,20 +237,17 @@ impl Store {
 
     fn is_published(&self, id: ImageId, names: &[Reference], came_as: Option<Digest>) -> Result<bool> {
         // Mostly all that is in the store is durable, which is told at once.
-        let unsynced = self.database.one(
-            &format!(
-                "SELECT CASE WHEN EXISTS (SELECT 1 FROM layers WHERE boot IS NOT NULL) \
-                               OR EXISTS (SELECT 1 FROM snapshots WHERE boot IS NOT NULL) \
-                               OR EXISTS (SELECT 1 FROM blobs WHERE boot IS NOT NULL) \
-                 THEN EXISTS (SELECT 1 FROM image_layers i LEFT JOIN layers l USING (diff_id) \
-                              WHERE i.image = images.id AND ({DURABLE_LAYER}) IS NOT 1) \
-                 ELSE 0 END FROM images WHERE id = ?1"
-            ),
-            params![id.0.as_bytes(), self.owners()],
+        let any_unsynced = self.database.one(
+            "SELECT EXISTS (SELECT 1 FROM layers WHERE boot IS NOT NULL) \
+                 OR EXISTS (SELECT 1 FROM snapshots WHERE boot IS NOT NULL) \
+                 OR EXISTS (SELECT 1 FROM blobs WHERE boot IS NOT NULL) FROM images WHERE id = ?1",
+            [id.0.as_bytes()],
             |row| row.get::<_, bool>(0),
         )?;
-        if unsynced != Some(false) {
-            return Ok(false);
+        match any_unsynced {
+            None => return Ok(false),
+            Some(true) if !self.has_durable_layers(id)? => return Ok(false),
+            Some(_) => {}
         }
         for name in names {
             if self.tagged(name)? != Some(id) || came_as.is_some() && self.manifest_of(name)? != came_as {
@@ -258,6 +255,16 @@ impl Store {
             }
         }
         Ok(true)
+    }
+
+    /// Whether index and a source of every layer of an image are durable.
+    fn has_durable_layers(&self, id: ImageId) -> Result<bool> {
+        let sql = format!(
+            "SELECT 1 FROM image_layers i LEFT JOIN layers l USING (diff_id) \
+             WHERE i.image = ?1 AND ({DURABLE_LAYER}) IS NOT 1 LIMIT 1"
+        );
+        let unsynced = self.database.one(&sql, params![id.0.as_bytes(), self.owners()], |_| Ok(()))?;
+        Ok(unsynced.is_none())
     }
 
     /// The image that has a name; a digest in it does not count.
