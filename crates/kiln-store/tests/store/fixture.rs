@@ -79,11 +79,14 @@ impl Fixture {
         store
     }
 
-    /// A layer that kiln made.
+    /// A layer that kiln made: of the same text the same, whenever.
     pub(crate) fn built(&self, text: &str) -> DiffId {
         let lease = self.store.lease("builder").unwrap();
         let prepared = self.store.prepare_root(&lease, &[], RootWay::Overlay, GivenFiles::Hosts).unwrap();
-        fs_err::write(prepared.changed().join("file"), text).unwrap();
+        let path = prepared.changed().join("file");
+        fs_err::write(&path, text).unwrap();
+        let file = fs_err::OpenOptions::new().write(true).open(&path).unwrap();
+        file.file().set_modified(std::time::UNIX_EPOCH).unwrap();
         let view = self.store.root_view(&[]).unwrap();
         let new = self.store.capture(&lease, &prepared, &view, Owners::Files, None).unwrap();
         let layer = self.store.publish_layer(&lease, ChainId::SCRATCH, new).unwrap();
