@@ -340,7 +340,12 @@ impl Engine<'_> {
             let directory = self.fresh_directory("context")?;
             let mut selected = select_mount(path, context)?;
             crate::materialize::materialize(context, &mut selected, &Directory::open(&directory)?)?;
-            Ok((directory.join(crate::materialize::NAME), selected.digest))
+            let below = directory.join(crate::materialize::NAME);
+            // The path was followed to its end: a link that is there now was put in its place, and leads out of the context.
+            match fs_err::symlink_metadata(&below) {
+                Ok(found) if !found.is_symlink() => Ok((below, selected.digest)),
+                _ => Err(Error::Changed(path.to_owned())),
+            }
         };
         match copy() {
             Err(Error::Changed(_)) => copy(),
