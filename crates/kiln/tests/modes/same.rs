@@ -16,6 +16,10 @@ RUN printf 'OLD' > /equal && touch -d @1600000000 /equal && chmod 700 /same && c
 USER app
 WORKDIR /home/app/work
 RUN id -u > mine && ln -s mine own
+RUN <<END
+#!/bin/sh
+echo "$0" > script
+END
 USER root
 FROM first AS second
 RUN --mount=type=bind,from=first,source=/opt,target=/mnt --mount=type=cache,target=/cache \
