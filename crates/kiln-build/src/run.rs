@@ -198,8 +198,8 @@ impl Interrupt for CancelBell<'_> {
 /// Whose files are that the step finds.
 fn lower_files(view: RootView) -> LowerFiles {
     Arc::new(move |path| {
-        let (uid, gid, mode) = view.status(path.as_os_str().as_bytes()).ok()??;
-        Some(LowerFile { uid, gid, mode })
+        let found = view.status(path.as_os_str().as_bytes()).ok()??;
+        Some(LowerFile { uid: found.uid, gid: found.gid, mode: found.mode, has_links: found.has_links })
     })
 }
 
