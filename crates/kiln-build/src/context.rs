@@ -130,6 +130,12 @@ impl<'a> BuildContext<'a> {
         Ok(self.cache.write().unwrap_or_else(PoisonError::into_inner).save()?)
     }
 
+    /// Forgets what is remembered: a file was not what was known of it. Either it changed just now, or what was kept is wrong,
+    /// and would be so again and again.
+    pub(crate) fn forget(&self) {
+        self.cache.write().unwrap_or_else(PoisonError::into_inner).forget();
+    }
+
     /// Whether the content of some of its files is known from an earlier build.
     pub(crate) fn is_remembered(&self) -> bool {
         !self.cache().is_empty()
