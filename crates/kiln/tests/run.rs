@@ -103,6 +103,34 @@ fn a_command_runs_as_docker_runs_it() {
     assert_eq!(bench.leases(), 0);
 }
 
+/// As docker, which also takes one word for the whole.
+#[test]
+fn an_import_is_for_the_platform_that_is_named() {
+    let Some(bench) = Bench::new() else { return };
+    let tar = bench.directory.path().join("image.tar");
+    let import = |platform: &str| {
+        bench.kiln("import").args(["--platform", platform]).arg(&tar).arg("far").output().expect("kiln")
+    };
+    for (platform, expect) in
+        [("linux/s390x", "linux s390x \n"), ("aarch64", "linux arm64 \n"), ("linux/arm/v7", "linux arm v7\n")]
+    {
+        assert!(import(platform).status.success(), "{platform}");
+        let shown =
+            bench.kiln("inspect").args(["-f", "{{.Os}} {{.Architecture}} {{.Variant}}", "far"]).output();
+        assert_eq!(String::from_utf8_lossy(&shown.expect("kiln").stdout), expect);
+    }
+    for (platform, told) in [
+        (
+            "nosuch",
+            "kiln: cannot import: platform \"nosuch\" is not os/architecture[/variant], such as linux/amd64\n",
+        ),
+        ("windows/amd64", "kiln: cannot import: operating system \"windows\" is not supported\n"),
+    ] {
+        let refused = import(platform);
+        assert_eq!((refused.status.code(), &*String::from_utf8_lossy(&refused.stderr)), (Some(1), told));
+    }
+}
+
 /// Docker warns of other processors, for which there may be an emulator, and takes no image of another system.
 #[test]
 fn images_of_other_machines_are_told_apart() {

@@ -27,9 +27,7 @@ pub(super) fn flag(path: &str, flag: &str) -> Option<&'static str> {
         ("build" | "run", "--push" | "--pull") => REGISTRY,
         ("build", "--secret" | "--ssh") => SECRETS,
         ("build", "--cache-from" | "--cache-to") => CACHE,
-        ("build" | "run" | "import", "--platform") => {
-            "kiln builds and runs for this machine's platform alone"
-        }
+        ("build" | "run", "--platform") => "kiln builds and runs for this machine's platform alone",
         ("run", "-d" | "--detach" | "--name" | "--restart") => CONTAINERS,
         ("run", "-p" | "--publish" | "-P" | "--network" | "--net") => {
             "a container sees the machine's network: its ports are the machine's"
