@@ -100,6 +100,12 @@ fn a_command_runs_as_docker_runs_it() {
     bench.check(&["-u", "nobody", "bb", "true"], 125, "", "unable to find user nobody");
     bench.check(&["-e", "B=2", "-e", "A=3", "-e", "HOSTNAME=h", "bb", "env"], 0,
         "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\nHOSTNAME=h\nB=2\nA=3\nHOME=/root\n", "");
+    let file = bench.directory.path().join("variables");
+    fs_err::write(&file, "# Those\nB=file\nC=of two words\n").expect("written");
+    let file = file.to_str().expect("UTF-8");
+    let told = ["-e", "B=line", "--env-file", file, "bb", "sh", "-c", "echo $A $B $C"];
+    bench.check(&told, 0, "1 line of two words\n", "");
+    bench.check(&["--env-file", "/nosuch", "bb"], 125, "", "environment file /nosuch: No such file");
     assert_eq!(bench.leases(), 0);
 }
 

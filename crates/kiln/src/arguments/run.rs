@@ -1,5 +1,7 @@
 //! `run`.
 
+use std::path::PathBuf;
+
 use clap::{ArgAction, Args};
 
 /// Run a command in a new container
@@ -25,6 +27,10 @@ pub(crate) struct Run {
     /// Environment variable, NAME=VALUE, or NAME to pass it on; may be repeated
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub(crate) env: Vec<String>,
+
+    /// File with such variables, one a line; --env counts before it; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub(crate) env_file: Vec<PathBuf>,
 
     /// Directory or file of the host to mount, SOURCE:TARGET[:ro]; may be repeated
     #[arg(short, long, value_name = "SOURCE:TARGET[:OPTIONS]")]
