@@ -100,6 +100,7 @@ fn a_command_runs_as_docker_runs_it() {
     bench.check(&["-u", "nobody", "bb", "true"], 125, "", "unable to find user nobody");
     bench.check(&["-e", "B=2", "-e", "A=3", "-e", "HOSTNAME=h", "bb", "env"], 0,
         "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\nHOSTNAME=h\nB=2\nA=3\nHOME=/root\n", "");
+    bench.check(&["-w", "", "bb", "pwd"], 0, "/\n", "");
     let file = bench.directory.path().join("variables");
     fs_err::write(&file, "# Those\nB=file\nC=of two words\n").expect("written");
     let file = file.to_str().expect("UTF-8");

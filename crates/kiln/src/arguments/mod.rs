@@ -443,10 +443,22 @@ mod tests {
             panic!("not build")
         };
         assert_eq!(build.tag, ["a", "b:1"]);
-        assert_eq!(build.file.as_deref(), Some(std::path::Path::new("-")));
+        assert_eq!(build.file(), Some(Path::new("-")));
         assert_eq!(build.build_arg, ["A=1,2"]);
         assert_eq!(build.allow, ["network.host", "security.insecure"]);
         assert_eq!(build.progress, build::ProgressMode::Plain);
+    }
+
+    /// Docker takes these as if they were not given, which scripts with empty variables rely on.
+    #[test]
+    fn an_empty_value_is_none() {
+        let words = ["build", "-f", "", "--iidfile=", "--target", "", "--network=", "."];
+        let Command::Build(build) = parse(&words) else { panic!("not build") };
+        assert_eq!((build.file(), build.iidfile()), (None, None));
+        let Command::Run(run) = parse(&["run", "-w", "", "-u", "", "x"]) else { panic!("not run") };
+        assert_eq!(run.workdir(), None);
+        let Command::Run(run) = parse(&["run", "-w", "/a", "x"]) else { panic!("not run") };
+        assert_eq!(run.workdir(), Some("/a"));
     }
 
     #[test]

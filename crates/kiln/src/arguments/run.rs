@@ -38,7 +38,7 @@ pub(crate) struct Run {
 
     /// Working directory in the container
     #[arg(short, long, value_name = "DIR")]
-    pub(crate) workdir: Option<String>,
+    workdir: Option<String>,
 
     /// User, name or number, and group
     #[arg(short, long, value_name = "USER[:GROUP]")]
@@ -69,6 +69,11 @@ impl Run {
     /// The image's name or ID.
     pub(crate) fn image(&self) -> &str {
         self.words.first().map(String::as_str).unwrap_or_default()
+    }
+
+    /// The working directory, if one was named. An empty name is none, as in Docker: scripts write `-w "$DIR"`.
+    pub(crate) fn workdir(&self) -> Option<&str> {
+        self.workdir.as_deref().filter(|directory| !directory.is_empty())
     }
 
     /// The command and its arguments, none for the image's own.

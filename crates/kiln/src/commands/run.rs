@@ -42,7 +42,7 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Run) -> Result<u8> {
         },
         environment,
         volumes,
-        directory: arguments.workdir.clone(),
+        directory: arguments.workdir().map(str::to_owned),
         user: arguments.user.clone(),
         resolv_conf: fs_err::read("/etc/resolv.conf").unwrap_or_default(),
     };
