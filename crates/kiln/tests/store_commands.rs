@@ -97,6 +97,9 @@ fn commands_on_images() {
         0,
     );
     kiln.check(&["inspect", "-f", "{{.ID}}", "app:1"], &id, "", 0);
+    for words in [&["inspect", "-f", "{{", "nope"][..], &["info", "-f", "{{"], &["version", "-f", "{{"]] {
+        kiln.check(words, "", "kiln: template parsing error: template: :1: unclosed action\n", 64);
+    }
     kiln.check(&["inspect", "nope"], "[]\n", "kiln: No such object: nope\n", 1);
     kiln.check(&["image", "inspect", "nope"], "[]\n", "kiln: No such image: nope\n", 1);
     kiln.check(&["image", "cat", "app:1", "/hello"], "hello\n", "", 0);
