@@ -177,7 +177,7 @@ pub(crate) fn reference_matches(pattern: &str, name: &str, tag: &str) -> bool {
 }
 
 /// The filters that say something: an empty one is none, as in Docker, since scripts write `--filter "$FILTER"`.
-fn given(filters: &[String]) -> impl Iterator<Item = &String> {
+pub(crate) fn given(filters: &[String]) -> impl Iterator<Item = &String> {
     filters.iter().filter(|filter| !filter.is_empty())
 }
 

@@ -122,6 +122,12 @@ fn commands_on_images() {
     let question =
         "WARNING! This will remove all dangling images.\nAre you sure you want to continue? [y/N] ";
     kiln.check(&["image", "prune"], question, "", 0);
+    // In Docker's words and order; an empty filter is none.
+    let question = "WARNING! This will remove:\n  - all dangling images\n  - unused build cache\n\n  \
+                    Items to be pruned will be filtered with:\n  - label!=x\n  - label=a\n  - until=1h\n\n\
+                    Are you sure you want to continue? [y/N] ";
+    let filters = ["--filter", "until=1h", "--filter", "label=a", "--filter", "label!=x", "--filter", ""];
+    kiln.check(&[&["system", "prune"][..], &filters].concat(), question, "", 0);
     kiln.check(&["image", "prune", "-f"], "Total reclaimed space: 0B\n", "", 0);
     let (pruned, _, status) = kiln.run(&["system", "prune", "-af"]);
     assert!(
