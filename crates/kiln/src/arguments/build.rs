@@ -65,9 +65,9 @@ pub(crate) struct Build {
     #[arg(long)]
     pub(crate) no_cache: bool,
 
-    /// How progress is shown
-    #[arg(long, value_name = "MODE", default_value = "auto")]
-    pub(crate) progress: ProgressMode,
+    /// How progress is shown [default: auto] [env: BUILDKIT_PROGRESS]
+    #[arg(long, value_name = "MODE")]
+    pub(crate) progress: Option<ProgressMode>,
 
     /// Show nothing but the image ID
     #[arg(short, long)]

@@ -30,6 +30,7 @@ Environment:
                        instead of the system's
   PATH               where git is looked for
   SOURCE_DATE_EPOCH  seconds: `build` takes it as a --build-arg
+  BUILDKIT_PROGRESS  how `build` shows progress, unless --progress says it
   NO_COLOR           no colours
   TERM               `dumb` has neither colours nor progress in place
 
@@ -446,7 +447,7 @@ mod tests {
         assert_eq!(build.file(), Some(Path::new("-")));
         assert_eq!(build.build_arg, ["A=1,2"]);
         assert_eq!(build.allow, ["network.host", "security.insecure"]);
-        assert_eq!(build.progress, build::ProgressMode::Plain);
+        assert_eq!(build.progress, Some(build::ProgressMode::Plain));
     }
 
     /// Docker takes these as if they were not given, which scripts with empty variables rely on.
