@@ -480,12 +480,16 @@ mod tests {
     #[test]
     fn what_is_missing_is_missing() {
         let command = Arguments::command();
-        for name in ["pull", "push", "ps", "exec", "rm", "prune", "builder"] {
+        for name in ["pull", "push", "ps", "exec", "rm", "prune", "builder", "diff", "volume"] {
             assert!(missing::command(name).is_some() && command.find_subcommand(name).is_none(), "{name}");
         }
-        for (name, flag) in
-            [("build", "--output"), ("build", "--secret"), ("build", "--pull"), ("run", "--name")]
-        {
+        for (name, flag) in [
+            ("build", "--output"),
+            ("build", "--secret"),
+            ("build", "--pull"),
+            ("run", "--name"),
+            ("run", "--mount"),
+        ] {
             let command = command.find_subcommand(name).expect("a command");
             let path = format!("kiln {name}");
             assert!(
