@@ -463,6 +463,34 @@ mod tests {
     }
 
     #[test]
+    fn of_a_flag_that_is_given_again_the_last_counts() {
+        let words =
+            ["run", "--rm", "-w", "/a", "-e", "A=1", "--rm=false", "-w=/b", "-e", "B=2", "x", "-w", "-w"];
+        let Command::Run(run) = parse(&words) else { panic!("not run") };
+        assert_eq!((run.rm, run.workdir()), (false, Some("/b")));
+        assert_eq!(run.env, ["A=1", "B=2"]);
+        assert_eq!(run.command(), ["-w", "-w"]);
+        for words in [
+            ["image", "ls", "-q", "-q", "--format", "a", "--format=b"].as_slice(),
+            &["images", "-qq", "--format=b"],
+        ] {
+            match parse(words) {
+                Command::Images(list) | Command::Image(ImageCommand::Ls(list)) => {
+                    assert_eq!((list.quiet, list.format.asked()), (true, Some("b")));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        let words =
+            ["build", "-t", "a", "-f", "b", "-t", "c", "--file=d", "--progress=tty", "--progress=plain", "."];
+        let Command::Build(build) = parse(&words) else { panic!("not build") };
+        assert_eq!((build.file(), build.progress), (Some(Path::new("d")), Some(build::ProgressMode::Plain)));
+        assert_eq!(build.tag, ["a", "c"]);
+        let root = switches::parse(&["kiln", "--root", "/a", "images", "--root=/b"]).unwrap();
+        assert_eq!(root.root(), Some(Path::new("/b")));
+    }
+
+    #[test]
     fn help_is_a_word_too() {
         for words in [&["kiln", "help"][..], &["kiln", "help", "build"], &["kiln", "help", "image", "prune"]]
         {
