@@ -129,7 +129,7 @@ fn commands_on_images() {
     let filters = ["--filter", "until=1h", "--filter", "label=a", "--filter", "label!=x", "--filter", ""];
     kiln.check(&[&["system", "prune"][..], &filters].concat(), question, "", 0);
     kiln.check(&["image", "prune", "-f"], "Total reclaimed space: 0B\n", "", 0);
-    let (pruned, _, status) = kiln.run(&["system", "prune", "-af"]);
+    let (pruned, _, status) = kiln.run(&["system", "prune", "-af", "--volumes"]);
     assert!(
         pruned.starts_with("Deleted Images:\nuntagged: new:1\ndeleted: sha256:") && status == 0,
         "{pruned}"
