@@ -111,13 +111,14 @@ fn refused(message: String) -> Parsed {
 }
 
 /// Parses the trigger that a base image's `OnBuild` holds. It is one instruction of a stage; FROM and
-/// ONBUILD are refused. Spans point into `text`.
+/// ONBUILD are refused. It has no place in the Dockerfile that is built: every span is `place`, where its base is named.
 ///
 /// # Errors
 /// What is wrong with it; warnings are dropped.
-pub fn parse_trigger(text: &str) -> Result<Instruction, Vec<Diagnostic>> {
+pub fn parse_trigger(text: &str, place: Span) -> Result<Instruction, Vec<Diagnostic>> {
     let refused = |name: &str| format!("{name} isn't allowed as an ONBUILD trigger");
-    let mut instructions = parse_several(text, refused)?;
+    let source = Source::placed(text, place);
+    let mut instructions = parse_several(&source, refused)?;
     match (instructions.pop(), instructions.is_empty()) {
         (Some(Instruction { kind: Kind::Onbuild(_), keyword, .. }), true) => {
             Err(vec![Diagnostic::error(refused("ONBUILD"), keyword.span)])
@@ -125,7 +126,7 @@ pub fn parse_trigger(text: &str) -> Result<Instruction, Vec<Diagnostic>> {
         (Some(instruction), true) => Ok(instruction),
         _ => {
             let message = "an ONBUILD trigger should be a single instruction";
-            Err(vec![Diagnostic::error(message, Source::new(text).span(0..text.len()))])
+            Err(vec![Diagnostic::error(message, source.span(0..text.len()))])
         }
     }
 }
@@ -137,24 +138,27 @@ pub fn parse_trigger(text: &str) -> Result<Instruction, Vec<Diagnostic>> {
 /// What is wrong with it; warnings are dropped.
 pub fn parse_changes(text: &str) -> Result<Vec<Instruction>, Vec<Diagnostic>> {
     let refused = |name: &str| format!("{name} changes more than an image's config");
-    let instructions = parse_several(text, refused)?;
+    let source = Source::new(text);
+    let instructions = parse_several(&source, refused)?;
     match instructions.is_empty() {
-        true => Err(vec![Diagnostic::error("it has no instruction", Source::new(text).span(0..text.len()))]),
+        true => Err(vec![Diagnostic::error("it has no instruction", source.span(0..text.len()))]),
         false => Ok(instructions),
     }
 }
 
-fn parse_several(text: &str, refused: impl Fn(&str) -> String) -> Result<Vec<Instruction>, Vec<Diagnostic>> {
-    let source = Source::new(text);
+fn parse_several(
+    source: &Source<'_>,
+    refused: impl Fn(&str) -> String,
+) -> Result<Vec<Instruction>, Vec<Diagnostic>> {
     let mut diagnostics = Vec::new();
-    let directives = directive::read(&source, &mut diagnostics);
-    let mut parser = Parser { source: &source, escape: directives.escape, diagnostics };
-    let mut reader = Reader::new(&source, directives.escape, 0);
+    let directives = directive::read(source, &mut diagnostics);
+    let mut parser = Parser { source, escape: directives.escape, diagnostics };
+    let mut reader = Reader::new(source, directives.escape, 0);
     let mut found = Vec::new();
     while let Some(raw) = reader.next(&mut parser.diagnostics) {
         found.extend(parser.statement(raw));
     }
-    let whole = source.span(0..text.len());
+    let whole = source.span(0..source.text.len());
     let mut diagnostics = parser.diagnostics;
     diagnostics.retain(|diagnostic| diagnostic.severity == Severity::Error);
     let mut instructions = Vec::with_capacity(found.len());
@@ -320,10 +324,7 @@ impl Parser<'_> {
     /// One instruction; `None` if it has errors that leave nothing of it.
     fn statement(&mut self, raw: RawInstruction) -> Option<Statement> {
         let range = split::trim(&raw.line.text, 0..raw.line.text.len());
-        let mut span = raw.line.span(self.source, range.clone());
-        span.line = span.line.max(raw.line.first_line);
-        span.end_line = raw.line.last_line;
-        span.end = span.end.max(self.source.line_span(raw.line.last_line).end);
+        let span = raw.line.span_of_instruction(self.source, range.clone());
         let cut = self.cut(&raw.line, range.clone(), &raw.heredocs);
         let original = raw.line.text[range].to_owned();
         let before = self.diagnostics.len();
