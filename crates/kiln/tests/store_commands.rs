@@ -137,6 +137,24 @@ fn commands_on_images() {
     kiln.check(&["system", "check"], "0 images, 0 layers, 0 blobs: no fault\n", "", 0);
 }
 
+/// The advice is for what cannot be written: the archive, not the store.
+#[test]
+fn a_place_that_is_read_only_is_not_the_stores() {
+    if !rustix::process::geteuid().is_root() {
+        return skipped::skipped("needs root, to mount something read-only");
+    }
+    let kiln = Fixture::new();
+    kiln.check(&["load", "-i", "app.tar"], "Loaded image: app:1\n", "", 0);
+    fs_err::create_dir(kiln.path("fixed")).expect("made");
+    let script = "mount -t tmpfs -o ro fixed fixed && exec \"$0\" save -o fixed/x.tar app:1";
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", script, env!("CARGO_BIN_EXE_kiln")]).env("KILN_ROOT", kiln.path("store"));
+    let output = command.current_dir(kiln.directory.path()).output().expect("unshare");
+    let expect = "kiln: cannot save to fixed/x.tar: make a file in fixed: Read-only file system (os error 30)\n\
+                  hint: -o names the archive; where it is to be nothing can be written\n";
+    assert_eq!((&*String::from_utf8_lossy(&output.stderr), output.status.code()), (expect, Some(1)));
+}
+
 #[test]
 fn an_image_goes_out_and_comes_back() {
     let kiln = Fixture::new();
