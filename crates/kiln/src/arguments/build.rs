@@ -114,6 +114,7 @@ fn named(path: Option<&Path>) -> Option<&Path> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ProgressMode {
     /// tty on a terminal, else plain.
+    #[value(alias = "")]
     Auto,
     /// One line after another.
     Plain,

@@ -453,9 +453,10 @@ mod tests {
     /// Docker takes these as if they were not given, which scripts with empty variables rely on.
     #[test]
     fn an_empty_value_is_none() {
-        let words = ["build", "-f", "", "--iidfile=", "--target", "", "--network=", "."];
+        let words = ["build", "-f", "", "--iidfile=", "--target", "", "--network=", "--progress=", "."];
         let Command::Build(build) = parse(&words) else { panic!("not build") };
         assert_eq!((build.file(), build.iidfile()), (None, None));
+        assert_eq!(build.progress, Some(build::ProgressMode::Auto));
         let Command::Run(run) = parse(&["run", "-w", "", "-u", "", "x"]) else { panic!("not run") };
         assert_eq!(run.workdir(), None);
         let Command::Run(run) = parse(&["run", "-w", "/a", "x"]) else { panic!("not run") };
