@@ -391,17 +391,19 @@ pub fn apply_changes(platform: &Platform, changes: &[String]) -> Result<ImageCon
     let (global_args, build_args) = (Environment::default(), BTreeMap::new());
     let scope = Scope { expander, global_args: &global_args, build_args: &build_args, epoch: None };
     for change in changes {
-        let instruction = kiln_dockerfile::parse_change(change).map_err(|diagnostics| {
+        let instructions = kiln_dockerfile::parse_changes(change).map_err(|diagnostics| {
             let reason = diagnostics.first().map_or("it is empty", |first| first.message.as_str());
             Error::Change { change: change.clone(), reason: reason.to_owned() }
         })?;
-        let kind = instruction.kind.expand(&expander, &state.environment)?.kind;
-        if let Kind::Workdir(path) = &kind {
-            let path = working_directory(state.directory(), &path.text);
-            Arc::make_mut(&mut state.image).config.working_dir = path;
-        } else if matches!(kind, Kind::Arg(_)) || !state.apply(&kind, &scope)? {
-            let reason = format!("{} changes more than an image's config", kind.name());
-            return Err(Error::Change { change: change.clone(), reason });
+        for instruction in instructions {
+            let kind = instruction.kind.expand(&expander, &state.environment)?.kind;
+            if let Kind::Workdir(path) = &kind {
+                let path = working_directory(state.directory(), &path.text);
+                Arc::make_mut(&mut state.image).config.working_dir = path;
+            } else if matches!(kind, Kind::Arg(_)) || !state.apply(&kind, &scope)? {
+                let reason = format!("{} changes more than an image's config", kind.name());
+                return Err(Error::Change { change: change.clone(), reason });
+            }
         }
     }
     let mut image = Arc::unwrap_or_clone(state.image);
@@ -430,8 +432,8 @@ mod tests {
         let expander = Expander::new('\\');
         let scope = Scope { expander, global_args: &global_args, build_args: &build_args, epoch: None };
         let apply = |state: &mut StageState, text: &str| {
-            let kind = kiln_dockerfile::parse_change(text).expect("an instruction").kind;
-            assert!(state.apply(&kind, &scope).expect("applied"), "{text}");
+            let kind = &kiln_dockerfile::parse_changes(text).expect("an instruction")[0].kind;
+            assert!(state.apply(kind, &scope).expect("applied"), "{text}");
         };
         let shares = |one: &StageState, other: &StageState| {
             (
@@ -487,6 +489,7 @@ mod tests {
         check(&["USER app:1"], "User", json!("app:1"));
         check(&["VOLUME /a /b"], "Volumes", json!({"/a": {}, "/b": {}}));
         check(&["WORKDIR /a", "WORKDIR b"], "WorkingDir", json!("/a/b"));
+        check(&["ENV A=1\n# of which\nENV B=${A}2\\\n3\n"], "Env", json!(["A=1", "B=123"]));
         check(&["SHELL [\"/bin/ash\", \"-c\"]", "CMD x"], "Cmd", json!(["/bin/ash", "-c", "x"]));
     }
 
@@ -500,8 +503,8 @@ mod tests {
             ("FROM scratch", "FROM changes more than an image's config"),
             ("ONBUILD ONBUILD RUN x", "chaining ONBUILD via ONBUILD ONBUILD isn't allowed"),
             ("ONBUILD FROM x", "FROM isn't allowed as an ONBUILD trigger"),
-            ("CMD a\nCMD b", "a change should be a single instruction"),
-            ("", "a change should be a single instruction"),
+            ("ENV A=b\nRUN true", "RUN changes more than an image's config"),
+            ("", "it has no instruction"),
             ("NOPE x", "unknown instruction: NOPE"),
         ] {
             let told = changed(&[change]).expect_err(change).to_string();

@@ -103,7 +103,7 @@ pub use instruction::{
 pub use lint::{Linter, Names, StageLint, Surroundings};
 pub use mount::{DeviceFlag, Mount, MountFlag, MountType, Sharing};
 pub use parse::{
-    MAX_DIAGNOSTICS, MAX_LINE_BYTES, MAX_SOURCE_BYTES, Parsed, parse, parse_change, parse_checked,
+    MAX_DIAGNOSTICS, MAX_LINE_BYTES, MAX_SOURCE_BYTES, Parsed, parse, parse_changes, parse_checked,
     parse_trigger,
 };
 pub use remote_source::{GitSource, SourceKind, context_kind, percent_decoded, source_kind};
