@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use kiln_dockerfile::{
-    Expander, Healthcheck as HealthcheckInstruction, Kind, StageLint, Surroundings, Variables as _, history,
-    parse_port, parse_signal, predefined::NON_ENVIRONMENT_ARGS,
+    Expander, Healthcheck as HealthcheckInstruction, Kind, StageLint, Surroundings, Together, Variables as _,
+    history, parse_port, parse_signal, predefined::NON_ENVIRONMENT_ARGS,
 };
 use kiln_graph::VertexId;
 use kiln_oci::{Config, Empty, Healthcheck, History, ImageConfig, Platform};
@@ -284,6 +284,7 @@ impl StageState {
     /// ARG: a build argument stands in for the default, a global ARG for a missing one.
     fn declare(&mut self, items: &[kiln_dockerfile::Arg], scope: &Scope<'_>) -> Result<()> {
         let mut declared = Vec::new();
+        let mut together = Together::default();
         for item in items {
             let name = &item.name.text;
             let value = match (scope.build_args.get(name), &item.default) {
@@ -294,6 +295,8 @@ impl StageState {
                 }
                 (None, None) => scope.global_args.get(name).map(str::to_owned),
             };
+            let counted = together.count(name, value.as_deref().unwrap_or_default());
+            counted.map_err(|error| error.at(item.name.span))?;
             if let Some(value) = value.as_ref().filter(|_| !NON_ENVIRONMENT_ARGS.contains(&name.as_str())) {
                 self.environment.set(name, value);
                 self.as_configured = false;
@@ -423,6 +426,25 @@ mod tests {
         let config = apply_changes(&Platform::host(), &changes)?.to_bytes();
         let config: serde_json::Value = serde_json::from_slice(&config).expect("JSON");
         Ok(config["config"].clone())
+    }
+
+    /// One line names an argument, large as it may be, a thousand times.
+    #[test]
+    fn what_one_instruction_declares_is_bounded() {
+        let global_args: Environment = [("A".to_owned(), "x".repeat(1 << 20))].into_iter().collect();
+        let build_args = BTreeMap::new();
+        let expander = Expander::new('\\');
+        let scope = Scope { expander, global_args: &global_args, build_args: &build_args, epoch: None };
+        for (first, word) in [("ARG A", " A"), ("ARG A", " B=$A")] {
+            let declare = |times: usize| {
+                let text = format!("{first}{}", word.repeat(times));
+                let kind = kiln_dockerfile::parse_change(&text).expect("an instruction").kind;
+                StageState::new(ImageConfig::scratch(&Platform::host())).apply(&kind, &scope)
+            };
+            assert!(declare(10).expect("not too much"));
+            let error = declare(100).expect_err("too much");
+            assert!(error.to_string().contains("together"), "{error}");
+        }
     }
 
     /// A stage on another one shares all that it does not change.
