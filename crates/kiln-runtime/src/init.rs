@@ -262,20 +262,21 @@ fn attach_mount(tree: &mut Tree, wanted: &Mount, made: &MadeMount) -> Result<(),
     let step = mounting(wanted);
     let target = tree.resolve(&wanted.target, Missing::Stub(made.kind)).map_err(&step)?;
     check_kinds(made.kind, target.as_fd()).map_err(&step)?;
-    if is_of_proc(target.as_fd())
-        && !(may_be_covered(&wanted.target) || is_proc(made.mount.as_fd()) && is_proc(target.as_fd()))
-    {
-        return Err(Failure(Report::Failed {
-            step: format!("mount {}", wanted.target.display()),
-            errno: 0,
-            detail: "it is in /proc, where programs ask the kernel what they may do".to_owned(),
-        }));
+    let is_another = || is_proc(made.mount.as_fd()) && is_proc(target.as_fd());
+    if is_of_proc(target.as_fd()) && !may_be_covered(&wanted.target) && !is_another() {
+        return Err(in_proc(format!("mount {}", wanted.target.display())));
     }
     mount::attach(made.mount.as_fd(), target.as_fd()).map_err(&step)?;
     match made.limits {
         Some((attributes, depth)) => mount::restrict(made.mount.as_fd(), attributes, depth).map_err(step),
         None => Ok(()),
     }
+}
+
+/// A place in `/proc` that nothing may cover.
+fn in_proc(step: String) -> Failure {
+    let detail = "it is in /proc, where programs ask the kernel what they may do".to_owned();
+    Failure(Report::Failed { step, errno: 0, detail })
 }
 
 fn is_of_proc(place: BorrowedFd<'_>) -> bool {
@@ -336,6 +337,10 @@ fn provide_files(tree: &mut Tree, scratch: &Scratch, files: &[ProvidedFile]) -> 
     for (number, file) in files.iter().enumerate() {
         let step = |error: io::Error| at(&format!("provide {}", file.target.display()))(error);
         let target = tree.resolve(&file.target, Missing::Stub(StubKind::File)).map_err(step)?;
+        // The root may have a link there.
+        if is_of_proc(target.as_fd()) {
+            return Err(in_proc(format!("provide {}", file.target.display())));
+        }
         let attributes = Attributes { read_only: file.read_only, ..Attributes::INERT };
         scratch
             .attach_file(&format!("file{number}"), &file.contents, attributes, target.as_fd())

@@ -162,10 +162,15 @@ fn mounts(fixture: &Fixture) {
     assert_eq!(fs_err::read(source.join("yes")).expect("read"), b"x\n");
     ran.finished.stubs.undo(&root.upper).expect("undo");
     assert_eq!(fs_err::read_dir(&root.upper).expect("list").count(), 0);
+    // What is in another mount is seen, whichever is named first.
+    let mut sandbox = fixture.shell("cat /n/d/in/file");
+    let tmpfs =
+        |target: &str| Mount { kind: MountKind::Tmpfs { size: None, mode: 0o755 }, target: target.into() };
+    sandbox.mounts = vec![bind(source.clone(), true, "/n/d/in"), tmpfs("/n/d"), tmpfs("/n")];
+    assert_eq!(run(&sandbox).expect("starts").output, "content");
     // A directory on a file, and a file on a directory.
-    let tmpfs = Mount { kind: MountKind::Tmpfs { size: None, mode: 0o755 }, target: "/bin/sh".into() };
     for (mount, expect) in [
-        (tmpfs, "cannot mount /bin/sh: Not a directory (os error 20)"),
+        (tmpfs("/bin/sh"), "cannot mount /bin/sh: Not a directory (os error 20)"),
         (bind(source.join("file"), true, "/bin"), "cannot mount /bin: Is a directory (os error 21)"),
     ] {
         let mut sandbox = fixture.shell("true");

@@ -11,7 +11,7 @@ use kiln_build::{
     NetworkMode,
 };
 use kiln_graph::Cancel;
-use kiln_oci::Platform;
+use kiln_oci::{ImageId, Platform, Reference};
 use kiln_store::Store;
 
 use crate::arguments::build::Build;
@@ -27,10 +27,10 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Build) -> Result<u8> {
     let mode = Mode::choose(arguments.progress, arguments.quiet)?;
     // What is wrong on the command line is told before anything is waited for.
     let request = request(arguments)?;
-    if let Some(path) = &arguments.iidfile {
+    if let Some(path) = arguments.iidfile() {
         can_be_written(path)?;
     }
-    let inputs = context::open(root, &arguments.context, arguments.file.as_deref())?;
+    let inputs = context::open(root, &arguments.context, arguments.file())?;
     let request = of(&inputs, request);
     let started = Instant::now();
     let rehearsal = Rehearsal::default();
@@ -60,7 +60,7 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Build) -> Result<u8> {
     drop(watch);
     let failed = progress.finish();
     match result {
-        Ok(built) => report(arguments, &built),
+        Ok(built) => report(arguments, &request.names, &built),
         Err(failure) => Err(explain(&request, *failure, &failed).into()),
     }
 }
@@ -102,18 +102,21 @@ fn can_be_written(path: &Path) -> Result<()> {
     Ok(rustix::fs::access(place, rustix::fs::Access::WRITE_OK).map_err(cannot)?)
 }
 
-fn report(arguments: &Build, built: &Built) -> Result<u8> {
-    if let Some(path) = &arguments.iidfile {
+/// What a build made, in the words that scripts look for in Docker's logs.
+fn made(id: ImageId, names: &[Reference]) -> String {
+    let named = names.iter().map(|name| format!("naming to {name}\n"));
+    std::iter::once(format!("writing image {id}\n")).chain(named).collect()
+}
+
+fn report(arguments: &Build, names: &[Reference], built: &Built) -> Result<u8> {
+    if let Some(path) = arguments.iidfile() {
         fs_err::write(path, built.id.to_string()).context("cannot write the image ID")?;
     }
     if arguments.quiet {
         writeln!(crate::output::output(), "{}", built.id)?;
         return Ok(0);
     }
-    if arguments.tag.is_empty() && arguments.iidfile.is_none() {
-        // Else nothing would tell what to run.
-        crate::output::aside(&format!("\nimage {}\n", built.id));
-    }
+    crate::output::aside(&format!("\n{}", made(built.id, names)));
     if !built.warnings.is_empty() {
         crate::output::aside(&format!("\n{}", built.warnings));
     }
@@ -135,7 +138,8 @@ fn of(inputs: &Inputs, request: BuildRequest) -> BuildRequest {
 fn request(arguments: &Build) -> Result<BuildRequest> {
     let names = arguments.tag.iter().map(|name| super::new_name(name)).collect::<Result<Vec<_>>>()?;
     let network = match arguments.network.as_str() {
-        "default" => NetworkMode::Default,
+        // An empty word is no word, as in Docker.
+        "default" | "" => NetworkMode::Default,
         "none" => NetworkMode::None,
         "host" => NetworkMode::Host,
         other => {
