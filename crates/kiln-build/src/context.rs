@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use kiln_dockerfile::{IgnoreMatcher, IgnoreState};
 use kiln_graph::Cancel;
-use kiln_layer::{Kind, Metadata};
+use kiln_layer::{Kind, Limits, Metadata};
 use kiln_oci::{Digest, Hasher};
 use kiln_sys::root::{Directory, FileError, Root, Time};
 use rustix::fs::{FileType, Stat};
@@ -130,6 +130,12 @@ impl<'a> BuildContext<'a> {
         Ok(self.cache.write().unwrap_or_else(PoisonError::into_inner).save()?)
     }
 
+    /// Forgets what is remembered: a file was not what was known of it. Either it changed just now, or what was kept is wrong,
+    /// and would be so again and again.
+    pub(crate) fn forget(&self) {
+        self.cache.write().unwrap_or_else(PoisonError::into_inner).forget();
+    }
+
     /// Whether the content of some of its files is known from an earlier build.
     pub(crate) fn is_remembered(&self) -> bool {
         !self.cache().is_empty()
@@ -239,6 +245,11 @@ impl<'a> BuildContext<'a> {
                 Err(error) if is_no_file(&error) => return Ok(None),
                 opened => opened?,
             };
+            // No layer can hold it: that need not be read to be known.
+            let limit = Limits::default().bytes;
+            if before.size > limit {
+                return Err(Error::TooLarge { path: self.shown(path), limit });
+            }
             let mut hasher = Hasher::new();
             let mut left = before.size;
             // Whatever comes after the size that it had shows in its size afterwards.
@@ -546,6 +557,17 @@ mod tests {
         }
         fs_err::write(lab.context_path().join("d/two"), "3").expect("written");
         assert_eq!(examine(b"d").1, 1);
+    }
+
+    #[test]
+    fn a_file_that_no_layer_can_hold_is_not_read() {
+        let lab = Lab::new().context(&[("d/holes", "")]);
+        let file = fs_err::OpenOptions::new().write(true).open(lab.context_path().join("d/holes"));
+        file.expect("opened").set_len(300 << 30).expect("grown");
+        for path in [&b"d"[..], b"d/holes"] {
+            let examined = lab.open().examine(path, &Filter::default());
+            assert!(matches!(examined, Err(Error::TooLarge { .. })), "{:?}", examined.err());
+        }
     }
 
     /// What a path holds after `change` was done, over and over, each time that files are to be read.

@@ -198,8 +198,8 @@ impl Interrupt for CancelBell<'_> {
 /// Whose files are that the step finds.
 fn lower_files(view: RootView) -> LowerFiles {
     Arc::new(move |path| {
-        let (uid, gid, mode) = view.status(path.as_os_str().as_bytes()).ok()??;
-        Some(LowerFile { uid, gid, mode })
+        let found = view.status(path.as_os_str().as_bytes()).ok()??;
+        Some(LowerFile { uid: found.uid, gid: found.gid, mode: found.mode, has_links: found.has_links })
     })
 }
 
@@ -506,11 +506,11 @@ fn script_mount(engine: &Engine<'_>, name: &str, content: &str) -> Result<Mount>
     let directory = engine.fresh_directory("script")?;
     let root = kiln_sys::root::Directory::open(&directory)?;
     let mut file = root.create_file(name, 0o755)?;
-    std::io::Write::write_all(&mut file, content.as_bytes()).map_err(|source| Error::File {
-        action: "write",
-        path: name.to_owned(),
-        source,
-    })?;
+    let failed = |action| move |source| Error::File { action, path: name.to_owned(), source };
+    std::io::Write::write_all(&mut file, content.as_bytes()).map_err(failed("write"))?;
+    // Whatever the umask is: the step's user, whoever that is, executes it.
+    kiln_sys::root::set_file(&file, None, Some(0o755), None).map_err(failed("set the mode of"))?;
+    root.set_self(Some(0o755), None, None)?;
     let kind =
         MountKind::Bind { source: BindSource::Owned { path: directory }, read_only: true, recursive: false };
     Ok(Mount { kind, target: PathBuf::from(SCRIPTS) })

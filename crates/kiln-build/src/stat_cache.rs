@@ -83,6 +83,12 @@ impl StatCache {
         }
     }
 
+    /// Forgets all: what is learned from now on is all that is kept.
+    pub(crate) fn forget(&mut self) {
+        self.stored = None;
+        self.learned.clear();
+    }
+
     /// Writes what was learned.
     pub(crate) fn save(&mut self) -> Result<(), FileError> {
         let Some(directory) = self.directory.as_ref().filter(|_| !self.learned.is_empty()) else {

@@ -210,6 +210,7 @@ impl Engine<'_> {
         let mut preimage = came_from(preimage, &first);
         let layer = match self.copy_once(operation, first, inputs, earlier.as_ref(), context) {
             Err(Error::Changed(_)) => {
+                self.forget_context();
                 let again = self.with_sources(operation, inputs.iter().copied(), context, selected)?;
                 preimage = came_from(&preimage, &again);
                 self.copy_once(operation, again, inputs, None, context)
@@ -218,6 +219,13 @@ impl Engine<'_> {
         };
         let layer = layer.map_err(Error::stop)?;
         Ok(Done { result: self.made(inputs[0].chain, layer), preimage: Some(preimage) })
+    }
+
+    /// Has everything of the context read anew.
+    fn forget_context(&self) {
+        if let Some(context) = self.opened.get() {
+            context.forget();
+        }
     }
 
     fn copy_once(
@@ -348,7 +356,10 @@ impl Engine<'_> {
             }
         };
         match copy() {
-            Err(Error::Changed(_)) => copy(),
+            Err(Error::Changed(_)) => {
+                self.forget_context();
+                copy()
+            }
             copied => copied,
         }
     }
@@ -407,6 +418,33 @@ mod tests {
 
     use super::*;
     use crate::lab::{Lab, request};
+
+    #[test]
+    fn what_was_remembered_wrongly_is_forgotten() {
+        let lab = Lab::new().context(&[("d/f", "mine")]);
+        std::thread::sleep(std::time::Duration::from_millis(2100));
+        let request = request(lab.context_path(), b"");
+        let store = Store::open(&lab.host.path().join("store"), Ownership::SingleId).expect("a store");
+        let lease = store.lease_late("test").expect("a lease");
+        let key = |engine: &Engine<'_>| {
+            let context = engine.context().expect("opened");
+            let digest = select_mount("/d", context).expect("examined").digest;
+            context.save().expect("saved");
+            digest
+        };
+        let mine = key(&Engine::new(&store, &lease, &request));
+        let mut caches = fs_err::read_dir(store.root().join("context")).expect("listed");
+        let cache = caches.next().expect("one").expect("read").path();
+        let mut bytes = fs_err::read(&cache).expect("read");
+        *bytes.last_mut().expect("a digest") ^= 1;
+        fs_err::write(&cache, bytes).expect("written");
+        let engine = Engine::new(&store, &lease, &request);
+        assert_ne!(key(&engine), mine, "what is remembered is believed");
+        let (path, digest) = engine.materialize_bind("/d").expect("copied");
+        assert_eq!(fs_err::read_to_string(path.join("f")).expect("read"), "mine");
+        assert_eq!((digest, key(&engine)), (mine, mine));
+        assert_eq!(key(&Engine::new(&store, &lease, &request)), mine);
+    }
 
     #[test]
     fn a_bind_mount_shows_what_its_digest_says() {

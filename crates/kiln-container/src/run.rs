@@ -43,8 +43,8 @@ pub fn run(store: &Store, lease: &Lease, request: &Request, watcher: Foreground<
         let sandbox = sandbox(store, lease, (&image, request), watcher.own_terminal, (confinement, way))?;
         let view = store.root_view(&image.config.rootfs.diff_ids)?;
         let below: LowerFiles = Arc::new(move |path| {
-            let (uid, gid, mode) = view.status(path.as_os_str().as_bytes()).ok()??;
-            Some(LowerFile { uid, gid, mode })
+            let found = view.status(path.as_os_str().as_bytes()).ok()??;
+            Some(LowerFile { uid: found.uid, gid: found.gid, mode: found.mode, has_links: found.has_links })
         });
         Ok(run_in_foreground(&sandbox, watcher, Some(&below), &launcher)?)
     };

@@ -413,13 +413,33 @@ impl<'a> Scan<'a> {
         }
         if let Owners::Recorded { recorded, fresh } = self.capture.owners {
             let before = match lower {
-                Some(node) => Some(self.capture.lower.metadata(node)?).filter(|before| before.kind == kind),
-                None => None,
+                Some(node) if self.is_copied_up(directory, name, kind, node)? => {
+                    Some(self.capture.lower.metadata(node)?).filter(|before| before.kind == kind)
+                }
+                _ => None,
             };
             let fresh = (fresh.0, group.unwrap_or(fresh.1));
             recorded_owner(&mut metadata, recorded(stat), before.as_ref(), fresh);
         }
         Ok(metadata)
+    }
+
+    /// Whether an overlay made something of what the lower layers have at its place. It marks files that it copies up, if
+    /// they have one name, and directories that took the place of others; no more is known of what can bear no marks.
+    fn is_copied_up(
+        &self,
+        directory: &Directory,
+        name: &OsStr,
+        kind: Kind,
+        lower: &Node<'_>,
+    ) -> Result<bool> {
+        Ok(match (self.capture.changes, kind) {
+            (Changes::Upper(_), Kind::Directory) => self.mark_of(directory, name, b"opaque")?.is_none(),
+            (Changes::Upper(_), Kind::Regular) => {
+                self.mark_of(directory, name, b"origin")?.is_some() || self.capture.lower.has_links(lower)?
+            }
+            _ => true,
+        })
     }
 
     /// Whether a file that is not a directory is what the lower layers have.

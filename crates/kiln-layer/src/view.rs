@@ -1,8 +1,9 @@
 //! An image's tree, answered from the indexes of its layers: lookups from the top down, whiteouts applied, hard links
 //! resolved. Nothing is merged before it is asked for.
 
+use std::collections::HashSet;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use kiln_oci::Digest;
 
@@ -18,6 +19,8 @@ use crate::walk::LINKS;
 #[derive(Clone, Debug, Default)]
 pub struct RootView {
     layers: Vec<Arc<LayerIndex>>,
+    /// The files that hard links lead to, by layer and entry: looked for when they are first asked for.
+    linked: Arc<OnceLock<HashSet<(usize, u32)>>>,
 }
 
 /// What one layer holds strictly below a directory: positions in its effective tree.
@@ -35,6 +38,19 @@ pub struct Node<'a> {
     entry: Option<(usize, Entry<'a>)>,
     /// What is below it, from the top layer down.
     parts: Vec<Part>,
+}
+
+/// Whose a file is, and what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Type and mode, as in `struct stat`.
+    pub mode: u32,
+    /// [`RootView::has_links`].
+    pub has_links: bool,
 }
 
 impl<'a> Node<'a> {
@@ -72,7 +88,7 @@ pub struct Resolved<'a> {
 impl RootView {
     /// A view of layers, from the bottom to the top.
     pub fn new(layers: Vec<Arc<LayerIndex>>) -> Self {
-        Self { layers }
+        Self { layers, ..Self::default() }
     }
 
     /// The layers, from the bottom to the top.
@@ -82,7 +98,7 @@ impl RootView {
 
     /// The view without its top layers.
     pub fn below(&self, layers: usize) -> Self {
-        Self { layers: self.layers[..layers.min(self.layers.len())].to_vec() }
+        Self::new(self.layers[..layers.min(self.layers.len())].to_vec())
     }
 
     /// The root directory.
@@ -234,11 +250,11 @@ impl RootView {
         })
     }
 
-    /// User, group and mode with type of what is at `path`, as in `struct stat`; symbolic links are not followed.
+    /// What is at `path`, as `lstat` tells it; symbolic links are not followed.
     ///
     /// # Errors
     /// When an index is damaged.
-    pub fn status(&self, path: &[u8]) -> Result<Option<(u32, u32, u32)>> {
+    pub fn status(&self, path: &[u8]) -> Result<Option<Status>> {
         let Some(node) = self.lookup(path)? else { return Ok(None) };
         let (uid, gid, mode, kind) = match self.file(&node)? {
             Some(file) => (file.entry.uid(), file.entry.gid(), file.entry.mode(), file.entry.kind()),
@@ -256,7 +272,45 @@ impl RootView {
             Kind::Fifo => FileType::Fifo,
             Kind::Whiteout | Kind::Opaque => return Ok(None),
         };
-        Ok(Some((uid, gid, mode | kind.as_raw_mode())))
+        let has_links = self.has_links(&node)?;
+        Ok(Some(Status { uid, gid, mode: mode | kind.as_raw_mode(), has_links }))
+    }
+
+    /// Whether the file that `node` is has, or had in some layer, another name.
+    ///
+    /// # Errors
+    /// When an index is damaged.
+    pub fn has_links(&self, node: &Node<'_>) -> Result<bool> {
+        let linked = match self.linked.get() {
+            Some(linked) => linked,
+            None => {
+                let linked = self.linked_files()?;
+                self.linked.get_or_init(|| linked)
+            }
+        };
+        Ok(match node.entry {
+            Some((_, entry)) if entry.kind() == Kind::HardLink => true,
+            Some((layer, entry)) => linked.contains(&(layer, entry.number())),
+            None => false,
+        })
+    }
+
+    fn linked_files(&self) -> Result<HashSet<(usize, u32)>> {
+        let mut linked = HashSet::new();
+        for (layer, index) in self.layers.iter().enumerate() {
+            for entry in index.tree() {
+                let entry = entry?;
+                if entry.kind() != Kind::HardLink {
+                    continue;
+                }
+                let node =
+                    Node { path: entry.path().to_vec(), entry: Some((layer, entry)), parts: Vec::new() };
+                if let Some(file) = self.file(&node)? {
+                    linked.insert((file.layer, file.entry.number()));
+                }
+            }
+        }
+        Ok(linked)
     }
 
     /// Size of the file that `node` is, hard links resolved; zero for anything else.

@@ -20,7 +20,7 @@ use crate::path::{self, WHITEOUT, split};
 use crate::tar::{self, WRITER};
 use crate::unpack::Unpack;
 use crate::view::RootView;
-use crate::walk::LINKS;
+use crate::walk::{LINKS, Limits};
 
 /// A file's bytes, opened when its turn comes.
 pub type Opener<'a> = Box<dyn FnOnce() -> Result<Box<dyn Read + 'a>> + 'a>;
@@ -56,6 +56,8 @@ struct Pending<'a> {
 #[derive(Debug, Default)]
 pub struct LayerWriter<'a> {
     entries: Vec<Pending<'a>>,
+    /// What they take in a tar, at least.
+    bytes: u64,
 }
 
 /// What takes the uncompressed tar.
@@ -101,7 +103,8 @@ impl<'a> LayerWriter<'a> {
     /// one. Attributes and times are reduced to what the tar writer writes.
     ///
     /// # Errors
-    /// When the path cannot be in a layer.
+    /// When the path cannot be in a layer, and when that would become larger than a layer that comes in may be: a file of
+    /// holes is made in no time, and takes hours to read.
     pub fn add(&mut self, path: &[u8], mut metadata: Metadata, source: Source<'a>) -> Result<()> {
         let bad = |problem| Error::Entry { path: path::shown(path), problem };
         if path::components(path).any(|name| name.starts_with(WHITEOUT)) {
@@ -114,6 +117,18 @@ impl<'a> LayerWriter<'a> {
         }
         path::check(&cleaned)?;
         reduce(&mut metadata);
+        let block = tar::BLOCK as u64;
+        let limits = Limits::default();
+        self.bytes = self
+            .bytes
+            .saturating_add(block)
+            .saturating_add(metadata.size.div_ceil(block).saturating_mul(block));
+        if self.bytes > limits.bytes {
+            return Err(Error::Limit { what: "bytes", limit: limits.bytes });
+        }
+        if self.entries.len() >= limits.entries as usize {
+            return Err(Error::Limit { what: "entries", limit: limits.entries.into() });
+        }
         self.entries.push(Pending { path: cleaned, metadata, source });
         Ok(())
     }

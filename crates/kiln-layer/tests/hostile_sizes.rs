@@ -7,7 +7,9 @@ mod support;
 use std::io::{Read, Write as _};
 use std::time::{Duration, Instant};
 
-use kiln_layer::{Compression, Error, Limits, Options, Result, Walk, Whiteouts, walk};
+use kiln_layer::{
+    Compression, Error, Kind, LayerWriter, Limits, Metadata, Options, Result, Source, Walk, Whiteouts, walk,
+};
 use support::{Canary, Header, Tar, index, unpack};
 
 /// Far more than any of these takes, far less than what a quadratic one would.
@@ -57,7 +59,7 @@ fn limited(bytes: &[u8], limits: Limits) -> Result<Walk> {
 }
 
 #[track_caller]
-fn over(result: Result<Walk>, expected: &str) {
+fn over<T: std::fmt::Debug>(result: Result<T>, expected: &str) {
     match result {
         Err(Error::Limit { what, .. }) => assert_eq!(what, expected),
         other => panic!("{other:?}"),
@@ -85,6 +87,21 @@ fn zeros_without_end() {
     let bomb = compressed(Compression::Zstd, padding.chain(std::io::repeat(0).take(size)));
     over(in_time(|| limited(&bomb, Limits { bytes: 64 << 20, ..Limits::default() })), "bytes");
     in_time(|| limited(&bomb, Limits::default())).expect("padding");
+}
+
+/// A step leaves a file of holes in no time; to read it would take hours, and no layer that comes in may be so large.
+#[test]
+fn holes_of_a_step_without_end() {
+    let most = Limits::default().bytes;
+    let file = |size| Metadata { size, ..Metadata::new(Kind::Regular, 0o644) };
+    let unread = || Source::Open(Box::new(|| panic!("it is read")));
+    over(LayerWriter::new().add(b"holes", file(most), unread()), "bytes");
+    over(LayerWriter::new().add(b"holes", file(u64::MAX), unread()), "bytes");
+    let mut writer = LayerWriter::new();
+    for name in [b"a", b"b", b"c"] {
+        writer.add(name, file(most / 4), unread()).expect("not too large yet");
+    }
+    over(writer.add(b"d", file(most / 4), unread()), "bytes");
 }
 
 #[test]

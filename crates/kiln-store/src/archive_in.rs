@@ -322,19 +322,15 @@ impl Store {
         let _span = kiln_trace::span("load layer").of(|| layer.to_string());
         let what = || format!("{}: layer {}", members.name(), source.path);
         let path = lease.fresh_path("blob");
-        members.copy(&source.path, &path)?;
+        let expected = source.descriptor.as_ref().map(|descriptor| descriptor.size);
+        members.copy(&source.path, expected, &path)?;
         let file = fs_err::File::open(&path).map_err(Error::file("open", &path))?;
         let new = self.walk_layer(lease, below, file, &path, unpacking)?;
-        if let (Some(descriptor), Some(blob)) = (&source.descriptor, &new.blob) {
-            if blob.digest != descriptor.digest {
-                let (expected, found) = (descriptor.digest, blob.digest);
-                return Err(Error::Mismatch { what: what(), expected, found });
-            }
-            if blob.size != descriptor.size {
-                let reason =
-                    format!("layer has {} bytes, its descriptor says {}", blob.size, descriptor.size);
-                return Err(Error::archive(members.name(), reason));
-            }
+        if let (Some(descriptor), Some(blob)) = (&source.descriptor, &new.blob)
+            && blob.digest != descriptor.digest
+        {
+            let (expected, found) = (descriptor.digest, blob.digest);
+            return Err(Error::Mismatch { what: what(), expected, found });
         }
         if new.index.diff_id() != layer {
             let found = new.index.diff_id().0;

@@ -6,10 +6,11 @@ use std::io;
 use std::path::Path;
 
 use kiln_oci::{ChainId, DiffId, Digest, Hasher, ImageId};
-use rusqlite::params;
+use rusqlite::{Connection, params};
+use rustix::fs::Access;
 
 use crate::Store;
-use crate::database::digest;
+use crate::database::{Durability, all, digest};
 use crate::error::{Error, OtherOwners, Result};
 use crate::layers::{OVERLAY, snapshot_is_source};
 use crate::stale::Stale;
@@ -101,18 +102,83 @@ pub struct Checked {
     pub blobs: u64,
 }
 
+/// What is looked at.
+enum Looked {
+    Everything,
+    /// What has these digests.
+    These(HashSet<Digest>),
+}
+
+impl Looked {
+    /// What faults are about.
+    fn at(faults: &[Fault]) -> Self {
+        let digest = |fault: &Fault| match fault {
+            Fault::Database { .. } => None,
+            Fault::Config { image, .. } | Fault::MissingLayer { image, .. } => Some(image.0),
+            Fault::Index { layer, .. } | Fault::NoSource { layer } | Fault::Snapshot { layer, .. } => {
+                Some(layer.0)
+            }
+            Fault::Blob { blob, .. } => Some(*blob),
+        };
+        Self::These(faults.iter().filter_map(digest).collect())
+    }
+
+    fn takes(&self, digest: &Digest) -> bool {
+        match self {
+            Self::Everything => true,
+            Self::These(these) => these.contains(digest),
+        }
+    }
+}
+
 impl Store {
     /// Reads everything and compares it with its digest. Changes nothing.
+    ///
+    /// Other commands go on meanwhile. What looks wrong is looked at once more while nobody collects, so that what is
+    /// being removed is no fault.
     pub fn check(&self) -> Result<Checked> {
         let mut checked = Checked::default();
         self.check_database(&mut checked)?;
         let stale = self.stale(&self.database.lock())?;
-        self.check_images(&mut checked)?;
-        self.check_blobs(&stale, &mut checked)?;
-        self.check_layers(&stale, &mut checked)?;
-        checked.garbage = self.garbage(&stale)?;
+        self.check_all(&Looked::Everything, &stale, &mut checked)?;
+        checked.garbage = {
+            let connection = self.database.lock();
+            self.garbage(&connection, &stale)?
+        };
+        if !checked.faults.is_empty() || !checked.garbage.is_empty() {
+            self.look_again(&mut checked)?;
+        }
         checked.damaged = self.damaged(&checked.faults)?;
         Ok(checked)
+    }
+
+    fn check_all(&self, looked: &Looked, stale: &Stale, checked: &mut Checked) -> Result<()> {
+        self.check_images(looked, checked)?;
+        self.check_blobs(looked, stale, checked)?;
+        self.check_layers(looked, stale, checked)
+    }
+
+    /// Leaves the faults that are none of another command's doing.
+    fn look_again(&self, checked: &mut Checked) -> Result<()> {
+        let _alone = match self.exclude_collections() {
+            Ok(alone) => alone,
+            // Where nothing can be written nobody removes anything.
+            Err(_) if rustix::fs::access(self.root(), Access::WRITE_OK).is_err() => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let stale = self.stale(&self.database.lock())?;
+        let mut again = Checked::default();
+        self.check_all(&Looked::at(&checked.faults), &stale, &mut again)?;
+        checked.faults.retain(|fault| matches!(fault, Fault::Database { .. }));
+        checked.faults.append(&mut again.faults);
+        checked.unread.append(&mut again.unread);
+        if !checked.garbage.is_empty() {
+            // Files come and go together with their rows, in transactions.
+            let garbage = self.database.write(Durability::Relaxed, |t| self.garbage(t, &stale))?;
+            // What was not there before is another command's.
+            checked.garbage.retain(|name| garbage.contains(name));
+        }
+        Ok(())
     }
 
     fn damaged(&self, faults: &[Fault]) -> Result<Vec<ImageId>> {
@@ -149,12 +215,13 @@ impl Store {
         Ok(())
     }
 
-    fn check_images(&self, checked: &mut Checked) -> Result<()> {
-        for summary in self.images()? {
+    fn check_images(&self, looked: &Looked, checked: &mut Checked) -> Result<()> {
+        for summary in self.images()?.into_iter().filter(|summary| looked.takes(&summary.id.0)) {
             checked.images += 1;
             let id = summary.id;
             let image = match self.image(id) {
                 Ok(image) => image,
+                Err(Error::NoImage(_)) => continue,
                 Err(error) => {
                     let reason = error.to_string();
                     checked.faults.push(Fault::Config { image: id, reason });
@@ -175,11 +242,12 @@ impl Store {
         Ok(())
     }
 
-    fn check_blobs(&self, stale: &Stale, checked: &mut Checked) -> Result<()> {
+    fn check_blobs(&self, looked: &Looked, stale: &Stale, checked: &mut Checked) -> Result<()> {
         let blobs = self.database.all("SELECT digest, size FROM blobs ORDER BY digest", [], |row| {
             Ok((digest(row, 0)?, row.get::<_, i64>(1)?.unsigned_abs()))
         })?;
-        for (blob, size) in blobs.into_iter().filter(|(blob, _)| !stale.blobs.contains(blob)) {
+        let is_looked_at = |blob: &Digest| looked.takes(blob) && !stale.blobs.contains(blob);
+        for (blob, size) in blobs.into_iter().filter(|(blob, _)| is_looked_at(blob)) {
             checked.blobs += 1;
             if let Some(reason) = self.blob_fault(&blob, size) {
                 checked.faults.push(Fault::Blob { blob, reason });
@@ -203,8 +271,9 @@ impl Store {
         }
     }
 
-    fn check_layers(&self, stale: &Stale, checked: &mut Checked) -> Result<()> {
-        for layer in self.all_layers()?.into_iter().filter(|layer| !stale.layers.contains(&layer.0)) {
+    fn check_layers(&self, looked: &Looked, stale: &Stale, checked: &mut Checked) -> Result<()> {
+        let is_looked_at = |layer: &DiffId| looked.takes(&layer.0) && !stale.layers.contains(&layer.0);
+        for layer in self.all_layers()?.into_iter().filter(is_looked_at) {
             checked.layers += 1;
             let from_snapshot = match self.index(layer) {
                 Ok(index) if index.diff_id() == layer => snapshot_is_source(&index),
@@ -255,13 +324,13 @@ impl Store {
     }
 
     /// Files that no row names which will stay.
-    fn garbage(&self, stale: &Stale) -> Result<Vec<String>> {
+    fn garbage(&self, t: &Connection, stale: &Stale) -> Result<Vec<String>> {
         let hex = |sql: &str, stale: &HashSet<Digest>| -> Result<HashSet<String>> {
-            let rows = self.database.all(sql, [], |row| digest(row, 0))?;
+            let rows = all(t, sql, [], |row| digest(row, 0))?;
             Ok(rows.iter().filter(|row| !stale.contains(*row)).map(Digest::hex).collect())
         };
         let text = |sql: &str| -> Result<HashSet<String>> {
-            Ok(self.database.all(sql, [], |row| row.get(0))?.into_iter().collect())
+            Ok(all(t, sql, [], |row| row.get(0))?.into_iter().collect())
         };
         let (mut snapshots, mut links) =
             (text("SELECT id FROM snapshots")?, text("SELECT link FROM snapshots")?);
@@ -291,7 +360,7 @@ impl Store {
         add(OVERLAY, &|name| snapshots.contains(name))?;
         add("overlay2/l", &|name| links.contains(name))?;
         add("cache", &|name| caches.contains(name))?;
-        // One may have begun since.
+        // The row of a lease goes before its files, and one may have begun since.
         add("tmp", &|name| leases.contains(name) || crate::lease::is_alive(&tmp.join(name)))?;
         add("trash", &|_| false)?;
         let temporary = |name: &str| !kiln_sys::publish::is_temporary(name.as_ref());

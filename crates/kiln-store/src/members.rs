@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use kiln_layer::Limits;
 use kiln_layer::archive::{Archive, Entry, EntryType};
 use kiln_oci::{Descriptor, Digest, MAX_DOCUMENT_SIZE};
 use kiln_sys::root::Root;
@@ -207,14 +208,27 @@ impl Members {
         Ok(bytes)
     }
 
-    /// Copies a member into a new file, in the kernel where that is possible.
-    pub(crate) fn copy(&self, member: &str, path: &Path) -> Result<()> {
-        let (mut reader, size) = self.open(member)?;
+    /// Copies a member into a new file, in the kernel where that is possible. One of another size than is `expected`, or too
+    /// large for a layer, is not read: a file of holes would fill the disk.
+    pub(crate) fn copy(&self, member: &str, expected: Option<u64>, path: &Path) -> Result<()> {
+        let (reader, size) = self.open(member)?;
+        if let Some(expected) = expected.filter(|expected| *expected != size) {
+            let reason = format!("{member} has {size} bytes, its descriptor says {expected}");
+            return Err(Error::archive(self.name(), reason));
+        }
+        let most = Limits::default().bytes;
+        if size > most {
+            let reason = format!("{member} has {size} bytes; at most {most} are read");
+            return Err(Error::archive(self.name(), reason));
+        }
+        // One byte more shows that it grows meanwhile.
+        let mut reader = reader.take(size + 1);
         let _span = kiln_trace::span("copy blob").with_bytes(size);
         let mut output = fs_err::File::create_new(path).map_err(Error::file("make", path))?;
         let copied = io::copy(&mut reader, &mut output).map_err(Error::file("copy into", path))?;
         if copied != size {
-            return Err(Error::archive(self.name(), format!("{member} is truncated")));
+            let reason = if copied < size { "is truncated" } else { "has grown while it was read" };
+            return Err(Error::archive(self.name(), format!("{member} {reason}")));
         }
         Ok(())
     }

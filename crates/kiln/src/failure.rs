@@ -129,11 +129,11 @@ pub(crate) fn report(error: &anyhow::Error, convention: Convention) -> Report {
         return Report { text: String::new(), status: 141 };
     }
     let kind = failure.map_or(Kind::World, |failure| failure.kind);
-    let hint =
-        failure.and_then(|failure| failure.hint.clone()).or_else(|| io_hint(io?, error)).or_else(|| {
-            let others = error.chain().any(is_of_other_owners);
-            others.then(|| OTHER_OWNERS_HINT.to_owned())
-        });
+    let hint = failure
+        .and_then(|failure| failure.hint.clone())
+        .or_else(|| error.chain().any(is_in_read_only_mount).then(|| READ_ONLY_MOUNT_HINT.to_owned()))
+        .or_else(|| io_hint(io?, error))
+        .or_else(|| error.chain().any(is_of_other_owners).then(|| OTHER_OWNERS_HINT.to_owned()));
 
     let mut text = failure.map(|failure| failure.excerpt.clone()).unwrap_or_default();
     if !text.is_empty() && !text.ends_with('\n') {
@@ -191,6 +191,21 @@ fn of_the_store<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a 
         _ => error.downcast_ref::<kiln_store::Error>(),
     };
     store.filter(|error| !matches!(error, kiln_store::Error::Output { .. }))
+}
+
+const READ_ONLY_MOUNT_HINT: &str = "what is mounted around it is read-only, so that no place for it can be made: it has to be \
+    there before, or what is around it be mounted read-write";
+
+/// Whether it is a mount of the container's that cannot be written, not the store.
+fn is_in_read_only_mount(error: &(dyn std::error::Error + 'static)) -> bool {
+    let sandbox = match (error.downcast_ref(), error.downcast_ref()) {
+        (Some(kiln_build::Error::Runtime(error)), _) | (_, Some(kiln_container::Error::Runtime(error))) => {
+            error
+        }
+        _ => return false,
+    };
+    let kiln_runtime::RuntimeError::SetUp { source, .. } = sandbox else { return false };
+    source.kind() == io::ErrorKind::ReadOnlyFilesystem
 }
 
 fn io_hint(io: &io::Error, error: &anyhow::Error) -> Option<String> {

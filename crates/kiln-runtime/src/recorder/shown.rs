@@ -26,6 +26,8 @@ pub struct LowerFile {
     pub gid: u32,
     /// Type and mode, as in `struct stat`.
     pub mode: u32,
+    /// It has other names: the overlay does not mark what it copies up of it.
+    pub has_links: bool,
 }
 
 /// Finds files of the lower layers, by path from the root without a leading `/`, no component of it a symbolic link.
@@ -102,12 +104,12 @@ impl Scene {
         }
         let Some(seen) = self.look(file)? else { return Ok(Answer::Continue) };
         let inside = self.inside(&seen.file)?;
-        let Some(lower) = self.lower(&inside, seen.mode) else { return Ok(Answer::Continue) };
-        let fresh = (self.initial.uids.effective, self.initial.gids.effective);
+        let kept = self.kept(&inside, seen.mode);
+        let Some(lower) = self.lower(&inside, seen.mode, kept.as_ref()) else {
+            return Ok(Answer::Continue);
+        };
         let named = Named { file: seen.file, status };
-        let is_known = self.kept_as(&named)?.is_some_and(|(d, i, b)| self.ownership.of(d, i, b).is_some());
-        let is_lost = (lower.uid, lower.gid) != fresh || lower.mode & SPECIAL != 0;
-        if is_known || !is_lost {
+        if self.kept_as(&named)?.is_some_and(|(d, i, b)| self.ownership.of(d, i, b).is_some()) {
             return Ok(Answer::Continue);
         }
         // It is copied up by that, and so can have a record.
@@ -163,21 +165,47 @@ impl Scene {
         path.strip_prefix("/").map(Path::to_path_buf).map_err(|_| Errno::NOENT)
     }
 
-    fn lower(&self, inside: &Path, mode: u32) -> Option<LowerFile> {
+    /// What the lower layers say of a file, if it is theirs: not if another one took its place.
+    fn lower(&self, inside: &Path, mode: u32, kept: Option<&OwnedFd>) -> Option<LowerFile> {
         let lower = (self.below.as_ref()?)(inside)?;
-        (FileType::from_raw_mode(lower.mode) == FileType::from_raw_mode(mode)).then_some(lower)
+        let is_theirs = |kept: &OwnedFd| self.is_copied_up(kept, mode, lower.has_links);
+        let same = FileType::from_raw_mode(lower.mode) == FileType::from_raw_mode(mode);
+        (same && kept.is_none_or(is_theirs)).then_some(lower)
     }
 
-    fn shown_at(&self, inside: &Path, mode: u32) -> Shown {
+    /// Whether an overlay made a file of its upper directory of a lower one. It marks those files, if they have one name,
+    /// and directories that took the place of others; no more is known of what can bear no marks.
+    fn is_copied_up(&self, kept: &OwnedFd, mode: u32, has_links: bool) -> bool {
+        if self.upper.is_none() {
+            return true;
+        }
+        let mark = |name: &str| {
+            rustix::process::fchdir(&self.proc)?;
+            let mut value = [0; 256];
+            rustix::fs::getxattr(format!("self/fd/{}", kept.as_raw_fd()), name, &mut value[..])
+        };
+        match FileType::from_raw_mode(mode) {
+            FileType::Directory => mark("user.overlay.opaque").is_err(),
+            FileType::RegularFile => has_links || mark("user.overlay.origin") != Err(Errno::NODATA),
+            _ => true,
+        }
+    }
+
+    /// The file that keeps what is at a place of the root.
+    fn kept(&self, inside: &Path, mode: u32) -> Option<OwnedFd> {
         let holder = self.upper.as_ref().unwrap_or(&self.base);
         let is_same = |file: &OwnedFd| {
             rustix::fs::fstat(file)
                 .is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::from_raw_mode(mode))
         };
-        let kept = open_below(holder.as_fd(), inside, OFlags::PATH).ok().filter(is_same);
-        let key = kept.and_then(|kept| ownership::key_of(kept.as_fd()).ok());
+        open_below(holder.as_fd(), inside, OFlags::PATH).ok().filter(is_same)
+    }
+
+    fn shown_at(&self, inside: &Path, mode: u32) -> Shown {
+        let kept = self.kept(inside, mode);
+        let key = kept.as_ref().and_then(|kept| ownership::key_of(kept.as_fd()).ok());
         let record = key.and_then(|(device, inode, birth)| self.ownership.of(device, inode, birth));
-        let lower = self.lower(inside, mode);
+        let lower = self.lower(inside, mode, kept.as_ref());
         let bits = match lower {
             Some(lower) if record.is_none() && lower.mode & 0o777 == mode & 0o777 => lower.mode & SPECIAL,
             _ => 0,

@@ -149,12 +149,12 @@ fn shown(fixture: &Fixture) {
     let root = fixture.root(&[]);
     // As if the layers said so, in which files have the mode that the unpacked ones have, but for special bits.
     let below: LowerFiles = Arc::new(|path| match path.to_str()? {
-        "etc/passwd" => Some(LowerFile { uid: 3, gid: 42, mode: 0o100_644 }),
+        "etc/passwd" => Some(LowerFile { uid: 3, gid: 42, mode: 0o100_644, has_links: false }),
         "bin/busybox" => {
             let mode = fs_err::metadata("/bin/busybox").ok()?.permissions().mode();
-            Some(LowerFile { uid: 0, gid: 7, mode: mode | 0o4000 })
+            Some(LowerFile { uid: 0, gid: 7, mode: mode | 0o4000, has_links: false })
         }
-        "tmp" => Some(LowerFile { uid: 0, gid: 9, mode: 0o040_755 }),
+        "tmp" => Some(LowerFile { uid: 0, gid: 9, mode: 0o040_755, has_links: false }),
         _ => None,
     });
     let script = "set -e; umask 022; cd /tmp; stat -c '%u:%g %a' /etc/passwd /bin/busybox . /bin; exec 3< /etc/passwd; \

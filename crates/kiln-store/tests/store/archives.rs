@@ -256,6 +256,37 @@ fn links_in_a_layout_stay_in_it() {
     }
 }
 
+/// A file of holes takes no room where it lies, and all there is where it is copied to.
+#[test]
+fn blobs_of_holes_are_not_copied() {
+    let holes = 300 << 30;
+    for (size, expect) in [
+        (None, "has 322122547200 bytes, its descriptor says"),
+        (Some(holes), "at most 274877906944 are read"),
+    ] {
+        let (_, [manifest, config, layer]) = oci(|manifest| {
+            if let Some(size) = size {
+                manifest["layers"][0]["size"] = json!(size);
+            }
+        });
+        let fixture = Fixture::new();
+        let layout = fixture.path("layout");
+        fs_err::create_dir_all(layout.join("blobs/sha256")).unwrap();
+        fs_err::write(layout.join("index.json"), layout_index(&manifest)).unwrap();
+        for bytes in [&manifest, &config, &layer] {
+            fs_err::write(layout.join(blob(bytes)), bytes).unwrap();
+        }
+        fs_err::OpenOptions::new()
+            .write(true)
+            .open(layout.join(blob(&layer)))
+            .unwrap()
+            .set_len(holes)
+            .unwrap();
+        let error = fixture.load_from(&layout).unwrap_err();
+        assert!(told(&error).contains(expect), "{}", told(&error));
+    }
+}
+
 /// A small archive that names the same image so often that its documents would fill the memory.
 #[test]
 fn images_in_an_archive_are_bounded() {

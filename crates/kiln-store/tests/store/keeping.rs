@@ -119,6 +119,41 @@ fn a_check_names_what_is_damaged() {
     );
 }
 
+/// What a collection of another command's is about to remove, or a lease that ends, is no fault.
+#[test]
+fn a_check_looks_again_when_a_collection_is_over() {
+    let fixture = Fixture::new();
+    let (id, layer) = fixture.image("good", Some("good:1"));
+    let root = fixture.store.root();
+    let index = root.join("index").join(layer.0.hex());
+    let aside = root.join("trash/aside");
+    let store = fixture.again();
+    let (told, waits) = std::sync::mpsc::channel();
+    store.tell_waits(move |wait| told.send(wait.awaited).expect("heard"));
+    // In the middle of its work: the file is on its way into the trash.
+    let collecting = Lock::acquire(&root.join("collect.lock"), Sharing::Exclusive).unwrap();
+    fs_err::rename(&index, &aside).unwrap();
+    let checked = std::thread::scope(|scope| {
+        let checking = scope.spawn(|| store.check().unwrap());
+        let waited_for = waits.recv_timeout(Duration::from_secs(60));
+        fs_err::rename(&aside, &index).unwrap();
+        drop(collecting);
+        assert_eq!(waited_for, Ok(Awaited::Collection));
+        checking.join().unwrap()
+    });
+    assert_eq!((checked.faults, checked.garbage, checked.damaged), (vec![], vec![], vec![]));
+    assert_eq!((checked.images, checked.layers), (1, 1));
+    // A lease that ends has no row any more while its files are removed.
+    let lease = fixture.store.lease("runner").unwrap();
+    fixture.change("DELETE FROM leases");
+    assert_eq!(store.check().unwrap().garbage, Vec::<String>::new());
+    drop(lease);
+    // What is damaged for good stays a fault.
+    fs_err::remove_file(&index).unwrap();
+    let checked = fixture.again().check().unwrap();
+    assert_eq!((checked.faults.len(), checked.damaged), (1, vec![id]));
+}
+
 #[test]
 fn a_lease_on_an_image_keeps_its_layers_when_the_image_goes() {
     let fixture = Fixture::new();

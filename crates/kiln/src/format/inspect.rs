@@ -78,15 +78,33 @@ impl Inspect {
     }
 }
 
-/// JSON with Docker's indentation.
+/// JSON with Docker's indentation. JSON's writers escape the first 32 characters; terminals obey those from U+0080 to U+009F, too,
+/// and an image may hold any.
 pub(crate) fn indented<T: Serialize + ?Sized>(document: &T) -> String {
     let mut out = Vec::new();
     let formatter = serde_json::ser::PrettyFormatter::with_indent(b"    ");
     let mut serializer = serde_json::Serializer::with_formatter(&mut out, formatter);
     match document.serialize(&mut serializer) {
-        Ok(()) => String::from_utf8_lossy(&out).into_owned(),
+        Ok(()) => without_controls(String::from_utf8_lossy(&out).into_owned()),
         Err(_) => String::new(),
     }
+}
+
+fn without_controls(json: String) -> String {
+    let is_control = |c: char| ('\u{7f}'..='\u{9f}').contains(&c);
+    if !json.contains(is_control) {
+        return json;
+    }
+    let mut out = String::with_capacity(json.len() + 16);
+    for c in json.chars() {
+        // Outside of strings there is none.
+        if is_control(c) {
+            out.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            out.push(c);
+        }
+    }
+    out
 }
 
 fn render_one(
@@ -332,6 +350,13 @@ mod tests {
             inspect(None, &[json!({"b": [], "a": {"c": 1}})]).text,
             "[\n    {\n        \"b\": [],\n        \"a\": {\n            \"c\": 1\n        }\n    }\n]\n"
         );
+        let controls = json!({"\u{9b}k": "\u{1b}[31m\u{9b}31m\u{7f}ä\u{a0}"});
+        let shown = inspect(None, std::slice::from_ref(&controls)).text;
+        assert!(
+            shown.contains(r#""\u009bk": "\u001b[31m\u009b31m\u007f"#) && shown.contains("ä\u{a0}"),
+            "{shown}"
+        );
+        assert_eq!(serde_json::from_str::<Json>(&shown).expect("JSON"), json!([controls]));
         assert_eq!(inspect(Some("json"), &[json!({"b": 1}), json!({})]).text, "[{\"b\":1},{}]\n");
         assert_eq!(
             inspect(Some("{{.Id}}"), &[image(), image()]).text,

@@ -116,6 +116,17 @@ fn refusals_are_clear_and_change_nothing() {
         bench.refuses(Some(&format!("FROM bb\n{step}\n")), 1, &["its path is too "]);
     }
     bench.refuses(Some("FROM bb\nRUN [\"/nosuch\"]\n"), 1, &["/nosuch", ">>> RUN [\"/nosuch\"]\n"]);
+    // A mount that is read-only, as those of the context are, and not the store.
+    bench.refuses(
+        Some("FROM bb\nRUN --mount=type=bind,target=/m --mount=type=tmpfs,target=/m/new true\n"),
+        1,
+        &[
+            "kiln: cannot build Dockerfile: cannot mount /m/new: Read-only file system (os error 30)\n",
+            "hint: what is mounted around it is read-only, so that no place for it can be made",
+        ],
+    );
+    let most = "kiln: cannot build Dockerfile: the layer has more than 274877906944 bytes\n";
+    bench.refuses(Some("FROM bb\nRUN /bin/busybox truncate -s 300G /holes\n"), 1, &[most]);
     bench.refuses(
         Some("FROM bb\nRUN echo not run > /first\nCOPY a[ /o/\n"),
         1,

@@ -41,6 +41,6 @@ fn what_a_collection_took_is_made_again_as_it_was() {
     }
     let again = bench.run("store", &["build", "--progress=plain", "-f", "Dockerfile", "context"]);
     assert!(crate::bench::text(&again.stderr).contains("#3 DONE"), "{again:?}");
-    assert!(crate::bench::text(&again.stderr).ends_with(&format!("\nimage {first}")), "{again:?}");
+    assert!(crate::bench::text(&again.stderr).ends_with(&format!("\nwriting image {first}")), "{again:?}");
     assert_eq!(bench.image_id(&[]), first);
 }

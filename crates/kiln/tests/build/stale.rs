@@ -502,3 +502,24 @@ fn differences(one: &Tree, other: &Tree) -> String {
     });
     lines.collect()
 }
+
+/// What is kept of a context saves work alone: if it is wrong, the build reads the files.
+#[test]
+fn what_is_remembered_of_a_context_may_be_wrong() {
+    let Some(bench) = Bench::new() else { return };
+    bench.write("context/one", "one\n");
+    bench.write("Dockerfile", "FROM bb\nCOPY . /d/\n");
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+    let words = ["build", "-q", "-t", "made", "-f", "Dockerfile", "context"];
+    assert!(bench.run("store", &words).status.success());
+    let mut caches = fs_err::read_dir(bench.path("store/context")).expect("listed");
+    let cache = caches.next().expect("one").expect("read").path();
+    let mut bytes = fs_err::read(&cache).expect("read");
+    *bytes.last_mut().expect("a digest") ^= 1;
+    fs_err::write(&cache, bytes).expect("written");
+    bench.write("context/two", "two\n");
+    let built = bench.run("store", &words);
+    assert!(built.status.success(), "{built:?}");
+    let shown = bench.run("store", &["run", "--rm", "made", "cat", "/d/one", "/d/two"]);
+    assert_eq!(text(&shown.stdout), "one\ntwo\n", "{shown:?}");
+}

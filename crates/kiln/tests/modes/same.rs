@@ -16,6 +16,10 @@ RUN printf 'OLD' > /equal && touch -d @1600000000 /equal && chmod 700 /same && c
 USER app
 WORKDIR /home/app/work
 RUN id -u > mine && ln -s mine own
+RUN <<END
+#!/bin/sh
+echo "$0" > script
+END
 USER root
 FROM first AS second
 RUN --mount=type=bind,from=first,source=/opt,target=/mnt --mount=type=cache,target=/cache \
@@ -40,6 +44,11 @@ RUN cp /bin/tool /bin/helper && chown app:shadow /bin/helper && chmod 4750 /bin/
  && ln /etc/shadow /etc/shadow.link && stat -c %u:%g:%a /etc/shadow.old /bin/helper > /seen
 RUN mkdir -m 777 /open && su app -c 'cd /open; mkdir d; echo x > d/f; ln -s f d/l; mv d/f d/g; cp -a d /open/e' && stat -c %u /open/d/g > /seen2
 RUN chown -R 0:0 /var2 && chown app /var2/lib && sed -i 's/x/y/' /etc/shadow && test "$(stat -c %g /etc/shadow)" = 42
+RUN mkdir -p -m 3770 /var/own /var/put && cd /etc && for f in again over under kept; do echo $f > $f; done && echo 1 > plain \
+ && ln kept link && chown app:shadow /var/own /var/put again over under kept && chmod 4755 again
+RUN rmdir /var/own /var/put && mkdir /var/own /put && mv /put /var && cd /etc && rm again && echo new > again && chmod 755 again \
+ && echo new > new && mv new over && mv plain under && echo more >> kept \
+ && stat -c %u:%g:%a /var/own /var/put again over under kept link > /seen3 && echo it is not theirs any more
 USER app
 WORKDIR /home/app/work
 RUN touch mine && test -O mine && test -O . && test "$(stat -c %u:%g mine)" = 1000:1000
