@@ -144,10 +144,11 @@ mod tests {
         ]);
         let context_path = lab.context_path();
         fs_err::hard_link(context_path.join("d/f"), context_path.join("d/sub/h")).expect("linked");
-        fs_err::set_permissions(context_path.join("d/sub"), std::fs::Permissions::from_mode(0o500))
-            .expect("set");
-        fs_err::set_permissions(context_path.join("d/f"), std::fs::Permissions::from_mode(0o4711))
-            .expect("set");
+        let chmod = |path: &std::path::Path, mode| {
+            fs_err::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("set");
+        };
+        chmod(&context_path.join("d/sub"), 0o500);
+        chmod(&context_path.join("d/f"), 0o4711);
         let context = lab.open();
         let mut selected = select_mount("/d", &context).expect("selected");
         let directory = Directory::open(&lab.host.path().join("scratch")).expect("opened");
@@ -163,6 +164,8 @@ mod tests {
         assert_ne!(inode(&root.join("f")), inode(&context_path.join("d/f")), "the user's file is not shared");
         let mtime = |path: &std::path::Path| fs_err::metadata(path).expect("stat").mtime();
         assert_eq!(mtime(&root.join("sub")), mtime(&context_path.join("d/sub")));
+        // So that they can be removed.
+        [root, context_path.join("d")].iter().for_each(|above| chmod(&above.join("sub"), 0o700));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use kiln_dockerfile::{
     parse_port, parse_signal, predefined::NON_ENVIRONMENT_ARGS,
 };
 use kiln_graph::VertexId;
-use kiln_oci::{Empty, Healthcheck, History, ImageConfig, Platform};
+use kiln_oci::{Config, Empty, Healthcheck, History, ImageConfig, Platform};
 
 use crate::environment::Environment;
 use crate::error::{Error, Result};
@@ -162,6 +162,11 @@ impl StageState {
         }
     }
 
+    /// The config, to change it: no longer shared.
+    fn config(&mut self) -> &mut Config {
+        &mut Arc::make_mut(&mut self.image).config
+    }
+
     /// Sets a variable of the config's Env.
     fn set_env(&mut self, name: &str, value: &str) {
         let environment = Arc::make_mut(&mut self.image).config.env.get_or_insert_default();
@@ -196,21 +201,12 @@ impl StageState {
     /// Does an instruction that changes the config alone. Returns `false` for RUN, COPY, ADD and WORKDIR.
     /// `kind` is expanded, but for ARG.
     pub(crate) fn apply(&mut self, kind: &Kind, scope: &Scope<'_>) -> Result<bool> {
-        match kind {
+        let text = match kind {
             Kind::Run(_) | Kind::Copy(_) | Kind::Add(_) | Kind::Workdir(_) => return Ok(false),
             Kind::Arg(items) => return self.declare(items, scope).map(|()| true),
-            _ => {}
-        }
-        let shell = self.shell();
-        let image = Arc::make_mut(&mut self.image);
-        let config = &mut image.config;
-        let text = match kind {
-            Kind::Run(_) | Kind::Copy(_) | Kind::Add(_) | Kind::Workdir(_) | Kind::Arg(_) => {
-                return Ok(false);
-            }
             Kind::Onbuild(trigger) => {
                 self.bytes += INSTRUCTION_BYTES + trigger.expression.len();
-                config.on_build.get_or_insert_default().push(trigger.expression.clone());
+                self.config().on_build.get_or_insert_default().push(trigger.expression.clone());
                 return Ok(true);
             }
             Kind::Env(pairs) => {
@@ -221,40 +217,43 @@ impl StageState {
                 history::env(pairs)
             }
             Kind::Label(pairs) => {
-                let labels = config.labels.get_or_insert_default();
+                let labels = self.config().labels.get_or_insert_default();
                 labels.extend(pairs.iter().map(|pair| (pair.key.text.clone(), pair.value.text.clone())));
                 history::label(pairs)
             }
             Kind::Maintainer(name) => {
-                image.author = Some(name.text.clone());
+                Arc::make_mut(&mut self.image).author = Some(name.text.clone());
                 history::maintainer(&name.text)
             }
             Kind::User(user) => {
-                config.user = user.text.clone();
+                self.config().user = user.text.clone();
                 history::user(&user.text)
             }
             Kind::Cmd(command) => {
-                let arguments = command.arguments(&shell);
+                let arguments = command.arguments(&self.shell());
+                let config = self.config();
                 config.cmd = Some(arguments.clone());
                 config.args_escaped = true;
                 self.has_cmd = true;
                 history::cmd(&arguments)
             }
             Kind::Entrypoint(command) => {
-                let arguments = command.arguments(&shell);
+                let arguments = command.arguments(&self.shell());
+                let has_cmd = self.has_cmd;
+                let config = self.config();
                 config.entrypoint = Some(arguments.clone());
-                if !self.has_cmd {
+                if !has_cmd {
                     config.cmd = None;
                 }
                 history::entrypoint(&arguments)
             }
             Kind::Shell(words) => {
-                config.shell = Some(words.iter().map(|word| word.text.clone()).collect());
+                self.config().shell = Some(words.iter().map(|word| word.text.clone()).collect());
                 history::shell(words)
             }
             Kind::StopSignal(signal) => {
-                parse_signal(&signal.text)?;
-                config.stop_signal = signal.text.clone();
+                parse_signal(&signal.text).map_err(|error| error.at(signal.span))?;
+                self.config().stop_signal = signal.text.clone();
                 history::stop_signal(&signal.text)
             }
             Kind::Volume(paths) => {
@@ -262,19 +261,19 @@ impl StageState {
                     let message = "VOLUME specified can not be an empty string".to_owned();
                     return Err(Error::Instruction { message, span: paths[0].span, hint: None });
                 }
-                let volumes = config.volumes.get_or_insert_default();
+                let volumes = self.config().volumes.get_or_insert_default();
                 volumes.extend(paths.iter().map(|path| (path.text.clone(), Empty {})));
                 history::volume(paths)
             }
             Kind::Expose(words) => {
                 let ports = exposed(words)?;
-                let known = config.exposed_ports.get_or_insert_default();
+                let known = self.config().exposed_ports.get_or_insert_default();
                 known.extend(ports.iter().map(|port| (port.clone(), Empty {})));
                 self.exposed += ports.len();
                 history::expose(&ports)
             }
             Kind::Healthcheck(check) => {
-                config.healthcheck = Some(healthcheck(check));
+                self.config().healthcheck = Some(healthcheck(check));
                 history::healthcheck(check)
             }
         };
@@ -339,7 +338,7 @@ fn named(pair: &str) -> (&str, &str) {
 fn exposed(words: &[kiln_dockerfile::Word]) -> Result<Vec<String>> {
     let mut ports = Vec::new();
     for word in words {
-        ports.extend(parse_port(&word.text)?);
+        ports.extend(parse_port(&word.text).map_err(|error| error.at(word.span))?);
         if ports.len() > MOST_PORTS {
             let message =
                 format!("EXPOSE names more than {MOST_PORTS} ports, all that TCP, UDP and SCTP have");

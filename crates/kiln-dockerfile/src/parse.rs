@@ -111,13 +111,14 @@ fn refused(message: String) -> Parsed {
 }
 
 /// Parses the trigger that a base image's `OnBuild` holds. It is one instruction of a stage; FROM and
-/// ONBUILD are refused. Spans point into `text`.
+/// ONBUILD are refused. It has no place in the Dockerfile that is built: every span is `place`, where its base is named.
 ///
 /// # Errors
 /// What is wrong with it; warnings are dropped.
-pub fn parse_trigger(text: &str) -> Result<Instruction, Vec<Diagnostic>> {
+pub fn parse_trigger(text: &str, place: Span) -> Result<Instruction, Vec<Diagnostic>> {
     let refused = |name: &str| format!("{name} isn't allowed as an ONBUILD trigger");
-    let instruction = parse_one(text, refused, "an ONBUILD trigger should be a single instruction")?;
+    let source = Source::placed(text, place);
+    let instruction = parse_one(&source, refused, "an ONBUILD trigger should be a single instruction")?;
     match instruction.kind {
         Kind::Onbuild(_) => Err(vec![Diagnostic::error(refused("ONBUILD"), instruction.keyword.span)]),
         _ => Ok(instruction),
@@ -131,24 +132,23 @@ pub fn parse_trigger(text: &str) -> Result<Instruction, Vec<Diagnostic>> {
 /// What is wrong with it; warnings are dropped.
 pub fn parse_change(text: &str) -> Result<Instruction, Vec<Diagnostic>> {
     let refused = |name: &str| format!("{name} changes more than an image's config");
-    parse_one(text, refused, "a change should be a single instruction")
+    parse_one(&Source::new(text), refused, "a change should be a single instruction")
 }
 
 fn parse_one(
-    text: &str,
+    source: &Source<'_>,
     refused: impl Fn(&str) -> String,
     not_one: &str,
 ) -> Result<Instruction, Vec<Diagnostic>> {
-    let source = Source::new(text);
     let mut diagnostics = Vec::new();
-    let directives = directive::read(&source, &mut diagnostics);
-    let mut parser = Parser { source: &source, escape: directives.escape, diagnostics };
-    let mut reader = Reader::new(&source, directives.escape, 0);
+    let directives = directive::read(source, &mut diagnostics);
+    let mut parser = Parser { source, escape: directives.escape, diagnostics };
+    let mut reader = Reader::new(source, directives.escape, 0);
     let mut found = Vec::new();
     while let Some(raw) = reader.next(&mut parser.diagnostics) {
         found.extend(parser.statement(raw));
     }
-    let whole = source.span(0..text.len());
+    let whole = source.span(0..source.text.len());
     let mut diagnostics = parser.diagnostics;
     diagnostics.retain(|diagnostic| diagnostic.severity == Severity::Error);
     let instruction = match (found.pop(), found.is_empty()) {
@@ -322,10 +322,7 @@ impl Parser<'_> {
     /// One instruction; `None` if it has errors that leave nothing of it.
     fn statement(&mut self, raw: RawInstruction) -> Option<Statement> {
         let range = split::trim(&raw.line.text, 0..raw.line.text.len());
-        let mut span = raw.line.span(self.source, range.clone());
-        span.line = span.line.max(raw.line.first_line);
-        span.end_line = raw.line.last_line;
-        span.end = span.end.max(self.source.line_span(raw.line.last_line).end);
+        let span = raw.line.span_of_instruction(self.source, range.clone());
         let cut = self.cut(&raw.line, range.clone(), &raw.heredocs);
         let original = raw.line.text[range].to_owned();
         let before = self.diagnostics.len();

@@ -52,6 +52,8 @@ pub(crate) struct Source<'t> {
     pub(crate) text: &'t str,
     line_starts: Vec<usize>,
     ascii: bool,
+    /// Where all of it stands, for what is part of no file that people see.
+    place: Option<Span>,
 }
 
 impl<'t> Source<'t> {
@@ -61,7 +63,12 @@ impl<'t> Source<'t> {
         if line_starts.len() > 1 && line_starts.last() == Some(&text.len()) {
             line_starts.pop();
         }
-        Self { text, line_starts, ascii: text.is_ascii() }
+        Self { text, line_starts, ascii: text.is_ascii(), place: None }
+    }
+
+    /// Text of elsewhere, such as a base image's trigger: each part of it stands at `place`.
+    pub(crate) fn placed(text: &'t str, place: Span) -> Self {
+        Self { place: Some(place), ..Self::new(text) }
     }
 
     pub(crate) fn line_count(&self) -> usize {
@@ -80,6 +87,9 @@ impl<'t> Source<'t> {
     }
 
     pub(crate) fn span(&self, range: Range<usize>) -> Span {
+        if let Some(place) = self.place {
+            return place;
+        }
         let line = self.line_of(range.start);
         let before = &self.text[self.line_starts[line - 1]..range.start];
         let last = range.end.saturating_sub(1).max(range.start);
@@ -122,6 +132,20 @@ impl LogicalLine {
             self.pieces.push((self.text.len(), source_start));
         }
         self.text.push_str(text);
+    }
+
+    /// The span of a part that reaches to the end of the last line, comments and heredocs in between included.
+    pub(crate) fn span_of_instruction(&self, source: &Source<'_>, range: Range<usize>) -> Span {
+        let span = self.span(source, range);
+        if source.place.is_some() {
+            return span;
+        }
+        Span {
+            line: span.line.max(self.first_line),
+            end_line: self.last_line,
+            end: span.end.max(source.line_span(self.last_line).end),
+            ..span
+        }
     }
 
     fn source_offset(&self, at: usize) -> usize {

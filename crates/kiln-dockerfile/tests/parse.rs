@@ -3,7 +3,7 @@
 
 use kiln_dockerfile::{
     CommandLine, CopySource, Diagnostic, GitSource, Healthcheck, Kind, Network, PairForm, Parsed, Security,
-    Severity, SourceKind, StageNames, context_kind, parse, parse_trigger, render, source_kind,
+    Severity, SourceKind, Span, StageNames, context_kind, parse, parse_trigger, render, source_kind,
 };
 
 fn good(text: &str) -> Parsed {
@@ -228,10 +228,12 @@ fn onbuild() {
     );
     check_warnings("FROM scratch\nONBUILD RNU a\n", &["2:9 unknown instruction: RNU [did you mean RUN?]"]);
 
-    let trigger = parse_trigger("copy <<E /x\n1\nE").expect("a trigger");
+    let place = Span { start: 3, end: 9, line: 2, column: 1, end_line: 2 };
+    let trigger = parse_trigger("copy <<E /x\n1\nE", place).expect("a trigger");
+    assert_eq!(trigger.span, place);
     assert!(matches!(trigger.kind, Kind::Copy(copy) if copy.transfer.inline[0].content == "1\n"));
     for refused in ["FROM a", "ONBUILD RUN a", "RUN a\nRUN b", "", "NOPE", "COPY --x a b"] {
-        assert!(parse_trigger(refused).is_err_and(|errors| !errors.is_empty()), "{refused}");
+        assert!(parse_trigger(refused, place).is_err_and(|errors| !errors.is_empty()), "{refused}");
     }
 }
 

@@ -2,7 +2,7 @@
 #![allow(missing_docs)]
 
 use kiln_dockerfile::{
-    Expander, IgnoreMatcher, NoVariables, glob_match, parse, parse_duration, parse_port, parse_signal,
+    Expander, IgnoreMatcher, NoVariables, Span, glob_match, parse, parse_duration, parse_port, parse_signal,
     parse_size, parse_trigger, render_all,
 };
 use proptest::prelude::*;
@@ -45,7 +45,7 @@ proptest! {
     fn any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         exercise(&bytes);
         let text = String::from_utf8_lossy(&bytes);
-        let _ = parse_trigger(&text);
+        let _ = parse_trigger(&text, Span::default());
         let _ = IgnoreMatcher::parse(&bytes);
         let _ = (parse_duration(&text), parse_port(&text), parse_signal(&text), parse_size(&text));
     }

@@ -519,4 +519,8 @@ fn modes_that_forbid_reading_do_not_where_files_are_to_be_read() {
         let line = &found[&format!("/{path}")];
         assert!(line.starts_with(&format!("{:o} ", kind | mode)), "{path}: {line}");
     }
+    for directory in ["closed", "open"] {
+        let writable = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        fs_err::set_permissions(host.path().join(directory), writable).expect("its owner may");
+    }
 }

@@ -482,7 +482,7 @@ mod tests {
     #[test]
     fn restrictions_reach_all_below_without_mount_setattr() {
         let directory = tempfile::tempdir().expect("a directory");
-        let thread = std::thread::spawn(move || {
+        let in_own_namespace = || {
             if let Err(error) = crate::process::separate_mounts() {
                 crate::skipped::skipped(&format!("a mount namespace needs root: {error}"));
                 return;
@@ -508,8 +508,8 @@ mod tests {
             });
             let flags = rustix::fs::fstatvfs(restricted.expect("cloned")).expect("stat").f_flag;
             assert!(flags.contains(rustix::fs::StatVfsMountFlags::RDONLY), "{flags:?}");
-        });
-        thread.join().expect("the test passes");
+        };
+        std::thread::scope(|scope| scope.spawn(in_own_namespace).join()).expect("the test passes");
     }
 
     /// Mounts a tmpfs with a flag onto a directory, in a mount namespace of its own. What a kernel does not know it ignores.
@@ -549,7 +549,7 @@ mod tests {
     #[test]
     fn a_remount_keeps_what_is_there() {
         let directory = tempfile::tempdir().expect("a directory");
-        let thread = std::thread::spawn(move || {
+        let in_own_namespace = || {
             if let Err(error) = crate::process::separate_mounts() {
                 crate::skipped::skipped(&format!("a mount namespace needs root: {error}"));
                 return;
@@ -559,8 +559,8 @@ mod tests {
                 let (before, after) = remounted(directory.path()).expect("remounted");
                 assert_eq!(before.replacen("rw", "ro", 1), after, "{flag:?}");
             }
-        });
-        thread.join().expect("the test passes");
+        };
+        std::thread::scope(|scope| scope.spawn(in_own_namespace).join()).expect("the test passes");
     }
 
     /// Of mounts that came from another user's namespace the kernel refuses to take anything away.

@@ -3,7 +3,8 @@
 #![allow(unsafe_code, reason = "system calls; each block says why it is sound")]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use rustix::fs::{Mode, OFlags};
@@ -106,10 +107,12 @@ impl Drop for RawMode {
 
 /// Signals sent to this process, as bytes in a pipe. One such stream can exist at a time; dropping it gives the signals
 /// their former actions back.
+///
+/// The pipe stays open for ever: when the stream is dropped, a handler on another thread may be about to write, and what
+/// it wrote would go to whatever had the number by then. A process takes signals over a few times at most.
 #[derive(Debug)]
 pub struct Signals {
-    numbers: OwnedFd,
-    writer: OwnedFd,
+    numbers: ManuallyDrop<OwnedFd>,
     before: Vec<(i32, libc::sigaction)>,
 }
 
@@ -140,7 +143,8 @@ impl Signals {
         WRITER
             .compare_exchange(-1, writer.as_raw_fd(), Ordering::SeqCst, Ordering::SeqCst)
             .map_err(|_| io::Error::from_raw_os_error(libc::EBUSY))?;
-        let mut stream = Self { numbers, writer, before: Vec::new() };
+        std::mem::forget(writer);
+        let mut stream = Self { numbers: ManuallyDrop::new(numbers), before: Vec::new() };
         for signal in signals {
             // SAFETY: the handler is async-signal-safe and lives for ever; both structures are valid.
             unsafe {
@@ -164,15 +168,14 @@ impl Signals {
     /// Readable when a signal has come.
     #[must_use]
     pub fn descriptor(&self) -> BorrowedFd<'_> {
-        // SAFETY: the descriptor is owned by `self`, which the result borrows.
-        unsafe { BorrowedFd::borrow_raw(self.numbers.as_raw_fd()) }
+        self.numbers.as_fd()
     }
 
     /// The signals that have come since the last call.
     #[must_use]
     pub fn pending(&self) -> Vec<i32> {
         let mut bytes = [0_u8; 64];
-        let count = rustix::io::read(&self.numbers, &mut bytes[..]).unwrap_or(0);
+        let count = rustix::io::read(self.descriptor(), &mut bytes[..]).unwrap_or(0);
         bytes[..count].iter().map(|byte| i32::from(*byte)).collect()
     }
 }
@@ -183,9 +186,7 @@ impl Drop for Signals {
             // SAFETY: the structure is the one the kernel gave.
             unsafe { libc::sigaction(*signal, before, std::ptr::null_mut()) };
         }
-        // A handler that runs just now on another thread may still write: into a pipe that is closed a moment later.
         WRITER.store(-1, Ordering::SeqCst);
-        let _ = &self.writer;
     }
 }
 

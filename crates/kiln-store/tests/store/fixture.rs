@@ -85,8 +85,10 @@ impl Fixture {
         let prepared = self.store.prepare_root(&lease, &[], RootWay::Overlay, GivenFiles::Hosts).unwrap();
         let path = prepared.changed().join("file");
         fs_err::write(&path, text).unwrap();
-        let file = fs_err::OpenOptions::new().write(true).open(&path).unwrap();
-        file.file().set_modified(std::time::UNIX_EPOCH).unwrap();
+        // The root is in the layer if its owner is another than that of no root at all.
+        for path in [&path, prepared.changed()] {
+            fs_err::File::open(path).unwrap().file().set_modified(std::time::UNIX_EPOCH).unwrap();
+        }
         let view = self.store.root_view(&[]).unwrap();
         let new = self.store.capture(&lease, &prepared, &view, Owners::Files, None).unwrap();
         let layer = self.store.publish_layer(&lease, ChainId::SCRATCH, new).unwrap();
