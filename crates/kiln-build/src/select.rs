@@ -176,7 +176,9 @@ fn select_parents(path: &str, exclude: &[String], source: &dyn SourceTree) -> Re
     if !has_wildcards(pivot) && !has_wildcards(&pattern) {
         literal_root(path, &cleaned(&format!("{pivot}/{pattern}")), source)?;
     }
-    let filter = Filter::new(exclude, Some(&pattern))?;
+    // BuildKit finds nothing where nothing is behind it, and fails: a directory as it is must be meant.
+    let is_whole = pattern.is_empty() && !has_wildcards(pivot);
+    let filter = Filter::new(exclude, (!is_whole).then_some(pattern.as_str()))?;
     let roots = find_roots(path, &cleaned(pivot), source)?;
     finish(selector(path, exclude, "\nparents"), roots, &filter, source)
 }
