@@ -16,6 +16,8 @@ pub enum Absence {
     OtherCase(String),
     /// Symbolic links lead from it to this path, where nothing is.
     Link(String),
+    /// A symbolic link is on the way, which `--parents` does not follow.
+    BehindLink,
 }
 
 impl fmt::Display for Absence {
@@ -24,6 +26,7 @@ impl fmt::Display for Absence {
             Self::Unexplained => Ok(()),
             Self::Ignored => write!(f, ": it is excluded by the ignore file"),
             Self::OtherCase(path) => write!(f, ": there is {path:?}, and case counts"),
+            Self::BehindLink => write!(f, ": --parents follows no symbolic link on the way"),
             Self::Link(path) => write!(f, ": symbolic links lead from it to {path:?}, which is not in there"),
         }
     }

@@ -175,6 +175,13 @@ fn select_parents(path: &str, exclude: &[String], source: &dyn SourceTree) -> Re
     let pattern = String::from_utf8_lossy(&cleaned(pattern)).into_owned();
     if !has_wildcards(pivot) && !has_wildcards(&pattern) {
         literal_root(path, &cleaned(&format!("{pivot}/{pattern}")), source)?;
+        // The pattern goes through no link.
+        let pivot = resolve_source(path, &cleaned(pivot), source)?;
+        let below = join(&pivot, pattern.as_bytes());
+        if !pattern.is_empty() && resolve_in(source, &below, LastLink::Keep)? != below {
+            let (path, place) = (path.to_owned(), source.place());
+            return Err(Error::NoSource { path, place, absence: Absence::BehindLink });
+        }
     }
     // BuildKit finds nothing where nothing is behind it, and fails: a directory as it is must be meant.
     let is_whole = pattern.is_empty() && !has_wildcards(pivot);
@@ -527,6 +534,20 @@ mod tests {
                 Err(Error::NoSource { absence, .. }) => assert_eq!(absence, expect, "{path}"),
                 other => panic!("{path}: {other:?}"),
             }
+        }
+    }
+
+    #[test]
+    fn parents_are_no_links() {
+        let lab = Lab::new().context(&[("d/e/f", ""), ("link", "->d"), ("d/last", "->e")]);
+        for path in ["link/e", "link/e/f", "d/./last/f"] {
+            match select_parents(path, &[], &lab.open()) {
+                Err(Error::NoSource { absence, .. }) => assert_eq!(absence, Absence::BehindLink, "{path}"),
+                other => panic!("{path}: {other:?}"),
+            }
+        }
+        for path in ["link", "link/", "link/./e/f", "d/last", "d/e/f", "l*/e", "."] {
+            select_parents(path, &[], &lab.open()).expect(path);
         }
     }
 
