@@ -163,6 +163,7 @@ struct Lowering<'a> {
 
 /// Where a stage is: for names of vertices.
 struct Steps {
+    /// With a space behind it; empty in a Dockerfile of one stage, whatever its name, as in BuildKit.
     stage: String,
     next: usize,
     total: usize,
@@ -175,7 +176,7 @@ impl Steps {
         self.next += 1;
         let width = self.total.max(1).ilog10() as usize + 1;
         let trigger = if self.trigger { "ONBUILD " } else { "" };
-        format!("[{} {:>width$}/{}] {trigger}{text}", self.stage, self.next, self.total)
+        format!("[{}{:>width$}/{}] {trigger}{text}", self.stage, self.next, self.total)
     }
 }
 
@@ -202,7 +203,10 @@ impl Lowering<'_> {
         let earlier = self.names.base_stage(index, &base);
         let is_image = earlier.is_none() && base != "scratch";
         let mut steps = Steps {
-            stage: stage.display_name(),
+            stage: match self.dockerfile.stages.len() {
+                1 => String::new(),
+                _ => format!("{} ", stage.display_name()),
+            },
             next: 0,
             total: usize::from(is_image) + stage.instructions.iter().filter(|i| makes_layer(&i.kind)).count(),
             trigger: false,
@@ -647,6 +651,24 @@ mod tests {
             .map(|finding| format!("{} {}", finding.rule.unwrap_or_default(), finding.span.line))
             .collect();
         assert_eq!(found, expect, "{}", String::from_utf8_lossy(&request.dockerfile));
+    }
+
+    /// BuildKit names no stage where there is but one.
+    #[test]
+    fn steps_name_their_stage_if_there_are_several() {
+        #[track_caller]
+        fn check(dockerfile: &str, expect: &[&str]) {
+            let request = request(dockerfile, &[]);
+            let parsed = kiln_dockerfile::parse(&request.dockerfile);
+            let lowered = lower(&parsed.dockerfile, &request, &mut NoBases).expect("lowered");
+            let names = lowered.graph.vertices().map(|(_, vertex)| vertex.name.as_str());
+            let names: Vec<&str> = names.filter(|name| !name.starts_with("[internal]")).collect();
+            assert_eq!(names, expect);
+        }
+        check("FROM scratch\nWORKDIR /a\nWORKDIR /b\n", &["[1/2] WORKDIR /a", "[2/2] WORKDIR /b"]);
+        check("FROM scratch AS one\nWORKDIR /a\n", &["[1/1] WORKDIR /a"]);
+        check("FROM scratch\nWORKDIR /a\nFROM scratch\nWORKDIR /b\n", &["[stage-1 1/1] WORKDIR /b"]);
+        check("FROM scratch\nFROM scratch AS two\nWORKDIR /b\n", &["[two 1/1] WORKDIR /b"]);
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use kiln_dockerfile::{
-    Expander, Healthcheck as HealthcheckInstruction, Kind, StageLint, Surroundings, Variables as _, history,
-    parse_port, parse_signal, predefined::NON_ENVIRONMENT_ARGS,
+    Expander, Healthcheck as HealthcheckInstruction, Kind, StageLint, Surroundings, Together, Variables as _,
+    history, parse_port, parse_signal, predefined::NON_ENVIRONMENT_ARGS,
 };
 use kiln_graph::VertexId;
 use kiln_oci::{Config, Empty, Healthcheck, History, ImageConfig, Platform};
@@ -284,6 +284,7 @@ impl StageState {
     /// ARG: a build argument stands in for the default, a global ARG for a missing one.
     fn declare(&mut self, items: &[kiln_dockerfile::Arg], scope: &Scope<'_>) -> Result<()> {
         let mut declared = Vec::new();
+        let mut together = Together::default();
         for item in items {
             let name = &item.name.text;
             let value = match (scope.build_args.get(name), &item.default) {
@@ -294,6 +295,8 @@ impl StageState {
                 }
                 (None, None) => scope.global_args.get(name).map(str::to_owned),
             };
+            let counted = together.count(name, value.as_deref().unwrap_or_default());
+            counted.map_err(|error| error.at(item.name.span))?;
             if let Some(value) = value.as_ref().filter(|_| !NON_ENVIRONMENT_ARGS.contains(&name.as_str())) {
                 self.environment.set(name, value);
                 self.as_configured = false;
@@ -391,17 +394,19 @@ pub fn apply_changes(platform: &Platform, changes: &[String]) -> Result<ImageCon
     let (global_args, build_args) = (Environment::default(), BTreeMap::new());
     let scope = Scope { expander, global_args: &global_args, build_args: &build_args, epoch: None };
     for change in changes {
-        let instruction = kiln_dockerfile::parse_change(change).map_err(|diagnostics| {
+        let instructions = kiln_dockerfile::parse_changes(change).map_err(|diagnostics| {
             let reason = diagnostics.first().map_or("it is empty", |first| first.message.as_str());
             Error::Change { change: change.clone(), reason: reason.to_owned() }
         })?;
-        let kind = instruction.kind.expand(&expander, &state.environment)?.kind;
-        if let Kind::Workdir(path) = &kind {
-            let path = working_directory(state.directory(), &path.text);
-            Arc::make_mut(&mut state.image).config.working_dir = path;
-        } else if matches!(kind, Kind::Arg(_)) || !state.apply(&kind, &scope)? {
-            let reason = format!("{} changes more than an image's config", kind.name());
-            return Err(Error::Change { change: change.clone(), reason });
+        for instruction in instructions {
+            let kind = instruction.kind.expand(&expander, &state.environment)?.kind;
+            if let Kind::Workdir(path) = &kind {
+                let path = working_directory(state.directory(), &path.text);
+                Arc::make_mut(&mut state.image).config.working_dir = path;
+            } else if matches!(kind, Kind::Arg(_)) || !state.apply(&kind, &scope)? {
+                let reason = format!("{} changes more than an image's config", kind.name());
+                return Err(Error::Change { change: change.clone(), reason });
+            }
         }
     }
     let mut image = Arc::unwrap_or_clone(state.image);
@@ -423,6 +428,25 @@ mod tests {
         Ok(config["config"].clone())
     }
 
+    /// One line names an argument, large as it may be, a thousand times.
+    #[test]
+    fn what_one_instruction_declares_is_bounded() {
+        let global_args: Environment = [("A".to_owned(), "x".repeat(1 << 20))].into_iter().collect();
+        let build_args = BTreeMap::new();
+        let expander = Expander::new('\\');
+        let scope = Scope { expander, global_args: &global_args, build_args: &build_args, epoch: None };
+        for (first, word) in [("ARG A", " A"), ("ARG A", " B=$A")] {
+            let declare = |times: usize| {
+                let text = format!("{first}{}", word.repeat(times));
+                let kind = kiln_dockerfile::parse_change(&text).expect("an instruction").kind;
+                StageState::new(ImageConfig::scratch(&Platform::host())).apply(&kind, &scope)
+            };
+            assert!(declare(10).expect("not too much"));
+            let error = declare(100).expect_err("too much");
+            assert!(error.to_string().contains("together"), "{error}");
+        }
+    }
+
     /// A stage on another one shares all that it does not change.
     #[test]
     fn stages_share_what_they_inherit() {
@@ -430,8 +454,8 @@ mod tests {
         let expander = Expander::new('\\');
         let scope = Scope { expander, global_args: &global_args, build_args: &build_args, epoch: None };
         let apply = |state: &mut StageState, text: &str| {
-            let kind = kiln_dockerfile::parse_change(text).expect("an instruction").kind;
-            assert!(state.apply(&kind, &scope).expect("applied"), "{text}");
+            let kind = &kiln_dockerfile::parse_changes(text).expect("an instruction")[0].kind;
+            assert!(state.apply(kind, &scope).expect("applied"), "{text}");
         };
         let shares = |one: &StageState, other: &StageState| {
             (
@@ -487,6 +511,7 @@ mod tests {
         check(&["USER app:1"], "User", json!("app:1"));
         check(&["VOLUME /a /b"], "Volumes", json!({"/a": {}, "/b": {}}));
         check(&["WORKDIR /a", "WORKDIR b"], "WorkingDir", json!("/a/b"));
+        check(&["ENV A=1\n# of which\nENV B=${A}2\\\n3\n"], "Env", json!(["A=1", "B=123"]));
         check(&["SHELL [\"/bin/ash\", \"-c\"]", "CMD x"], "Cmd", json!(["/bin/ash", "-c", "x"]));
     }
 
@@ -500,8 +525,8 @@ mod tests {
             ("FROM scratch", "FROM changes more than an image's config"),
             ("ONBUILD ONBUILD RUN x", "chaining ONBUILD via ONBUILD ONBUILD isn't allowed"),
             ("ONBUILD FROM x", "FROM isn't allowed as an ONBUILD trigger"),
-            ("CMD a\nCMD b", "a change should be a single instruction"),
-            ("", "a change should be a single instruction"),
+            ("ENV A=b\nRUN true", "RUN changes more than an image's config"),
+            ("", "it has no instruction"),
             ("NOPE x", "unknown instruction: NOPE"),
         ] {
             let told = changed(&[change]).expect_err(change).to_string();

@@ -20,7 +20,7 @@ pub(crate) struct Origin<'a> {
     pub(crate) view: &'a RootView,
 }
 
-/// All volumes, outer ones first: the asked for, and the image's where none was asked for.
+/// All volumes: the asked for, and the image's where none was asked for.
 pub(crate) fn volumes(origin: &Origin<'_>, config: &Config, request: &Request) -> Result<Vec<Mount>> {
     let mut volumes = request.volumes.clone();
     for target in config.volumes.iter().flatten().map(|(target, _)| Path::new("/").join(target)) {
@@ -28,7 +28,6 @@ pub(crate) fn volumes(origin: &Origin<'_>, config: &Config, request: &Request) -
             volumes.push(Volume::Anonymous { target });
         }
     }
-    volumes.sort_by_key(|volume| volume.target().components().count());
     volumes.iter().map(|volume| mount(origin, volume)).collect()
 }
 

@@ -145,4 +145,10 @@ pub enum ExpandFailure {
         /// The cap.
         limit: usize,
     },
+    /// What is bounded together is beyond the cap.
+    #[error("what is filled in is larger than {limit} bytes together")]
+    TooMuch {
+        /// The cap.
+        limit: usize,
+    },
 }

@@ -1,7 +1,7 @@
 //! What an instruction becomes when the environment is known.
 
 use crate::error::Error;
-use crate::expand::{Expander, Expansion, Variables};
+use crate::expand::{Expander, Expansion, Together, Variables};
 use crate::heredoc::heredoc_start;
 use crate::instruction::{CommandLine, Kind, Pair, Run, Transfer};
 use crate::mount::Mount;
@@ -36,14 +36,14 @@ impl Kind {
     /// argument may stand in for them.
     ///
     /// # Errors
-    /// [`Error::At`] with [`Error::Expand`] or [`Error::Mount`].
+    /// [`Error::At`] with [`Error::Expand`], also where all words [`Together`] are too large, or [`Error::Mount`].
     pub fn expand<V: Variables + ?Sized>(
         &self,
         expander: &Expander,
         variables: &V,
     ) -> Result<Expanded, Error> {
         let mut kind = self.clone();
-        let mut work = Work { expander, variables, lookups: Vec::new() };
+        let mut work = Work { expander, variables, together: Together::default(), lookups: Vec::new() };
         let mut mounts = Vec::new();
         match &mut kind {
             Kind::Env(pairs) | Kind::Label(pairs) => work.pairs(pairs)?,
@@ -57,7 +57,7 @@ impl Kind {
             }
             Kind::Run(run) => {
                 for flag in &run.mounts {
-                    let resolved = flag.resolve(expander, variables);
+                    let resolved = flag.resolve(|value| work.expand(expander, value));
                     let (mount, reports) = resolved.map_err(|error| error.at(flag.value.span))?;
                     mounts.push(mount);
                     let lookup = |expansion| Lookup { word: flag.value.clone(), expansion };
@@ -81,12 +81,19 @@ impl Kind {
 struct Work<'e, V: ?Sized> {
     expander: &'e Expander,
     variables: &'e V,
+    together: Together,
     lookups: Vec<Lookup>,
 }
 
 impl<V: Variables + ?Sized> Work<'_, V> {
+    fn expand(&mut self, expander: &Expander, word: &str) -> Result<Expansion, Error> {
+        let expansion = expander.word(word, self.variables)?;
+        self.together.count_words(word, &expansion)?;
+        Ok(expansion)
+    }
+
     fn look(&mut self, expander: &Expander, word: &Word) -> Result<Expansion, Error> {
-        let expansion = expander.word(&word.text, self.variables).map_err(|error| error.at(word.span))?;
+        let expansion = self.expand(expander, &word.text).map_err(|error| error.at(word.span))?;
         self.lookups.push(Lookup { word: word.clone(), expansion: expansion.clone() });
         Ok(expansion)
     }

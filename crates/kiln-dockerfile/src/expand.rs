@@ -15,6 +15,10 @@ pub const MAX_NESTING: usize = 128;
 /// All substituted text of one word may add up to this many bytes. A row of `ENV a=$a$a` doubles
 /// with each line; it ends here with an error.
 pub const MAX_EXPANDED_BYTES: usize = 16 << 20;
+/// Words that are bounded [`Together`] may become about this many bytes.
+const MAX_TOGETHER: usize = 64 << 20;
+/// What a word takes besides its text.
+const WORD_BYTES: usize = 64;
 
 /// Where the values of variables come from.
 pub trait Variables {
@@ -71,6 +75,35 @@ pub struct Expansion {
     pub used: BTreeSet<String>,
     /// Variables that were looked up and are not set.
     pub unset: BTreeSet<String>,
+}
+
+/// What words have become that are bounded together: those of one instruction, for example. Each may be as large as
+/// [`MAX_EXPANDED_BYTES`], and a line has room for thousands.
+#[derive(Debug, Default)]
+pub struct Together {
+    bytes: usize,
+}
+
+impl Together {
+    /// Counts what `word` has become.
+    ///
+    /// # Errors
+    /// [`ExpandFailure::TooMuch`].
+    pub fn count(&mut self, word: &str, text: &str) -> Result<(), Error> {
+        self.add(word, text.len())
+    }
+
+    pub(crate) fn count_words(&mut self, word: &str, expansion: &Expansion) -> Result<(), Error> {
+        self.add(word, expansion.text.len() + expansion.words.len() * WORD_BYTES)
+    }
+
+    fn add(&mut self, word: &str, bytes: usize) -> Result<(), Error> {
+        self.bytes += bytes;
+        if self.bytes <= MAX_TOGETHER {
+            return Ok(());
+        }
+        Err(Error::Expand { word: word.to_owned(), reason: ExpandFailure::TooMuch { limit: MAX_TOGETHER } })
+    }
 }
 
 /// Expands words. Cheap to make; holds no state between words.
@@ -245,11 +278,7 @@ impl<'v, F: Fn(&str) -> Option<&'v str>> Lexer<F> {
             }
             match ch {
                 '$' => {
-                    let value = self.dollar()?;
-                    self.substituted += value.len();
-                    if self.substituted > MAX_EXPANDED_BYTES {
-                        return Err(ExpandFailure::TooLarge { limit: MAX_EXPANDED_BYTES });
-                    }
+                    let value = self.substitution()?;
                     value.chars().for_each(|ch| list.push(&mut self.pending, ch));
                     text.push_str(&value);
                 }
@@ -322,7 +351,7 @@ impl<'v, F: Fn(&str) -> Option<&'v str>> Lexer<F> {
                     }
                     return Ok(text);
                 }
-                Some('$') => text.push_str(&self.dollar()?),
+                Some('$') => text.push_str(&self.substitution()?),
                 Some(ch) => {
                     self.at += 1;
                     let mut literal = ch;
@@ -361,6 +390,15 @@ impl<'v, F: Fn(&str) -> Option<&'v str>> Lexer<F> {
             }
         }
         self.chars[start..self.at].iter().collect()
+    }
+
+    fn substitution(&mut self) -> Result<String, ExpandFailure> {
+        let value = self.dollar()?;
+        self.substituted += value.len();
+        if self.substituted > MAX_EXPANDED_BYTES {
+            return Err(ExpandFailure::TooLarge { limit: MAX_EXPANDED_BYTES });
+        }
+        Ok(value)
     }
 
     fn dollar(&mut self) -> Result<String, ExpandFailure> {

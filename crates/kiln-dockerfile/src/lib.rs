@@ -92,7 +92,7 @@ pub use diagnostic::{Diagnostic, Severity, render, render_all};
 pub use directive::{Check as CheckDirective, Directives};
 pub use error::{Error, ExpandFailure};
 pub use evaluate::{Expanded, Lookup, Program};
-pub use expand::{Expander, Expansion, MAX_EXPANDED_BYTES, MAX_NESTING, NoVariables, Variables};
+pub use expand::{Expander, Expansion, MAX_EXPANDED_BYTES, MAX_NESTING, NoVariables, Together, Variables};
 pub use glob::{clean_path, glob_match, has_wildcards};
 pub use heredoc::{Heredoc, heredoc_start, strip_leading_tabs};
 pub use ignore::{IgnoreMatcher, IgnoreState};
@@ -103,7 +103,7 @@ pub use instruction::{
 pub use lint::{Linter, Names, StageLint, Surroundings};
 pub use mount::{DeviceFlag, Mount, MountFlag, MountType, Sharing};
 pub use parse::{
-    MAX_DIAGNOSTICS, MAX_LINE_BYTES, MAX_SOURCE_BYTES, Parsed, parse, parse_change, parse_checked,
+    MAX_DIAGNOSTICS, MAX_LINE_BYTES, MAX_SOURCE_BYTES, Parsed, parse, parse_changes, parse_checked,
     parse_trigger,
 };
 pub use remote_source::{GitSource, SourceKind, context_kind, percent_decoded, source_kind};

@@ -1,7 +1,7 @@
 //! `RUN --mount` and `RUN --device`: comma-separated options, typed.
 
 use crate::error::Error;
-use crate::expand::{Expander, Expansion, Variables};
+use crate::expand::Expansion;
 use crate::source::Word;
 use crate::suggest;
 use crate::value::{parse_bool, parse_size};
@@ -129,14 +129,13 @@ impl MountFlag {
         Ok(Self { value, from })
     }
 
-    /// Reads the options, each value expanded. The second part is the report of each expansion.
+    /// Reads the options, each value expanded by `expand`. The second part is the report of each expansion.
     ///
     /// # Errors
-    /// [`Error::Mount`] for unknown keys, bad values and combinations; [`Error::Expand`].
-    pub fn resolve<V: Variables + ?Sized>(
+    /// [`Error::Mount`] for unknown keys, bad values and combinations; those of `expand`.
+    pub fn resolve(
         &self,
-        expander: &Expander,
-        variables: &V,
+        mut expand: impl FnMut(&str) -> Result<Expansion, Error>,
     ) -> Result<(Mount, Vec<Expansion>), Error> {
         let fail = |reason: String| Error::Mount { value: self.value.text.clone(), reason };
         let mut builder = MountBuilder::default();
@@ -145,7 +144,7 @@ impl MountFlag {
             match field.split_once('=') {
                 None => builder.word(&field).map_err(fail)?,
                 Some((key, value)) => {
-                    let expansion = expander.word(value, variables)?;
+                    let expansion = expand(value)?;
                     builder.pair(&key.to_lowercase(), &expansion.text, &field).map_err(fail)?;
                     reports.push(expansion);
                 }

@@ -118,28 +118,38 @@ fn refused(message: String) -> Parsed {
 pub fn parse_trigger(text: &str, place: Span) -> Result<Instruction, Vec<Diagnostic>> {
     let refused = |name: &str| format!("{name} isn't allowed as an ONBUILD trigger");
     let source = Source::placed(text, place);
-    let instruction = parse_one(&source, refused, "an ONBUILD trigger should be a single instruction")?;
-    match instruction.kind {
-        Kind::Onbuild(_) => Err(vec![Diagnostic::error(refused("ONBUILD"), instruction.keyword.span)]),
-        _ => Ok(instruction),
+    let mut instructions = parse_several(&source, refused)?;
+    match (instructions.pop(), instructions.is_empty()) {
+        (Some(Instruction { kind: Kind::Onbuild(_), keyword, .. }), true) => {
+            Err(vec![Diagnostic::error(refused("ONBUILD"), keyword.span)])
+        }
+        (Some(instruction), true) => Ok(instruction),
+        _ => {
+            let message = "an ONBUILD trigger should be a single instruction";
+            Err(vec![Diagnostic::error(message, source.span(0..text.len()))])
+        }
     }
 }
 
-/// Parses a change to an image, such as `import --change` takes: one instruction of a stage, ONBUILD among them. FROM is
-/// refused. Spans point into `text`.
+/// Parses changes to an image, such as `import --change` takes: instructions of a stage, a line each, ONBUILD among them.
+/// FROM is refused, and so is a text without any. Spans point into `text`.
 ///
 /// # Errors
 /// What is wrong with it; warnings are dropped.
-pub fn parse_change(text: &str) -> Result<Instruction, Vec<Diagnostic>> {
+pub fn parse_changes(text: &str) -> Result<Vec<Instruction>, Vec<Diagnostic>> {
     let refused = |name: &str| format!("{name} changes more than an image's config");
-    parse_one(&Source::new(text), refused, "a change should be a single instruction")
+    let source = Source::new(text);
+    let instructions = parse_several(&source, refused)?;
+    match instructions.is_empty() {
+        true => Err(vec![Diagnostic::error("it has no instruction", source.span(0..text.len()))]),
+        false => Ok(instructions),
+    }
 }
 
-fn parse_one(
+fn parse_several(
     source: &Source<'_>,
     refused: impl Fn(&str) -> String,
-    not_one: &str,
-) -> Result<Instruction, Vec<Diagnostic>> {
+) -> Result<Vec<Instruction>, Vec<Diagnostic>> {
     let mut diagnostics = Vec::new();
     let directives = directive::read(source, &mut diagnostics);
     let mut parser = Parser { source, escape: directives.escape, diagnostics };
@@ -151,22 +161,14 @@ fn parse_one(
     let whole = source.span(0..source.text.len());
     let mut diagnostics = parser.diagnostics;
     diagnostics.retain(|diagnostic| diagnostic.severity == Severity::Error);
-    let instruction = match (found.pop(), found.is_empty()) {
-        (Some(Statement::Instruction(instruction)), true) => Some(*instruction),
-        (Some(Statement::From(_)), true) => {
-            diagnostics.push(Diagnostic::error(refused("FROM"), whole));
-            None
+    let mut instructions = Vec::with_capacity(found.len());
+    for statement in found {
+        match statement {
+            Statement::Instruction(instruction) => instructions.push(*instruction),
+            Statement::From(_) => diagnostics.push(Diagnostic::error(refused("FROM"), whole)),
         }
-        _ if !diagnostics.is_empty() => None,
-        _ => {
-            diagnostics.push(Diagnostic::error(not_one, whole));
-            None
-        }
-    };
-    match instruction {
-        Some(instruction) if diagnostics.is_empty() => Ok(instruction),
-        _ => Err(diagnostics),
     }
+    if diagnostics.is_empty() { Ok(instructions) } else { Err(diagnostics) }
 }
 
 fn decode(bytes: &[u8]) -> Cow<'_, str> {

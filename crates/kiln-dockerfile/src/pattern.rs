@@ -82,13 +82,10 @@ impl ShellPattern {
             out.extend(&chars[last_end..start]);
             // An empty match right behind another match is not a match of its own.
             if end > last_end || start == 0 {
-                push_template(&mut out, template, &chars[start..end]);
+                push_template(&mut out, template, &chars[start..end], limit)?;
             }
             last_end = end;
             at = if end > at { end } else { at + 1 };
-            if out.len() > limit {
-                return Err(ExpandFailure::TooLarge { limit });
-            }
         }
         out.extend(&chars[last_end..]);
         Ok(out)
@@ -112,9 +109,15 @@ pub(crate) fn reverse_pattern(pattern: &str) -> String {
     units.into_iter().rev().collect()
 }
 
-fn push_template(out: &mut String, template: &str, matched: &[char]) {
+fn push_template(
+    out: &mut String,
+    template: &str,
+    matched: &[char],
+    limit: usize,
+) -> Result<(), ExpandFailure> {
     let mut rest = template;
     while let Some(at) = rest.find('$') {
+        within(limit, out)?;
         out.push_str(&rest[..at]);
         rest = &rest[at + 1..];
         if let Some(after) = rest.strip_prefix('$') {
@@ -143,6 +146,11 @@ fn push_template(out: &mut String, template: &str, matched: &[char]) {
         rest = after;
     }
     out.push_str(rest);
+    within(limit, out)
+}
+
+fn within(limit: usize, out: &str) -> Result<(), ExpandFailure> {
+    if out.len() > limit { Err(ExpandFailure::TooLarge { limit }) } else { Ok(()) }
 }
 
 fn is_template_char(ch: char) -> bool {
@@ -218,5 +226,18 @@ impl<'a> Search<'a> {
             }
         }
         found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::push_template;
+
+    /// One template may name its match a million times.
+    #[test]
+    fn templates_end_at_the_limit() {
+        let mut out = String::new();
+        push_template(&mut out, &"$0".repeat(1000), &['x'; 10], 15).expect_err("too large");
+        assert_eq!(out.len(), 20);
     }
 }

@@ -15,23 +15,6 @@ pub const PROXY_ARGS: [&str; 10] = [
     "all_proxy",
 ];
 
-/// Platform arguments, set in the meta scope: FROM sees them, a stage after `ARG TARGETPLATFORM`.
-pub const PLATFORM_ARGS: [&str; 10] = [
-    "BUILDPLATFORM",
-    "BUILDOS",
-    "BUILDOSVERSION",
-    "BUILDARCH",
-    "BUILDVARIANT",
-    "TARGETPLATFORM",
-    "TARGETOS",
-    "TARGETOSVERSION",
-    "TARGETARCH",
-    "TARGETVARIANT",
-];
-
-/// The wanted stage's name, in the meta scope; `default` if that stage has none.
-pub const TARGET_STAGE_ARG: &str = "TARGETSTAGE";
-
 /// Arguments that ARG may declare but that never enter the environment.
 pub const NON_ENVIRONMENT_ARGS: [&str; 2] = ["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"];
 

@@ -245,9 +245,35 @@ fn doubling_variables_end_with_an_error() {
         Err(error) => Some(error),
     });
     assert!(matches!(end, Some(Error::Expand { reason: ExpandFailure::TooLarge { .. }, .. })));
-    let explode = format!("${{A//?/{}}}", "x".repeat(4096));
     let big = vec![format!("A={}", "y".repeat(1 << 16))];
-    assert!(expander.word(&explode, &big).is_err());
+    let refused = |word: String| {
+        let error = expander.word(&word, &big).expect_err("too large");
+        assert!(matches!(error, Error::Expand { reason: ExpandFailure::TooLarge { .. }, .. }), "{error}");
+    };
+    refused(format!("${{A//?/{}}}", "x".repeat(4096)));
+    refused(format!("\"{}\"", "$A".repeat(1000)));
+}
+
+/// Each word alone is not too large.
+#[test]
+fn the_words_of_one_instruction_are_bounded_together() {
+    let environment = [format!("A={}", "y".repeat(1 << 20))];
+    let expand = |line: &str| {
+        let parsed = parse(format!("FROM scratch\n{line}\n"));
+        assert!(!parsed.has_errors(), "{:?}", parsed.diagnostics);
+        parsed.dockerfile.stages[0].instructions[0]
+            .kind
+            .expand(&Expander::new('\\'), &environment[..])
+            .map(drop)
+    };
+    for (start, word, end) in
+        [("LABEL", " a=\"$A\"", ""), ("RUN --mount=type=tmpfs,target=/", ",target=/$A", " x")]
+    {
+        expand(&format!("{start}{}{end}", word.repeat(10))).expect("not too much");
+        let error = expand(&format!("{start}{}{end}", word.repeat(100))).expect_err("too much");
+        let Error::At { error, .. } = error else { panic!("{error}") };
+        assert!(matches!(*error, Error::Expand { reason: ExpandFailure::TooMuch { .. }, .. }), "{error}");
+    }
 }
 
 #[test]

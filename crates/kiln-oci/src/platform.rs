@@ -63,9 +63,19 @@ impl fmt::Display for Platform {
 impl FromStr for Platform {
     type Err = PlatformError;
 
-    /// Reads `os/architecture[/variant]`, with containerd's normal names (`x86_64` is `amd64`, `aarch64` is `arm64`).
+    /// Reads `os/architecture[/variant]`, with containerd's normal names (`x86_64` is `amd64`, `aarch64` is `arm64`). As in
+    /// containerd, a system or an architecture that it knows may stand alone; the other is then this program's.
     fn from_str(text: &str) -> Result<Self, PlatformError> {
         let bad = || PlatformError(text.to_owned());
+        if !text.contains('/') {
+            let word = text.to_ascii_lowercase();
+            if SYSTEMS.contains(&word.as_str()) {
+                return Ok(Self { os: word, ..Self::host() });
+            }
+            let platform: Self = format!("{}/{word}", Self::host().os).parse().map_err(|_| bad())?;
+            let is_known = ARCHITECTURES.contains(&platform.architecture.as_str());
+            return if is_known { Ok(platform) } else { Err(bad()) };
+        }
         let mut parts = text.split('/').map(str::to_ascii_lowercase);
         let os = parts.next().filter(|part| is_word(part)).ok_or_else(bad)?;
         let architecture = parts.next().filter(|part| is_word(part)).ok_or_else(bad)?;
@@ -86,6 +96,55 @@ impl FromStr for Platform {
     }
 }
 
+/// What containerd takes for a system.
+const SYSTEMS: [&str; 17] = [
+    "aix",
+    "android",
+    "darwin",
+    "dragonfly",
+    "freebsd",
+    "hurd",
+    "illumos",
+    "ios",
+    "js",
+    "linux",
+    "nacl",
+    "netbsd",
+    "openbsd",
+    "plan9",
+    "solaris",
+    "windows",
+    "zos",
+];
+
+/// What containerd takes for an architecture.
+const ARCHITECTURES: [&str; 24] = [
+    "386",
+    "amd64",
+    "amd64p32",
+    "arm",
+    "armbe",
+    "arm64",
+    "arm64be",
+    "loong64",
+    "mips",
+    "mips64",
+    "mips64le",
+    "mips64p32",
+    "mips64p32le",
+    "mipsle",
+    "ppc",
+    "ppc64",
+    "ppc64le",
+    "riscv",
+    "riscv64",
+    "s390",
+    "s390x",
+    "sparc",
+    "sparc64",
+    "wasm",
+];
+
 fn is_word(part: &str) -> bool {
     !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
 }
@@ -102,10 +161,15 @@ mod tests {
             ("linux/arm64/v8", "linux/arm64"),
             ("linux/arm", "linux/arm/v7"),
             ("linux/arm/v6", "linux/arm/v6"),
+            ("arm64", "linux/arm64"),
+            ("aarch64", "linux/arm64"),
+            ("s390x", "linux/s390x"),
+            ("ARM", "linux/arm/v7"),
         ] {
             assert_eq!(text.parse::<Platform>().map(|p| p.to_string()), Ok(expect.to_owned()));
         }
-        for text in ["", "linux", "linux/", "linux/amd64/v1/x", "li nux/amd64"] {
+        assert_eq!("linux".parse(), Ok(Platform::host()));
+        for text in ["", "bogus", "linux/", "linux/amd64/v1/x", "li nux/amd64"] {
             assert!(text.parse::<Platform>().is_err(), "{text}");
         }
     }

@@ -138,12 +138,6 @@ impl Capabilities {
         self.0 & others.0 == others.0
     }
 
-    /// Those that are in both.
-    #[must_use]
-    pub fn intersection(self, others: Self) -> Self {
-        Self(self.0 & others.0)
-    }
-
     /// Those that are in either.
     #[must_use]
     pub fn union(self, others: Self) -> Self {

@@ -260,27 +260,19 @@ fn make_mount(wanted: &Mount, nodes: Nodes) -> Result<MadeMount, Failure> {
 
 fn attach_mount(tree: &mut Tree, wanted: &Mount, made: &MadeMount) -> Result<(), Failure> {
     let step = mounting(wanted);
-    let target = match tree.resolve(&wanted.target, Missing::Refuse) {
+    let (target, is_found) = match tree.resolve(&wanted.target, Missing::Refuse) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            tree.resolve(&wanted.target, Missing::Stub(made.kind)).map_err(&step)?
+            (tree.resolve(&wanted.target, Missing::Stub(made.kind)).map_err(&step)?, false)
         }
-        found => {
-            let found = found.map_err(&step)?;
-            check_kinds(made.kind, found.as_fd()).map_err(&step)?;
-            if let MountKind::Tmpfs { .. } = wanted.kind {
-                take_mode(made.mount.as_fd(), found.as_fd()).map_err(&step)?;
-            }
-            found
-        }
+        found => (found.map_err(&step)?, true),
     };
-    if is_of_proc(target.as_fd())
-        && !(may_be_covered(&wanted.target) || is_proc(made.mount.as_fd()) && is_proc(target.as_fd()))
-    {
-        return Err(Failure(Report::Failed {
-            step: format!("mount {}", wanted.target.display()),
-            errno: 0,
-            detail: "it is in /proc, where programs ask the kernel what they may do".to_owned(),
-        }));
+    check_kinds(made.kind, target.as_fd()).map_err(&step)?;
+    if is_found && matches!(wanted.kind, MountKind::Tmpfs { .. }) {
+        take_mode(made.mount.as_fd(), target.as_fd()).map_err(&step)?;
+    }
+    let is_another = || is_proc(made.mount.as_fd()) && is_proc(target.as_fd());
+    if is_of_proc(target.as_fd()) && !may_be_covered(&wanted.target) && !is_another() {
+        return Err(in_proc(format!("mount {}", wanted.target.display())));
     }
     mount::attach(made.mount.as_fd(), target.as_fd()).map_err(&step)?;
     match made.limits {
@@ -293,6 +285,12 @@ fn attach_mount(tree: &mut Tree, wanted: &Mount, made: &MadeMount) -> Result<(),
 fn take_mode(mount: BorrowedFd<'_>, covered: BorrowedFd<'_>) -> io::Result<()> {
     let mode = Mode::from_raw_mode(rustix::fs::fstat(covered)?.st_mode);
     Ok(rustix::fs::chmodat(mount, c".", mode, AtFlags::empty())?)
+}
+
+/// A place in `/proc` that nothing may cover.
+fn in_proc(step: String) -> Failure {
+    let detail = "it is in /proc, where programs ask the kernel what they may do".to_owned();
+    Failure(Report::Failed { step, errno: 0, detail })
 }
 
 fn is_of_proc(place: BorrowedFd<'_>) -> bool {
@@ -353,6 +351,10 @@ fn provide_files(tree: &mut Tree, scratch: &Scratch, files: &[ProvidedFile]) -> 
     for (number, file) in files.iter().enumerate() {
         let step = |error: io::Error| at(&format!("provide {}", file.target.display()))(error);
         let target = tree.resolve(&file.target, Missing::Stub(StubKind::File)).map_err(step)?;
+        // The root may have a link there.
+        if is_of_proc(target.as_fd()) {
+            return Err(in_proc(format!("provide {}", file.target.display())));
+        }
         let attributes = Attributes { read_only: file.read_only, ..Attributes::INERT };
         scratch
             .attach_file(&format!("file{number}"), &file.contents, attributes, target.as_fd())

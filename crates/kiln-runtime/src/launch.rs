@@ -281,10 +281,11 @@ fn start_unless(
     let confinement = sandbox.confinement();
     let waiting = launcher.waiting(confinement);
     let fresh = if waiting.is_some() { None } else { Some(launcher.launch(confinement)?) };
-    let description = init::Description { sandbox: sandbox.clone(), filter: filter_for(sandbox) };
-    let bytes = description.encode();
-    let description =
-        process::sealed_memory("kiln-sandbox", &bytes).map_err(set_up("pass the sandbox's description"))?;
+    let mut described = init::Description { sandbox: sandbox.clone(), filter: filter_for(sandbox) };
+    described.sandbox.mounts.sort_by_key(|mount| mount.target.components().count());
+    let sandbox = &described.sandbox;
+    let description = process::sealed_memory("kiln-sandbox", &described.encode())
+        .map_err(set_up("pass the sandbox's description"))?;
     let own_terminal = sandbox.process.terminal != crate::sandbox::Terminal::None;
     let ends = Ends::open(streams, own_terminal).map_err(set_up("open the command's streams"))?;
     let [far_input, far_output, far_error] = ends.far;

@@ -190,7 +190,7 @@ pub struct Sandbox {
     pub root: RootSource,
     /// The process.
     pub process: Process,
-    /// Mounts, in the order in which they are made.
+    /// Mounts. Outer ones are made first, as with Docker and BuildKit, and those of one depth in this order.
     pub mounts: Vec<Mount>,
     /// Files over those of the root, after the mounts.
     pub files: Vec<ProvidedFile>,

@@ -291,7 +291,8 @@ impl Store {
         add(OVERLAY, &|name| snapshots.contains(name))?;
         add("overlay2/l", &|name| links.contains(name))?;
         add("cache", &|name| caches.contains(name))?;
-        add("tmp", &|name| leases.contains(name))?;
+        // One may have begun since.
+        add("tmp", &|name| leases.contains(name) || crate::lease::is_alive(&tmp.join(name)))?;
         add("trash", &|_| false)?;
         let temporary = |name: &str| !kiln_sys::publish::is_temporary(name.as_ref());
         garbage.extend(unknown(self.root(), &temporary)?);

@@ -12,6 +12,7 @@ use kiln_sys::root::{Directory, FileError, Root};
 use rustix::fs::FileType;
 
 use crate::Store;
+use crate::database::Durability;
 use crate::error::{Error, Result};
 use crate::layers::{NewBlob, NewLayer};
 use crate::lease::Lease;
@@ -35,7 +36,13 @@ impl Store {
         self.snapshots_refused().is_none()
     }
 
+    /// In a transaction, as the beginning of a lease: for a collection a directory without a lease is nobody's.
     fn try_marks(&self) -> Result<Option<String>> {
+        self.database.write(Durability::Relaxed, |_| self.try_marks_alone())
+    }
+
+    /// While nobody sweeps.
+    fn try_marks_alone(&self) -> Result<Option<String>> {
         let tmp = Directory::open(&self.root().join("tmp"))?;
         let name = format!("marks-{}", crate::store::random_hex(8)?);
         tmp.make_directory(&name, 0o700)?;
@@ -162,5 +169,33 @@ impl Lease {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs_err::set_permissions(&path, mode).map_err(Error::file("set the mode of", &path))?;
         Ok(path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::{Collection, Ownership};
+
+    /// One process collects while others find out what the store's file system takes.
+    #[test]
+    fn collections_leave_what_tries_the_file_system() {
+        let host = tempfile::tempdir().unwrap();
+        let open = || Store::open(&host.path().join("store"), Ownership::SingleId).unwrap();
+        let expect = open().snapshots_refused().map(str::to_owned);
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    open().collect(&Collection::default()).unwrap();
+                }
+            });
+            let found = (0..200).map(|_| open().snapshots_refused().map(str::to_owned));
+            let other = found.into_iter().find(|found| *found != expect);
+            done.store(true, Ordering::Relaxed);
+            assert_eq!(other, None);
+        });
     }
 }

@@ -130,7 +130,7 @@ pub(crate) fn report(error: &anyhow::Error, convention: Convention) -> Report {
     }
     let kind = failure.map_or(Kind::World, |failure| failure.kind);
     let hint =
-        failure.and_then(|failure| failure.hint.clone()).or_else(|| io.and_then(io_hint)).or_else(|| {
+        failure.and_then(|failure| failure.hint.clone()).or_else(|| io_hint(io?, error)).or_else(|| {
             let others = error.chain().any(is_of_other_owners);
             others.then(|| OTHER_OWNERS_HINT.to_owned())
         });
@@ -178,6 +178,11 @@ const OTHER_OWNERS_HINT: &str = "`kiln info` tells which IDs this process has, a
     load, import or build it again";
 
 fn is_of_other_owners(error: &(dyn std::error::Error + 'static)) -> bool {
+    of_the_store(error).is_some_and(|error| matches!(error, kiln_store::Error::OtherOwners { .. }))
+}
+
+/// What the store says of its own files.
+fn of_the_store<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a kiln_store::Error> {
     // Those that say what is in them do not show it as their cause.
     let store = match (error.downcast_ref(), error.downcast_ref()) {
         (Some(kiln_build::Error::Store(error)), _) | (_, Some(kiln_container::Error::Store(error))) => {
@@ -185,15 +190,16 @@ fn is_of_other_owners(error: &(dyn std::error::Error + 'static)) -> bool {
         }
         _ => error.downcast_ref::<kiln_store::Error>(),
     };
-    store.is_some_and(|error| matches!(error, kiln_store::Error::OtherOwners { .. }))
+    store.filter(|error| !matches!(error, kiln_store::Error::Output { .. }))
 }
 
-fn io_hint(error: &io::Error) -> Option<String> {
-    let hint = match error.kind() {
+fn io_hint(io: &io::Error, error: &anyhow::Error) -> Option<String> {
+    let hint = match io.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             "the disk is full; `kiln system df` shows what kiln holds, `kiln system prune` removes what is unused"
         }
-        io::ErrorKind::ReadOnlyFilesystem => {
+        // Volumes, archives and the like are somewhere else.
+        io::ErrorKind::ReadOnlyFilesystem if error.chain().any(|cause| of_the_store(cause).is_some()) => {
             "the file system is read-only; --root or KILN_ROOT names another place for the store"
         }
         _ => return None,
@@ -277,6 +283,23 @@ mod tests {
         assert_eq!(report.status, 1);
         assert!(report.text.starts_with("kiln: cannot write /var/lib/kiln/tmp/1: "), "{}", report.text);
         assert!(report.text.contains("hint: the disk is full"), "{}", report.text);
+    }
+
+    #[test]
+    fn another_store_helps_where_the_store_is_read_only() {
+        #[track_caller]
+        fn check(error: impl Into<anyhow::Error>, expect: bool) {
+            let text = report(&error.into(), Convention::Run).text;
+            assert_eq!(text.contains("hint: the file system is read-only; --root"), expect, "{text}");
+        }
+        let source = || io::Error::from(io::ErrorKind::ReadOnlyFilesystem);
+        let store = || kiln_store::Error::File { action: "make", path: "/s/tmp/1".into(), source: source() };
+        check(store(), true);
+        check(kiln_build::Error::Store(store()), true);
+        check(Failure::new(Kind::World, "cannot run").caused_by(kiln_container::Error::Store(store())), true);
+        check(kiln_container::Error::Volume { path: "/ro/new".into(), source: source() }, false);
+        check(kiln_store::Error::Output { what: "x.tar".to_owned(), source: source() }, false);
+        check(anyhow::Error::new(source()).context("cannot write the trace"), false);
     }
 
     #[test]

@@ -90,7 +90,7 @@ impl ImageFilters {
     /// Reads the values of `--filter`.
     pub(crate) fn read(filters: &[String], clock: &Clock) -> Result<Self, FilterError> {
         let mut read = Self::default();
-        for filter in filters {
+        for filter in given(filters) {
             let (name, value) = pair(filter)?;
             match name {
                 "dangling" => read.dangling = Some(one_flag("dangling", read.dangling, value)?),
@@ -146,7 +146,7 @@ impl PruneFilters {
     /// Reads the values of `--filter`.
     pub(crate) fn read(filters: &[String], clock: &Clock) -> Result<Self, FilterError> {
         let mut read = Self::default();
-        for filter in filters {
+        for filter in given(filters) {
             let (name, value) = pair(filter)?;
             match name {
                 // To take one of them might be to remove more than was meant.
@@ -174,6 +174,11 @@ pub(crate) fn reference_matches(pattern: &str, name: &str, tag: &str) -> bool {
     let familiar = pattern.strip_prefix("docker.io/library/").or_else(|| pattern.strip_prefix("docker.io/"));
     let pattern = familiar.unwrap_or(pattern);
     path_match(pattern, &format!("{name}:{tag}")) == Some(true) || path_match(pattern, name) == Some(true)
+}
+
+/// The filters that say something: an empty one is none, as in Docker, since scripts write `--filter "$FILTER"`.
+pub(crate) fn given(filters: &[String]) -> impl Iterator<Item = &String> {
+    filters.iter().filter(|filter| !filter.is_empty())
 }
 
 fn pair(filter: &str) -> Result<(&str, &str), FilterError> {
@@ -353,6 +358,13 @@ mod tests {
 
     fn labels(pairs: &[(&str, &str)]) -> Labels {
         pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn an_empty_filter_is_none() {
+        assert_eq!(images(&["", "dangling=true"]), images(&["dangling=true"]));
+        assert_eq!(PruneFilters::read(&[String::new()], &clock()), Ok(PruneFilters::default()));
+        assert_eq!(images(&[" "]), Err(FilterError::Form(" ".to_owned())));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 mod arguments;
 mod commands;
 mod context;
+mod environment_file;
 mod failure;
 mod filters;
 mod format;

@@ -50,7 +50,7 @@ fn version() {
     $ kiln version -f {{
     [stderr]
     kiln: template parsing error: template: :1: unclosed action
-    [exit 1]
+    [exit 64]
     "#);
 }
 

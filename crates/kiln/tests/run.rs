@@ -100,7 +100,42 @@ fn a_command_runs_as_docker_runs_it() {
     bench.check(&["-u", "nobody", "bb", "true"], 125, "", "unable to find user nobody");
     bench.check(&["-e", "B=2", "-e", "A=3", "-e", "HOSTNAME=h", "bb", "env"], 0,
         "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\nHOSTNAME=h\nB=2\nA=3\nHOME=/root\n", "");
+    bench.check(&["-w", "", "bb", "pwd"], 0, "/\n", "");
+    let file = bench.directory.path().join("variables");
+    fs_err::write(&file, "# Those\nB=file\nC=of two words\n").expect("written");
+    let file = file.to_str().expect("UTF-8");
+    let told = ["-e", "B=line", "--env-file", file, "bb", "sh", "-c", "echo $A $B $C"];
+    bench.check(&told, 0, "1 line of two words\n", "");
+    bench.check(&["--env-file", "/nosuch", "bb"], 125, "", "environment file /nosuch: No such file");
     assert_eq!(bench.leases(), 0);
+}
+
+/// As docker, which also takes one word for the whole.
+#[test]
+fn an_import_is_for_the_platform_that_is_named() {
+    let Some(bench) = Bench::new() else { return };
+    let tar = bench.directory.path().join("image.tar");
+    let import = |platform: &str| {
+        bench.kiln("import").args(["--platform", platform]).arg(&tar).arg("far").output().expect("kiln")
+    };
+    for (platform, expect) in
+        [("linux/s390x", "linux s390x \n"), ("aarch64", "linux arm64 \n"), ("linux/arm/v7", "linux arm v7\n")]
+    {
+        assert!(import(platform).status.success(), "{platform}");
+        let shown =
+            bench.kiln("inspect").args(["-f", "{{.Os}} {{.Architecture}} {{.Variant}}", "far"]).output();
+        assert_eq!(String::from_utf8_lossy(&shown.expect("kiln").stdout), expect);
+    }
+    for (platform, told) in [
+        (
+            "nosuch",
+            "kiln: cannot import: platform \"nosuch\" is not os/architecture[/variant], such as linux/amd64\n",
+        ),
+        ("windows/amd64", "kiln: cannot import: operating system \"windows\" is not supported\n"),
+    ] {
+        let refused = import(platform);
+        assert_eq!((refused.status.code(), &*String::from_utf8_lossy(&refused.stderr)), (Some(1), told));
+    }
 }
 
 /// Docker warns of other processors, for which there may be an emulator, and takes no image of another system.

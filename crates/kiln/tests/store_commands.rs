@@ -97,6 +97,9 @@ fn commands_on_images() {
         0,
     );
     kiln.check(&["inspect", "-f", "{{.ID}}", "app:1"], &id, "", 0);
+    for words in [&["inspect", "-f", "{{", "nope"][..], &["info", "-f", "{{"], &["version", "-f", "{{"]] {
+        kiln.check(words, "", "kiln: template parsing error: template: :1: unclosed action\n", 64);
+    }
     kiln.check(&["inspect", "nope"], "[]\n", "kiln: No such object: nope\n", 1);
     kiln.check(&["image", "inspect", "nope"], "[]\n", "kiln: No such image: nope\n", 1);
     kiln.check(&["image", "cat", "app:1", "/hello"], "hello\n", "", 0);
@@ -119,13 +122,37 @@ fn commands_on_images() {
     let question =
         "WARNING! This will remove all dangling images.\nAre you sure you want to continue? [y/N] ";
     kiln.check(&["image", "prune"], question, "", 0);
+    // In Docker's words and order; an empty filter is none.
+    let question = "WARNING! This will remove:\n  - all dangling images\n  - unused build cache\n\n  \
+                    Items to be pruned will be filtered with:\n  - label!=x\n  - label=a\n  - until=1h\n\n\
+                    Are you sure you want to continue? [y/N] ";
+    let filters = ["--filter", "until=1h", "--filter", "label=a", "--filter", "label!=x", "--filter", ""];
+    kiln.check(&[&["system", "prune"][..], &filters].concat(), question, "", 0);
     kiln.check(&["image", "prune", "-f"], "Total reclaimed space: 0B\n", "", 0);
-    let (pruned, _, status) = kiln.run(&["system", "prune", "-af"]);
+    let (pruned, _, status) = kiln.run(&["system", "prune", "-af", "--volumes"]);
     assert!(
         pruned.starts_with("Deleted Images:\nuntagged: new:1\ndeleted: sha256:") && status == 0,
         "{pruned}"
     );
     kiln.check(&["system", "check"], "0 images, 0 layers, 0 blobs: no fault\n", "", 0);
+}
+
+/// The advice is for what cannot be written: the archive, not the store.
+#[test]
+fn a_place_that_is_read_only_is_not_the_stores() {
+    if !rustix::process::geteuid().is_root() {
+        return skipped::skipped("needs root, to mount something read-only");
+    }
+    let kiln = Fixture::new();
+    kiln.check(&["load", "-i", "app.tar"], "Loaded image: app:1\n", "", 0);
+    fs_err::create_dir(kiln.path("fixed")).expect("made");
+    let script = "mount -t tmpfs -o ro fixed fixed && exec \"$0\" save -o fixed/x.tar app:1";
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", script, env!("CARGO_BIN_EXE_kiln")]).env("KILN_ROOT", kiln.path("store"));
+    let output = command.current_dir(kiln.directory.path()).output().expect("unshare");
+    let expect = "kiln: cannot save to fixed/x.tar: make a file in fixed: Read-only file system (os error 30)\n\
+                  hint: -o names the archive; where it is to be nothing can be written\n";
+    assert_eq!((&*String::from_utf8_lossy(&output.stderr), output.status.code()), (expect, Some(1)));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kiln_dockerfile::{Dockerfile, Expander, Linter, Names as _, Variables as _};
+use kiln_dockerfile::{Dockerfile, Expander, Linter, Names as _, Together, Variables as _};
 use kiln_oci::{Platform, Reference};
 
 use crate::environment::Environment;
@@ -81,6 +81,7 @@ pub(super) fn declare_meta_args(
     expander: Expander,
     args: &mut Environment,
 ) -> Result<()> {
+    let mut together = Together::default();
     for item in dockerfile.meta_args.iter().flat_map(|meta| &meta.items) {
         let name = &item.name.text;
         let value = match (build_args.get(name), &item.default) {
@@ -92,6 +93,7 @@ pub(super) fn declare_meta_args(
             (None, None) => None,
         };
         if let Some(value) = value {
+            together.count(name, &value).map_err(|error| error.at(item.name.span))?;
             args.set(name, &value);
         }
     }
@@ -114,4 +116,24 @@ pub(super) fn source_date_epoch(request: &BuildRequest, global_args: &Environmen
         return Err(Error::Unsupported(format!("{NAME}={value}: a year outside of 0 to 9999")));
     }
     Ok(Some(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_before_the_first_stage_are_bounded_together() {
+        let declare = |count: usize| {
+            let first = format!("ARG a0={}\nARG a={}\n", "x".repeat(1 << 12), "$a0".repeat(1 << 8));
+            let more: String = (1..count).map(|number| format!("ARG a{number}=$a\n")).collect();
+            let parsed = kiln_dockerfile::parse(format!("{first}{more}FROM scratch\n"));
+            assert!(!parsed.has_errors(), "{:?}", parsed.diagnostics);
+            let mut args = Environment::default();
+            declare_meta_args(&parsed.dockerfile, &BTreeMap::new(), Expander::new('\\'), &mut args)
+        };
+        declare(10).expect("not too much");
+        let error = declare(100).expect_err("too much");
+        assert!(error.to_string().contains("together"), "{error}");
+    }
 }

@@ -76,7 +76,7 @@ impl Parser<'_> {
             // What names no variable can be checked here; the rest waits for the environment.
             let checked = MountFlag::new(word).and_then(|flag| {
                 if literal {
-                    flag.resolve(&Expander::new(self.escape), &NoVariables)?;
+                    flag.resolve(|value| Expander::new(self.escape).word(value, &NoVariables))?;
                 }
                 Ok(flag)
             });

@@ -69,6 +69,13 @@ fn covered_proc(fixture: &Fixture) {
         let refused = run(&sandbox).err().map(|error| error.to_string()).unwrap_or_default();
         assert!(refused.contains("it is in /proc"), "{target}: {refused:?}");
     }
+    // What kiln itself provides, where a link of the root's leads.
+    fs_err::os::unix::fs::symlink("proc/self/setgroups", extra.join("hosts")).expect("link");
+    let mut sandbox = shell("true");
+    sandbox.files =
+        vec![ProvidedFile { target: "/hosts".into(), contents: b"deny".to_vec(), read_only: false }];
+    let refused = run(&sandbox).err().map(|error| error.to_string()).unwrap_or_default();
+    assert!(refused.contains("it is in /proc"), "{refused:?}");
     // What lxcfs and those do who want to see the host's processes.
     let mut sandbox = shell("cat /proc/uptime; ls /proc | grep -c '^[0-9]'");
     sandbox.mounts = vec![bind("/proc".as_ref(), "/proc"), bind(&own.join("self/setgroups"), "/proc/uptime")];

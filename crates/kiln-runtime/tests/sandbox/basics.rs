@@ -170,10 +170,15 @@ fn mounts(fixture: &Fixture) {
     let left: Vec<_> =
         fs_err::read_dir(&root.upper).expect("list").flatten().map(|entry| entry.file_name()).collect();
     assert_eq!(left, ["own"]);
+    // What is in another mount is seen, whichever is named first.
+    let mut sandbox = fixture.shell("cat /n/d/in/file");
+    let tmpfs =
+        |target: &str| Mount { kind: MountKind::Tmpfs { size: None, mode: 0o755 }, target: target.into() };
+    sandbox.mounts = vec![bind(source.clone(), true, "/n/d/in"), tmpfs("/n/d"), tmpfs("/n")];
+    assert_eq!(run(&sandbox).expect("starts").output, "content");
     // A directory on a file, and a file on a directory.
-    let tmpfs = Mount { kind: MountKind::Tmpfs { size: None, mode: 0o755 }, target: "/bin/sh".into() };
     for (mount, expect) in [
-        (tmpfs, "cannot mount /bin/sh: Not a directory (os error 20)"),
+        (tmpfs("/bin/sh"), "cannot mount /bin/sh: Not a directory (os error 20)"),
         (bind(source.join("file"), true, "/bin"), "cannot mount /bin: Is a directory (os error 21)"),
     ] {
         let mut sandbox = fixture.shell("true");

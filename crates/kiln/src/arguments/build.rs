@@ -1,7 +1,8 @@
 //! `build`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use clap::{Args, ValueEnum};
 
 use crate::lent::Loan;
@@ -45,8 +46,8 @@ pub(crate) struct Build {
     pub(crate) tag: Vec<String>,
 
     /// Dockerfile, or - for standard input; in an archive if the context is one [default: CONTEXT/Dockerfile]
-    #[arg(short, long, value_name = "FILE")]
-    pub(crate) file: Option<PathBuf>,
+    #[arg(short, long, value_name = "FILE", value_parser = OsStringValueParser::new().map(PathBuf::from))]
+    file: Option<PathBuf>,
 
     /// Stage to build [default: the last]
     #[arg(long, value_name = "STAGE")]
@@ -64,17 +65,17 @@ pub(crate) struct Build {
     #[arg(long)]
     pub(crate) no_cache: bool,
 
-    /// How progress is shown
-    #[arg(long, value_name = "MODE", default_value = "auto")]
-    pub(crate) progress: ProgressMode,
+    /// How progress is shown [default: auto] [env: BUILDKIT_PROGRESS]
+    #[arg(long, value_name = "MODE")]
+    pub(crate) progress: Option<ProgressMode>,
 
     /// Show nothing but the image ID
     #[arg(short, long)]
     pub(crate) quiet: bool,
 
     /// File to write the image ID to
-    #[arg(long, value_name = "FILE")]
-    pub(crate) iidfile: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", value_parser = OsStringValueParser::new().map(PathBuf::from))]
+    iidfile: Option<PathBuf>,
 
     /// Network of RUN steps that name none: default, none or host
     #[arg(long, value_name = "MODE", default_value = "default")]
@@ -93,10 +94,27 @@ pub(crate) struct Build {
     pub(crate) context: PathBuf,
 }
 
+impl Build {
+    /// The Dockerfile, if one was named. An empty name is none, as in Docker: scripts write `-f "$FILE"`.
+    pub(crate) fn file(&self) -> Option<&Path> {
+        named(self.file.as_deref())
+    }
+
+    /// The file for the image ID, in the same way.
+    pub(crate) fn iidfile(&self) -> Option<&Path> {
+        named(self.iidfile.as_deref())
+    }
+}
+
+fn named(path: Option<&Path>) -> Option<&Path> {
+    path.filter(|path| !path.as_os_str().is_empty())
+}
+
 /// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ProgressMode {
     /// tty on a terminal, else plain.
+    #[value(alias = "")]
     Auto,
     /// One line after another.
     Plain,

@@ -312,6 +312,7 @@ pub(crate) enum Compression {
 Examples:
   kiln import rootfs.tar.gz base:1
   kiln import --change 'ENV A=b' rootfs.tar base
+  kiln import --platform linux/arm64 rootfs.tar base:arm64
   tar c -C rootfs . | kiln import - base")]
 pub(crate) struct Import {
     /// Dockerfile instruction to apply: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, USER, VOLUME, WORKDIR and the like; may be repeated
@@ -322,6 +323,10 @@ pub(crate) struct Import {
     #[arg(short, long, value_name = "TEXT")]
     pub(crate) message: Option<String>,
 
+    /// What the files run on, OS/ARCHITECTURE[/VARIANT] [default: this machine's]
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<String>,
+
     /// Archive, or - for standard input
     #[arg(value_name = "FILE|-")]
     pub(crate) file: PathBuf,
@@ -329,6 +334,13 @@ pub(crate) struct Import {
     /// Name of the image
     #[arg(value_name = "REPOSITORY[:TAG]")]
     pub(crate) reference: Option<String>,
+}
+
+impl Import {
+    /// The platform, if one was named. An empty name is none, as in Docker.
+    pub(crate) fn platform(&self) -> Option<&str> {
+        self.platform.as_deref().filter(|platform| !platform.is_empty())
+    }
 }
 
 /// Remove images without a name

@@ -30,6 +30,7 @@ Environment:
                        instead of the system's
   PATH               where git is looked for
   SOURCE_DATE_EPOCH  seconds: `build` takes it as a --build-arg
+  BUILDKIT_PROGRESS  how `build` shows progress, unless --progress says it
   NO_COLOR           no colours
   TERM               `dumb` has neither colours nor progress in place
 
@@ -443,10 +444,51 @@ mod tests {
             panic!("not build")
         };
         assert_eq!(build.tag, ["a", "b:1"]);
-        assert_eq!(build.file.as_deref(), Some(std::path::Path::new("-")));
+        assert_eq!(build.file(), Some(Path::new("-")));
         assert_eq!(build.build_arg, ["A=1,2"]);
         assert_eq!(build.allow, ["network.host", "security.insecure"]);
-        assert_eq!(build.progress, build::ProgressMode::Plain);
+        assert_eq!(build.progress, Some(build::ProgressMode::Plain));
+    }
+
+    /// Docker takes these as if they were not given, which scripts with empty variables rely on.
+    #[test]
+    fn an_empty_value_is_none() {
+        let words = ["build", "-f", "", "--iidfile=", "--target", "", "--network=", "--progress=", "."];
+        let Command::Build(build) = parse(&words) else { panic!("not build") };
+        assert_eq!((build.file(), build.iidfile()), (None, None));
+        assert_eq!(build.progress, Some(build::ProgressMode::Auto));
+        let Command::Run(run) = parse(&["run", "-w", "", "-u", "", "x"]) else { panic!("not run") };
+        assert_eq!(run.workdir(), None);
+        let Command::Run(run) = parse(&["run", "-w", "/a", "x"]) else { panic!("not run") };
+        assert_eq!(run.workdir(), Some("/a"));
+    }
+
+    #[test]
+    fn of_a_flag_that_is_given_again_the_last_counts() {
+        let words =
+            ["run", "--rm", "-w", "/a", "-e", "A=1", "--rm=false", "-w=/b", "-e", "B=2", "x", "-w", "-w"];
+        let Command::Run(run) = parse(&words) else { panic!("not run") };
+        assert_eq!((run.rm, run.workdir()), (false, Some("/b")));
+        assert_eq!(run.env, ["A=1", "B=2"]);
+        assert_eq!(run.command(), ["-w", "-w"]);
+        for words in [
+            ["image", "ls", "-q", "-q", "--format", "a", "--format=b"].as_slice(),
+            &["images", "-qq", "--format=b"],
+        ] {
+            match parse(words) {
+                Command::Images(list) | Command::Image(ImageCommand::Ls(list)) => {
+                    assert_eq!((list.quiet, list.format.asked()), (true, Some("b")));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        let words =
+            ["build", "-t", "a", "-f", "b", "-t", "c", "--file=d", "--progress=tty", "--progress=plain", "."];
+        let Command::Build(build) = parse(&words) else { panic!("not build") };
+        assert_eq!((build.file(), build.progress), (Some(Path::new("d")), Some(build::ProgressMode::Plain)));
+        assert_eq!(build.tag, ["a", "c"]);
+        let root = switches::parse(&["kiln", "--root", "/a", "images", "--root=/b"]).unwrap();
+        assert_eq!(root.root(), Some(Path::new("/b")));
     }
 
     #[test]
@@ -467,12 +509,16 @@ mod tests {
     #[test]
     fn what_is_missing_is_missing() {
         let command = Arguments::command();
-        for name in ["pull", "push", "ps", "exec", "rm", "prune", "builder"] {
+        for name in ["pull", "push", "ps", "exec", "rm", "prune", "builder", "diff", "volume"] {
             assert!(missing::command(name).is_some() && command.find_subcommand(name).is_none(), "{name}");
         }
-        for (name, flag) in
-            [("build", "--output"), ("build", "--secret"), ("build", "--pull"), ("run", "--name")]
-        {
+        for (name, flag) in [
+            ("build", "--output"),
+            ("build", "--secret"),
+            ("build", "--pull"),
+            ("run", "--name"),
+            ("run", "--mount"),
+        ] {
             let command = command.find_subcommand(name).expect("a command");
             let path = format!("kiln {name}");
             assert!(

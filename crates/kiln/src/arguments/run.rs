@@ -1,5 +1,7 @@
 //! `run`.
 
+use std::path::PathBuf;
+
 use clap::{ArgAction, Args};
 
 /// Run a command in a new container
@@ -26,13 +28,17 @@ pub(crate) struct Run {
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub(crate) env: Vec<String>,
 
+    /// File with such variables, one a line; --env counts before it; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub(crate) env_file: Vec<PathBuf>,
+
     /// Directory or file of the host to mount, SOURCE:TARGET[:ro]; may be repeated
     #[arg(short, long, value_name = "SOURCE:TARGET[:OPTIONS]")]
     pub(crate) volume: Vec<String>,
 
     /// Working directory in the container
     #[arg(short, long, value_name = "DIR")]
-    pub(crate) workdir: Option<String>,
+    workdir: Option<String>,
 
     /// User, name or number, and group
     #[arg(short, long, value_name = "USER[:GROUP]")]
@@ -63,6 +69,11 @@ impl Run {
     /// The image's name or ID.
     pub(crate) fn image(&self) -> &str {
         self.words.first().map(String::as_str).unwrap_or_default()
+    }
+
+    /// The working directory, if one was named. An empty name is none, as in Docker: scripts write `-w "$DIR"`.
+    pub(crate) fn workdir(&self) -> Option<&str> {
+        self.workdir.as_deref().filter(|directory| !directory.is_empty())
     }
 
     /// The command and its arguments, none for the image's own.

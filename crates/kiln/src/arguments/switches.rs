@@ -1,7 +1,7 @@
 //! Parsing with Docker's rule for switches, `--rm=false`, and refusals in kiln's words.
 //!
 //! Help and usage come from the plain definition, where a switch takes no value; what is parsed is a copy in which
-//! each switch may have one.
+//! each switch may have one, and of flags that are given again the last counts.
 
 use std::ffi::OsStr;
 
@@ -89,7 +89,8 @@ fn parse_with(command: Command, words: &[&OsStr]) -> clap::error::Result<Argumen
 }
 
 fn with_values(command: Command) -> Command {
-    let command = command.mut_args(|argument| match argument.get_action() {
+    // Of a flag that is given again the last counts, as in Docker: scripts put theirs before "$@".
+    let command = command.args_override_self(true).mut_args(|argument| match argument.get_action() {
         ArgAction::SetTrue => argument
             .action(ArgAction::Set)
             .num_args(0..=1)
@@ -226,9 +227,6 @@ fn refusal(error: &clap::Error, path: &str, words: &[&OsStr]) -> Refusal {
                 ),
                 hint: more(),
             }
-        }
-        ErrorKind::ArgumentConflict => {
-            Refusal { message: format!("{} is given more than once", flags_of(&argument)), hint: more() }
         }
         _ => {
             let text = error.to_string();

@@ -42,6 +42,10 @@ pub(crate) struct Prune {
     /// Do not ask
     #[arg(short, long)]
     pub(crate) force: bool,
+
+    /// Remove volumes too, of which kiln keeps none
+    #[arg(long)]
+    pub(crate) volumes: bool,
 }
 
 /// Verify every object of the store against its digest

@@ -27,10 +27,10 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Build) -> Result<u8> {
     let mode = Mode::choose(arguments.progress, arguments.quiet)?;
     // What is wrong on the command line is told before anything is waited for.
     let request = request(arguments)?;
-    if let Some(path) = &arguments.iidfile {
+    if let Some(path) = arguments.iidfile() {
         can_be_written(path)?;
     }
-    let inputs = context::open(root, &arguments.context, arguments.file.as_deref())?;
+    let inputs = context::open(root, &arguments.context, arguments.file())?;
     let request = of(&inputs, request);
     let started = Instant::now();
     let rehearsal = Rehearsal::default();
@@ -103,14 +103,14 @@ fn can_be_written(path: &Path) -> Result<()> {
 }
 
 fn report(arguments: &Build, built: &Built) -> Result<u8> {
-    if let Some(path) = &arguments.iidfile {
+    if let Some(path) = arguments.iidfile() {
         fs_err::write(path, built.id.to_string()).context("cannot write the image ID")?;
     }
     if arguments.quiet {
         writeln!(crate::output::output(), "{}", built.id)?;
         return Ok(0);
     }
-    if arguments.tag.is_empty() && arguments.iidfile.is_none() {
+    if arguments.tag.is_empty() && arguments.iidfile().is_none() {
         // Else nothing would tell what to run.
         crate::output::aside(&format!("\nimage {}\n", built.id));
     }
@@ -135,7 +135,8 @@ fn of(inputs: &Inputs, request: BuildRequest) -> BuildRequest {
 fn request(arguments: &Build) -> Result<BuildRequest> {
     let names = arguments.tag.iter().map(|name| super::new_name(name)).collect::<Result<Vec<_>>>()?;
     let network = match arguments.network.as_str() {
-        "default" => NetworkMode::Default,
+        // An empty word is no word, as in Docker.
+        "default" | "" => NetworkMode::Default,
         "none" => NetworkMode::None,
         "host" => NetworkMode::Host,
         other => {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use anyhow::Result;
-use kiln_oci::{History, Platform};
+use kiln_oci::{History, Platform, PlatformError};
 use kiln_store::Error;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -20,9 +20,24 @@ use crate::units;
 /// Where standard input has no archive.
 const HINT: &str = "name a file, or pipe an archive into `kiln import -`";
 
+/// The platform of that name.
+fn platform(name: &str) -> Result<Platform> {
+    let wrong = |reason: anyhow::Error| Failure::new(Kind::Input, "cannot import").caused_by(reason);
+    let platform: Platform =
+        name.parse().map_err(|error| wrong(anyhow::Error::new::<PlatformError>(error)))?;
+    if platform.os != Platform::host().os {
+        let reason = format!("operating system {:?} is not supported", platform.os);
+        return Err(wrong(anyhow::Error::msg(reason)).into());
+    }
+    Ok(platform)
+}
+
 /// Makes an image of one layer out of a root file system's tar and prints its ID.
 pub(crate) fn run(root: Option<&Path>, arguments: &Import) -> Result<u8> {
-    let platform = Platform::host();
+    let platform = match arguments.platform() {
+        Some(named) => platform(named)?,
+        None => Platform::host(),
+    };
     let config = kiln_build::apply_changes(&platform, &arguments.change)?;
     let name = match &arguments.reference {
         Some(name) => Some(super::new_name(name)?),

@@ -39,7 +39,7 @@ impl Way {
 /// Prints what kiln finds, as lines or through a template.
 pub(crate) fn run(root: Option<&Path>, arguments: &Info) -> Result<u8> {
     let format = arguments.format.asked().map(|f| if f == "json" { "{{json .}}" } else { f });
-    let inspect = Inspect::read(format).map_err(Failure::from)?;
+    let inspect = Inspect::read(format).map_err(|failure| Failure::from(failure).status(64))?;
     // Before any thread; without a namespace the rest is still told.
     let ways = Entered::try_here();
     let store = session::open_as(root, &ways.whose)?;

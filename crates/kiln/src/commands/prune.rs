@@ -1,6 +1,6 @@
 //! `image prune` and `system prune`.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io::Write as _;
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use kiln_store::{CacheToRemove, Collected, Collection, ImagesToRemove, Store};
 use crate::arguments::image::Prune as PruneImages;
 use crate::arguments::system::Prune as PruneSystem;
 use crate::failure::Failure;
-use crate::filters::PruneFilters;
+use crate::filters::{PruneFilters, given};
 use crate::prompt::confirm;
 use crate::session::{self, Files};
 use crate::units::{Clock, human_size};
@@ -40,7 +40,12 @@ pub(crate) fn system(root: Option<&Path>, arguments: &PruneSystem) -> Result<u8>
         true => ("all images without at least one container associated to them", "all build cache"),
         false => ("all dangling images", "unused build cache"),
     };
-    let warning = format!("WARNING! This will remove:\n  - {images}\n  - {cache}\n");
+    let mut warning = format!("WARNING! This will remove:\n  - {images}\n  - {cache}\n");
+    let filtered: BTreeSet<&String> = given(&arguments.filter).collect();
+    if !filtered.is_empty() {
+        warning.push_str("\n  Items to be pruned will be filtered with:\n");
+        warning.extend(filtered.into_iter().map(|filter| format!("  - {filter}\n")));
+    }
     if !arguments.force && !asked(&warning)? {
         return Ok(0);
     }

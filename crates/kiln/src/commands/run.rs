@@ -10,6 +10,7 @@ use kiln_runtime::Foreground;
 use kiln_store::Store;
 
 use crate::arguments::run::Run;
+use crate::environment_file;
 use crate::failure::{Failure, Kind};
 use crate::progress::log::sanitise;
 use crate::session::{self, Commands};
@@ -23,7 +24,7 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Run) -> Result<u8> {
         return Err(failure.status(1).into());
     }
     let volumes = volumes(&arguments.volume)?;
-    let environment = arguments.env.iter().map(|text| variable(text)).collect::<Result<Vec<_>>>()?;
+    let environment = environment(arguments)?;
     let (store, commands) = session::open_to_run(root)?;
     if let Commands::Refused { reason } = commands {
         let failure = Failure::new(Kind::World, format!("cannot run a container as this user: {reason}"));
@@ -41,7 +42,7 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Run) -> Result<u8> {
         },
         environment,
         volumes,
-        directory: arguments.workdir.clone(),
+        directory: arguments.workdir().map(str::to_owned),
         user: arguments.user.clone(),
         resolv_conf: fs_err::read("/etc/resolv.conf").unwrap_or_default(),
     };
@@ -132,11 +133,28 @@ fn volumes(given: &[String]) -> Result<Vec<Volume>> {
     Ok(volumes)
 }
 
+/// What the files say, then what the command line says: the last counts.
+fn environment(arguments: &Run) -> Result<Vec<Variable>> {
+    let mut variables = Vec::new();
+    for file in &arguments.env_file {
+        variables.extend(environment_file::read(file, own)?);
+    }
+    for text in &arguments.env {
+        variables.push(variable(text)?);
+    }
+    Ok(variables)
+}
+
+/// A variable of this process.
 #[expect(clippy::disallowed_methods, reason = "the binary reads the environment")]
+fn own(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
 fn variable(text: &str) -> Result<Variable> {
     let (name, value) = match text.split_once('=') {
         Some((name, value)) => (name, Some(value.to_owned())),
-        None => (text, std::env::var(text).ok()),
+        None => (text, own(text)),
     };
     if name.is_empty() {
         let message = format!("invalid environment variable {text:?}: expected NAME=VALUE or NAME");

@@ -95,6 +95,10 @@ fn explain(error: Error, output: Option<&Path>) -> Failure {
         Error::Output { source, .. } if source.kind() == ErrorKind::StorageFull => {
             cannot.hint("there is not enough room for the archive where standard output goes")
         }
+        // Of the store nothing is written, but what a lease needs, which it has.
+        Error::Path(error) if output.is_some() && error.kind() == ErrorKind::ReadOnlyFilesystem => {
+            cannot.hint("-o names the archive; where it is to be nothing can be written")
+        }
         Error::Damaged { .. } => cannot.hint(
             "`kiln system check` tells what else is damaged, and how to repair it; nothing in the archive can be relied on",
         ),

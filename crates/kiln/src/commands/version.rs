@@ -21,11 +21,9 @@ pub(crate) fn show(arguments: &Version) -> Result<u8> {
         Some(format) => {
             let template = if format == "json" { "{{json .}}" } else { format };
             let document = json!({ "Client": engine, "Server": engine });
-            let inspected = Inspect::read(Some(template)).map_err(Failure::from)?.render(
-                &[document],
-                "the version",
-                &Clock::system(),
-            );
+            let inspect =
+                Inspect::read(Some(template)).map_err(|failure| Failure::from(failure).status(64))?;
+            let inspected = inspect.render(&[document], "the version", &Clock::system());
             match inspected.failures.into_iter().next() {
                 Some(failure) => return Err(Failure::from(failure).into()),
                 None => out.write_all(inspected.text.as_bytes())?,

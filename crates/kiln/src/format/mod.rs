@@ -223,6 +223,14 @@ mod tests {
         first("{{len .Name}}", "5");
         first("{{printf \"%-8s|\" .Name}}", "multi   |");
         first("{{printf \"%q\" .Name}}", "\"multi\"");
+        first(
+            "{{printf \"%q|%s|%d%%\" (split .Name \"l\") (split .Name \"l\") 5}}",
+            "[\"mu\" \"ti\"]|[mu ti]|5%",
+        );
+        first(
+            "{{printf \"%T %8T %T %T|%q\" .Name 1 (split .Name \"l\") 1.5 .Name}}",
+            "string      int []string float64|\"multi\"",
+        );
         first("{{if eq .Name \"multi\"}}yes{{else}}no{{end}}", "yes");
         first("{{with .Size}}{{.}}{{end}}", "4.42MB");
         first("{{pad .Name 1 2}}|", " multi  |");

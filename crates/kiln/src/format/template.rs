@@ -419,8 +419,12 @@ fn index(arguments: &[Value]) -> Outcome {
     })
 }
 
-/// Go's `printf`, which prints a list of texts through `%s` too.
+/// Go's `printf`, which prints a list of texts through `%s` and `%q` too, and knows the verb `%T`.
 fn printf(arguments: &[Value]) -> Outcome {
+    let mut arguments = arguments.to_vec();
+    if let Some((Value::String(format), values)) = arguments.split_first_mut() {
+        *format = with_plain_verbs(format, values)?.into();
+    }
     let plain = |value: &Value| match value {
         Value::List(_) | Value::Map(_) => text_value(value.to_string()),
         other => other.clone(),
@@ -430,6 +434,56 @@ fn printf(arguments: &[Value]) -> Outcome {
     let printed =
         gotmpl::Template::new("").parse(&format!("{{{{printf{words}}}}}"))?.execute_to_string(&values)?;
     Ok(text_value(printed))
+}
+
+/// The format with `%s` in place of `%T`, and of `%q` of a list, and in `values` what they print. What stands behind a `*`
+/// or an index is left as it is.
+fn with_plain_verbs(format: &str, values: &mut [Value]) -> Result<String, TemplateError> {
+    let (mut out, mut rest, mut place) = (String::with_capacity(format.len()), format, 0);
+    while let Some(at) = rest.find('%') {
+        let is_flag = |c: char| c.is_ascii_digit() || matches!(c, '+' | '-' | '#' | ' ' | '.');
+        let Some(verb) = rest[at + 1..].find(|c| !is_flag(c)).map(|length| at + 1 + length) else { break };
+        let letter = rest[verb..].chars().next().unwrap_or_default();
+        if matches!(letter, '*' | '[') {
+            break;
+        }
+        let printed = match (letter, values.get(place)) {
+            ('T', Some(value)) => Some(text_value(go_type(value).to_owned())),
+            ('q', Some(Value::List(elements))) => Some(quoted(elements)?),
+            _ => None,
+        };
+        out.push_str(&rest[..verb]);
+        out.push(if printed.is_some() { 's' } else { letter });
+        if let Some(printed) = printed {
+            values[place] = printed;
+        }
+        place += usize::from(letter != '%');
+        rest = &rest[verb + letter.len_utf8()..];
+    }
+    Ok(out + rest)
+}
+
+fn quoted(elements: &[Value]) -> Outcome {
+    let format = text_value("%q".to_owned());
+    let texts: Vec<String> = elements
+        .iter()
+        .map(|element| printf(&[format.clone(), element.clone()]).map(|text| text.to_string()))
+        .collect::<Result<_, _>>()?;
+    Ok(text_value(format!("[{}]", texts.join(" "))))
+}
+
+/// Go's name for the type of what Docker's documents hold.
+fn go_type(value: &Value) -> &'static str {
+    match value {
+        Value::Nil => "<nil>",
+        Value::Bool(_) => "bool",
+        Value::Int(_) | Value::Uint(_) => "int",
+        Value::Float(_) => "float64",
+        Value::String(_) => "string",
+        Value::List(_) => "[]string",
+        Value::Map(_) => "map[string]interface {}",
+        Value::Function(_) => "func",
+    }
 }
 
 fn escape_markup(json: &str) -> String {

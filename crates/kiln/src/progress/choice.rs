@@ -1,6 +1,9 @@
 //! Which display fits what was asked for and what standard error is.
 
+use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal as _;
+
+use clap::ValueEnum as _;
 
 use super::{Colours, Mode, Size};
 use crate::arguments::build::ProgressMode;
@@ -19,10 +22,32 @@ impl Mode {
     /// The display for `--progress` and `--quiet` on this process's standard error.
     ///
     /// # Errors
-    /// Lines that change in place were asked for where there is no terminal.
-    pub(crate) fn choose(asked: ProgressMode, quiet: bool) -> Result<Self, Failure> {
+    /// Lines that change in place were asked for where there is no terminal, or the environment asks for what is no display.
+    pub(crate) fn choose(asked: Option<ProgressMode>, quiet: bool) -> Result<Self, Failure> {
+        let asked = match asked {
+            // It would not be looked at.
+            None if quiet => ProgressMode::Auto,
+            None => named(set("BUILDKIT_PROGRESS").as_deref())?,
+            Some(asked) => asked,
+        };
         choose(asked, quiet, output())
     }
+}
+
+/// What a variable asks for.
+fn named(word: Option<&OsStr>) -> Result<ProgressMode, Failure> {
+    let Some(word) = word else { return Ok(ProgressMode::Auto) };
+    let word = word.to_string_lossy();
+    ProgressMode::from_str(&word, false).map_err(|_| {
+        let message = format!("invalid value {word:?} of BUILDKIT_PROGRESS: expected auto, plain or tty");
+        Failure::new(Kind::Usage, message).hint("--progress counts before it")
+    })
+}
+
+/// A variable of the environment that is not empty.
+#[expect(clippy::disallowed_methods, reason = "the binary reads the environment")]
+fn set(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
 }
 
 fn choose(asked: ProgressMode, quiet: bool, output: Output) -> Result<Mode, Failure> {
@@ -39,9 +64,7 @@ fn choose(asked: ProgressMode, quiet: bool, output: Output) -> Result<Mode, Fail
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the binary reads the environment")]
 fn output() -> Output {
-    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     if !std::io::stderr().is_terminal() {
         return Output::Other;
     }
@@ -68,6 +91,21 @@ fn size() -> Size {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// As buildx: one that is empty is not there, one that it does not know is an error.
+    #[test]
+    fn the_environment_chooses() {
+        #[track_caller]
+        fn check(word: Option<&str>, expect: Option<ProgressMode>) {
+            assert_eq!(named(word.map(OsStr::new)).ok(), expect, "{word:?}");
+        }
+        check(None, Some(ProgressMode::Auto));
+        check(Some("auto"), Some(ProgressMode::Auto));
+        check(Some("plain"), Some(ProgressMode::Plain));
+        check(Some("tty"), Some(ProgressMode::Tty));
+        check(Some("rawjson"), None);
+        check(Some("Plain"), None);
+    }
 
     #[test]
     fn choices() {
