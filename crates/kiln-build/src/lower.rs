@@ -408,7 +408,7 @@ impl Lowering<'_> {
             }
             _ => return Ok(()),
         };
-        let mut vertex = Vertex::new(operation, steps.name(&shown)).span(span).group(steps.stage.clone());
+        let mut vertex = Vertex::new(operation, steps.name(&shown)).span(span);
         if let Some(parent) = state.vertex {
             vertex = vertex.input(ROOT, parent);
         } else {

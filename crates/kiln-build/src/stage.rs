@@ -438,8 +438,8 @@ mod tests {
         for (first, word) in [("ARG A", " A"), ("ARG A", " B=$A")] {
             let declare = |times: usize| {
                 let text = format!("{first}{}", word.repeat(times));
-                let kind = kiln_dockerfile::parse_changes(&text).expect("an instruction").remove(0).kind;
-                StageState::new(ImageConfig::scratch(&Platform::host())).apply(&kind, &scope)
+                let kind = &kiln_dockerfile::parse_changes(&text).expect("an instruction")[0].kind;
+                StageState::new(ImageConfig::scratch(&Platform::host())).apply(kind, &scope)
             };
             assert!(declare(10).expect("not too much"));
             let error = declare(100).expect_err("too much");

@@ -29,30 +29,21 @@ pub struct Vertex<O> {
     pub operation: O,
     /// What people are shown
     pub name: String,
-    /// Vertices of one group are shown together, such as those of one stage.
-    pub group: Option<String>,
     /// Bytes of the source text that it comes from; opaque to this crate
     pub span: Option<Range<usize>>,
     inputs: Vec<Edge>,
 }
 
 impl<O> Vertex<O> {
-    /// A vertex without inputs, group and span.
+    /// A vertex without inputs and span.
     pub fn new(operation: O, name: impl Into<String>) -> Vertex<O> {
-        Vertex { operation, name: name.into(), group: None, span: None, inputs: Vec::new() }
+        Vertex { operation, name: name.into(), span: None, inputs: Vec::new() }
     }
 
     /// Adds an input after those there are.
     #[must_use]
     pub fn input(mut self, role: impl Into<String>, vertex: VertexId) -> Vertex<O> {
         self.inputs.push(Edge { role: role.into(), vertex });
-        self
-    }
-
-    /// Shows the vertex with others of this group.
-    #[must_use]
-    pub fn group(mut self, group: impl Into<String>) -> Vertex<O> {
-        self.group = Some(group.into());
         self
     }
 

@@ -11,7 +11,7 @@ use kiln_build::{
     NetworkMode,
 };
 use kiln_graph::Cancel;
-use kiln_oci::Platform;
+use kiln_oci::{ImageId, Platform, Reference};
 use kiln_store::Store;
 
 use crate::arguments::build::Build;
@@ -60,7 +60,7 @@ pub(crate) fn run(root: Option<&Path>, arguments: &Build) -> Result<u8> {
     drop(watch);
     let failed = progress.finish();
     match result {
-        Ok(built) => report(arguments, &built),
+        Ok(built) => report(arguments, &request.names, &built),
         Err(failure) => Err(explain(&request, *failure, &failed).into()),
     }
 }
@@ -102,7 +102,13 @@ fn can_be_written(path: &Path) -> Result<()> {
     Ok(rustix::fs::access(place, rustix::fs::Access::WRITE_OK).map_err(cannot)?)
 }
 
-fn report(arguments: &Build, built: &Built) -> Result<u8> {
+/// What a build made, in the words that scripts look for in Docker's logs.
+fn made(id: ImageId, names: &[Reference]) -> String {
+    let named = names.iter().map(|name| format!("naming to {name}\n"));
+    std::iter::once(format!("writing image {id}\n")).chain(named).collect()
+}
+
+fn report(arguments: &Build, names: &[Reference], built: &Built) -> Result<u8> {
     if let Some(path) = arguments.iidfile() {
         fs_err::write(path, built.id.to_string()).context("cannot write the image ID")?;
     }
@@ -110,10 +116,7 @@ fn report(arguments: &Build, built: &Built) -> Result<u8> {
         writeln!(crate::output::output(), "{}", built.id)?;
         return Ok(0);
     }
-    if arguments.tag.is_empty() && arguments.iidfile().is_none() {
-        // Else nothing would tell what to run.
-        crate::output::aside(&format!("\nimage {}\n", built.id));
-    }
+    crate::output::aside(&format!("\n{}", made(built.id, names)));
     if !built.warnings.is_empty() {
         crate::output::aside(&format!("\n{}", built.warnings));
     }
