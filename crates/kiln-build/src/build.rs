@@ -211,6 +211,7 @@ impl Bases for StoreBases<'_> {
                     reference: reference.to_string(),
                     store: self.store.root().display().to_string(),
                     span,
+                    near_stage: None,
                 });
             }
         };

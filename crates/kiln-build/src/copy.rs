@@ -555,7 +555,12 @@ mod tests {
             "COPY --parents ./dir/./sub/two /p/",
             &["d 0755 0:0 p", "d 0755 0:0 p/sub", "f 0644 0:0 p/sub/two = 2"],
         );
+        let all = ["d 0755 0:0 p", "f 0644 0:0 p/one = 1", "d 0755 0:0 p/sub", "f 0644 0:0 p/sub/two = 2"];
+        check(lab(), &[], "COPY --parents ./dir/./ /p/", &all);
+        check(lab(), &[], "COPY --parents dir/./. /p/", &all);
+        check(lab(), &[], "COPY --parents --exclude=sub dir/./ /p/", &all[..2]);
         assert!(matches!(refused(lab(), &[], "COPY --parents dir/no /p/"), Error::NoSource { .. }));
+        assert!(matches!(refused(lab(), &[], "COPY --parents no/./ /p/"), Error::NoSource { .. }));
     }
 
     #[test]

@@ -1,7 +1,36 @@
 //! Why a build fails.
 
+use std::fmt;
+
 use kiln_dockerfile::Span;
 use kiln_oci::{DocumentError, ReferenceError, UserError};
+
+/// Why something is not there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Absence {
+    /// Nothing is known.
+    Unexplained,
+    /// It is excluded by the ignore file.
+    Ignored,
+    /// It would be this, if case did not count.
+    OtherCase(String),
+    /// Symbolic links lead from it to this path, where nothing is.
+    Link(String),
+    /// A symbolic link is on the way, which `--parents` does not follow.
+    BehindLink,
+}
+
+impl fmt::Display for Absence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unexplained => Ok(()),
+            Self::Ignored => write!(f, ": it is excluded by the ignore file"),
+            Self::OtherCase(path) => write!(f, ": there is {path:?}, and case counts"),
+            Self::BehindLink => write!(f, ": --parents follows no symbolic link on the way"),
+            Self::Link(path) => write!(f, ": symbolic links lead from it to {path:?}, which is not in there"),
+        }
+    }
+}
 
 /// A failed build.
 #[derive(Debug, thiserror::Error)]
@@ -20,7 +49,7 @@ pub enum Error {
         hint: Option<String>,
     },
     /// A base image is not in the store.
-    #[error("{reference}: no such image in the store at {store}")]
+    #[error("{reference}: no such image in the store at {store}{}", near_stage.as_ref().map(|near| format!(" (did you mean the stage {near}?)")).unwrap_or_default())]
     NoBase {
         /// What was looked for, in full.
         reference: String,
@@ -28,16 +57,18 @@ pub enum Error {
         store: String,
         /// FROM or --from.
         span: Span,
+        /// A stage of nearly that name.
+        near_stage: Option<String>,
     },
     /// A source of COPY or ADD, or of a bind mount.
-    #[error("{path:?} not found in {place}{}", if *ignored { ": it is excluded by the ignore file" } else { "" })]
+    #[error("{path:?} not found in {place}{absence}")]
     NoSource {
         /// As written.
         path: String,
         /// The build context, or which stage or image.
         place: String,
-        /// Whether the path is there, but ignored.
-        ignored: bool,
+        /// What is known of why.
+        absence: Absence,
     },
     /// A layer that the store counts among those that are there.
     #[error(

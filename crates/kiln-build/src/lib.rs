@@ -49,7 +49,7 @@ mod wait;
 mod workdir;
 
 pub use build::{BuildFailure, Built, Watcher, build};
-pub use error::{Error, Result};
+pub use error::{Absence, Error, Result};
 pub use git::{GitLimits, GitProgram, check_out};
 pub use request::{
     BuildRequest, CacheUse, ContextKind, Entitlement, Executions, GivenModes, Lent, NetworkMode,

@@ -269,10 +269,7 @@ impl Lowering<'_> {
         platform: &Platform,
         steps: &mut Steps,
     ) -> Result<(StageState, Vec<String>)> {
-        let reference: Reference = base
-            .parse::<Reference>()
-            .map_err(|error| instruction_error(error.to_string(), stage.base.span))?;
-        let image = self.bases.find(&reference.or_latest(), platform, stage.base.span)?;
+        let image = self.base_image(base, platform, stage.base.span)?;
         self.linter.base_platform(
             stage,
             (&image.config.os, &image.config.architecture),
@@ -475,13 +472,22 @@ impl Lowering<'_> {
         }
     }
 
+    fn base_image(&mut self, name: &str, platform: &Platform, span: Span) -> Result<BaseImage> {
+        let reference =
+            name.parse::<Reference>().map_err(|error| instruction_error(error.to_string(), span))?;
+        self.bases.find(&reference.or_latest(), platform, span).map_err(|error| match error {
+            Error::NoBase { reference, store, span, .. } => {
+                Error::NoBase { reference, store, span, near_stage: self.dockerfile.near_stage(name) }
+            }
+            error => error,
+        })
+    }
+
     fn image_source(&mut self, name: &str, span: Span) -> Result<VertexId> {
         if let Some(id) = self.images.get(name) {
             return Ok(*id);
         }
-        let reference =
-            name.parse::<Reference>().map_err(|error| instruction_error(error.to_string(), span))?;
-        let image = self.bases.find(&reference.or_latest(), &self.request.platform, span)?;
+        let image = self.base_image(name, &self.request.platform, span)?;
         let operation = Operation::Base(image.config.rootfs.diff_ids);
         let id = self.graph.add(Vertex::new(operation, format!("FROM {}", image.pinned)));
         self.images.insert(name.to_owned(), id);

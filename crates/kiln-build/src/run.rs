@@ -27,7 +27,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use crate::caches::Caches;
 use crate::engine::{Engine, Step};
 use crate::environment::Environment;
-use crate::error::{Error, Result};
+use crate::error::{Absence, Error, Result};
 use crate::operation::{Access, MountSource, RunMount, RunMountKind, RunOperation, SecurityMode};
 use crate::request::NetworkMode;
 use crate::wait::FilesWait;
@@ -427,7 +427,7 @@ fn bind(
                     return Err(Error::NoSource {
                         path: path.to_owned(),
                         place: "the mount's source".to_owned(),
-                        ignored: false,
+                        absence: Absence::Unexplained,
                     });
                 }
             }

@@ -5,7 +5,7 @@ use kiln_layer::metadata::Tail;
 use kiln_layer::{Kind, Metadata};
 use kiln_oci::{Digest, Hasher};
 
-use crate::error::{Error, Result};
+use crate::error::{Absence, Error, Result};
 use crate::examine::Entries;
 use crate::filter::Filter;
 use crate::operation::{CopyKind, CopyOperation, CopySource};
@@ -175,8 +175,17 @@ fn select_parents(path: &str, exclude: &[String], source: &dyn SourceTree) -> Re
     let pattern = String::from_utf8_lossy(&cleaned(pattern)).into_owned();
     if !has_wildcards(pivot) && !has_wildcards(&pattern) {
         literal_root(path, &cleaned(&format!("{pivot}/{pattern}")), source)?;
+        // The pattern goes through no link.
+        let pivot = resolve_source(path, &cleaned(pivot), source)?;
+        let below = join(&pivot, pattern.as_bytes());
+        if !pattern.is_empty() && resolve_in(source, &below, LastLink::Keep)? != below {
+            let (path, place) = (path.to_owned(), source.place());
+            return Err(Error::NoSource { path, place, absence: Absence::BehindLink });
+        }
     }
-    let filter = Filter::new(exclude, Some(&pattern))?;
+    // BuildKit finds nothing where nothing is behind it, and fails: a directory as it is must be meant.
+    let is_whole = pattern.is_empty() && !has_wildcards(pivot);
+    let filter = Filter::new(exclude, (!is_whole).then_some(pattern.as_str()))?;
     let roots = find_roots(path, &cleaned(pivot), source)?;
     finish(selector(path, exclude, "\nparents"), roots, &filter, source)
 }
@@ -202,7 +211,7 @@ fn finish(
         let examined = source.examine(path, filter)?;
         if examined.is_nothing() {
             // It was there a moment ago.
-            return Err(no_source("", path, source));
+            return Err(no_source("", path, path, source));
         }
         digests.push(examined.digest);
         let mark = (number as u32).to_le_bytes();
@@ -243,10 +252,11 @@ fn find_roots(written: &str, path: &[u8], source: &dyn SourceTree) -> Result<Vec
     let components: Vec<&str> = text.split('/').collect();
     let first = components.iter().position(|component| has_wildcards(component)).unwrap_or_default();
     let base = components[..first].join("/").into_bytes();
-    let base = resolve_source(written, &base, source)?;
-    if source.find(&base)?.is_none() {
-        return Err(no_source(written, &base, source));
+    let led = resolve_source(written, &base, source)?;
+    if source.find(&led)?.is_none() {
+        return Err(no_source(written, &base, &led, source));
     }
+    let base = led;
     let mut matches = Vec::new();
     expand(source, &base, &components[first..], &mut matches)?;
     matches
@@ -256,7 +266,7 @@ fn find_roots(written: &str, path: &[u8], source: &dyn SourceTree) -> Result<Vec
             // The pattern matched: what is missing is behind a symbolic link.
             let resolved = resolve_source("", path, source)?;
             if source.find(&resolved)?.is_none() {
-                return Err(no_source("", path, source));
+                return Err(no_source("", path, &resolved, source));
             }
             Ok(SelectedRoot {
                 name,
@@ -294,7 +304,7 @@ fn expand(
 fn literal_root(written: &str, path: &[u8], source: &dyn SourceTree) -> Result<SelectedRoot> {
     let resolved = resolve_source(written, path, source)?;
     if source.find(&resolved)?.is_none() {
-        return Err(no_source(written, &resolved, source));
+        return Err(no_source(written, path, &resolved, source));
     }
     let name = split(path).1.to_vec();
     Ok(SelectedRoot { name, content: RootContent::Tree { path: resolved, entries: Selected::Unread } })
@@ -302,15 +312,35 @@ fn literal_root(written: &str, path: &[u8], source: &dyn SourceTree) -> Result<S
 
 fn resolve_source(written: &str, path: &[u8], source: &dyn SourceTree) -> Result<Vec<u8>> {
     resolve_in(source, path, LastLink::Follow).map_err(|error| match error {
-        Error::NotDirectory(_) => no_source(written, path, source),
+        Error::NotDirectory(_) => no_source(written, path, path, source),
         error => error,
     })
 }
 
-fn no_source(written: &str, path: &[u8], source: &dyn SourceTree) -> Error {
-    let ignored = source.hides(path);
+/// What is written as a source stands for `path`, from which symbolic links lead to `led`.
+fn no_source(written: &str, path: &[u8], led: &[u8], source: &dyn SourceTree) -> Error {
+    let absence = if source.hides(led) {
+        Absence::Ignored
+    } else if led != path {
+        Absence::Link(shown(led))
+    } else {
+        other_case(path, source).map_or(Absence::Unexplained, Absence::OtherCase)
+    };
     let path = if written.is_empty() { shown(path) } else { written.to_owned() };
-    Error::NoSource { path, place: source.place(), ignored }
+    Error::NoSource { path, place: source.place(), absence }
+}
+
+/// What is there if case does not count: who develops where it does not finds out last.
+fn other_case(path: &[u8], source: &dyn SourceTree) -> Option<String> {
+    let folded = |name: &[u8]| String::from_utf8_lossy(name).to_lowercase();
+    let mut found = Vec::new();
+    for name in path.split(|byte| *byte == b'/') {
+        let names = source.children(&found).ok()?;
+        let as_written = names.iter().find(|known| known.as_slice() == name);
+        let known = as_written.or_else(|| names.iter().find(|known| folded(known) == folded(name)))?;
+        found = join(&found, known);
+    }
+    (found != path).then(|| String::from_utf8_lossy(&found).into_owned())
 }
 
 /// The digest of selected roots: their names and content digests, in order (docs/formats.md, section 6).
@@ -367,7 +397,9 @@ mod tests {
         let context = lab.open();
         for (path, hidden) in [("secret", true), ("/d/x", true), ("nowhere", false), ("a/b", false)] {
             match select_mount(path, &context) {
-                Err(Error::NoSource { ignored, .. }) => assert_eq!(ignored, hidden, "{path}"),
+                Err(Error::NoSource { absence, .. }) => {
+                    assert_eq!(absence == Absence::Ignored, hidden, "{path}");
+                }
                 other => panic!("{path}: {other:?}"),
             }
         }
@@ -474,6 +506,49 @@ mod tests {
         assert_eq!(found("l*"), ["b"]);
         assert_eq!(found("*.none"), [""; 0]);
         assert!(find_roots("no/*", b"no/*", &context).is_err());
+    }
+
+    #[test]
+    fn why_a_source_is_not_there() {
+        let lab = Lab::new().context(&[
+            ("Src/Main.c", ""),
+            ("out", "->/etc/passwd"),
+            ("to", "->Src"),
+            ("secret", ""),
+            (".dockerignore", "secret\n"),
+        ]);
+        let other = |path: &str| Absence::OtherCase(path.to_owned());
+        for (path, expect) in [
+            ("nowhere", Absence::Unexplained),
+            ("Src/nowhere/x", Absence::Unexplained),
+            ("Src/Main.c/x", Absence::Unexplained),
+            ("secret", Absence::Ignored),
+            ("Secret", Absence::Unexplained),
+            ("src/main.C", other("Src/Main.c")),
+            ("Src/main.c", other("Src/Main.c")),
+            ("src/*.c", other("Src")),
+            ("out", Absence::Link("/etc/passwd".to_owned())),
+            ("to/x", Absence::Link("/Src/x".to_owned())),
+        ] {
+            match find_roots(path, &cleaned(path), &lab.open()) {
+                Err(Error::NoSource { absence, .. }) => assert_eq!(absence, expect, "{path}"),
+                other => panic!("{path}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn parents_are_no_links() {
+        let lab = Lab::new().context(&[("d/e/f", ""), ("link", "->d"), ("d/last", "->e")]);
+        for path in ["link/e", "link/e/f", "d/./last/f"] {
+            match select_parents(path, &[], &lab.open()) {
+                Err(Error::NoSource { absence, .. }) => assert_eq!(absence, Absence::BehindLink, "{path}"),
+                other => panic!("{path}: {other:?}"),
+            }
+        }
+        for path in ["link", "link/", "link/./e/f", "d/last", "d/e/f", "l*/e", "."] {
+            select_parents(path, &[], &lab.open()).expect(path);
+        }
     }
 
     #[test]

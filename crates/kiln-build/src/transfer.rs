@@ -15,7 +15,7 @@ use kiln_sys::root::{Directory, Root};
 use crate::copy::{Copying, copy};
 use crate::earlier::Earlier;
 use crate::engine::{Engine, Step};
-use crate::error::{Error, Result};
+use crate::error::{Absence, Error, Result};
 use crate::image_tree::{Contents, ImageTree};
 use crate::operation::{CopyOperation, MountSource, WorkdirOperation};
 use crate::request::CacheUse;
@@ -328,7 +328,7 @@ impl Engine<'_> {
         )?;
         let Some(copy) = copy else {
             let place = "the source stage or image".to_owned();
-            return Err(Error::NoSource { path: path.to_owned(), place, ignored: false });
+            return Err(Error::NoSource { path: path.to_owned(), place, absence: Absence::Unexplained });
         };
         if !fs_err::symlink_metadata(&copy).is_ok_and(|found| found.is_dir()) {
             return Err(Error::Unsupported("a cache mount that begins with a file".to_owned()));

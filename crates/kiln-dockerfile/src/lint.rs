@@ -12,7 +12,7 @@ use crate::evaluate::Expanded;
 use crate::expand::Expansion;
 use crate::glob::clean_path;
 use crate::ignore::IgnoreMatcher;
-use crate::instruction::{CommandLine, Dockerfile, Instruction, Kind, Stage, Transfer};
+use crate::instruction::{CommandLine, Dockerfile, Instruction, Kind, Pair, PairForm, Stage, Transfer};
 use crate::parse::MAX_DIAGNOSTICS;
 use crate::predefined;
 use crate::remote_source::{SourceKind, source_kind};
@@ -307,7 +307,11 @@ impl<'d> Linter<'d> {
                 }
                 state.workdir = true;
             }
-            Kind::Env(pairs) => pairs.iter().for_each(|pair| self.secret("ENV", &pair.key)),
+            Kind::Env(pairs) => {
+                self.legacy("ENV", pairs);
+                pairs.iter().for_each(|pair| self.secret("ENV", &pair.key));
+            }
+            Kind::Label(pairs) => self.legacy("LABEL", pairs),
             Kind::Arg(items) => items.iter().for_each(|item| self.secret("ARG", &item.name)),
             Kind::Expose(words) => words.iter().for_each(|word| self.port(word)),
             Kind::Copy(copy) if copy.from.is_none() => self.sources("COPY", &copy.transfer),
@@ -354,6 +358,16 @@ impl<'d> Linter<'d> {
             let name = instruction.kind.name();
             self.find("MultipleInstructionsDisallowed", span, || {
                 format!("only the last {name} of a stage counts")
+            });
+        }
+    }
+
+    fn legacy(&mut self, keyword: &str, pairs: &[Pair]) {
+        for pair in pairs.iter().filter(|pair| pair.form == PairForm::Legacy) {
+            self.find("LegacyKeyValueFormat", pair.key.span, || {
+                format!(
+                    "\"{keyword} key=value\" should be used instead of legacy \"{keyword} key value\" format"
+                )
             });
         }
     }

@@ -91,9 +91,15 @@ impl Dockerfile {
         };
         let number = || target.parse::<usize>().ok().filter(|index| *index < self.stages.len());
         StageNames::of(self).stage_named(target).or_else(number).ok_or_else(|| {
-            let names = self.stages.iter().filter_map(|stage| Some(stage.name.as_ref()?.text.as_str()));
-            let hint = suggest::hint(target, names).map(|hint| format!(" ({hint})")).unwrap_or_default();
+            let near = self.near_stage(target);
+            let hint = near.map(|near| format!(" (did you mean {near}?)")).unwrap_or_default();
             Error::Stage { message: format!("target stage {target:?} could not be found{hint}") }
         })
+    }
+
+    /// The stage whose name is nearest to one that is none, if one is near.
+    #[must_use]
+    pub fn near_stage(&self, name: &str) -> Option<String> {
+        suggest::near(name, self.stages.iter().filter_map(|stage| Some(stage.name.as_ref()?.text.as_str())))
     }
 }

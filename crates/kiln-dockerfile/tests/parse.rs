@@ -453,7 +453,7 @@ fn checks_are_skipped_or_made_errors() {
     check_warnings("# check=skip=FromAsCasing\nFROM a as B\n", &["2:11 stage name 'B' should be lowercase"]);
     check_warnings("# check=skip=all\nFROM a as B\nARG --x b\n", &["3:5 ARG takes no flags: --x is ignored"]);
     check_warnings(
-        "FROM a\n# check=skip=LegacyKeyValueFormat\nENV a b\nFROM c as d\n",
+        "FROM a\n# check=skip=MaintainerDeprecated\nMAINTAINER b\nFROM c as d\n",
         &["4:8 'as' and 'FROM' keywords' casing do not match"],
     );
     check_errors("# check=error=true\nFROM a AS B\n", &["2:11 stage name 'B' should be lowercase"]);

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use kiln_sys::mount::{self, Attributes, Depth};
 use kiln_sys::process::{self, Ended, Forked};
 use kiln_sys::{namespace, terminal};
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::process::Uid;
 
@@ -260,8 +260,16 @@ fn make_mount(wanted: &Mount, nodes: Nodes) -> Result<MadeMount, Failure> {
 
 fn attach_mount(tree: &mut Tree, wanted: &Mount, made: &MadeMount) -> Result<(), Failure> {
     let step = mounting(wanted);
-    let target = tree.resolve(&wanted.target, Missing::Stub(made.kind)).map_err(&step)?;
+    let (target, is_found) = match tree.resolve(&wanted.target, Missing::Refuse) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            (tree.resolve(&wanted.target, Missing::Stub(made.kind)).map_err(&step)?, false)
+        }
+        found => (found.map_err(&step)?, true),
+    };
     check_kinds(made.kind, target.as_fd()).map_err(&step)?;
+    if is_found && matches!(wanted.kind, MountKind::Tmpfs { .. }) {
+        take_mode(made.mount.as_fd(), target.as_fd()).map_err(&step)?;
+    }
     let is_another = || is_proc(made.mount.as_fd()) && is_proc(target.as_fd());
     if is_of_proc(target.as_fd()) && !may_be_covered(&wanted.target) && !is_another() {
         return Err(in_proc(format!("mount {}", wanted.target.display())));
@@ -271,6 +279,12 @@ fn attach_mount(tree: &mut Tree, wanted: &Mount, made: &MadeMount) -> Result<(),
         Some((attributes, depth)) => mount::restrict(made.mount.as_fd(), attributes, depth).map_err(step),
         None => Ok(()),
     }
+}
+
+/// Gives the root of a mount the mode of the directory that it is going to cover, as runc does.
+fn take_mode(mount: BorrowedFd<'_>, covered: BorrowedFd<'_>) -> io::Result<()> {
+    let mode = Mode::from_raw_mode(rustix::fs::fstat(covered)?.st_mode);
+    Ok(rustix::fs::chmodat(mount, c".", mode, AtFlags::empty())?)
 }
 
 /// A place in `/proc` that nothing may cover.

@@ -85,14 +85,24 @@ impl Placements {
             }
             MountKind::Tmpfs { mode, .. } => {
                 let made = self.aside.join(format!("{number}-made"));
+                let mode = self.mode_there(&mount.target)?.unwrap_or_else(|| Mode::from_raw_mode(*mode));
                 rustix::fs::mkdir(&made, Mode::RWXU)?;
-                rustix::fs::chmod(&made, Mode::from_raw_mode(*mode))?;
+                rustix::fs::chmod(&made, mode)?;
                 self.place(&mount.target, &made, None)
             }
             MountKind::Bind { .. } | MountKind::Overlay { .. } => Err(io::Error::new(
                 io::ErrorKind::Unsupported,
                 "it would have to be mounted, and nothing can be mounted here",
             )),
+        }
+    }
+
+    /// The mode of what there is in the root.
+    fn mode_there(&self, target: &Path) -> io::Result<Option<Mode>> {
+        match Tree::new(open_directory(&self.root)?)?.resolve(target, Missing::Refuse) {
+            Ok(found) => Ok(Some(Mode::from_raw_mode(rustix::fs::fstat(&found)?.st_mode))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
         }
     }
 

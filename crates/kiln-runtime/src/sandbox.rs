@@ -64,7 +64,7 @@ pub enum MountKind {
     Tmpfs {
         /// Its size in bytes; half of the memory if not given.
         size: Option<u64>,
-        /// The mode of its root.
+        /// The mode of its root; over a directory that there is, it has that one's.
         mode: u32,
     },
     /// An overlay of directories.

@@ -73,11 +73,7 @@ impl Parser<'_> {
                 );
                 return Err(Fault::form(message, word(key).span));
             };
-            let message =
-                format!("\"{name} key=value\" should be used instead of legacy \"{name} key value\" format");
-            let (key, value) = (word(key), word(rest));
-            self.diagnostics.push(Diagnostic::warning(Some("LegacyKeyValueFormat"), message, key.span));
-            return Ok(vec![Pair { key, value, form: PairForm::Legacy }]);
+            return Ok(vec![Pair { key: word(key), value: word(rest), form: PairForm::Legacy }]);
         }
         let equals = |range: &Range<usize>| cut.line.text[range.clone()].find('=');
         if let Some(bare) = words.iter().find(|range| equals(range).is_none()) {

@@ -1,5 +1,7 @@
 //! What every command may rely on.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -137,8 +139,11 @@ fn mounts(fixture: &Fixture) {
     let root = fixture.root(&[]);
     let mut sandbox = root.shell(
         "cat /m/ro/file /m/one; echo x > /m/ro/no || echo refused; echo x > /m/rw/yes; stat -c %a /t; \
-         cat /o/file; echo x > /o/no || echo refused; head -c 99999 /dev/zero > /t/big || echo full",
+         cat /o/file; echo x > /o/no || echo refused; head -c 99999 /dev/zero > /t/big || echo full; \
+         stat -c %a /own",
     );
+    fs_err::create_dir(root.upper.join("own")).expect("make");
+    fs_err::set_permissions(root.upper.join("own"), Permissions::from_mode(0o2750)).expect("chmod");
     let bind = |path: PathBuf, read_only: bool, target: &str| Mount {
         kind: MountKind::Bind { source: BindSource::Host { path }, read_only, recursive: false },
         target: target.into(),
@@ -155,13 +160,16 @@ fn mounts(fixture: &Fixture) {
         bind(source.clone(), false, "/m/rw"),
         bind(source.join("file"), true, "/m/one"),
         Mount { kind: MountKind::Tmpfs { size: Some(65536), mode: 0o1700 }, target: "/t".into() },
+        Mount { kind: MountKind::Tmpfs { size: None, mode: 0o1777 }, target: "/own".into() },
         Mount { kind: MountKind::Overlay { overlay }, target: "/o".into() },
     ];
     let ran = run(&sandbox).expect("starts");
-    assert_eq!(ran.output, "contentcontentrefused\n1700\ncontentrefused\nfull\n", "{}", ran.error);
+    assert_eq!(ran.output, "contentcontentrefused\n1700\ncontentrefused\nfull\n2750\n", "{}", ran.error);
     assert_eq!(fs_err::read(source.join("yes")).expect("read"), b"x\n");
     ran.finished.stubs.undo(&root.upper).expect("undo");
-    assert_eq!(fs_err::read_dir(&root.upper).expect("list").count(), 0);
+    let left: Vec<_> =
+        fs_err::read_dir(&root.upper).expect("list").flatten().map(|entry| entry.file_name()).collect();
+    assert_eq!(left, ["own"]);
     // What is in another mount is seen, whichever is named first.
     let mut sandbox = fixture.shell("cat /n/d/in/file");
     let tmpfs =

@@ -1,5 +1,7 @@
 //! System call filters, with programs that make the calls themselves; and sandboxes without namespaces.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -119,6 +121,8 @@ fn chroot(fixture: &Fixture) {
     fs_err::create_dir(at("kept")).expect("make");
     fs_err::write(at("kept/hosts"), "the root's\n").expect("write");
     fs_err::os::unix::fs::symlink("../kept/hosts", at("kept/link")).expect("link");
+    fs_err::create_dir(at("kept/own")).expect("make");
+    fs_err::set_permissions(at("kept/own"), Permissions::from_mode(0o1750)).expect("chmod");
     let modified = |name: &str| fs_err::metadata(at(name)).expect("stat").modified().expect("a time");
     let before = modified("kept");
     let owned = fixture.empty("owned");
@@ -130,16 +134,23 @@ fn chroot(fixture: &Fixture) {
             target: "/kept/new/cache".into(),
         },
         Mount { kind: MountKind::Tmpfs { size: None, mode: 0o755 }, target: "/t".into() },
+        Mount { kind: MountKind::Tmpfs { size: None, mode: 0o755 }, target: "/kept/own".into() },
     ];
     sandbox.files = vec![file("/etc/resolv.conf"), file("/kept/link")];
     sandbox.process.arguments[2] = "pwd; read l < /etc/resolv.conf; echo $l; read l < /kept/hosts; echo $l; \
         read l < /kept/new/cache/given; echo $l; echo c > /kept/new/cache/more; echo t > /t/file; \
+        /bin/busybox stat -c %a /t /kept/own; \
         echo inside > /file; (trap '' HUP; exec 1>&- 2>&-; while :; do read x < /etc/resolv.conf; done) & \
         /bin/busybox setsid /bin/busybox chroot /bin /busybox sh -c ': > /ready; exec /busybox sleep 60' <&- >&- 2>&- & \
         until [ -e /bin/ready ] || [ ! -e /dev/null ]; do :; done; exit 6"
         .into();
     let ran = run(&sandbox).expect("starts");
-    assert_eq!((ran.output.as_str(), ran.finished.exit), ("/a\nk\nk\ng\n", Exit::Code(6)), "{}", ran.error);
+    assert_eq!(
+        (ran.output.as_str(), ran.finished.exit),
+        ("/a\nk\nk\ng\n755\n1750\n", Exit::Code(6)),
+        "{}",
+        ran.error
+    );
     ran.finished.stubs.undo(&root).expect("undo");
     let mut names: Vec<_> =
         fs_err::read_dir(&root).expect("list").map(|entry| entry.expect("read").file_name()).collect();

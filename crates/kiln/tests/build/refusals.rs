@@ -50,6 +50,7 @@ fn refusals_are_clear_and_change_nothing() {
     let Some(bench) = Bench::new() else { return };
     let store = bench.path("store").display().to_string();
     bench.write("context/secret", "secret\n");
+    bench.write("context/sources", "");
     bench.write("context/.dockerignore", "secret\n");
     // So that the base is unpacked, which is remembered.
     bench.write("Dockerfile", "FROM bb\nRUN echo first > /first\n");
@@ -79,6 +80,16 @@ fn refusals_are_clear_and_change_nothing() {
             "\"secret\" not found in the build context: it is excluded by the ignore file\n",
             ">>> COPY secret /a\n",
         ],
+    );
+    bench.refuses(
+        Some("FROM bb\nCOPY Sources /a\n"),
+        1,
+        &["\"Sources\" not found in the build context: there is \"sources\", and case counts\n"],
+    );
+    bench.refuses(
+        Some("FROM bb AS build\nFROM bb\nCOPY --from=biuld /a /a\n"),
+        1,
+        &["docker.io/library/biuld:latest: no such image", " (did you mean the stage build?)\n"],
     );
     bench.refuses(
         Some("FROM bb\nCOPY --from=nosuch /a /a\n"),
