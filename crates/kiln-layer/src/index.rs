@@ -181,6 +181,25 @@ impl LayerIndex {
         }
     }
 
+    /// Whether it says the same of the layer as one that was made of the tar just now. Who wrote the tar and how it is made again
+    /// are not in the tar.
+    pub fn agrees_with(&self, walked: &Self) -> bool {
+        let header = |index: &Self| {
+            let bytes = index.bytes();
+            [bytes[16..56].to_vec(), bytes[64..84].to_vec()]
+        };
+        let sections = [
+            Section::Entries,
+            Section::Strings,
+            Section::Sorted,
+            Section::Trees,
+            Section::Xattrs,
+            Section::Facts,
+        ];
+        header(self) == header(walked)
+            && sections.into_iter().all(|section| self.section(section) == walked.section(section))
+    }
+
     fn section(&self, section: Section) -> &[u8] {
         self.bytes().get(self.sections[section as usize - 1].clone()).unwrap_or_default()
     }

@@ -1,10 +1,11 @@
 //! `system check`: everything in the store against its digest.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::path::Path;
 
+use kiln_layer::{LayerIndex, Options, Walk};
 use kiln_oci::{ChainId, DiffId, Digest, Hasher, ImageId};
 use rusqlite::{Connection, params};
 use rustix::fs::Access;
@@ -246,14 +247,49 @@ impl Store {
         let blobs = self.database.all("SELECT digest, size FROM blobs ORDER BY digest", [], |row| {
             Ok((digest(row, 0)?, row.get::<_, i64>(1)?.unsigned_abs()))
         })?;
-        let is_looked_at = |blob: &Digest| looked.takes(blob) && !stale.blobs.contains(blob);
-        for (blob, size) in blobs.into_iter().filter(|(blob, _)| is_looked_at(blob)) {
+        let layers = self.database.all("SELECT blob, diff_id FROM layer_blobs", [], |row| {
+            Ok((digest(row, 0)?, DiffId(digest(row, 1)?)))
+        })?;
+        let layers: HashMap<Digest, DiffId> = layers.into_iter().collect();
+        for (blob, size) in blobs.into_iter().filter(|(blob, _)| !stale.blobs.contains(blob)) {
+            let layer = layers.get(&blob).copied();
+            if !looked.takes(&blob) && !layer.is_some_and(|layer| looked.takes(&layer.0)) {
+                continue;
+            }
             checked.blobs += 1;
-            if let Some(reason) = self.blob_fault(&blob, size) {
-                checked.faults.push(Fault::Blob { blob, reason });
+            let walked = layer.map(|layer| (layer, self.walk_blob(&blob)));
+            // A walk hashes the blob, too.
+            let fault = match &walked {
+                Some((_, Ok(walk))) if (walk.blob, walk.blob_size) == (blob, size) => None,
+                Some((_, Err(error))) => self.blob_fault(&blob, size).or_else(|| Some(error.to_string())),
+                _ => self.blob_fault(&blob, size),
+            };
+            match (fault, walked) {
+                (Some(reason), _) => checked.faults.push(Fault::Blob { blob, reason }),
+                (None, Some((layer, Ok(walk)))) => self.check_index(layer, &walk.index, checked),
+                (None, _) => {}
             }
         }
         Ok(())
+    }
+
+    fn walk_blob(&self, blob: &Digest) -> Result<Walk> {
+        let path = self.blob_path(blob);
+        let file = fs_err::File::open(&path).map_err(Error::file("open", &path))?;
+        Ok(kiln_layer::walk(file, &Options::default())?)
+    }
+
+    /// Whether the index of a layer is one of what is in it. An index that is not there is told with the layers.
+    fn check_index(&self, layer: DiffId, walked: &LayerIndex, checked: &mut Checked) {
+        let Ok(index) = self.index(layer) else { return };
+        if index.diff_id() != layer || index.agrees_with(walked) {
+            return;
+        }
+        let fault =
+            Fault::Index { layer, reason: "it tells of something else than is in the layer".to_owned() };
+        if !checked.faults.contains(&fault) {
+            checked.faults.push(fault);
+        }
     }
 
     fn blob_fault(&self, blob: &Digest, size: u64) -> Option<String> {
@@ -289,12 +325,13 @@ impl Store {
             };
             let has_blob = !self.layer_blobs(layer)?.is_empty();
             match self.chain_with_snapshot(layer)? {
-                Some(below) if from_snapshot => {
-                    if let Err(error) = self.write_tar(&below, layer, &mut io::sink()) {
+                Some(below) if from_snapshot => match self.walk_snapshot(&below, layer) {
+                    Ok(walk) => self.check_index(layer, &walk.index, checked),
+                    Err(error) => {
                         let reason = error.to_string();
                         checked.faults.push(Fault::Snapshot { layer, reason });
                     }
-                }
+                },
                 _ if !has_blob => match self.other_owners(layer)? {
                     Some(owners) => checked.unread.push((layer, owners)),
                     None => checked.faults.push(Fault::NoSource { layer }),
@@ -303,6 +340,24 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// Walks the tar of a layer that is unpacked while it is made again.
+    fn walk_snapshot(&self, below: &[DiffId], layer: DiffId) -> Result<Walk> {
+        let failed = Error::file("make a pipe for", self.root());
+        let (tar, mut output) = io::pipe().map_err(failed)?;
+        std::thread::scope(|scope| {
+            let walking = scope.spawn(move || {
+                let walked = kiln_layer::walk(&tar, &Options::default());
+                // Else what is wrong with the snapshot would not be told, but that nobody reads on.
+                io::copy(&mut &tar, &mut io::sink()).ok();
+                walked
+            });
+            let written = self.write_tar(below, layer, &mut output);
+            drop(output);
+            let walked = walking.join().unwrap_or(Err(kiln_layer::Error::Worker));
+            written.and(Ok(walked?))
+        })
     }
 
     /// The layers below `layer` in a stack where it is unpacked.

@@ -119,6 +119,40 @@ fn a_check_names_what_is_damaged() {
     );
 }
 
+/// Whichever byte of an index is another one: keys and COPY are made of it, and nothing else would notice.
+#[test]
+fn a_check_compares_indexes_with_their_layers() {
+    let fixture = Fixture::new();
+    let (_, loaded) = fixture.image("loaded", Some("loaded:1"));
+    let (_, compressed) = fixture.image_from("compressed", Some("compressed:1"), Compression::Gzip);
+    for layer in [loaded, compressed, fixture.built("built")] {
+        let path = fixture.path("store/index").join(layer.0.hex());
+        let whole = fs_err::read(&path).unwrap();
+        assert_eq!(fixture.again().check().unwrap().faults, []);
+        // Who wrote the tar, and what is reserved, is in no tar; of sections that are empty or unknown it is all one where they are; and
+        // whatever the frames (section 7) are, they are good if they give the tar back.
+        let table_end = 96 + 24 * usize::from(whole[12]);
+        let number = |at: usize| u64::from_le_bytes(whole[at..at + 8].try_into().unwrap()) as usize;
+        let frames = (96..table_end).step_by(24).find(|at| whole[*at] == 7);
+        let frames = frames.map_or(0..0, |at| number(at + 8)..number(at + 8) + number(at + 16));
+        for place in (16..84).chain(table_end..whole.len()).filter(|place| !frames.contains(place)) {
+            let mut damaged = whole.clone();
+            damaged[place] ^= 1;
+            fs_err::write(&path, damaged).unwrap();
+            let faults = fixture.again().check().unwrap().faults;
+            let is_told = faults.iter().any(|fault| match fault {
+                Fault::Index { layer: found, .. }
+                | Fault::Snapshot { layer: found, .. }
+                // By what is left of the index no tar can be made again.
+                | Fault::NoSource { layer: found } => *found == layer,
+                _ => false,
+            });
+            assert!(is_told, "byte {place} of {layer}: {faults:?}");
+        }
+        fs_err::write(&path, whole).unwrap();
+    }
+}
+
 /// What a collection of another command's is about to remove, or a lease that ends, is no fault.
 #[test]
 fn a_check_looks_again_when_a_collection_is_over() {
