@@ -105,7 +105,7 @@ pub(crate) fn placed(path: Vec<u8>, metadata: Metadata) -> Placed {
         mode: metadata.mode,
         uid: metadata.uid,
         gid: metadata.gid,
-        seconds: metadata.modified.seconds,
+        modified: metadata.modified,
         link: metadata.link,
         device: metadata.device,
         xattrs: metadata.xattrs,

@@ -17,7 +17,7 @@ use inode::{Attributes, Format, INODE, Inode, SLOT};
 use listing::Listing;
 
 /// The version of the images that [`write()`] makes, for whoever keeps them.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The size of a block: that of the tar's, so that every file starts at one.
 const BLOCK: usize = 512;
 const SUPERBLOCK: usize = 1024;
@@ -226,7 +226,7 @@ impl<'a> Image<'a> {
             mode: metadata.mode,
             uid: metadata.uid,
             gid: metadata.gid,
-            seconds: metadata.modified.seconds,
+            modified: metadata.modified,
             ..Inode::default()
         };
         let nid = self.add(&inode, b"");
@@ -265,7 +265,7 @@ impl<'a> Image<'a> {
             mode: entry.mode(),
             uid: entry.uid(),
             gid: entry.gid(),
-            seconds: entry.modified().seconds,
+            modified: entry.modified(),
             ..Inode::default()
         };
         let nid = match kind {

@@ -87,7 +87,7 @@ pub(crate) struct Placed {
     pub(crate) mode: u32,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    pub(crate) seconds: i64,
+    pub(crate) modified: Time,
     pub(crate) link: Vec<u8>,
     pub(crate) device: (u32, u32),
     pub(crate) xattrs: Vec<Xattr>,
@@ -274,8 +274,10 @@ impl<'a> Unpacker<'a> {
     }
 
     fn time(&self, placed: &Placed) -> Time {
-        let seconds = self.to.clamp.map_or(placed.seconds, |clamp| placed.seconds.min(clamp));
-        Time { seconds, nanoseconds: 0 }
+        match self.to.clamp {
+            Some(seconds) if seconds <= placed.modified.seconds => Time { seconds, nanoseconds: 0 },
+            _ => placed.modified,
+        }
     }
 
     fn owner(&self, placed: &Placed) -> Option<(u32, u32)> {

@@ -307,7 +307,7 @@ impl Walker {
                 mode,
                 uid: entry.uid,
                 gid: entry.gid,
-                seconds: entry.seconds,
+                modified: Time { seconds: entry.seconds, nanoseconds: entry.nanoseconds },
                 link,
                 device: entry.device,
                 xattrs: std::mem::take(&mut entry.xattrs),

@@ -524,3 +524,20 @@ fn modes_that_forbid_reading_do_not_where_files_are_to_be_read() {
         fs_err::set_permissions(host.path().join(directory), writable).expect("its owner may");
     }
 }
+
+/// What a foreign tar says more exactly than in seconds, docker and umoci leave on the disk, too.
+#[test]
+fn times_keep_their_fractions() {
+    let host = tempfile::tempdir().expect("a directory");
+    let tar = support::Tar::new()
+        .pax(&[("mtime", b"12.75")])
+        .file("later", b"")
+        .pax(&[("mtime", b"-5.5")])
+        .file("earlier", b"")
+        .end();
+    support::unpack(&tar, host.path(), Whiteouts::Refuse).expect("unpacked");
+    let found = support::describe(host.path());
+    for (path, time) in [("/later", "(12, 750000000)"), ("/earlier", "(-6, 500000000)")] {
+        assert!(found[path].contains(time), "{path}: {}", found[path]);
+    }
+}

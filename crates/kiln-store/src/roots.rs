@@ -11,7 +11,7 @@ use kiln_layer::{
 };
 use kiln_oci::{ChainId, DiffId};
 use kiln_sys::overlay::TarMount;
-use kiln_sys::root::{Root, Time};
+use kiln_sys::root::Root;
 
 use crate::Store;
 use crate::error::{Error, Result};
@@ -280,7 +280,7 @@ fn restore_times(root: &Root, view: &RootView) -> Result<()> {
         if !node.is_directory() || node.source().is_none() {
             continue;
         }
-        let time = Time { nanoseconds: 0, ..view.modified(&node)? };
+        let time = view.modified(&node)?;
         if node.path().is_empty() {
             root.directory().set_self(None, None, Some(time))?;
         } else {

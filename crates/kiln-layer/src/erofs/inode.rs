@@ -1,5 +1,7 @@
 //! Inodes of an EROFS image, always in their extended form, with their extended attributes behind them.
 
+use kiln_sys::root::Time;
+
 use super::Unmountable;
 use crate::error::Result;
 use crate::metadata::{Kind, is_overlay_attribute};
@@ -25,7 +27,7 @@ pub(super) struct Inode {
     pub(super) mode: u32,
     pub(super) uid: u32,
     pub(super) gid: u32,
-    pub(super) seconds: i64,
+    pub(super) modified: Time,
     pub(super) size: u64,
     /// The first block of the content, or the number of a device.
     pub(super) place: u32,
@@ -39,7 +41,7 @@ impl Default for Inode {
             mode: 0,
             uid: 0,
             gid: 0,
-            seconds: 0,
+            modified: Time { seconds: 0, nanoseconds: 0 },
             size: 0,
             place: 0,
         }
@@ -63,7 +65,8 @@ impl Inode {
         put(20, &number.to_le_bytes());
         put(24, &self.uid.to_le_bytes());
         put(28, &self.gid.to_le_bytes());
-        put(32, &self.seconds.to_le_bytes());
+        put(32, &self.modified.seconds.to_le_bytes());
+        put(40, &self.modified.nanoseconds.to_le_bytes());
         put(44, &1_u32.to_le_bytes());
         to.extend_from_slice(&bytes);
         to.extend_from_slice(attributes.bytes());
