@@ -100,7 +100,10 @@ impl Lowering<'_> {
 fn run_mount(state: &StageState, mount: &Mount, source: MountSource, span: Span) -> Result<RunMount> {
     let target = absolute(state.directory(), &mount.target);
     if target == "/" {
-        return Err(instruction_error(format!("invalid mount target {:?}", mount.target), span));
+        let reason =
+            if mount.target.is_empty() { "there is no target=PATH" } else { "nothing covers the root" };
+        let message = format!("invalid mount target {:?}: {reason}", mount.target);
+        return Err(instruction_error(message, span));
     }
     let access = if mount.read_only { Access::ReadOnly } else { Access::ReadWrite };
     let path = absolute("/", &mount.source);

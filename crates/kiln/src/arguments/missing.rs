@@ -1,7 +1,8 @@
 //! What Docker has and kiln has not: what to do instead, for those whose fingers know it.
 
 const REGISTRY: &str = "kiln speaks to no registry yet: `skopeo copy docker://NAME docker-archive:FILE` and `kiln load -i FILE` bring an image, `kiln save` hands one on";
-const CONTAINERS: &str = "containers live as long as their `kiln run`, which is ended by Ctrl-C or a signal; there is none to list, enter or remove";
+const CONTAINERS: &str =
+    "containers live as long as their `kiln run`; there is none to list, enter or remove";
 const PRUNE: &str = "`kiln system prune` removes what nothing uses, `kiln image prune` images alone";
 const BUILD: &str =
     "`kiln build` builds, and its cache trims itself; `kiln system prune` removes what nothing uses";

@@ -132,10 +132,7 @@ fn facts(store: &Store, entered: &Entered) -> Result<Facts> {
         roots: roots(store, entered.held)?,
         isolation: entered.isolation.clone(),
         devices: devices(store, entered.held),
-        network: Way {
-            way: "the host's",
-            reason: Some("kiln has no networks of its own yet; --network=none cuts off".to_owned()),
-        },
+        network: network(entered.held),
         kernel: text(uname.release()),
         system: operating_system(),
         name: text(uname.nodename()),
@@ -165,6 +162,14 @@ fn roots(store: &Store, held: Option<Isolation>) -> Result<Way> {
 }
 
 /// What becomes of device nodes in a container: tried, not guessed.
+fn network(held: Option<Isolation>) -> Way {
+    let none = match held {
+        Some(Isolation::Namespaces) => "--network=none cuts off",
+        _ => "--network=none needs a network namespace, which cannot be had here",
+    };
+    Way { way: "the host's", reason: Some(format!("kiln has no networks of its own yet; {none}")) }
+}
+
 fn devices(store: &Store, held: Option<Isolation>) -> Way {
     let refusal = match (held, store.ownership()) {
         (None, _) => Err("no command can be run".to_owned()),
