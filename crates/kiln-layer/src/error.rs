@@ -59,6 +59,19 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// An entry's owner is none that this process can give files to: chown(2)'s `EINVAL`, for what is not mapped into the user
+    /// namespace.
+    #[error(
+        "layer entry {path}: its owner {uid}:{gid} is not among the user and group IDs that there are here"
+    )]
+    Owner {
+        /// The entry, for people.
+        path: String,
+        /// Its user.
+        uid: u32,
+        /// Its group.
+        gid: u32,
+    },
     /// An extended attribute of an entry could not be set.
     #[error("layer entry {path}: cannot set the attribute {attribute}")]
     Attribute {

@@ -260,7 +260,8 @@ impl<'a> Unpacker<'a> {
         let ownership = self.to.ownership;
         let parent = self.parent(parent)?;
         if let Some((uid, gid)) = owner {
-            parent.set_owner(name, uid, gid)?;
+            let set = parent.set_owner(name, uid, gid);
+            set.map_err(|error| unmapped(&error.source, placed, (uid, gid)).unwrap_or(error.into()))?;
         }
         if wants_mode {
             parent.set_mode(name, mode)?;
@@ -472,7 +473,10 @@ impl<'a> Unpacker<'a> {
         let mode = self.mode(&placed);
         let mode = (!self.own_umask || mode & 0o7000 != 0).then_some(mode);
         let time = if placed.xattrs.is_empty() { Some(self.time(&placed)) } else { None };
-        root::set_file(&file, owner, mode, time).map_err(failed("set the metadata of"))?;
+        root::set_file(&file, owner, mode, time).map_err(|source| {
+            let unmapped = owner.and_then(|owner| unmapped(&source, &placed, owner));
+            unmapped.unwrap_or_else(|| failed("set the metadata of")(source))
+        })?;
         if !placed.xattrs.is_empty() {
             let (parent, name) = split(&placed.path);
             let (time, ownership) = (self.time(&placed), self.to.ownership);
@@ -637,6 +641,12 @@ fn is_no_directory(error: &FileError) -> bool {
 
 fn listed(directory: &Directory) -> Result<Vec<std::ffi::OsString>> {
     Ok(directory.list()?.into_iter().map(|found| found.name).collect())
+}
+
+/// What it means that an owner cannot be set, if it means that it is none here.
+fn unmapped(source: &io::Error, placed: &Placed, (uid, gid): (u32, u32)) -> Option<Error> {
+    let is_unmapped = source.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error());
+    is_unmapped.then(|| Error::Owner { path: path::shown(&placed.path), uid, gid })
 }
 
 /// Writes attributes. File systems without them, and namespaces that are not ours to write, are passed over, as the

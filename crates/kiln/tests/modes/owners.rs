@@ -118,3 +118,18 @@ fn a_user_without_an_identifier_is_named() {
         far as the ranges of /etc/subuid go\n";
     assert!(told.starts_with("65536\n") && told.ends_with(expect), "{told}");
 }
+
+/// An image may hold files of users that the subordinate identifiers do not reach.
+#[test]
+fn an_owner_that_there_is_not_is_named() {
+    let Some((place, _)) = made() else { return };
+    for (entry, make) in [("file", "touch file"), ("directory", "mkdir directory")] {
+        let script = format!(
+            "{make}; tar --owner=3000000 --group=7 --numeric-owner -cf foreign.tar {entry}; \
+             kiln import foreign.tar foreign:1 2>&1 || rm -r {entry}"
+        );
+        let told = place.run(Environment::SubIds, "022", &script);
+        let expect = format!("layer entry /{entry}: its owner 3000000:7 is not among the user and group IDs");
+        assert!(told.contains(&expect), "{told}");
+    }
+}
