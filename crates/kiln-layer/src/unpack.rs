@@ -261,7 +261,7 @@ impl<'a> Unpacker<'a> {
         let parent = self.parent(parent)?;
         if let Some((uid, gid)) = owner {
             let set = parent.set_owner(name, uid, gid);
-            set.map_err(|error| unmapped(&error.source, placed, (uid, gid)).unwrap_or(error.into()))?;
+            set.map_err(|error| unmapped(&error.source, placed, (uid, gid)).unwrap_or_else(|| error.into()))?;
         }
         if wants_mode {
             parent.set_mode(name, mode)?;
@@ -504,7 +504,11 @@ impl<'a> Unpacker<'a> {
         let mode = self.mode(placed);
         let made_so = mode_set == ModeSet::Yes && mode & !0o777 == 0 && mode & 0o700 == 0o700;
         let mode = (!made_so).then_some(mode);
-        Ok(directory.set_self(mode, self.owner(placed), Some(self.time(placed)))?)
+        let owner = self.owner(placed);
+        directory.set_self(mode, owner, Some(self.time(placed))).map_err(|error| {
+            let unmapped = owner.and_then(|owner| unmapped(&error.source, placed, owner));
+            unmapped.unwrap_or_else(|| error.into())
+        })
     }
 
     /// The directory at `path` if there is one.
