@@ -315,10 +315,10 @@ impl Lowering<'_> {
                 unreadable(diagnostics.first().map_or("it is empty", |first| first.message.as_str()))
             })?;
             let known = self.faults.len();
-            if let Err(error) = self.instruction(state, stage, &instruction, steps) {
-                self.faults.note(error, &instruction)?;
-            }
+            let done = self.instruction(state, stage, &instruction, steps);
+            let noted = done.or_else(|error| self.faults.note(error, &instruction));
             self.faults.tell_trigger(known, trigger, span);
+            noted.map_err(|error| with_hint(error, span, || faults::of_trigger(trigger)))?;
         }
         steps.trigger = false;
         Ok(())
@@ -573,6 +573,16 @@ fn is_url(source: &str) -> bool {
 
 fn instruction_error(message: String, span: Span) -> Error {
     Error::Instruction { message, span, hint: None }
+}
+
+/// Gives an error that stands at `place` a hint, unless it has one.
+fn with_hint(error: Error, place: Span, of: impl FnOnce() -> String) -> Error {
+    match error {
+        Error::Instruction { message, span, hint: None } if span == place => {
+            Error::Instruction { message, span, hint: Some(of()) }
+        }
+        error => error,
+    }
 }
 
 /// Gives an error without a place the instruction's.
@@ -987,6 +997,10 @@ mod tests {
         let expect = [("FROM far", hint(1)), ("2/${Z}x", None), ("FROM far", hint(2)), ("SIG${Z}NOT", None)]
             .map(|(a, b)| (a.to_owned(), b));
         assert_eq!(told, expect);
+        let trigger = "VOLUME [\"${Z}\"]";
+        let refused = lower(&parsed.dockerfile, &request, &mut Triggers(&[trigger]));
+        let Err(Error::Instruction { span, hint, .. }) = refused else { panic!("{refused:?}") };
+        assert_eq!((place(&(span.start..span.end)).as_str(), hint.is_some()), ("FROM far", true));
         let steps = lowered.graph.vertices().filter(|(_, vertex)| vertex.name.contains("ONBUILD"));
         let places: Vec<_> = steps.map(|(_, vertex)| vertex.span.as_ref().map(place)).collect();
         assert_eq!(places, [Some("FROM far".to_owned()), Some("FROM far".to_owned())]);

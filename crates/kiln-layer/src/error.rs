@@ -230,6 +230,12 @@ pub enum EntryProblem {
     /// Two layers' sources cannot be written as one entry.
     #[error("an entry of a kind that a layer cannot hold")]
     Kind,
+    /// A record of a tar begins with its key and a `=` (POSIX pax): a reader would cut the attribute's name there.
+    #[error("an attribute of it has a = in its name, which no tar can hold")]
+    AttributeName,
+    /// Readers of tars take so much for an entry, ours as well.
+    #[error("its extended attributes are larger than a tar can hold")]
+    Attributes,
     /// The name would be read as a whiteout.
     #[error("its name is reserved for whiteouts")]
     ReservedName,

@@ -10,11 +10,12 @@ use std::thread;
 use kiln_oci::DiffId;
 use kiln_sys::root::Time;
 
+use crate::archive::MAXIMUM_EXTENDED;
 use crate::complete::placed;
 use crate::error::{EntryProblem, Error, Result};
 use crate::index::LayerIndex;
 use crate::index::build::{Builder, Content, New, Totals};
-use crate::metadata::{Kind, Metadata, normalise_capability};
+use crate::metadata::{Kind, Metadata, Xattr, normalise_capability};
 use crate::outlet::Outlets;
 use crate::path::{self, WHITEOUT, split};
 use crate::tar::{self, WRITER};
@@ -103,7 +104,7 @@ impl<'a> LayerWriter<'a> {
     /// one. Attributes and times are reduced to what the tar writer writes.
     ///
     /// # Errors
-    /// When the path cannot be in a layer, and when that would become larger than a layer that comes in may be: a file of
+    /// When path or attributes cannot be in a layer, and when that would become larger than a layer that comes in may be: a file of
     /// holes is made in no time, and takes hours to read.
     pub fn add(&mut self, path: &[u8], mut metadata: Metadata, source: Source<'a>) -> Result<()> {
         let bad = |problem| Error::Entry { path: path::shown(path), problem };
@@ -117,6 +118,13 @@ impl<'a> LayerWriter<'a> {
         }
         path::check(&cleaned)?;
         reduce(&mut metadata);
+        if metadata.xattrs.iter().any(|(name, _)| name.contains(&b'=')) {
+            return Err(bad(EntryProblem::AttributeName));
+        }
+        let record = |(name, value): &Xattr| name.len() + value.len() + RECORD;
+        if metadata.xattrs.iter().map(record).sum::<usize>() as u64 > MAXIMUM_EXTENDED - PATHS {
+            return Err(bad(EntryProblem::Attributes));
+        }
         let block = tar::BLOCK as u64;
         let limits = Limits::default();
         self.bytes = self
@@ -295,6 +303,11 @@ impl<'a> LayerWriter<'a> {
         target
     }
 }
+
+/// More than a record takes besides an attribute's name and value: its length, `SCHILY.xattr.`, `=` and a line break.
+const RECORD: usize = 32;
+/// More than the records of an entry's path, link and numbers take.
+const PATHS: u64 = 16 << 10;
 
 /// Leaves what the tar writer writes.
 fn reduce(metadata: &mut Metadata) {

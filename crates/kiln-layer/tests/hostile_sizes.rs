@@ -89,6 +89,23 @@ fn zeros_without_end() {
     in_time(|| limited(&bomb, Limits::default())).expect("padding");
 }
 
+/// What our own reader would not take, or take for something else, is not written.
+#[test]
+fn attributes_that_no_tar_can_hold() {
+    let add = |name: &str, length: usize| {
+        let mut metadata = Metadata::new(Kind::Regular, 0o644);
+        metadata.xattrs =
+            (0..20).map(|number| (format!("{name}{number}").into_bytes(), vec![b'x'; length])).collect();
+        LayerWriter::new().add(b"file", metadata, Source::Empty)
+    };
+    add("user.a", 50_000).expect("not too large");
+    let refused = |result: Result<()>| result.expect_err("refused").to_string();
+    assert!(refused(add("user.a", 60_000)).contains("/file: its extended attributes are larger"));
+    assert!(refused(add("user.a=b", 1)).contains("/file: an attribute of it has a ="));
+    // What is not written is no matter.
+    add("trusted.a=b", 60_000).expect("not looked at");
+}
+
 /// A step leaves a file of holes in no time; to read it would take hours, and no layer that comes in may be so large.
 #[test]
 fn holes_of_a_step_without_end() {

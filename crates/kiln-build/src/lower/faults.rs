@@ -76,9 +76,14 @@ impl Faults {
     /// Says of which trigger the faults are that were found at `place` since there were `known` of them.
     pub(super) fn tell_trigger(&mut self, known: usize, trigger: &str, place: Span) {
         for fault in self.found[known..].iter_mut().filter(|fault| fault.span == place) {
-            fault.hint = Some(format!("it is in the base's ONBUILD trigger {trigger:?}"));
+            fault.hint = Some(of_trigger(trigger));
         }
     }
+}
+
+/// Where a fault is that stands at no place of its own.
+pub(super) fn of_trigger(trigger: &str) -> String {
+    format!("it is in the base's ONBUILD trigger {trigger:?}")
 }
 
 /// Whether a path has wildcards that mean nothing: they would match nothing, and nothing is no error.
