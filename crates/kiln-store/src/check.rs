@@ -39,7 +39,7 @@ pub enum Fault {
         /// The layer.
         layer: DiffId,
     },
-    /// A layer whose index cannot be read or is another layer's.
+    /// A layer whose index cannot be read, or tells of something else than is in the layer.
     Index {
         /// The layer.
         layer: DiffId,
@@ -58,7 +58,7 @@ pub enum Fault {
         /// What is wrong.
         reason: String,
     },
-    /// A blob whose file is gone, or is not what it was.
+    /// A blob whose file is gone or is not what it was, or a layer's that cannot be walked.
     Blob {
         /// The blob.
         blob: Digest,
@@ -356,7 +356,8 @@ impl Store {
             let written = self.write_tar(below, layer, &mut output);
             drop(output);
             let walked = walking.join().unwrap_or(Err(kiln_layer::Error::Worker));
-            written.and(Ok(walked?))
+            written?;
+            Ok(walked?)
         })
     }
 

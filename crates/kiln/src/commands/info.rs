@@ -161,7 +161,7 @@ fn roots(store: &Store, held: Option<Isolation>) -> Result<Way> {
     })
 }
 
-/// What becomes of device nodes in a container: tried, not guessed.
+/// Which network steps and containers have.
 fn network(held: Option<Isolation>) -> Way {
     let none = match held {
         Some(Isolation::Namespaces) => "--network=none cuts off",
@@ -170,6 +170,7 @@ fn network(held: Option<Isolation>) -> Way {
     Way { way: "the host's", reason: Some(format!("kiln has no networks of its own yet; {none}")) }
 }
 
+/// What becomes of device nodes in a container: tried, not guessed.
 fn devices(store: &Store, held: Option<Isolation>) -> Way {
     let refusal = match (held, store.ownership()) {
         (None, _) => Err("no command can be run".to_owned()),
