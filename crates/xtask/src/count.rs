@@ -74,18 +74,7 @@ pub(crate) fn run(purpose: Purpose) -> Result<()> {
             return Ok(());
         }
     }
-    let mut instructions = count(Some(&accepted))?;
-    let is_worse = |(name, count): (&String, &u64)| {
-        matches!(compare(accepted.instructions.get(name).copied(), *count), Verdict::Worse(_))
-    };
-    if instructions.iter().any(is_worse) {
-        // Numbers of files decide 2 or 3 % of a build of them: what is worse by chance is not worse twice.
-        say("counting once more, as something is worse");
-        let again = count(Some(&accepted))?;
-        instructions
-            .iter_mut()
-            .for_each(|(name, found)| *found = again.get(name).map_or(*found, |again| (*found).min(*again)));
-    }
+    let instructions = count(Some(&accepted))?;
     report(&accepted.instructions, &instructions)
 }
 
